@@ -1,0 +1,105 @@
+"""The miniature's base model: diffusers' Qwen-Image transformer at tiny dimensions, drawing 32x32 pixels directly.
+
+Flow matching as Qwen-Image has it: x_t = (1 - t) * picture + t * noise, the model predicts noise - picture, and
+drawing goes from t = 1 to t = 0 in Euler steps. A caption becomes one row of a fixed random table a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from i2l_ext.converters.errors import UserError
+
+from . import world
+
+PATCH = 4
+TOKENS = 12
+TEXT_DIM = 32
+CONFIG = {
+    "patch_size": PATCH,
+    "in_channels": 3 * PATCH**2,
+    "out_channels": 3,
+    "num_layers": 3,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "joint_attention_dim": TEXT_DIM,
+    "axes_dims_rope": (8, 12, 12),
+}
+STEPS = 16
+"""Euler steps of a drawing."""
+
+VOCABULARY = ("a", "picture", "on", "outlined", *world.SHAPES, *filter(None, world.PLACES), *world.TEXTURES,
+              *world.GROUNDS, *world.COLOURS)  # fmt: skip
+_IGNORED = frozenset({"an", "the", "of"})
+
+
+def words_of(prompt: str) -> list[str]:
+    """The known words of a prompt. Raises UserError for a word that the miniature never learned."""
+    words = [word for word in prompt.lower().replace(",", " ").split() if word not in _IGNORED]
+    unknown = [word for word in words if word not in VOCABULARY]
+    if unknown:
+        shapes = ", ".join(world.SHAPES)
+        raise UserError(f"the miniature does not know the word '{unknown[0]}'; try 'a SHAPE' with one of: {shapes}")
+    if not words:
+        raise UserError("the prompt is empty; try 'a star'")
+    if len(words) > TOKENS:
+        raise UserError(f"the miniature reads {TOKENS} words at most, the prompt has {len(words)}")
+    return words
+
+
+class Base(nn.Module):
+    """The transformer and its table of words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = QwenImageTransformer2DModel(**CONFIG)
+        self.register_buffer("words", torch.randn(len(VOCABULARY), TEXT_DIM))
+
+    @classmethod
+    def load(cls, path: Path) -> Base:
+        """The trained base in fp32, ready to draw."""
+        base = cls()
+        base.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        return base.eval().requires_grad_(False)
+
+    def read(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts -> embeddings [N, 12, 32] and the mask of words [N, 12]."""
+        ids = torch.zeros(len(prompts), TOKENS, dtype=torch.long)
+        mask = torch.zeros(len(prompts), TOKENS, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            words = [VOCABULARY.index(word) for word in words_of(prompt)]
+            ids[row, : len(words)] = torch.tensor(words)
+            mask[row, : len(words)] = True
+        return self.words[ids], mask
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Velocity: x [N, 3, H, W] in -1..1, t [N] in 0..1 -> [N, 3, H, W]."""
+        height, width = x.shape[2] // PATCH, x.shape[3] // PATCH
+        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
+        out = self.transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=mask,
+            timestep=t,
+            img_shapes=[[(1, height, width)]] * len(x),
+            return_dict=False,
+        )[0]
+        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> torch.Tensor:
+        """One picture a prompt and seed: float32 [N, 3, 32, 32] in 0..1. A picture does not depend on its batch."""
+        side = (3, world.PIXELS, world.PIXELS)
+        x = torch.stack([torch.randn(side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        text, mask = self.read(prompts)
+        times = torch.linspace(1, 0, steps + 1)
+        for now, then in zip(times[:-1], times[1:], strict=True):
+            x = x + (then - now) * self(x, now.expand(len(x)), text, mask)
+        return (x / 2 + 0.5).clamp(0, 1)
