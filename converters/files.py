@@ -1,0 +1,307 @@
+"""safetensors files, read one tensor at a time and written as a stream, whole or not at all.
+
+The safetensors library maps files into memory. Here they are read with plain reads instead: a file that is cut
+short under a map kills the process, a map keeps a file from being replaced on Windows, and neither header nor
+copy needs torch. The format is that of the library, and the tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_LIMIT = 64 << 20
+"""Bytes. The largest real header here (720 modules) has 0.2 MB; a larger one than this is an attack or an error."""
+
+BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes an element, by the format's dtype name."""
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its dtype by the format's name, its shape, its bytes [start, end) behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: tensors by name in file order, metadata, and where the first byte of data lies."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    data_start: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON would keep the last of two equal names in silence."""
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return seen
+
+
+def _entry(name: str, raw: object) -> Entry:
+    if not isinstance(raw, dict):
+        raise ValueError(f"tensor {name!r} is not described")
+    dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
+    if dtype not in BYTES:
+        raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or len(numbers) > 16 or not all(_is_count(n) for n in numbers):
+            raise ValueError(f"tensor {name!r} has no proper shape or offsets")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
+        raise ValueError(f"tensor {name!r} has offsets that do not fit its shape")
+    return Entry(dtype, tuple(shape), *offsets)
+
+
+def _is_count(n: object) -> bool:
+    return type(n) is int and 0 <= n < 1 << 48
+
+
+def parse_header(stream: BinaryIO, size: int) -> Header:
+    """Read and check the header of a safetensors ``stream`` of ``size`` bytes.
+
+    Raises ValueError with a short reason. Like the library it insists that the tensors fill the data without gap,
+    overlap or rest.
+    """
+    if size == 0:
+        raise ValueError("the file is empty")
+    first = stream.read(8)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+    if length < 2 or length > size - 8:
+        raise ValueError("it is cut short or not a safetensors file")
+    if length > HEADER_LIMIT:
+        raise ValueError(f"its header claims {length / 1e6:.0f} MB")
+    text = stream.read(length)
+    if len(text) != length or text[:1] != b"{":
+        raise ValueError("it is cut short or not a safetensors file")
+    try:
+        raw = json.loads(text.decode(), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("its header is nested too deep") from None
+    except UnicodeDecodeError:
+        raise ValueError("its header is not text") from None
+    except json.JSONDecodeError:
+        raise ValueError("its header is not JSON") from None
+    metadata = raw.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its metadata are not text")
+    entries = [(name, _entry(name, value)) for name, value in raw.items()]
+    end = 0
+    for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != end:
+            raise ValueError(f"tensor {name!r} overlaps another or leaves a gap")
+        end = entry.end
+    if 8 + length + end > size:
+        raise ValueError(f"it is cut short: {size} bytes of {8 + length + end}")
+    if 8 + length + end < size:
+        raise ValueError(f"{size - 8 - length - end} bytes follow the last tensor")
+    return Header(dict(sorted(entries, key=lambda item: item[1].start)), metadata, 8 + length)
+
+
+class TensorFile:
+    """A safetensors file, open for reading one tensor at a time. Close it, or use it in a ``with``.
+
+    Raises UserError where the file cannot be read, is not what it claims, or changes while it is read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self._stream = self.path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise UserError(f"{self.path.name}: there is no such file.") from None
+        except OSError as error:
+            raise UserError(f"{self.path.name}: cannot be opened ({error.strerror}).") from None
+        try:
+            self._stamp = self._stat()
+            self.header = parse_header(self._stream, self._stamp[0])
+        except ValueError as error:
+            self.close()
+            raise UserError(f"{self.path.name}: not a usable safetensors file: {error}.") from None
+        except OSError as error:
+            self.close()
+            raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self._stream.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def entry(self, name: str) -> Entry:
+        try:
+            return self.header.tensors[name]
+        except KeyError:
+            raise UserError(f"{self.path.name}: the tensor {name!r} is missing.") from None
+
+    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
+        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
+        try:
+            self._stream.seek(self.header.data_start + entry.start + offset)
+            done = 0
+            while done < len(buffer):
+                count = self._stream.readinto(buffer[done:])
+                if not count:
+                    raise UserError(f"{self.path.name}: the file became shorter while it was read.")
+                done += count
+            if self._stat() != self._stamp:
+                raise UserError(f"{self.path.name}: the file changed while it was read. Try again.")
+        except OSError as error:
+            raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+
+    def raw(self, name: str) -> bytearray:
+        """The bytes of a tensor as they lie in the file (little-endian, row-major)."""
+        entry = self.entry(name)
+        buffer = bytearray(entry.nbytes)
+        self.readinto(entry, memoryview(buffer))
+        return buffer
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor, in the file's dtype and shape, in memory of its own."""
+        import torch
+
+        entry = self.entry(name)
+        tensor = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
+        if entry.nbytes:
+            self.readinto(entry, bytes_of(tensor))
+        return tensor
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a format's dtype name; raises UserError for one that torch lacks."""
+    import torch
+
+    try:
+        return getattr(torch, TORCH_NAMES[name])
+    except (KeyError, AttributeError):
+        raise UserError(f"The dtype {name} is not supported by this version of torch.") from None
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, shared and writable."""
+    import torch
+
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tensor to be written: what the header says of it, and how to get its bytes when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes | bytearray | memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.dtype]
+
+    @staticmethod
+    def of(name: str, tensor: torch.Tensor) -> Plan:
+        tensor = tensor.detach().cpu().contiguous()
+        return Plan(name, FORMAT_NAMES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape),
+                    lambda: [bytes_of(tensor)] if tensor.numel() else [])  # fmt: skip
+
+
+def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file to ``stream``, a tensor at a time, in the order given."""
+    plans = list(plans)
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for plan in plans:
+        start, end = end, end + plan.nbytes
+        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)))
+    stream.write(text)
+    for plan in plans:
+        written = sum(stream.write(chunk) for chunk in plan.chunks())
+        if written != plan.nbytes:
+            raise RuntimeError(f"{plan.name}: {written} bytes for {plan.nbytes}")
+
+
+@contextmanager
+def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
+
+    Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
+    """
+    part = path.with_name(f".i2l-{uuid.uuid4().hex[:12]}.part")
+    try:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError
+        part.touch(exist_ok=False)
+        yield part
+        with part.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        place(part, path, overwrite=overwrite)
+    except FileExistsError:
+        raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def place(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Give the finished ``part`` its name. Raises FileExistsError where the name is taken."""
+    if overwrite:
+        part.replace(path)
+        return
+    try:
+        os.link(part, path)  # unlike a rename it never replaces, not even in a race
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links: FAT, some network shares
+        if os.path.lexists(path):
+            raise FileExistsError from None
+        part.rename(path)
