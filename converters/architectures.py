@@ -154,6 +154,6 @@ def z_image(id: str, title: str, *, depth: int, refiners: int, hidden: int, mlp:
 
 QWEN_IMAGE = qwen_image("qwen-image", "Qwen-Image", depth=60, hidden=3072, latent=64, text=3584)
 Z_IMAGE = z_image("z-image", "Z-Image", depth=30, refiners=2, hidden=3840, mlp=10240, text=2560)
-MINI = qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=64, latent=12, text=32)
+MINI = qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=96, latent=48, text=32)
 
 ARCHITECTURES: dict[str, Architecture] = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE, MINI)}

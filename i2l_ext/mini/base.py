@@ -28,7 +28,7 @@ CONFIG = {
     "out_channels": 3,
     "num_layers": 3,
     "attention_head_dim": 32,
-    "num_attention_heads": 4,
+    "num_attention_heads": 3,
     "joint_attention_dim": TEXT_DIM,
     "axes_dims_rope": (8, 12, 12),
 }

@@ -65,7 +65,8 @@ SHAPES: dict[str, tuple[float, Field]] = {
     "arrow": (1.255, _polygon((1.1, 0.0), (0.0, -1.0), (0.0, -0.45), (-1.0, -0.45), (-1.0, 0.45), (0.0, 0.45), (0.0, 1.0))),
 }  # fmt: skip
 
-_PERIOD = 6 / PIXELS
+_PERIOD = 4 / PIXELS
+"""Of the textures. It equals the base's patch, so that a texture is the same in every patch."""
 
 
 def _wave(u: torch.Tensor) -> torch.Tensor:
@@ -83,15 +84,15 @@ TEXTURES: dict[str, Field] = {
     "flat": lambda x, y: torch.zeros_like(x),
     "striped": lambda x, y: _wave(y),
     "barred": lambda x, y: _wave(x),
-    "slanted": lambda x, y: _wave((x + y) / math.sqrt(2)),
-    "dotted": lambda x, y: _spots(x, y, _PERIOD, 0.34),
+    "slanted": lambda x, y: _wave(x + y),
+    "dotted": lambda x, y: _spots(x, y, _PERIOD, 0.36),
     "checked": lambda x, y: (_wave(x) - _wave(y)).abs(),
 }
 GROUNDS: dict[str, Field] = {
     "plain": lambda x, y: torch.zeros_like(x),
     "fading": lambda x, y: y,
     "horizon": lambda x, y: (0.5 + 16 * (y - 0.6)).clamp(0, 1),
-    "spotted": lambda x, y: _spots(x, y, 8 / PIXELS, 0.27),
+    "spotted": lambda x, y: _spots(x, y, 2 * _PERIOD, 0.27),
 }
 PLACES: dict[str, tuple[float, float]] = {
     "": (0.0, 0.0),
