@@ -8,12 +8,13 @@ import re
 import sys
 from pathlib import Path
 
-from i2l_ext import labels, library, names
+from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+HOSTS = ("forge-neo", "forge", "a1111")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -32,7 +33,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--overwrite", action="store_true", help="replace a LoRA of that name")
     make.add_argument("--description", default="", help="shown on the LoRA's card")
     make.add_argument("--activation-text", default="", help="put into the prompt with the LoRA")
-    make.add_argument("--host", choices=labels.HOSTS, help="the WebUI whose model names the card has")
+    make.add_argument("--host", choices=HOSTS, help="the WebUI whose model names the card has")
     make.add_argument("--json", action="store_true", help="print one JSON object")
     add_run_options(make)
     make.set_defaults(run=run)
