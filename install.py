@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     if task not in TASKS:
         print(f"There is no task {task!r}. There are: {', '.join(TASKS)}.", file=sys.stderr)
         return 2
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever runs this has not read pyproject.toml
         print(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
         return 1
     try:
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 def host(_: Sequence[str]) -> int:
     """The WebUI's part. Nothing is done, and nothing printed, where its Python has all that the engine needs."""
     lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
-    stamp = PRIVATE / "i2l-versions.txt"
-    wanted = "\n".join((sys.version, *PINNED))
+    stamp = PRIVATE / "i2l-python.txt"
+    wanted = "\n".join((sys.prefix, sys.version.replace("\n", " "), *PINNED))
     if not lacking or (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
         return 0
     print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
