@@ -13,18 +13,19 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.training.flow import velocity
 
 from . import world
 
 PATCH = 4
+GRID = world.PIXELS // PATCH
 TOKENS = 12
 TEXT_DIM = 32
 CONFIG = {
     "patch_size": PATCH,
-    "in_channels": 3 * PATCH**2,
+    "in_channels": 3 * PATCH**2 + 2 * GRID,
     "out_channels": 3,
     "num_layers": 3,
     "attention_head_dim": 32,
@@ -61,6 +62,9 @@ class Base(nn.Module):
         super().__init__()
         self.transformer = QwenImageTransformer2DModel(**CONFIG)
         self.register_buffer("words", torch.randn(len(VOCABULARY), TEXT_DIM))
+        ones = torch.eye(GRID)
+        places = torch.cat([ones.repeat_interleave(GRID, 0), ones.repeat(GRID, 1)], dim=1)
+        self.register_buffer("places", places, persistent=False)
 
     @classmethod
     def load(cls, path: Path) -> Base:
@@ -81,17 +85,7 @@ class Base(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Velocity: x [N, 3, H, W] in -1..1, t [N] in 0..1 -> [N, 3, H, W]."""
-        height, width = x.shape[2] // PATCH, x.shape[3] // PATCH
-        tokens = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
-        out = self.transformer(
-            hidden_states=tokens,
-            encoder_hidden_states=text,
-            encoder_hidden_states_mask=mask,
-            timestep=t,
-            img_shapes=[[(1, height, width)]] * len(x),
-            return_dict=False,
-        )[0]
-        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), PATCH)
+        return velocity(self.transformer, x, t, text, mask, PATCH, self.places)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> torch.Tensor:
