@@ -5,7 +5,6 @@ Each layer's weights are read once, for all pictures, and let go before the next
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,8 +48,8 @@ class Plan:
     """How the pictures go: ``ahead`` layers read ahead; bytes inside a layer; bytes between layers."""
 
     ahead: int
-    inside: float
-    between: float
+    inside: int
+    between: int
 
 
 def plan(run: Run, layer: int, fixed: int, state: int, peak: int) -> Plan:
@@ -60,12 +59,12 @@ def plan(run: Run, layer: int, fixed: int, state: int, peak: int) -> Plan:
     picture takes between and inside layers. Raises UserError when one layer and one picture do not fit.
     """
     if run.memory is None:
-        return Plan(1, WORK, math.inf)
+        return Plan(1, WORK, 1 << 62)
     room = run.memory - OVERHEAD - fixed
     for ahead in (1, 0):
         left = room - (1 + ahead) * layer - state - peak
         if left >= 0:
-            inside = min(WORK, peak + left / 2)
+            inside = min(WORK, peak + left // 2)
             return Plan(ahead, inside, room - (1 + ahead) * layer - max(inside, peak))
     least = (OVERHEAD + fixed + layer + state + peak) / 1e9
     raise UserError(f"--memory {run.memory / 1e9:.1f}GB is too little for this model: it needs {least:.1f}GB.")
@@ -87,8 +86,8 @@ def run_through(
     rounds: list[list[tuple[int, Tensor]]] = [[]]
     room = shares.between
     for index, (batch, (state, peak)) in enumerate(zip(batches, costs, strict=True)):
-        count = max(1, int(shares.inside // peak)) if stack.together else 1
-        for chunk in batch.split(min(count, max(1, int(shares.between // state)))):
+        count = max(1, shares.inside // peak) if stack.together else 1
+        for chunk in batch.split(min(count, max(1, shares.between // state))):
             if rounds[-1] and room < state * len(chunk):
                 rounds.append([])
                 room = shares.between

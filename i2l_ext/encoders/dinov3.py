@@ -78,7 +78,7 @@ def encode(paths: Sequence[Path], dims: Dinov3Dims, pixels: Tensor, run: Run) ->
 
     with TensorFiles(paths) as files:
         files.check(structure_of("dinov3", model))
-        fixed = settle("dinov3", model, (model.embeddings, model.norm), files, run)
+        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, run)
         stack = Stack(
             layers=layers,
             names=[names_in("dinov3", model, layer) for layer in layers],

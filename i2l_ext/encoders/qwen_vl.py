@@ -82,8 +82,14 @@ def config(dims: QwenVLDims) -> Qwen2_5_VLConfig:
         "in_channels": 3,
         "hidden_act": "silu",
     }
+    at = dims.template.index(dims.image_token)
     return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=dims.image_token, tie_word_embeddings=False
+        text_config=text,
+        vision_config=vision,
+        image_token_id=dims.image_token,
+        vision_start_token_id=dims.template[at - 1],
+        vision_end_token_id=dims.template[at + 1],
+        tie_word_embeddings=False,
     )
 
 
@@ -130,7 +136,7 @@ def _grid(patches: int, dims: QwenVLDims) -> int:
 def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, views: Sequence[Tensor], run: Run) -> list[Tensor]:
     """The vision tower: views [N, patches, values] to image tokens [N, grid * grid, hidden]."""
     tower = model.model.visual
-    fixed = settle("qwen_vl", model, (tower.patch_embed, tower.merger), files, run)
+    fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, run)
     unit = dims.merge**2
 
     def enter(batch: Tensor) -> Seen:
@@ -170,7 +176,7 @@ def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, views: Sequence
 def _read(files: TensorFiles, model: nn.Module, dims: QwenVLDims, seen: Sequence[Tensor], run: Run) -> list[Tensor]:
     """The language model: image tokens [N, grid * grid, hidden] to the tokens kept [N, tokens, hidden]."""
     reader = model.model.language_model
-    fixed = settle("qwen_vl", model, (reader.norm,), files, run)
+    fixed = settle("qwen_vl", model, reader, (reader.norm,), files, run)
     vocabulary = names_in("qwen_vl", model, reader.embed_tokens)["weight"]
     words = run.place(files.rows(vocabulary, dims.template))
     at = dims.template.index(dims.image_token)

@@ -57,7 +57,7 @@ def encode(paths: Sequence[Path], dims: SiglipDims, pixels: Tensor, run: Run) ->
     tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
     with TensorFiles(paths) as files:
         files.check(structure_of("siglip2", model))
-        fixed = settle("siglip2", model, (tower.embeddings, tower.post_layernorm, tower.head), files, run)
+        fixed = settle("siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, run)
         stack = Stack(
             layers=tower.encoder.layers,
             names=[names_in("siglip2", model, layer) for layer in tower.encoder.layers],

@@ -58,15 +58,17 @@ def names_in(encoder: str, model: nn.Module, part: nn.Module) -> dict[str, str]:
     return {name: file_key(encoder, f"{prefix}.{name}") for name in part.state_dict()}
 
 
-def settle(encoder: str, model: nn.Module, parts: Sequence[nn.Module], files: TensorFiles, run: Run) -> int:
-    """Load ``parts`` for good and bring the tables to the device; the bytes of weights that are there now.
+def settle(
+    encoder: str, model: nn.Module, tower: nn.Module, parts: Sequence[nn.Module], files: TensorFiles, run: Run
+) -> int:
+    """Load ``parts`` of a tower of ``model`` for good and place its tables; the bytes of weights that are there now.
 
     Tables take the dtype of the run too: the authors' package casts whole models, and its embeddings are what the
     i2L heads were trained on.
     """
     for part in parts:
         load(files, part, names_in(encoder, model, part), run)
-    for module in model.modules():
+    for module in tower.modules():
         for name, table in module._buffers.items():
             module._buffers[name] = table if table is None else run.place(table)
     return sum(weight.nbytes for weight in model.parameters() if not weight.is_meta)
