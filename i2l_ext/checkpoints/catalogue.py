@@ -3,14 +3,13 @@ that is heavy: the WebUI's own process reads this."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE, Architecture
+from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
 from i2l_ext.decoder import HeadSpec, Residual
