@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
 
 def default_model() -> str:
     """The first downloaded model; without one the miniature, and a word on what that means."""
-    from i2l_ext.checkpoints import store
+    from i2l_ext.checkpoints.store import listing
 
-    for name, model in catalogue.MODELS.items():
-        if any(part.repo for part in model.parts) and store.ready(model):
-            return name
+    for row in listing():
+        if row.ready and any(part.repo for part in catalogue.MODELS[row.name].parts):
+            return row.name
     print(
         "i2l: no model is downloaded, so this is made with `mini`, the built-in miniature: try it with `i2l draw`. "
         "For Qwen-Image: i2l models download qwen-image-style (20.6 GB).",
