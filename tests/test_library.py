@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -142,6 +141,7 @@ def test_fresh_names(tmp_path):
     assert library.fresh_name(tmp_path, long) == "x" * 98 + "-2"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_folders_behind_links_count_and_loops_end(tmp_path):
     shelf, elsewhere = tmp_path / "Lora", tmp_path / "disk2"
     shelf.mkdir()
@@ -201,6 +201,23 @@ def test_save(tmp_path):
     assert json.loads(saved.sidecar.read_text(encoding="utf-8"))["notes"] == "Über Größe"
     assert Image.open(saved.preview).size == (16, 16)
     assert saved.file.stat().st_nlink == 1
+
+
+def test_what_a_host_sees_meanwhile(tmp_path, monkeypatch):
+    """Nothing while the LoRA is written; the LoRA only once its preview and its sidecar are there, and it whole."""
+    seen = []
+
+    def watched(part, path, *, overwrite):
+        files.place(part, path, overwrite=overwrite)
+        seen.append([name for name in listing(tmp_path) if not name.endswith(".part")])
+
+    def writing(path, stem):
+        write(path, stem)
+        assert all(re.fullmatch(r"\.i2l-\w+\.part", name) for name in listing(tmp_path))
+
+    monkeypatch.setattr(library, "place", watched)
+    save(tmp_path, write=writing)
+    assert seen == [triple("style")[:1], triple("style")[:2], triple("style")]
 
 
 def test_a_second_one_takes_the_next_name(tmp_path):
@@ -462,6 +479,8 @@ def test_a_full_disk(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 def test_a_file_too_large_for_its_disk(tmp_path):
+    import resource
+
     code = """
     import sys
     from PIL import Image
