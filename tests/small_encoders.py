@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from i2l_ext.converters.files import Plan, write
 from torch import Tensor
 
+from i2l_ext.converters.files import Plan, write
 from i2l_ext.encoders.dims import Dinov3Dims, QwenVLDims, SiglipDims
 
 SIGLIP = SiglipDims(hidden=64, layers=3, heads=4, mlp=96, patch=8, image=32)

@@ -13,14 +13,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from i2l_ext.converters.errors import UserError
 from PIL import Image
-from small_encoders import QWEN_VL, fetched, relative, save, weights
 
 from i2l_ext.checkpoints.stream import Run
+from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import qwen_view, qwen_vl
 from i2l_ext.encoders.dims import QWEN25_VL_7B, QWEN_IMAGE_EDIT
 from i2l_ext.encoders.keys import file_key
+from small_encoders import QWEN_VL, fetched, relative, save, weights
 
 FP32 = Run(dtype="float32")
 BF16 = Run(dtype="bfloat16")

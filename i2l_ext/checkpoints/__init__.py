@@ -1,1 +1,1 @@
-"""What checkpoints exist, where they lie, and how their weights reach the module that uses them."""
+"""Weights on disk: what exists (catalogue), where it is (store), how it is read (stream)."""

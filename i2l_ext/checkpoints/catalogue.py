@@ -1,0 +1,165 @@
+"""What exists: every checkpoint we can read, and the models that are made of them. Tables, and nothing imported
+that is heavy: the WebUI's own process reads this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import BYTES
+from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.encoders import dims
+
+APACHE = "Apache-2.0"
+DINO = "Apache-2.0 as re-hosted; upstream: Meta's DINOv3 licence (Built with DINOv3)"
+
+STRUCTURES = {
+    "siglip2": "i2l_ext.encoders.siglip2",
+    "dinov3": "i2l_ext.encoders.dinov3",
+    "qwen-vl": "i2l_ext.encoders.qwen_vl",
+}
+"""The room that builds an encoder, by kind: its ``structure(dims)`` gives {key: shape}."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of weights. ``spec`` says how large it is: an encoder's dims, a HeadSpec, or for a bias, which is a
+    plain LoRA, the architecture. ``files`` are exact names in ``repo``; a name that ends in ``.index.json`` stands
+    for the shards it lists. ``repo`` is None for weights that we ship. ``parameters`` and ``structure_md5`` are the
+    published figures, where there are any."""
+
+    id: str
+    kind: str
+    spec: Any
+    repo: str | None
+    files: tuple[str, ...]
+    parameters: int
+    structure_md5: str | None = None
+    dtype: str = "BF16"
+    licence: str = APACHE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to download, but for the headers."""
+        return self.parameters * BYTES[self.dtype]
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """{key: shape} as our own module definitions have it. Encoders are built on the meta device for it."""
+        if self.kind == "heads":
+            return self.spec.shapes
+        if self.kind == "bias":
+            raise ValueError(f"{self.id}: a LoRA's keys depend on its rank")
+        return import_module(STRUCTURES[self.kind]).structure(self.spec)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Heads that write one part of the LoRA. ``view`` is the side in pixels of the square that Qwen-VL sees for
+    their residual."""
+
+    heads: Checkpoint
+    view: int | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a user chooses: encoders, experts, and a LoRA that is always added."""
+
+    name: str
+    line: str
+    arch: Architecture
+    siglip2: Checkpoint
+    dinov3: Checkpoint
+    experts: tuple[Expert, ...]
+    qwen_vl: Checkpoint | None = None
+    bias: Checkpoint | None = None
+
+    @property
+    def parts(self) -> tuple[Checkpoint, ...]:
+        """Every checkpoint that the model needs."""
+        parts = (self.siglip2, self.dinov3, self.qwen_vl, *(expert.heads for expert in self.experts), self.bias)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def rank(self) -> int:
+        """The rank that one picture gives, the bias aside."""
+        return sum(expert.heads.spec.rank for expert in self.experts)
+
+
+ENCODERS = "DiffSynth-Studio/General-Image-Encoders"
+QWEN_I2L = "DiffSynth-Studio/Qwen-Image-i2L"
+EMBED = dims.SIGLIP2_G384.hidden + dims.DINOV3_7B.hidden
+
+SIGLIP2 = Checkpoint(
+    "siglip2-g384", "siglip2", dims.SIGLIP2_G384, ENCODERS, ("SigLIP2-G384/model.safetensors",), 1_163_659_776,
+    "469c78b61e3e31bc9eec0d0af3d3f2f8",
+)  # fmt: skip
+DINOV3 = Checkpoint(
+    "dinov3-7b", "dinov3", dims.DINOV3_7B, ENCODERS, ("DINOv3-7B/model.safetensors",), 6_716_035_072,
+    "5722b5c873720009de96422993b15682", licence=DINO,
+)  # fmt: skip
+QWEN_VL = Checkpoint(
+    "qwen2.5-vl-7b", "qwen-vl", dims.QWEN25_VL_7B, "Qwen/Qwen-Image",
+    ("text_encoder/model.safetensors.index.json",), 8_292_166_656, "8004730443f55db63092006dd9f7110e",
+)  # fmt: skip
+STYLE = Checkpoint(
+    "qwen-image-i2l-style", "heads", HeadSpec(QWEN_IMAGE, EMBED, compress=64), QWEN_I2L,
+    ("Qwen-Image-i2L-Style.safetensors",), 2_406_481_920, "0aad514690602ecaff932c701cb4b0bb",
+)  # fmt: skip
+COARSE = Checkpoint(
+    "qwen-image-i2l-coarse", "heads",
+    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=71, dim=3584, mid=1024)), QWEN_I2L,
+    ("Qwen-Image-i2L-Coarse.safetensors",), 7_927_234_560, "a166c33455cdbd89c0888a3645ca5c0f",
+)  # fmt: skip
+FINE = Checkpoint(
+    "qwen-image-i2l-fine", "heads",
+    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=1376, dim=3584, mid=64)), QWEN_I2L,
+    ("Qwen-Image-i2L-Fine.safetensors",), 7_573_340_160, "a5476e691767a4da6d3a6634a10f7408",
+)  # fmt: skip
+BIAS = Checkpoint(
+    "qwen-image-i2l-bias", "bias", QWEN_IMAGE, QWEN_I2L, ("Qwen-Image-i2L-Bias.safetensors",), 30_000_000,
+)  # fmt: skip
+Z_STYLE = Checkpoint(
+    "z-image-i2l-style", "heads", HeadSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
+    ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510",
+)  # fmt: skip
+
+_COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
+              SIGLIP2, DINOV3, (Expert(STYLE),)),
+        Model("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
+              SIGLIP2, DINOV3, (_COARSE,), QWEN_VL),
+        Model("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
+              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL),
+        Model("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
+              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, BIAS),
+        Model("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
+              SIGLIP2, DINOV3, (Expert(Z_STYLE),)),
+    )
+}  # fmt: skip
+"""By name, in the order in which they are shown. v2 models, whose repositories ship code that the reference runs,
+would be entries with heads of another kind; their code is never run here."""
+
+REFUSED = {
+    "qwen-image-fine": "Fine only adds detail to what Coarse wrote: choose qwen-image-coarse-fine.",
+    "qwen-image-bias": "Bias only corrects Coarse and Fine together: choose qwen-image-coarse-fine-bias.",
+}
+
+
+def find(name: str) -> Model:
+    """The model of that name. Raises UserError with the names there are."""
+    if name in REFUSED:
+        raise UserError(f"{name} cannot be used alone. {REFUSED[name]}")
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r}. There are: {', '.join(MODELS)}.")
+    return MODELS[name]

@@ -1,0 +1,63 @@
+"""The command ``i2l``: one table of commands, one place where errors become a line and an exit code.
+
+Exit codes: 0 done; 1 something the user can mend, told in one line; 2 wrong usage; 130 stopped by the user.
+Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from i2l_ext import __version__, private
+from i2l_ext.converters.errors import UserError
+
+COMMANDS = (
+    "i2l_ext.commands.make",
+    "i2l_ext.commands.models",
+    "i2l_ext.commands.lora_files",
+    "i2l_ext.mini.commands",
+    "i2l_ext.training.commands",
+    "i2l_ext.commands.demo",
+    "i2l_ext.commands.doctor",
+)
+"""Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors tell the whole usage in one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = Parser(prog="i2l", description="Pictures in, a LoRA out.")
+    top.add_argument("--version", action="version", version=f"i2l {__version__}")
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(name).register(subparsers)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    private.use()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console that lacks a letter is no reason to fail
+    args = parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"i2l: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("i2l: stopped; nothing was left behind.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `i2l … | head`
+        sys.stdout = None
+        return 0

@@ -1,0 +1,88 @@
+"""``i2l doctor``: what a bug report needs, and nothing that names a person or a folder of theirs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from i2l_ext import __version__
+
+PACKAGES = (
+    "torch", "transformers", "safetensors", "diffusers", "accelerate", "gradio", "numpy", "pillow",
+    "huggingface-hub", "modelscope", "peft", "platformdirs",
+)  # fmt: skip
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the command."""
+    doctor = subparsers.add_parser("doctor", help="print what a bug report needs", description="What a report needs.")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts."""
+    facts = dict(examine())
+    if args.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name:{width}}  {value}")
+    return 0
+
+
+def examine() -> Iterator[tuple[str, str]]:
+    """(name, value) of everything worth knowing."""
+    yield "i2l", __version__
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
+    yield "memory", _memory()
+    yield "cores", str(os.cpu_count())
+    for name in PACKAGES:
+        yield name, _version(name)
+    yield "devices", _devices()
+    yield "own packages", "in use" if any(".private" in Path(entry).parts for entry in sys.path) else "not in use"
+    yield from _models()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return "unknown"
+
+
+def _devices() -> str:
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported: {type(error).__name__}"
+    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    cards = [f"{card.name} {card.total_memory / 1e9:.1f} GB" for card in names]
+    return ", ".join(["cpu", *cards])
+
+
+def _models() -> Iterator[tuple[str, str]]:
+    from i2l_ext.checkpoints import store
+
+    for row in store.listing():
+        yield f"model {row.name}", "ready" if row.ready else "not downloaded"
+    folder = store.Folders.default().own
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    yield "free for models", f"{shutil.disk_usage(folder).free / 1e9:.0f} GB"

@@ -1,0 +1,112 @@
+"""Pictures -> embeddings of one model: what its encoders see, and what they make of it, or made of it before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from i2l_ext import images
+from i2l_ext.checkpoints.catalogue import Checkpoint, Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.checkpoints.stream import Run
+
+MEAN_STD = {
+    "siglip2": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""By kind of encoder: the pixels' mean and standard deviation in training, RGB, of values 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What N pictures are to an i2L model.
+
+    ``image`` [N, E]: SigLIP2's embedding, then DINOv3's. ``tokens``: by side of the view in pixels, Qwen-VL's
+    tokens [N, L, D]. ``cached``: how many embeddings came from the cache.
+    """
+
+    image: torch.Tensor
+    tokens: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    cached: int = 0
+
+
+def embed(
+    pictures: Sequence[images.Picture],
+    model: Model,
+    files: Mapping[str, Sequence[Path]],
+    run: Callable[[str], Run],
+    cache: Cache | None = None,
+) -> Embeddings:
+    """Run the model's encoders over the pictures, each over all of them at once.
+
+    ``files``: the paths of each checkpoint, by its id; ``run``: by the title of a step, how to compute it and whom
+    to tell. Raises UserError for unusable weights, Cancelled when the run says so.
+    """
+    import torch
+
+    from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
+
+    book = _Book(files, cache)
+    seen = [[_pixels(picture, part) for picture in pictures] for part in (model.siglip2, model.dinov3)]
+    [first] = book.look_up(model.siglip2, seen[:1], run, siglip2.encode)
+    [second] = book.look_up(model.dinov3, seen[1:], run, dinov3.encode)
+    tokens: dict[int, torch.Tensor] = {}
+    if part := model.qwen_vl:
+        sides = sorted({expert.view for expert in model.experts if expert.view})
+        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in sides]
+        tokens = dict(zip(sides, book.look_up(part, views, run, qwen_vl.encode), strict=True))
+    return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
+
+
+def _pixels(picture: images.Picture, part: Checkpoint) -> np.ndarray:
+    mean, std = MEAN_STD[part.kind]
+    return images.pixels(picture.square, part.spec.image, mean, std)
+
+
+@dataclass
+class _Book:
+    """What is known of the pictures already; the rest is encoded, and noted."""
+
+    files: Mapping[str, Sequence[Path]]
+    cache: Cache | None
+    hits: int = 0
+
+    def look_up(
+        self,
+        part: Checkpoint,
+        views: Sequence[Sequence[np.ndarray]],
+        run: Callable[[str], Run],
+        encode: Callable[..., list[torch.Tensor]],
+    ) -> list[torch.Tensor]:
+        """One tensor [N, …] for each view, of which each is a list of N arrays."""
+        import torch
+
+        step = run(f"encode {part.id}")
+        keys = [[self._key(part, array, step) for array in view] for view in views]
+        known = [[self.cache.get(key) if self.cache else None for key in row] for row in keys]
+        lacking = [[number for number, tensor in enumerate(row) if tensor is None] for row in known]
+        self.hits += sum(tensor is not None for row in known for tensor in row)
+        asked = [index for index, numbers in enumerate(lacking) if numbers]
+        if asked:
+            pixels = [torch.stack([torch.from_numpy(views[index][n]) for n in lacking[index]]) for index in asked]
+            for index, found in zip(asked, encode(self.files[part.id], part.spec, pixels, step), strict=True):
+                for number, tensor in zip(lacking[index], found, strict=True):
+                    known[index][number] = tensor
+                    if self.cache:
+                        self.cache.put(keys[index][number], tensor)
+        return [torch.stack(row) for row in known]
+
+    def _key(self, part: Checkpoint, pixels: np.ndarray, run: Run) -> str:
+        """Equal pixels, equal weights, equal arithmetic: equal embedding."""
+        from i2l_ext.checkpoints.store import identity
+
+        facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), run.dtype)
+        return sha256("\n".join(facts).encode()).hexdigest()

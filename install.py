@@ -1,0 +1,132 @@
+"""Set-up, with the standard library only.
+
+    python install.py          the WebUI's part: the WebUI runs it at every launch
+    python install.py demo     makes .venv, installs, turns sample pictures into a LoRA and draws with it
+    python install.py test     makes .venv, installs what the tests need, runs them all
+    python install.py ui       makes .venv, installs, opens the tab in a browser without a WebUI
+
+The stand-alone set-up has exact versions (requirements/lock.txt). The WebUI's packages are never touched: what its
+Python lacks goes into a folder that only the engine's own process sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+LOCK = ROOT / "requirements" / "lock.txt"
+PEERS = ROOT / "requirements" / "peers.txt"
+PRIVATE = ROOT / ".private" / "site-packages"
+
+OLDEST = {"transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4"}
+"""What the engine needs of a host's Python."""
+
+PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2", "safetensors==0.6.2",
+          "platformdirs==4.12.4", "tqdm==4.67.3", "regex==2025.11.3", "hf-xet==1.2.0")  # fmt: skip
+"""One set that fits together, for a host that has not all of it. Its torch and numpy are used as they are."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    task, *rest = arguments or ("host",)
+    if task not in TASKS:
+        print(f"There is no task {task!r}. There are: {', '.join(TASKS)}.", file=sys.stderr)
+        return 2
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever runs this has not read pyproject.toml
+        print(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 1
+    try:
+        return TASKS[task](rest)
+    except subprocess.CalledProcessError as error:
+        print(f"Set-up stopped: {' '.join(map(str, error.cmd[1:4]))} … failed (see above).", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"Set-up stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def host(_: Sequence[str]) -> int:
+    """The WebUI's part. Nothing is done, and nothing printed, where its Python has all that the engine needs."""
+    lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
+    stamp = PRIVATE / "i2l-python.txt"
+    wanted = "\n".join((sys.prefix, sys.version.replace("\n", " "), *PINNED))
+    if not lacking or (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
+        return 0
+    print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
+    PRIVATE.mkdir(parents=True, exist_ok=True)
+    command = ("install", "--quiet", "--no-deps", "--upgrade", "--target", PRIVATE, *PINNED)
+    try:
+        subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
+        stamp.write_text(wanted, encoding="utf-8")
+    except subprocess.CalledProcessError:
+        print("Image to LoRA: that failed; the tab will say what is missing. The WebUI itself is unharmed.")
+    return 0
+
+
+def demo(rest: Sequence[str]) -> int:
+    python = _environment("mini")
+    return subprocess.run([python, "-m", "i2l_ext", "demo", *(rest or ("--out", "demo"))], cwd=ROOT).returncode
+
+
+def test(rest: Sequence[str]) -> int:
+    python = _environment("test", peers=True)
+    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+
+
+def ui(rest: Sequence[str]) -> int:
+    return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
+
+
+TASKS = {"host": host, "demo": demo, "test": test, "ui": ui}
+
+
+def _environment(extras: str, *, peers: bool = False) -> str:
+    """The Python of .venv, with this checkout and ``extras`` installed at the locked versions."""
+    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.is_file():
+        print(f"Making {ENVIRONMENT.name}", flush=True)
+        venv.EnvBuilder(with_pip=True, clear=ENVIRONMENT.exists()).create(ENVIRONMENT)
+    parts = [path.read_bytes() for path in (LOCK, PEERS, ROOT / "pyproject.toml")]
+    wanted = hashlib.sha256(b"\0".join((*parts, sys.version.encode()))).hexdigest()
+    stamp = ENVIRONMENT / f"i2l-{extras.replace(',', '-')}.sha256"
+    if not (stamp.is_file() and stamp.read_text() == wanted):
+        print("Installing exact versions; torch is large, so the first time takes some minutes", flush=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-c", str(LOCK), "hatchling", "editables"], check=True)
+        subprocess.run([*pip, "-c", str(LOCK), "--no-build-isolation", "-e", f"{ROOT}[{extras}]"], check=True)
+        if peers:
+            subprocess.run([*pip, "--no-deps", "-r", str(PEERS)], check=True)
+        stamp.write_text(wanted)
+    return str(python)
+
+
+def _version(name: str) -> tuple[int, ...]:
+    """The installed version of a distribution; () where it is missing."""
+    try:
+        return _numbers(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return ()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Version 4.56.1rc1 gives (4, 56, 1)."""
+    numbers = []
+    for part in version.split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

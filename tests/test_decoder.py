@@ -1,0 +1,161 @@
+"""Our decoder against the authors' classes, on random weights of the real widths with few blocks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from i2l_ext.checkpoints import catalogue
+from i2l_ext.checkpoints.structure import check_structure
+from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.lora import Lora, concatenate
+from i2l_ext.decoder import HeadSpec, Residual, decode
+from peers import diffsynth
+
+EMBED = 5632
+
+
+def shallow(arch, depth=1):
+    return replace(arch, stacks=tuple(replace(stack, depth=depth) for stack in arch.stacks))
+
+
+def z_image_peer():
+    """The Z-Image class with one block a stack; its depths are fixed in its constructor."""
+    module = diffsynth("models.z_image_image2lora")
+    component = module.ZImageImage2LoRAComponent
+
+    class Shallow(component):
+        def __init__(self, **config):
+            super().__init__(**(config | {"num_blocks": 1}))
+
+    module.ZImageImage2LoRAComponent = Shallow
+    try:
+        return module.ZImageImage2LoRAModel(compress_dim=128)
+    finally:
+        module.ZImageImage2LoRAComponent = component
+
+
+def qwen_peer(**config):
+    return diffsynth("models.qwen_image_image2lora").QwenImageImage2LoRAModel(num_blocks=1, **config)
+
+
+CASES = {
+    "style": (
+        HeadSpec(shallow(QWEN_IMAGE), EMBED, 64),
+        lambda: qwen_peer(use_residual=False, compress_dim=64),
+    ),
+    "coarse": (
+        HeadSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=Residual(71, 3584, 1024)),
+        lambda: qwen_peer(use_residual=True, compress_dim=128, residual_length=71, residual_mid_dim=1024),
+    ),
+    "fine": (
+        HeadSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=Residual(1376, 3584, 64)),
+        lambda: qwen_peer(use_residual=True, compress_dim=128, residual_length=37 * 37 + 7, residual_mid_dim=64),
+    ),
+    "z-image": (HeadSpec(shallow(Z_IMAGE), EMBED, 128), z_image_peer),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in CASES for dtype in TOLERANCE], ids=str)
+def case(request, tmp_path_factory):
+    name, dtype = request.param
+    spec, build = CASES[name]
+    torch.manual_seed(0)
+    peer = build().to(dtype)
+    path = tmp_path_factory.mktemp(name) / "heads.safetensors"
+    save_file(peer.state_dict(), path)
+    yield spec, peer, dtype, path
+    path.unlink()  # half a gigabyte
+
+
+def close(ours, theirs, tolerance):
+    """Relative in the norm: single bf16 numbers may differ by their last digit where sums run in another order."""
+    return (ours.float() - theirs.float()).norm() <= tolerance * theirs.float().norm()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_decoder_and_merge_agree_with_the_authors(case, count):
+    spec, peer, dtype, path = case
+    torch.manual_seed(count)
+    x = torch.randn(count, 1, EMBED).to(dtype)
+    residual = torch.randn(count, spec.residual.length, spec.residual.dim).to(dtype) if spec.residual else None
+    with torch.no_grad():
+        parts = [
+            peer(x[i], residual=None if residual is None else residual[i : i + 1].flatten(1)) for i in range(count)
+        ]
+    theirs = diffsynth("utils.lora.merge").merge_lora(parts, alpha=1 / count)
+
+    with TensorFile(path) as file:
+        check_structure("heads", spec.shapes, file.header.shapes)
+        ours = decode(file, spec, x.flatten(1), [1 / count] * count, residual)
+        assert {f"{path}.lora_{ab}.default.weight" for path in ours for ab in "AB"} == set(theirs)
+        for path in ours:
+            down, up = ours[path]
+            assert down.dtype == up.dtype == dtype
+            assert close(down, theirs[f"{path}.lora_A.default.weight"], TOLERANCE[dtype])
+            assert close(up, theirs[f"{path}.lora_B.default.weight"], TOLERANCE[dtype])
+
+
+def test_experts_and_bias_are_joined_as_the_authors_do(tmp_path):
+    """Coarse and Fine side by side at 1/N, the bias behind them at weight 1."""
+    merge = diffsynth("utils.lora.merge").merge_lora
+    arch = shallow(QWEN_IMAGE)
+
+    def part(rank, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            path: (
+                torch.randn(rank, m.shape[1], generator=generator),
+                torch.randn(m.shape[0], rank, generator=generator),
+            )
+            for path, m in arch.made.items()
+        }
+
+    def named(modules):
+        return {
+            f"{path}.lora_{ab}.default.weight": tensor
+            for path, pair in modules.items()
+            for ab, tensor in zip("AB", pair, strict=True)
+        }
+
+    experts, bias = [part(4, seed) for seed in range(4)], part(2, 9)
+    theirs = merge([merge([named(e) for e in experts], alpha=1 / 2), named(bias)])
+    ours = concatenate([Lora.of(arch, m) for m in (*experts, bias)], [1 / 2] * 4 + [1])
+    for path in ours:
+        assert torch.equal(ours[path][0], theirs[f"{path}.lora_A.default.weight"])
+        assert torch.equal(ours[path][1], theirs[f"{path}.lora_B.default.weight"])
+
+
+@pytest.mark.parametrize(
+    "part", [p for m in catalogue.MODELS.values() for p in m.parts if p.kind == "heads" and p.repo]
+)
+def test_the_published_structure(part):
+    from math import prod
+
+    from i2l_ext.checkpoints.structure import structure_md5
+
+    assert structure_md5(part.shapes) == part.structure_md5
+    assert sum(map(prod, part.shapes.values())) == part.parameters
+
+
+def test_a_missing_or_misshapen_tensor_is_named(tmp_path):
+    spec = HeadSpec(shallow(Z_IMAGE), 8, 2)
+    tensors = {key: torch.zeros(shape) for key, shape in spec.shapes.items()}
+    key = "layers_lora.blocks.1.layers.2.proj_b.proj_out.weight"
+
+    def found(changed):
+        save_file(changed, tmp_path / "heads.safetensors")
+        with TensorFile(tmp_path / "heads.safetensors") as file:
+            check_structure("heads.safetensors", spec.shapes, file.header.shapes)
+
+    found(tensors)
+    with pytest.raises(UserError, match=f"{key}.*missing"):
+        found({name: tensor for name, tensor in tensors.items() if name != key})
+    with pytest.raises(UserError, match=rf"{key}.*shape \[3, 2\]"):
+        found(tensors | {key: torch.zeros(3, 2)})
+    with pytest.raises(UserError, match="unknown tensor 'more'"):
+        found(tensors | {"more": torch.zeros(1)})
