@@ -56,19 +56,22 @@ def embed(
 
     book = _Book(files, cache)
     seen = [[_pixels(picture, part) for picture in pictures] for part in (model.siglip2, model.dinov3)]
-    [first] = book.look_up(model.siglip2, seen[:1], run, siglip2.encode)
-    [second] = book.look_up(model.dinov3, seen[1:], run, dinov3.encode)
+    [first] = book.look_up(model.siglip2, seen[:1], run, _one_view(siglip2.encode))
+    [second] = book.look_up(model.dinov3, seen[1:], run, _one_view(dinov3.encode))
     tokens: dict[int, torch.Tensor] = {}
     if part := model.qwen_vl:
-        sides = sorted({expert.view for expert in model.experts if expert.view})
-        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in sides]
-        tokens = dict(zip(sides, book.look_up(part, views, run, qwen_vl.encode), strict=True))
+        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
+        tokens = dict(zip(model.views, book.look_up(part, views, run, qwen_vl.encode), strict=True))
     return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
 
 
 def _pixels(picture: images.Picture, part: Checkpoint) -> np.ndarray:
     mean, std = MEAN_STD[part.kind]
     return images.pixels(picture.square, part.spec.image, mean, std)
+
+
+def _one_view(encode: Callable[..., torch.Tensor]) -> Callable[..., list[torch.Tensor]]:
+    return lambda paths, dims, views, run: [encode(paths, dims, views[0], run)]
 
 
 @dataclass

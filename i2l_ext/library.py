@@ -188,7 +188,7 @@ def _restore(backup: Path, final: Path) -> None:
 
 def _withdraw(final: Path, ours: os.stat_result) -> None:
     with suppress(FileNotFoundError):
-        if os.path.samestat(final.lstat(), ours):
+        if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
             final.unlink()
 
 

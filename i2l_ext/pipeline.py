@@ -74,7 +74,7 @@ def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) ->
     names.check_name(order.name)
     model = catalogue.find(order.model)
     weights = store.require(model)
-    pictures = [images.open_image(path) for path in images.collect(order.pictures)]
+    pictures = [images.open_image(path, sizes=model.views) for path in images.collect(order.pictures)]
     scales = shares(order.weights, len(pictures))
 
     clock = _Clock()

@@ -77,7 +77,7 @@ def test_formats(tmp_path, format):
 
 
 def test_all_of_this_pillow_is_used():
-    assert ("AVIF" in images._formats()) == features.check("avif")
+    assert ("AVIF" in images._formats()) == ("avif" in features.modules and features.check("avif"))
 
 
 @pytest.mark.parametrize("turn", range(2, 9))
@@ -154,7 +154,7 @@ def test_cmyk_and_one_bit():
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "MPO"])
 def test_the_first_frame(format):
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     assert close(corner(data), (255, 0, 0), 8)
 

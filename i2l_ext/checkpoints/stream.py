@@ -148,14 +148,15 @@ class _Loader:
         tensors, offset = {}, 0
         with self._on_stream():
             for name, key in names.items():
-                file, entry = self.files.locate(key)
-                flat = buffer[offset : offset + math.prod(entry.shape)]
-                self._read(file, entry, flat)
-                tensors[name] = flat.view(entry.shape)
+                shape = self.files.locate(key)[1].shape
+                flat = buffer[offset : offset + math.prod(shape)]
+                self._read(key, flat)
+                tensors[name] = flat.view(shape)
                 offset += _aligned(flat.numel())
             return tensors, self.stream.record_event() if self.stream else None
 
-    def _read(self, file: TensorFile, entry: Entry, flat: Tensor) -> None:
+    def _read(self, key: str, flat: Tensor) -> None:
+        file, entry = self.files.locate(key)
         source = torch_dtype(entry.dtype)
         direct = self.device.type == "cpu" and source == self.dtype
         count = PIECE // source.itemsize
@@ -164,7 +165,10 @@ class _Loader:
                 raise Cancelled
             part = flat[start : start + count]
             read = part if direct else self._stage(part.numel(), source)
-            file.readinto(entry, bytes_of(read), start * source.itemsize)
+            try:
+                file.readinto(entry, bytes_of(read), start * source.itemsize)
+            except UserError as error:
+                raise UserError(f"{error} (at the tensor {key!r})") from None
             if not direct:
                 part.copy_(read.to(self.device, non_blocking=self.stream is not None))
                 self._copied.append(self.stream.record_event() if self.stream else None)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("No LoRA folder was found from here. Name it: --lora-dir path/to/models/Lora")
     order = Order(
         pictures=args.pictures,
-        name=args.name or names.suggest_name(args.pictures),
+        name=names.suggest_name(args.pictures) if args.name is None else args.name,
         folder=folder,
         model=model,
         weights=args.weights,
