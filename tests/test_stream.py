@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
-from small_encoders import DINOV3, SIGLIP, relative, save, weights
 from torch import nn
 
 import i2l_ext.checkpoints.stream as streaming
 import i2l_ext.checkpoints.walk as walking
 from i2l_ext.checkpoints.stream import Cancelled, Run, TensorFiles, load, stream
 from i2l_ext.checkpoints.walk import Stack, plan, run_through
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
 from i2l_ext.encoders import dinov3, siglip2
+from small_encoders import DINOV3, SIGLIP, relative, save, weights
 
 FP32 = Run(dtype="float32")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
