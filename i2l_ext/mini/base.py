@@ -1,12 +1,15 @@
 """The miniature's base model: diffusers' Qwen-Image transformer at tiny dimensions, drawing 32x32 pixels directly.
 
-Flow matching as Qwen-Image has it: x_t = (1 - t) * picture + t * noise, the model predicts noise - picture, and
-drawing goes from t = 1 to t = 0 in Euler steps. A caption becomes one row of a fixed random table a word.
+Flow matching as Qwen-Image has it: x_t = (1 - t) * picture + t * noise, and drawing goes from t = 1 to t = 0 in Euler
+steps. Two things are unlike Qwen-Image, because pixels come in patches nearly as wide as this transformer: it says
+the picture, from which the velocity follows (Li and He 2025, arXiv 2511.13720), and each token carries the place of
+its patch beside its pixels. A caption becomes one row of a fixed random table a word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 from torch import nn
 
+from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.training.flow import velocity
 
@@ -58,6 +62,8 @@ def words_of(prompt: str) -> list[str]:
 class Base(nn.Module):
     """The transformer and its table of words."""
 
+    arch = MINI
+
     def __init__(self) -> None:
         super().__init__()
         self.transformer = QwenImageTransformer2DModel(**CONFIG)
@@ -84,8 +90,9 @@ class Base(nn.Module):
         return self.words[ids], mask
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Velocity: x [N, 3, H, W] in -1..1, t [N] in 0..1 -> [N, 3, H, W]."""
-        return velocity(self.transformer, x, t, text, mask, PATCH, self.places)
+        """Velocity: x [N, 3, 32, 32] in -1..1, t [N] in 0..1 -> [N, 3, 32, 32]."""
+        picture = velocity(self.transformer, x, t, text, mask, PATCH, self.places)
+        return (x - picture.to(x)) / t.clamp(min=1 / 20).view(-1, 1, 1, 1)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> torch.Tensor:
@@ -94,6 +101,6 @@ class Base(nn.Module):
         x = torch.stack([torch.randn(side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         text, mask = self.read(prompts)
         times = torch.linspace(1, 0, steps + 1)
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in pairwise(times):
             x = x + (then - now) * self(x, now.expand(len(x)), text, mask)
         return (x / 2 + 0.5).clamp(0, 1)

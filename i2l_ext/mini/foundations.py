@@ -6,9 +6,10 @@ heads that follow are linear too, and can use what a linear layer can read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from i2l_ext.training.config import Foundations
+from i2l_ext.training.config import Foundations, Schedule
 from i2l_ext.training.flow import mixed, times
 from i2l_ext.training.loop import Task
 
@@ -27,15 +28,32 @@ from .judge import Judge
 SOURCE = 2 * world.PIXELS
 """Side at which pictures are rendered in training: halved for the base, resampled as the pipeline does for encoders."""
 
+VIEWS = (models.QWEN_VL_MINI.lowres, models.QWEN_VL_MINI.highres)
 
-def scenes(count: int, seed: int, neutral: float = 0.0) -> tuple[list[world.Style], list[world.Content]]:
-    """Random pictures, ``neutral`` of them in a slightly varied neutral style."""
-    rng = np.random.default_rng(seed)
-    styles, contents = [], []
-    for _ in range(count):
-        contents.append(world.random_content(rng))
-        styles.append(_plain(rng) if rng.random() < neutral else world.random_style(rng))
-    return styles, contents
+
+@dataclass(frozen=True)
+class Scenes:
+    """Random pictures with their captions."""
+
+    styles: list[world.Style]
+    contents: list[world.Content]
+    captions: list[str]
+
+    @classmethod
+    def random(cls, count: int, seed: int, neutral: float) -> Scenes:
+        """``neutral`` of them in the neutral style, slightly varied; their captions are silent on style, and a fifth
+        of them on content too. The captions of the others tell the style."""
+        rng = np.random.default_rng(seed)
+        styles, contents, captions = [], [], []
+        for _ in range(count):
+            content = world.random_content(rng)
+            plain = rng.random() < neutral
+            style = _plain(rng) if plain else world.random_style(rng)
+            silent = plain and rng.random() < 0.2
+            captions.append(world.caption(None if silent else content, None if plain else style))
+            styles.append(style)
+            contents.append(content)
+        return cls(styles, contents, captions)
 
 
 def _plain(rng: np.random.Generator) -> world.Style:
@@ -43,26 +61,29 @@ def _plain(rng: np.random.Generator) -> world.Style:
     return replace(world.NEUTRAL, fill=fill, second=fill, line=fill, ground=ground, horizon=ground)
 
 
-def pictures(styles: list[world.Style], contents: list[world.Content]) -> torch.Tensor:
+def pictures(styles: Sequence[world.Style], contents: Sequence[world.Content]) -> torch.Tensor:
     """float16 [N, 3, 64, 64], rendered in portions."""
     portions = range(0, len(styles), 256)
     return torch.cat([world.render(styles[i : i + 256], contents[i : i + 256], SOURCE).half() for i in portions])
 
 
 @cache
-def resampling(source: int, side: int) -> torch.Tensor:
-    """Pillow's bilinear resize source -> 1024 -> side, the pipeline's way, as one matrix [side, source]."""
+def _resampling(sides: tuple[int, ...]) -> torch.Tensor:
+    """Pillow's bilinear resizes from side to side, as one matrix [last, first]."""
+    out = np.eye(sides[0], dtype=np.float32)
+    for start, end in pairwise(sides):
+        ones = Image.fromarray(np.eye(start, dtype=np.float32))
+        out = np.asarray(ones.resize((start, end), Image.Resampling.BILINEAR)) @ out
+    return torch.from_numpy(out)
 
-    def matrix(start: int, end: int) -> np.ndarray:
-        return np.asarray(Image.fromarray(np.eye(start, dtype=np.float32)).resize((start, end), Image.Resampling.BILINEAR))
 
-    return torch.from_numpy(matrix(1024, side) @ matrix(source, 1024))
+def view(sources: torch.Tensor, *sides: int) -> torch.Tensor:
+    """Pictures as an encoder sees them, resized from side to side: [N, 3, S, S] -> float32 [N, 3, side, side].
 
-
-def view(sources: torch.Tensor, side: int) -> torch.Tensor:
-    """Pictures as an encoder sees them: [N, 3, S, S] -> float32 [N, 3, side, side] in 0..1."""
-    matrix = resampling(sources.shape[-1], side)
-    return matrix @ sources.float() @ matrix.T
+    The pipeline resizes for SigLIP2 and DINOv3 by way of 1024 pixels, for Qwen-VL directly.
+    """
+    matrix = _resampling((sources.shape[-1], *sides))
+    return torch.cat([matrix @ part.float() @ matrix.T for part in sources.split(1024)])
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,7 @@ class Labels:
     WIDTH = 15 + sum(CLASSES)
 
     @classmethod
-    def of(cls, styles: list[world.Style], contents: list[world.Content]) -> Labels:
+    def of(cls, styles: Sequence[world.Style], contents: Sequence[world.Content]) -> Labels:
         tables = [list(table) for table in (world.TEXTURES, world.GROUNDS, world.SHAPES, world.PLACES)]
         choices = [
             (tables[0].index(s.texture), tables[1].index(s.backdrop), int(s.outlined), tables[2].index(c.shape),
@@ -96,79 +117,115 @@ class Labels:
 
 
 class Probed(nn.Module):
-    """An encoder and the linear layer that it is taught through."""
+    """SigLIP2 or DINOv3, and the linear layer that it is taught through."""
 
-    def __init__(self, encoder: nn.Module, width: int, embed: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.encoder, self.embed = encoder, embed
-        self.probe = nn.Linear(width, Labels.WIDTH)
+        self.encoder = models.BUILD[kind]()
+        self.probe = nn.Linear(models.DIMS[kind].width, Labels.WIDTH)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.probe(self.embed(self.encoder, inputs))
+        return self.probe(models.pooled(self.encoder, inputs))
 
 
 class Told(nn.Module):
-    """Qwen-VL and what it is taught through: each image token tells the pixels of its square, the last token the
-    labels."""
+    """Qwen-VL, taught through two linear layers: each image token tells the pixels of its square at the size of the
+    drawn picture, and the last token tells the labels."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.pixels = nn.Linear(models.QWEN_VL.width, 3 * 8 * 8)
-        self.probe = nn.Linear(models.QWEN_VL.width, Labels.WIDTH)
+        self.encoder = models.BUILD["qwen_vl"]()
+        width, sides = (
+            models.QWEN_VL_MINI.width,
+            (world.PIXELS // grid for grid in map(models.QWEN_VL_MINI.grid, VIEWS)),
+        )
+        self.pixels = nn.ModuleList(nn.Linear(width, 3 * side * side) for side in sides)
+        self.probe = nn.Linear(width, Labels.WIDTH)
 
     def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views [N, 3, S, S] in 0..1 -> pictures [N, 3, 32, 32] and logits."""
         tokens = models.tokens(self.encoder, views)
-        grid = models.QWEN_VL.grid(views.shape[-1])
-        squares = self.pixels(tokens[:, 1 : 1 + grid * grid])
-        return squares, self.probe(tokens[:, -1])
+        grid = models.QWEN_VL_MINI.grid(views.shape[-1])
+        squares = self.pixels[VIEWS.index(views.shape[-1])](tokens[:, 1 : 1 + grid * grid])
+        rows = squares.transpose(1, 2).unflatten(2, (grid, grid))
+        return F.pixel_shuffle(rows, world.PIXELS // grid), self.probe(tokens[:, -1])
 
 
-def tasks(config: Foundations, seed: int) -> Iterator[tuple[str, Callable[[], Task]]]:
-    """What is to be trained, by name; each is built when it is called, so that only its own data are made."""
-    yield "base", lambda: _base(config, seed)
-    yield "siglip2", lambda: _encoder(config, seed, "siglip2", models.siglip2(), content=1.0)
-    yield "dinov3", lambda: _encoder(config, seed, "dinov3", models.dinov3(), content=0.2)
-    yield "qwen_vl", lambda: _qwen_vl(config, seed)
-    yield "judge", lambda: _judge(config, seed)
+def tasks(config: Foundations, seed: int) -> dict[str, Callable[[], Task]]:
+    """What is to be trained, by name; its data are made when it is called."""
+    return {
+        "base": lambda: _base(config, seed),
+        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=1.0),
+        "dinov3": lambda: _encoder(config.dinov3, config.pictures, seed, "dinov3", content=0.2),
+        "qwen_vl": lambda: _qwen_vl(config.qwen_vl, config.pictures, seed),
+        "judge": lambda: _judge(config.judge, config.pictures, seed),
+    }
 
 
-def _rows(rng: torch.Generator, pool: int, batch: int) -> torch.Tensor:
-    return torch.randint(pool, (batch,), generator=rng)
+def weights(name: str, module: nn.Module) -> dict[str, torch.Tensor]:
+    """What is kept of a trained task, under the keys of the file."""
+    return models.named_as_in_files(name, module.encoder) if hasattr(module, "encoder") else module.state_dict()
 
 
 def _base(config: Foundations, seed: int) -> Task:
-    """40 % neutral pictures, of which a fifth with a caption that says nothing; 60 % with their style in words."""
-    styles, contents = scenes(config.pictures, seed + 1, neutral=0.4)
-    rng = np.random.default_rng(seed + 2)
-    captions = []
-    for style, content in zip(styles, contents, strict=True):
-        plain = style.fill == style.second == style.line and style.ground == style.horizon and len(set(style.fill)) == 1
-        captions.append(world.caption(content if not plain or rng.random() < 0.8 else None, None if plain else style))
-    x = world.shrink(pictures(styles, contents).float()) * 2 - 1
+    scenes = Scenes.random(config.pictures, seed + 1, neutral=0.4)
+    x = 2 * world.shrink(pictures(scenes.styles, scenes.contents).float()) - 1
     torch.manual_seed(seed)
     base = Base()
-    text, mask = base.read(captions)
+    text, mask = base.read(scenes.captions)
+    batch = config.base.batch
 
     def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
-        rows, t = _rows(rng, len(x), config.base.batch)[mine], times(config.base.batch, rng)[mine]
-        noise = torch.randn(config.base.batch, *x.shape[1:], generator=rng)[mine]
-        x_t, target = mixed(x[rows], t, noise)
-        return F.mse_loss(model(x_t, t, text[rows], mask[rows]).float(), target)
+        rows, t = torch.randint(len(x), (batch,), generator=rng)[mine], times(batch, rng)[mine]
+        x_t, target = mixed(x[rows], t, torch.randn(batch, *x.shape[1:], generator=rng)[mine])
+        return F.mse_loss(model(x_t, t, text[rows], mask[rows]), target)
 
     return Task("base", base, loss, config.base, seed)
 
 
-def _encoder(config: Foundations, seed: int, name: str, build: Callable[[], nn.Module], content: float) -> Task:
-    schedule: object = getattr(config, name)
-    styles, contents = scenes(config.pictures, seed + 3, neutral=0.05)
-    labels, dims = Labels.of(styles, contents), models.DIMS[name]
-    inputs = models.normalised(name, view(pictures(styles, contents), dims.image))
+def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: float) -> Task:
+    scenes = Scenes.random(count, seed + 2, neutral=0.05)
+    labels = Labels.of(scenes.styles, scenes.contents)
+    inputs = models.normalised(kind, view(pictures(scenes.styles, scenes.contents), 1024, models.DIMS[kind].image))
     torch.manual_seed(seed)
-    module = Probed(build(), dims.width, models.EMBED[name])
+    module = Probed(kind)
 
     def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
-        rows = _rows(rng, len(inputs), schedule.batch)[mine]
+        rows = torch.randint(count, (schedule.batch,), generator=rng)[mine]
         return labels.loss(model(inputs[rows]).float(), rows, content)
 
-    return Task(name, module, loss, schedule, seed)
+    return Task(kind, module, loss, schedule, seed)
+
+
+def _qwen_vl(schedule: Schedule, count: int, seed: int) -> Task:
+    scenes = Scenes.random(count, seed + 3, neutral=0.05)
+    labels = Labels.of(scenes.styles, scenes.contents)
+    sources = pictures(scenes.styles, scenes.contents)
+    views, drawn = [view(sources, side) for side in VIEWS], world.shrink(sources.float())
+    torch.manual_seed(seed)
+    module = Told()
+
+    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
+        rows = torch.randint(count, (schedule.batch,), generator=rng)[mine]
+        # One view a step: two forwards of one module in a step are more than DistributedDataParallel allows.
+        inputs = views[int(torch.randint(len(VIEWS), (), generator=rng))]
+        picture, said = model(inputs[rows])
+        return 20 * F.mse_loss(picture.float(), drawn[rows]) + 0.2 * labels.loss(said.float(), rows, 1.0)
+
+    return Task("qwen_vl", module, loss, schedule, seed)
+
+
+def _judge(schedule: Schedule, count: int, seed: int) -> Task:
+    scenes = Scenes.random(count, seed + 4, neutral=0.3)
+    shapes = torch.tensor([list(world.SHAPES).index(content.shape) for content in scenes.contents])
+    drawn = world.shrink(pictures(scenes.styles, scenes.contents).float())
+    torch.manual_seed(seed)
+
+    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
+        rows = torch.randint(count, (schedule.batch,), generator=rng)
+        # Drawings are never as clean as the world.
+        noise = torch.rand(schedule.batch, 1, 1, 1, generator=rng) * 0.1
+        noisy = drawn[rows] + noise * torch.randn(schedule.batch, *drawn.shape[1:], generator=rng)
+        return F.cross_entropy(model(noisy[mine]).float(), shapes[rows][mine])
+
+    return Task("judge", Judge(), loss, schedule, seed)

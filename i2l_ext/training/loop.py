@@ -124,7 +124,7 @@ class Checkpoint:
         step, path = files[-1]
         saved = load_file(path)
         with torch.no_grad():
-            for name, p in self._trained():
+            for _, p in self._trained():
                 self.optimizer.state[p] = {
                     "step": torch.tensor(float(step)),
                     "exp_avg": torch.empty_like(p),
