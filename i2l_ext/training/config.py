@@ -75,7 +75,7 @@ class Expert:
     ``target``: ``pair`` learns to draw another picture of the reference's style, ``self`` the reference itself,
     ``base`` the base's own pictures. ``neutral`` is the share of samples whose caption says nothing. ``view`` is the
     side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. The experts in
-    ``on`` are frozen and work underneath.
+    ``upon`` are frozen and work underneath.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Expert:
     view: int = 0
     middle: int = 16
     neutral: float = 0.0
-    on: tuple[str, ...] = ()
+    upon: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def read(path: Path) -> Config:
     for expert in config.experts:
         if names.count(expert.name) > 1:
             raise UserError(f"experts: the name {expert.name!r} stands twice.")
-        for under in expert.on:
+        for under in expert.upon:
             if under not in names[: names.index(expert.name)]:
-                raise UserError(f"{expert.name}.on: {under!r} is none of the experts before it.")
+                raise UserError(f"{expert.name}.upon: {under!r} is none of the experts before it.")
     if config.base.kind == "mini" and config.foundations is None:
         raise UserError("foundations: the miniature's base has to be trained first; add this section.")
     for key, folder in (("base.path", config.base.path), ("data.path", config.data.path)):

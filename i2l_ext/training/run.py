@@ -57,7 +57,7 @@ class Plan:
             sources = tuple(tasks)
         steps.append(Step("examples", tuple(name for name in sources if name != "judge"), self._examples))
         steps += [
-            Step(expert.name, ("examples", *expert.on), partial(self._expert, expert)) for expert in config.experts
+            Step(expert.name, ("examples", *expert.upon), partial(self._expert, expert)) for expert in config.experts
         ]
         self.steps = {step.name: step for step in steps}
 
@@ -160,7 +160,7 @@ class Plan:
     def _expert(self, expert: Expert, accelerator: Accelerator) -> None:
         base, examples = self._base(accelerator), Examples.load(self.file("examples"))
         by_name = {other.name: other for other in self.config.experts}
-        under = [(by_name[n], experts.load(by_name[n], base.arch, examples, self.file(n))) for n in expert.on]
+        under = [(by_name[n], experts.load(by_name[n], base.arch, examples, self.file(n))) for n in expert.upon]
         for _, heads in under:
             heads.to(accelerator.device)
         task = experts.task(
