@@ -63,3 +63,19 @@ def texture_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def style_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean of the colour and the texture distance: [N, 3, 32, 32] twice -> [N]."""
     return (colour_distance(a, b) + texture_distance(a, b)) / 2
+
+
+def set_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """How far two sets of pictures are apart as a whole: the same two halves, with the pixels (and differences) of
+    up to 256 pictures of each set taken as those of one large picture. [N, 3, 32, 32] and [M, 3, 32, 32]; the sets
+    are cut to the same size."""
+    count = min(len(a), len(b), 256)
+    pooled = [_pooled(part[torch.linspace(0, len(part) - 1, count).long()]) for part in (a, b)]
+    colour = (_colours(pooled[0][0]) - _colours(pooled[1][0])).abs().mean() / _COLOUR_UNIT
+    texture = (pooled[0][1] - pooled[1][1]).abs().mean() / _TEXTURE_UNIT
+    return ((colour + texture) / 2).item()
+
+
+def _pooled(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A set as one wide picture, and the sorted differences of all its pictures: [8, 3, all]."""
+    return torch.cat(list(pictures), dim=2)[None], _textures(pictures).permute(1, 2, 0, 3).flatten(2).sort(-1).values

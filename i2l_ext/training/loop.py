@@ -59,11 +59,11 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
         [p for p in module.parameters() if p.requires_grad],
         lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay,
     )  # fmt: skip
+    wrapped, stepper = accelerator.prepare(module, optimizer)
     average = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     checkpoint = Checkpoint(folder, module, optimizer, average)
     step = checkpoint.load()
     metrics = Metrics(folder.parent / "metrics.jsonl", task.name, step, accelerator.is_main_process)
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
     share = schedule.batch // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
@@ -74,8 +74,8 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
         loss = task.loss(wrapped, task.rng(step), mine)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), schedule.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        stepper.step()
+        stepper.zero_grad()
         with torch.no_grad():
             # The average follows fast at first, so that it does not remember the start.
             follow = max(1 - schedule.average, 9 / (step + 10))
@@ -124,12 +124,10 @@ class Checkpoint:
         step, path = files[-1]
         saved = load_file(path)
         with torch.no_grad():
-            for _, p in self._trained():
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": torch.empty_like(p),
-                    "exp_avg_sq": torch.empty_like(p),
-                }
+            for name, p in self._trained():
+                if f"steps/{name}" in saved:
+                    moments = {moment: torch.empty_like(p) for moment in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[p] = {"step": torch.zeros(()), **moments}
             for key, value in self._tensors():
                 value.copy_(saved[key])
         return step
@@ -141,8 +139,10 @@ class Checkpoint:
         for name, p in self._trained():
             yield f"weight/{name}", p
             yield f"average/{name}", self.average[name]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                yield f"{moment}/{name}", self.optimizer.state[p][moment]
+            if state := self.optimizer.state.get(p):  # none where no gradient ever came
+                yield f"steps/{name}", state["step"]
+                yield f"moment1/{name}", state["exp_avg"]
+                yield f"moment2/{name}", state["exp_avg_sq"]
 
     def _files(self) -> Iterator[tuple[int, Path]]:
         for path in self.folder.glob("step-*.safetensors"):

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import save_file
 
 from i2l_ext.converters.errors import UserError
@@ -69,8 +69,11 @@ class Plan:
 
     def run(self, only: str | None = None) -> None:
         """All steps that are not done, in this process; or the one that is named."""
-        mixed = self.config.precision
-        accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+        accelerator = Accelerator(
+            mixed_precision=self.config.precision,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_same()
