@@ -13,6 +13,7 @@ from i2l_ext import images, labels, library, names
 from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.select import select
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
@@ -164,6 +165,7 @@ def decode(
 
 def adjust(lora: Lora, order: Order) -> Lora:
     """Blocks and kinds, rank and dtype as the user wants them."""
+    lora = select(lora, order.blocks, order.kinds)
     return lora if order.dtype is None else lora.cast(order.dtype)
 
 
