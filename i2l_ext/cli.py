@@ -19,6 +19,7 @@ COMMANDS = (
     "i2l_ext.commands.models",
     "i2l_ext.mini.commands",
     "i2l_ext.training.commands",
+    "i2l_ext.commands.lora_files",
     "i2l_ext.commands.doctor",
 )
 """Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""
