@@ -37,7 +37,7 @@ CONFIG = {
     "joint_attention_dim": TEXT_DIM,
     "axes_dims_rope": (8, 12, 12),
 }
-STEPS = 16
+STEPS = 10
 """Euler steps of a drawing."""
 
 VOCABULARY = ("a", "picture", "on", "outlined", *world.SHAPES, *filter(None, world.PLACES), *world.TEXTURES,

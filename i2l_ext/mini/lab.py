@@ -76,7 +76,10 @@ class Lab:
             for n in range(len(samples)):
                 tokens = {side: values[n : n + 1] for side, values in seen.tokens.items()}
                 own = Embeddings(seen.image[n : n + 1], tokens)
-                lora = pipeline.decode(model, files, own, [1.0], 1.0, opened)
+                parts = pipeline.decode(model, files, own, [1.0], opened)
+                if model.bias:
+                    parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
+                lora = concatenate(parts, [1.0] * len(parts))
                 made.append(Lora.of(lora.arch, {path: lora[path] for path in lora}))
         return made
 

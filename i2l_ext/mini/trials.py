@@ -124,7 +124,7 @@ class Trials:
 
     def _accuracy(self, drawings: torch.Tensor) -> float:
         """Share of drawings [..., 8, 3, 32, 32], one a shape in the order of the prompts, judged as prompted."""
-        judged = self.lab.judge(drawings.flatten(0, -5)).argmax(1)
+        judged = self.lab.judge(drawings.flatten(0, -4)).argmax(1)
         asked = torch.arange(len(world.SHAPES)).repeat(len(judged) // len(world.SHAPES))
         return (judged == asked).float().mean().item()
 
