@@ -40,6 +40,9 @@ BEAT = 0.1
 PAUSE = 1.0
 """Seconds before a broken connection is tried anew."""
 
+BARREN = 3
+"""Connections in a row that bring nothing, after which a download is given up until the next run."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many bytes of how many are done."""
 
@@ -165,18 +168,18 @@ class _Download:
         return final
 
     def complete(self, remote: Remote, part: Path) -> None:
-        """Let ``part`` grow to its size, over as many connections as that takes, as long as each brings something."""
+        """Let ``part`` grow to its size, over as many connections as that takes."""
+        barren = 0
         while not part.exists() or _size(part) != remote.size:
             self.job.check()
-            start, broken = _size(part), None
+            before = _size(part)
             try:
                 with self.told(remote.repo, remote.file):
                     _abandonable(lambda stop: self.transfer(remote, part, stop), self.job, self.beat(remote, part))
-            except Undelivered as error:
-                broken = error
-            if broken and (broken.lasting or _size(part) <= start):
-                raise broken
-            if broken:
+            except Undelivered as broken:
+                barren = 0 if _size(part) > before else barren + 1
+                if broken.lasting or barren == BARREN:
+                    raise
                 _abandonable(lambda stop: stop.wait(PAUSE), self.job)
 
     def transfer(self, remote: Remote, part: Path, stop: Event) -> None:

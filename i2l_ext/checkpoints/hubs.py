@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Protocol
 
 from i2l_ext.converters.errors import UserError
 
-CHUNK = 1 << 20
-"""Bytes."""
+CHUNK = 1 << 17
+"""Bytes: what a cut throws away at most."""
 
 
 @dataclass(frozen=True)
