@@ -81,7 +81,8 @@ def missing(model: Model, folders: Folders) -> list[Checkpoint]:
         except UserError:
             return False
 
-    return [part for part in model.parts if part.repo and not is_here(part)]
+    parts = {part.id: part for part in model.parts if part.repo}
+    return [part for part in parts.values() if not is_here(part)]
 
 
 def notes(parts: Sequence[Checkpoint]) -> list[str]:
@@ -228,8 +229,8 @@ class _Download:
 
 
 class _Sink(io.FileIO):
-    """The end of a growing file. Raises Cancelled once ``stop`` is set, UserError where the disk refuses or more
-    comes than was announced; that is thrown away then."""
+    """The end of a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where more
+    comes than was announced, as from a hub that begins anew unasked, it empties itself and raises ConnectionError."""
 
     def __init__(self, path: Path, limit: int, stop: Event) -> None:
         super().__init__(path, "ab")
@@ -241,7 +242,7 @@ class _Sink(io.FileIO):
         if self.tell() + len(chunk) > self.limit:
             self.seek(0)
             self.truncate()
-            raise UserError(f"{self.path.name}: more came than was announced; it was thrown away. Try again.")
+            raise ConnectionError("more came than was announced")
         rest = memoryview(chunk)
         with _writing(self.path.parent):
             while rest:
