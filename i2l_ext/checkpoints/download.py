@@ -229,8 +229,8 @@ class _Download:
 
 
 class _Sink(io.FileIO):
-    """The end of a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where more
-    comes than was announced, as from a hub that begins anew unasked, it empties itself and raises ConnectionError."""
+    """The end of a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where
+    more comes than was announced, as from a hub that begins anew unasked, it empties itself: ConnectionError."""
 
     def __init__(self, path: Path, limit: int, stop: Event) -> None:
         super().__init__(path, "ab")
