@@ -1,4 +1,14 @@
 """LoRA files and nothing else: what they say, and how to say it otherwise.
 
-Reached as ``i2l_ext.converters``: inside a WebUI another extension may own the bare name.
+Reached as ``i2l_ext.converters``: inside a WebUI another extension may own the bare name. Importing it imports
+neither torch nor numpy; what needs them imports them when it runs.
 """
+
+from .architectures import ARCHITECTURES, Architecture
+from .dialects import DIALECTS
+from .errors import UserError
+from .inspection import inspect
+from .lora import Lora, concatenate
+from .select import select
+
+__all__ = ["ARCHITECTURES", "DIALECTS", "Architecture", "Lora", "UserError", "concatenate", "inspect", "select"]

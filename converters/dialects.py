@@ -1,4 +1,4 @@
-"""Key dialects: how each tool names the factors of a LoRA, read in any of them and written in four.
+"""Key dialects: how each tool names the factors of a LoRA. All are read; those in `DIALECTS` are also written.
 
 A key is PREFIX + MODULE + SUFFIX. Prefixes and suffixes are tables; the modules are those of an architecture, with
 dots or with underscores. Only names and shapes are looked at here: neither torch nor the data are needed.
@@ -6,6 +6,8 @@ dots or with underscores. Only names and shapes are looked at here: neither torc
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Dialect:
-    """One way to write the keys of a LoRA."""
+    """One way to write the keys of a LoRA.
+
+    ``dotted``: the module's name keeps its dots; ``native``: it is the name in the model's first implementation,
+    where that has fused layers (`Architecture.fused`, `Architecture.renamed`).
+    """
 
     name: str
     prefix: str
@@ -27,6 +33,7 @@ class Dialect:
     up: str
     alpha: str | None = None
     dotted: bool = True
+    native: bool = False
     readers: str = ""
 
     def keys(self, path: str) -> tuple[str, str, str | None]:
@@ -35,30 +42,38 @@ class Dialect:
         return stem + self.down, stem + self.up, stem + self.alpha if self.alpha else None
 
 
+_PEFT = (".lora_A.weight", ".lora_B.weight")
+_KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
+
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
         Dialect(
-            "webui",
-            "diffusion_model.",
-            ".lora_A.weight",
-            ".lora_B.weight",
-            readers="Forge Neo, ComfyUI, ai-toolkit, DiffSynth-Studio, diffusers",
+            "webui", "diffusion_model.", *_PEFT, readers="Forge Neo, ComfyUI, ai-toolkit, DiffSynth-Studio, diffusers"
         ),
-        Dialect(
-            "kohya",
-            "lora_unet_",
-            ".lora_down.weight",
-            ".lora_up.weight",
-            ".alpha",
-            dotted=False,
-            readers="musubi-tuner, sd-scripts, ComfyUI",
-        ),
-        Dialect("diffusers", "transformer.", ".lora_A.weight", ".lora_B.weight", readers="diffusers, PEFT, ai-toolkit"),
+        Dialect("kohya", "lora_unet_", *_KOHYA, dotted=False, readers="musubi-tuner, sd-scripts, ComfyUI"),
+        Dialect("diffusers", "transformer.", *_PEFT, readers="diffusers, PEFT, ai-toolkit, Forge Neo, ComfyUI"),
         Dialect("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight", readers="DiffSynth-Studio"),
+        Dialect(
+            "kohya-fused",
+            "lora_unet_",
+            *_KOHYA,
+            dotted=False,
+            native=True,
+            readers="Forge Neo for Z-Image, where plain kohya is refused",
+        ),
     )
 }
+"""What is written. ``kohya-fused`` is ``kohya`` but for Z-Image, whose q, k and v it writes as one layer."""
 DEFAULT = "webui"
+
+VARIANTS: tuple[Dialect, ...] = (
+    Dialect("flymyai", "transformer.", ".lora.down.weight", ".lora.up.weight"),
+    Dialect("bare", "", *_PEFT),
+    Dialect("peft", "base_model.model.", *_PEFT),
+    Dialect("lycoris", "lycoris_", *_KOHYA, dotted=False),
+)
+"""What is only read, by the name that a report gives it; any further mix of a prefix and a suffix is "other"."""
 
 PREFIXES = (
     "base_model.model.diffusion_model.",
@@ -97,34 +112,41 @@ SUFFIXES = {
 """What stands behind the module's name, and which part of the pair it is."""
 
 UNSUPPORTED = {
-    ".lokr_": "LoKr",
-    ".hada_": "LoHa",
-    ".dora_scale": "DoRA",
-    ".lora_magnitude_vector": "DoRA",
-    ".magnitude": "DoRA",
-    ".lora_mid": "a convolution's LoRA (lora_mid)",
-    ".oft_": "OFT",
-    ".boft_": "BOFT",
-    ".a1.weight": "GLoRA",
-    ".ia3_": "IA3",
-    ".diff_b": "a bias difference (diff_b)",
-    ".diff": "a full difference (diff)",
-    ".lora_bias": "LoRA biases",
+    r"\.lokr_": "LoKr",
+    r"\.hada_": "LoHa",
+    r"\.(dora_scale|lora_magnitude_vector|magnitude)": "DoRA",
+    r"\.lora_mid": "a convolution's LoRA (lora_mid)",
+    r"\.b?oft_": "OFT",
+    r"\.[ab][12]\.weight$": "GLoRA",
+    r"\.ia3_": "IA3",
+    r"\.diff_b$": "a bias difference (diff_b)",
+    r"\.diff$": "a full difference (diff)",
+    r"\.lora_[AB]\.(default\.)?bias$": "LoRA biases",
+    r"\.(weight_scale|scale_weight|scaled_fp8|lora_(A|B|up|down)\.scale)": "scaled fp8",
 }
-"""What marks a network that is not a plain LoRA. Such keys are named and refused, never dropped."""
+"""What marks a network that is not a plain LoRA, as a pattern. Such keys are named and refused, never dropped."""
+
+OTHER_MODELS = {
+    r"single_transformer_blocks|(single|double)_blocks": "FLUX or HunyuanVideo",
+    r"joint_blocks": "Stable Diffusion 3",
+    r"(down|up|input|output)_blocks|mid_block|middle_block": "Stable Diffusion",
+    r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)": "Wan",
+}
+"""What marks a model that is none of ours. FLUX shares module names and even shapes with Qwen-Image."""
 
 TEXT_ENCODER = ("lora_te", "text_encoder", "te_", "lora_llm", "conditioner.", "text_model.")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one module's factors lie in a file. ``rows`` is the slice of the up factor's rows that are the module's,
-    where the file holds a fused layer."""
+    """Where one module's factors lie in a file, and in which dialect. ``rows`` is the slice of the up factor's rows
+    that are the module's, where the file holds a fused layer."""
 
     down: str
     up: str
     alpha: str | None = None
     rows: tuple[int, int] | None = None
+    dialect: str = "other"
 
 
 @dataclass(frozen=True)
@@ -144,7 +166,7 @@ class Reading:
 
     @property
     def dialect(self) -> str:
-        """The dialect's name, "mixed", or for the variants that we read but do not write "other"."""
+        """The name of the dialect or variant, "mixed" where there are several, "other" where it has no name."""
         return next(iter(self.dialects)) if len(self.dialects) == 1 else "mixed"
 
 
@@ -168,43 +190,80 @@ def _split(key: str) -> tuple[str, str] | None:
     return (key[: -len(max(matches, key=len))], max(matches, key=len)) if matches else None
 
 
+@dataclass(frozen=True)
+class _Spelling:
+    """A name in a key: the modules it stands for, each with its rows where it is a fused layer.
+
+    ``dotted`` and ``native`` as in Dialect; None where the name is the same either way.
+    """
+
+    targets: tuple[tuple[str, tuple[int, int] | None], ...]
+    dotted: bool | None
+    native: bool | None
+
+    def suits(self, dialect: Dialect) -> bool:
+        return self.dotted in (None, dialect.dotted) and self.native in (None, dialect.native)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as an implementation has it: its name and the modules of ours whose rows it stacks."""
+
+    name: str
+    paths: tuple[str, ...]
+
+
 @cache
-def _spellings(arch_id: str) -> dict[str, tuple[tuple[str, tuple[int, int] | None], ...]]:
-    """Every name of the architecture's modules, dotted or underscored: the modules it stands for, with their rows."""
+def native_layers(arch_id: str) -> dict[str, Layer]:
+    """The layers of the first implementation that differ from ours, by the path of each of our modules."""
     arch = ARCHITECTURES[arch_id]
-    names: dict[str, tuple[tuple[str, tuple[int, int] | None], ...]] = {}
+    layers: dict[str, Layer] = {}
     for path in arch.modules:
-        names[path] = ((path, None),)
-    for other, ours in (arch.renamed or {}).items():
-        for path in arch.modules:
+        for other, ours in (arch.renamed or {}).items():
             if path == ours or path.endswith("." + ours):
-                names[path.removesuffix(ours) + other] = ((path, None),)
-    for fused, kinds in (arch.fused or {}).items():
-        for path in arch.modules:
-            if not path.endswith("." + kinds[0]):
-                continue
-            stem, targets, start = path.removesuffix(kinds[0]), [], 0
-            for kind in kinds:
-                rows = arch.modules[stem + kind].shape[0]
-                targets.append((stem + kind, (start, start + rows)))
-                start += rows
-            names[stem + fused] = tuple(targets)
-    return names | {name.replace(".", "_"): targets for name, targets in names.items()}
+                layers[path] = Layer(path.removesuffix(ours) + other, (path,))
+        for fused, kinds in (arch.fused or {}).items():
+            if path.endswith("." + kinds[0]):
+                stem = path.removesuffix(kinds[0])
+                layer = Layer(stem + fused, tuple(stem + kind for kind in kinds))
+                layers |= dict.fromkeys(layer.paths, layer)
+    return layers
 
 
-def _take_apart(key: str, stem: str, suffix: str, names: Mapping[str, object]) -> _Key | None:
+@cache
+def _spellings(arch_id: str) -> dict[str, _Spelling]:
+    """Every name of the architecture's modules, dotted or underscored, ours or native."""
+    arch, native = ARCHITECTURES[arch_id], native_layers(arch_id)
+    named = {path: (((path, None),), False if path in native else None) for path in arch.modules}
+    for layer in native.values():
+        start, targets = 0, []
+        for path in layer.paths:
+            end = start + arch.modules[path].shape[0]
+            targets.append((path, (start, end) if len(layer.paths) > 1 else None))
+            start = end
+        named[layer.name] = (tuple(targets), True)
+    spellings = {}
+    for name, (targets, is_native) in named.items():
+        flat = name.replace(".", "_")
+        spellings[name] = _Spelling(targets, None if flat == name else True, is_native)
+        spellings.setdefault(flat, _Spelling(targets, False, is_native))
+    return spellings
+
+
+def _take_apart(key: str, stem: str, suffix: str, names: Mapping[str, _Spelling]) -> _Key | None:
     for prefix in PREFIXES:
         if stem.startswith(prefix) and stem[len(prefix) :] in names:
             return _Key(key, prefix, stem[len(prefix) :], suffix)
     return None
 
 
-def _dialect_of(key: _Key) -> str:
-    for dialect in DIALECTS.values():
-        dotted = "." in key.stem or key.stem.isalpha()
-        if key.prefix == dialect.prefix and key.suffix in (dialect.down, dialect.up) and dotted == dialect.dotted:
-            return dialect.name
-    return "other"
+def _dialects_of(key: _Key, spelling: _Spelling) -> list[str]:
+    """The dialects in which a down or up key may be: several where a name is the same in them."""
+    return [
+        dialect.name
+        for dialect in (*DIALECTS.values(), *VARIANTS)
+        if key.prefix == dialect.prefix and key.suffix in (dialect.down, dialect.up) and spelling.suits(dialect)
+    ] or ["other"]
 
 
 def _fits(
@@ -220,7 +279,7 @@ def _fits(
         return f"it maps {down[1]} to {up[0]}, not {d_in} to {d_out}"
     if down[0] != up[1] or down[0] == 0:
         return f"its factors have ranks {down[0]} and {up[1]}"
-    if slot.alpha and shapes[slot.alpha] not in ((), (1,)):
+    if slot.alpha and math.prod(shapes[slot.alpha]) != 1:
         return "its alpha is not a number"
     return None
 
@@ -231,17 +290,18 @@ def parse(shapes: Mapping[str, Shape], name: str) -> Reading:
     Raises UserError where this is not a LoRA, one of an unknown kind, of an unknown model, or where a module stands
     in it twice.
     """
+    unsupported = re.compile("|".join(UNSUPPORTED))
     for key in shapes:
-        for mark, kind in UNSUPPORTED.items():
-            if mark in key:
-                raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
+        if unsupported.search(key):
+            kind = next(kind for mark, kind in UNSUPPORTED.items() if re.search(mark, key))
+            raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
     split = {key: parts for key in shapes if (parts := _split(key))}
     if not split:
         seen = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {seen!r})." if seen else "it is empty."))
     candidates = [_parse_as(arch, shapes, split, name) for arch in ARCHITECTURES.values()]
     readings = [reading for reading in candidates if reading.slots or reading.halves]
-    fitting = [r for r in readings if not _misfits(r, shapes)]
+    fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
     if not fitting:
         raise UserError(_strange(readings, shapes, split, name))
     return max(fitting, key=lambda reading: len(reading.slots))
@@ -253,29 +313,48 @@ def _parse_as(
     names = _spellings(arch.id)
     found: dict[str, dict[str, _Key]] = defaultdict(dict)
     rows: dict[str, tuple[int, int] | None] = {}
-    foreign, text_encoder, dialects = [], [], Counter[str]()
+    spoken: dict[str, list[str]] = {}
+    foreign, text_encoder = [], []
     for key in shapes:
         parts = split.get(key)
         taken = _take_apart(key, *parts, names) if parts else None
         if taken is None:
             (text_encoder if key.startswith(TEXT_ENCODER) else foreign).append(key)
             continue
+        spelling = names[taken.stem]
         if taken.part != "alpha":
-            dialects[_dialect_of(taken)] += 1
-        for path, slice_ in names[taken.stem]:
+            spoken[key] = _dialects_of(taken, spelling)
+        for path, slice_ in spelling.targets:
             if taken.part in found[path]:
                 first = found[path][taken.part].key
                 raise UserError(f"{name}: the module {path} stands in it twice ({first!r} and {key!r}).")
             found[path][taken.part] = taken
             rows[path] = slice_
+    # Names that are the same in several dialects are taken to be in the one that explains the whole file.
+    common = [dialect for dialect in next(iter(spoken.values()), ()) if all(dialect in o for o in spoken.values())]
+    dialect_of = {key: (common or options)[0] for key, options in spoken.items()}
     slots, halves = {}, []
     for path in (path for path in arch.modules if path in found):
         pair = {part: key.key for part, key in found[path].items()}
         if "down" in pair and "up" in pair:
-            slots[path] = Slot(pair["down"], pair["up"], pair.get("alpha"), rows[path])
+            slots[path] = Slot(pair["down"], pair["up"], pair.get("alpha"), rows[path], dialect_of[pair["up"]])
         else:
             halves.append(path)
-    return Reading(arch, slots, dict(dialects.most_common()), tuple(foreign), tuple(text_encoder), tuple(halves))
+    counts = dict(Counter(dialect_of.values()).most_common())
+    return Reading(arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves))
+
+
+def _other_model(reading: Reading) -> str | None:
+    """Why a file whose names and shapes would fit is of another model all the same, or None."""
+    for key in reading.foreign:
+        for mark, title in OTHER_MODELS.items():
+            if re.search(mark, key):
+                return f"{key!r} is of {title}"
+        for stack in reading.arch.stacks:
+            block = re.search(rf"(^|[._]){stack.name}[._](\d+)[._]", key)
+            if block and int(block[2]) >= stack.depth:
+                return f"{key!r} is beyond the {stack.depth} blocks of {reading.arch.title}"
+    return None
 
 
 def _misfits(reading: Reading, shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:
@@ -293,9 +372,12 @@ def _strange(
     """One line for a LoRA of no known architecture: what was seen, beside the nearest that we know."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
     named = [reading for reading in readings if reading.slots]
-    if not named:
+    other = next((reason for reading in named if (reason := _other_model(reading))), None)
+    if other or not named:
         key = next(iter(split))
-        return f"{name}: a LoRA of another model (key {key!r}, shape {list(shapes[key])}). Known are: {known}."
+        return (
+            f"{name}: a LoRA of another model ({other or f'key {key!r}, shape {list(shapes[key])}'}). Known: {known}."
+        )
     nearest = min(named, key=lambda reading: len(_misfits(reading, shapes)))
     path, reason = _misfits(nearest, shapes)[0]
-    return f"{name}: has the names of {nearest.arch.title} but not its shapes: {path}: {reason}. Known are: {known}."
+    return f"{name}: has the names of {nearest.arch.title} but not its shapes: {path}: {reason}. Known: {known}."

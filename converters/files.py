@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT = 64 << 20
 """Bytes. The largest real header here (720 modules) has 0.2 MB; a larger one than this is an attack or an error."""
+TENSOR_LIMIT = 50_000
+"""Tensors in a file. The largest LoRA here has 2,538, the largest checkpoint a few thousand."""
+CHUNK = 1 << 18
+"""Bytes read and written at a time: small enough to stay in the processor's cache while its values are checked."""
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -37,6 +41,10 @@ TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+STRUCT_CODES = {
+    "F64": "d", "F32": "f", "F16": "e", "BF16": "f",
+    "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U64": "Q", "U32": "I", "U16": "H", "U8": "B",
 }  # fmt: skip
 FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
@@ -122,6 +130,8 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
     metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
+    if len(raw) > TENSOR_LIMIT:
+        raise ValueError(f"it claims {len(raw)} tensors; more than {TENSOR_LIMIT} are not read")
     entries = [(name, _entry(name, value)) for name, value in raw.items()]
     end = 0
     for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
@@ -202,6 +212,27 @@ class TensorFile:
         self.readinto(entry, memoryview(buffer))
         return buffer
 
+    def chunks(self, name: str, start: int = 0, end: int | None = None) -> Iterator[memoryview]:
+        """The bytes [start, end) of a tensor in pieces of at most CHUNK; each piece is valid until the next."""
+        entry = self.entry(name)
+        end = entry.nbytes if end is None else end
+        buffer = memoryview(bytearray(min(CHUNK, end - start)))
+        for offset in range(start, end, CHUNK):
+            piece = buffer[: min(CHUNK, end - offset)]
+            self.readinto(entry, piece, offset)
+            yield piece
+
+    def number(self, name: str) -> float:
+        """A tensor of one element, read without torch. Raises UserError where it is no number."""
+        entry = self.entry(name)
+        if entry.dtype not in STRUCT_CODES or math.prod(entry.shape) != 1:
+            raise UserError(f"{self.path.name}: {name!r} is not a number ({entry.dtype} {list(entry.shape)}).")
+        raw = bytes(self.raw(name))
+        # bfloat16 is the upper half of float32
+        return float(
+            struct.unpack("<" + STRUCT_CODES[entry.dtype], (b"\0\0" if entry.dtype == "BF16" else b"") + raw)[0]
+        )
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, in the file's dtype and shape, in memory of its own."""
         import torch
@@ -228,6 +259,33 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+MAGNITUDES = {
+    "F64": ("<u8", (1 << 63) - 1, 0x7FF << 52),
+    "F32": ("<u4", 0x7FFFFFFF, 0x7F800000),
+    "F16": ("<u2", 0x7FFF, 0x7C00),
+    "BF16": ("<u2", 0x7FFF, 0x7F80),
+    "F8_E4M3": ("u1", 0x7F, 0x7F),
+    "F8_E5M2": ("u1", 0x7F, 0x7C),
+}
+"""By float dtype: how to read it as integers, the mask without the sign, and the first value that is not finite."""
+
+
+def finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
+    """Whether all numbers of a float ``dtype`` in ``data`` are finite, told from their bits: no torch needed."""
+    import numpy
+
+    code, mask, limit = MAGNITUDES[dtype]
+    numbers = numpy.frombuffer(data, code)
+    step = CHUNK // numbers.itemsize
+    scratch = numpy.empty(min(step, numbers.size), code)
+    for start in range(0, numbers.size, step):
+        piece = numbers[start : start + step]
+        magnitudes = numpy.bitwise_and(piece, numbers.dtype.type(mask), out=scratch[: piece.size])
+        if magnitudes.max() >= limit:
+            return False
+    return True
 
 
 @dataclass(frozen=True)

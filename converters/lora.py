@@ -7,6 +7,7 @@ Factors are made on demand, a module at a time, so that files larger than memory
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -72,6 +73,11 @@ class Lora:
         return len(self.specs)
 
     @property
+    def source(self) -> FileFactors | None:
+        """Where the factors are read from, as long as nothing but modules was left out; else None."""
+        return self.load if isinstance(self.load, FileFactors) else None
+
+    @property
     def rank(self) -> int:
         """The largest rank of a module."""
         return max((spec.rank for spec in self.specs.values()), default=0)
@@ -89,6 +95,8 @@ class Lora:
 
     def cast(self, dtype: str) -> Lora:
         """The same with factors in another dtype (the format's name)."""
+        if all(spec.dtype == dtype for spec in self.specs.values()):
+            return self
         specs = {path: Spec(spec.rank, dtype) for path, spec in self.specs.items()}
         return replace(self, specs=specs, load=partial(_cast, self.load, files.torch_dtype(dtype)))
 
@@ -112,43 +120,71 @@ class Lora:
 
 
 def from_file(file: files.TensorFile) -> Lora:
-    """The LoRA that an open file holds, read when asked for."""
+    """The LoRA that an open file holds, read when asked for. Raises UserError."""
     reading = dialects.parse(file.header.shapes, file.path.name)
     if reading.halves:
         raise UserError(f"{file.path.name}: {reading.halves[0]} has only one of its two factors.")
-    specs = {}
-    for path, slot in reading.slots.items():
-        dtypes = {file.entry(slot.down).dtype, file.entry(slot.up).dtype}
-        strange = sorted(dtypes.difference(FLOATS))
-        if strange:
-            raise UserError(f"{file.path.name}: {path} has the dtype {strange[0]}, which no LoRA has.")
-        dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-        scale = _scale(file, slot)
-        # A scale that is a power of two leaves every digit of a float as it is; any other needs float32.
-        exact = math.frexp(scale)[0] == 0.5 and not dtype.startswith("F8")
-        specs[path] = Spec(file.entry(slot.down).shape[0], dtype if exact else "F32")
-    return Lora(reading.arch, specs, partial(_from_slot, file, reading.slots, specs), file.header.metadata)
+    scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
+    specs = {path: _spec(file, path, slot, scales[path]) for path, slot in reading.slots.items()}
+    return Lora(reading.arch, specs, FileFactors(file, reading, scales, specs), file.header.metadata)
 
 
-def _scale(file: files.TensorFile, slot: dialects.Slot) -> float:
-    """alpha / rank; 1 where there is no alpha."""
+def scale(file: files.TensorFile, slot: dialects.Slot) -> float:
+    """What a module's update is multiplied with: alpha / rank, 1 where there is no alpha.
+
+    Raises UserError where alpha is zero, negative or not finite.
+    """
     if slot.alpha is None:
         return 1.0
-    alpha = float(file.tensor(slot.alpha).float().reshape(()))
+    alpha = file.number(slot.alpha)
     if not math.isfinite(alpha) or alpha <= 0:
         raise UserError(f"{file.path.name}: {slot.alpha} is {alpha:g}: the LoRA would do nothing or harm.")
     return alpha / file.entry(slot.down).shape[0]
 
 
-def _from_slot(
-    file: files.TensorFile, slots: Mapping[str, dialects.Slot], specs: Mapping[str, Spec], path: str
-) -> Pair:
-    slot, dtype = slots[path], files.torch_dtype(specs[path].dtype)
-    down, up = file.tensor(slot.down).to(dtype), file.tensor(slot.up)
-    if slot.rows:
-        up = up[slice(*slot.rows)]
-    up, scale = up.to(dtype), _scale(file, slot)
-    return down, up if scale == 1 else up * scale
+def _spec(file: files.TensorFile, path: str, slot: dialects.Slot, scale: float) -> Spec:
+    down, up = file.entry(slot.down), file.entry(slot.up)
+    for entry in (down, up):
+        if entry.dtype not in FLOATS:
+            raise UserError(f"{file.path.name}: {path} has the dtype {entry.dtype}, which no LoRA has.")
+    dtype = down.dtype if down.dtype == up.dtype and not down.dtype.startswith("F8") else "F32"
+    return Spec(down.shape[0], dtype if keeps_digits(scale, dtype) else "F32")
+
+
+def keeps_digits(scale: float, dtype: str) -> bool:
+    """Whether numbers of ``dtype`` can be multiplied with ``scale`` without losing a digit: a power of two, and an
+    exponent wide enough (float16 has five bits for it, and factors of a LoRA come near its lower end)."""
+    return abs(scale) == 1 or (math.frexp(scale)[0] in (0.5, -0.5) and dtype in ("F32", "BF16", "F64"))
+
+
+@dataclass(frozen=True)
+class FileFactors:
+    """The factors in a file: as tensors with the scale folded into the up factor, or as bytes where none is due."""
+
+    file: files.TensorFile
+    reading: dialects.Reading
+    scales: Mapping[str, float]
+    specs: Mapping[str, Spec]
+
+    def __call__(self, path: str) -> Pair:
+        slot, dtype = self.reading.slots[path], files.torch_dtype(self.specs[path].dtype)
+        down, up = self.file.tensor(slot.down).to(dtype), self.file.tensor(slot.up)
+        if slot.rows:
+            up = up[slice(*slot.rows)]
+        up = up.to(dtype)
+        return down, up if self.scales[path] == 1 else up * self.scales[path]
+
+    def raw(self, path: str, factor: int) -> Iterator[memoryview] | None:
+        """The bytes of the down (0) or up (1) factor, a piece at a time; None where they have to be computed."""
+        slot = self.reading.slots[path]
+        name = (slot.down, slot.up)[factor]
+        entry = self.file.entry(name)
+        if entry.dtype != self.specs[path].dtype or (factor == 1 and self.scales[path] != 1):
+            return None
+        if factor == 0 or slot.rows is None:
+            return self.file.chunks(name)
+        row = entry.nbytes // entry.shape[0]
+        return self.file.chunks(name, slot.rows[0] * row, slot.rows[1] * row)
 
 
 def _scaled(load: Callable[[str], Pair], weight: float, path: str) -> Pair:
@@ -162,40 +198,90 @@ def _cast(load: Callable[[str], Pair], dtype: torch.dtype, path: str) -> Pair:
 
 
 def _plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.Plan]:
-    """The tensors of a file, in order. Both factors of a module are made when the first is written."""
-    for path, spec in lora.specs.items():
-        d_out, d_in = lora.arch.modules[path].shape
-        pair = _Once(lora, path)
-        down, up, alpha = dialect.keys(path)
+    """The tensors of a file, in order."""
+    for layer in _layers(lora, dialect):
+        d_out, d_in = layer.shape
+        rank, dtype = layer.spec.rank, layer.spec.dtype
+        down, up, alpha = dialect.keys(layer.name)
         if alpha:
-            yield files.Plan(alpha, "F32", (), partial(_number, float(spec.rank)))
-        yield files.Plan(down, spec.dtype, (spec.rank, d_in), partial(pair.chunks, 0))
-        yield files.Plan(up, spec.dtype, (d_out, spec.rank), partial(pair.chunks, 1))
+            yield files.Plan(alpha, "F32", (), partial(_number, rank))
+        yield files.Plan(down, dtype, (rank, d_in), partial(layer.chunks, 0))
+        yield files.Plan(up, dtype, (d_out, rank), partial(layer.chunks, 1))
 
 
-def _number(value: float) -> list[memoryview]:
+def _number(value: float) -> list[bytes]:
+    return [struct.pack("<f", value)]
+
+
+def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_Layer]:
+    """The layers that are written: our modules, or the native ones, each where its first module stands."""
+    native = dialects.native_layers(lora.arch.id) if dialect.native else {}
+    raw = lora.source.raw if lora.source else None
+    done: set[str] = set()
+    for path, spec in lora.specs.items():
+        layer = native.get(path, dialects.Layer(path, (path,)))
+        shape = lora.arch.modules[path].shape
+        if len(layer.paths) == 1:
+            yield _Layer(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
+        elif layer.name not in done:
+            done.add(layer.name)
+            yield _fused(lora, layer)
+
+
+def _fused(lora: Lora, layer: dialects.Layer) -> _Layer:
+    """Several modules as the rows of one. Where all have the same down factor it is theirs too, and so is the rank;
+    else their factors stand in the diagonal of larger ones, which is exact as well."""
     import torch
 
-    return [files.bytes_of(torch.tensor(value))]
+    specs = [lora.specs[path] for path in layer.paths if path in lora.specs]
+    heights = [lora.arch.modules[path].shape[0] for path in layer.paths]
+    dtypes = {spec.dtype for spec in specs}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+    shared = len({spec.rank for spec in specs}) == 1
+    if shared:
+        downs = [lora.load(path)[0] for path in layer.paths if path in lora.specs]
+        shared = all(torch.equal(down, downs[0]) for down in downs)
+    rank = specs[0].rank if shared else sum(spec.rank for spec in specs)
+
+    def load() -> Pair:
+        pairs = [lora.load(path) if path in lora.specs else None for path in layer.paths]
+        made = [(down.to(files.torch_dtype(dtype)), up) for down, up in filter(None, pairs)]
+        down = made[0][0] if shared else torch.cat([down for down, _ in made])
+        up, row, column = down.new_zeros(sum(heights), rank), 0, 0
+        for height, pair in zip(heights, pairs, strict=True):
+            if pair:
+                width = pair[1].shape[1]
+                up[row : row + height, column : column + width] = pair[1]
+                column += 0 if shared else width
+            row += height
+        return down, up
+
+    return _Layer(layer.name, Spec(rank, dtype), (sum(heights), lora.arch.modules[layer.paths[0]].shape[1]), load)
 
 
 @dataclass
-class _Once:
-    """One module's factors, made at the first call and let go after the second."""
+class _Layer:
+    """A layer on its way into a file: copied as bytes where it can be, else made for the down factor and let go after
+    the up factor."""
 
-    lora: Lora
-    path: str
+    name: str
+    spec: Spec
+    shape: tuple[int, int]
+    load: Callable[[], Pair]
+    raw: Callable[[int], Iterator[memoryview] | None] | None = None
     pair: Pair | None = None
 
-    def chunks(self, factor: int) -> list[memoryview]:
-        if self.pair is None:
-            self.pair = self.lora[self.path]
-        tensor = self.pair[factor]
-        if factor == 1:
-            self.pair = None
-        if not tensor.isfinite().all():
-            raise UserError(f"{self.path}: the factors hold NaN or infinity; nothing was written.")
-        return [files.bytes_of(tensor.detach().cpu().contiguous())]
+    def chunks(self, factor: int) -> Iterator[memoryview]:
+        pieces = self.raw(factor) if self.raw else None
+        for piece in [self._made(factor)] if pieces is None else pieces:
+            if not files.finite(piece, self.spec.dtype):
+                raise UserError(f"{self.name}: the factors hold NaN or infinity; nothing was written.")
+            yield piece
+
+    def _made(self, factor: int) -> memoryview:
+        pair = self.pair or self.load()
+        self.pair = pair if factor == 0 else None
+        return files.bytes_of(pair[factor].detach().cpu().contiguous())
 
 
 def concatenate(parts: Sequence[Lora], scales: Sequence[float]) -> Lora:

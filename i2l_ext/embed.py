@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.checkpoints.stream import Run
 
-MEAN_STD = {
-    "siglip2": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+
+@dataclass(frozen=True)
+class Eye:
+    """How an encoder's pixels are made from the square: mean and standard deviation, RGB, of values 0 to 1; and
+    whether the resize rounds to whole levels, or works in floats."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rounded: bool
+
+
+EYES = {
+    "siglip2": Eye((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), rounded=True),
+    "dinov3": Eye((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), rounded=False),
 }
-"""By kind of encoder: the pixels' mean and standard deviation in training, RGB, of values 0 to 1."""
+"""By kind of encoder, as transformers' processors for them work: SigLIP's resizes bytes, DINOv3's divides by 255
+before it resizes."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ def embed(
 
     book = _Book(files, cache)
     seen = [[_pixels(picture, part) for picture in pictures] for part in (model.siglip2, model.dinov3)]
-    [first] = book.look_up(model.siglip2, seen[:1], run, _one_view(siglip2.encode))
-    [second] = book.look_up(model.dinov3, seen[1:], run, _one_view(dinov3.encode))
+    [first] = book.look_up(model.siglip2, seen[:1], run, siglip2.encode)
+    [second] = book.look_up(model.dinov3, seen[1:], run, dinov3.encode)
     tokens: dict[int, torch.Tensor] = {}
     if part := model.qwen_vl:
         views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
@@ -66,12 +78,8 @@ def embed(
 
 
 def _pixels(picture: images.Picture, part: Checkpoint) -> np.ndarray:
-    mean, std = MEAN_STD[part.kind]
-    return images.pixels(picture.square, part.spec.image, mean, std)
-
-
-def _one_view(encode: Callable[..., torch.Tensor]) -> Callable[..., list[torch.Tensor]]:
-    return lambda paths, dims, views, run: [encode(paths, dims, views[0], run)]
+    eye = EYES[part.kind]
+    return images.pixels(picture.square, part.spec.image, eye.mean, eye.std, rounded=eye.rounded)
 
 
 @dataclass

@@ -63,6 +63,11 @@ def whole(name, module, small, path=None, dtype=torch.float32):
     return model
 
 
+def encode(module, path, small, pixels, run):
+    (result,) = module.encode([path], small, [pixels], run)
+    return result
+
+
 def pictures(small, count=5):
     return torch.randn(count, 3, small.image, small.image, generator=torch.Generator().manual_seed(1))
 
@@ -75,7 +80,7 @@ def test_as_the_whole_model_in_fp32(tmp_path, name, module, small, disk):
     pixels = pictures(small)
     with torch.no_grad():
         theirs = model(pixels).pooler_output
-    ours = module.encode([path], small, pixels, FP32)
+    ours = encode(module, path, small, pixels, FP32)
     assert ours.shape == (5, small.width) and ours.dtype == torch.float32
     assert relative(ours, theirs) < 1e-5
 
@@ -87,7 +92,7 @@ def test_as_the_whole_model_in_bf16(tmp_path, name, module, small):
     pixels = pictures(small)
     with torch.no_grad():
         theirs = model(pixels.bfloat16()).pooler_output
-    assert relative(module.encode([path], small, pixels, BF16), theirs) < 1e-2
+    assert relative(encode(module, path, small, pixels, BF16), theirs) < 1e-2
 
 
 @pytest.mark.parametrize(("name", "module", "small"), ENCODERS, ids=["siglip2", "dinov3"])
@@ -96,8 +101,8 @@ def test_a_picture_alone_and_in_a_batch(tmp_path, name, module, small, run, boun
     path = tmp_path / "model.safetensors"
     whole(name, module, small, path)
     pixels = pictures(small)
-    together = module.encode([path], small, pixels, run)
-    alone = torch.cat([module.encode([path], small, one[None], run) for one in pixels])
+    together = encode(module, path, small, pixels, run)
+    alone = torch.cat([encode(module, path, small, one[None], run) for one in pixels])
     assert relative(alone, together) < bound
     assert relative(together[0], together[1]) > 1e-2  # pictures do tell
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
-from small_encoders import DINOV3, SIGLIP, relative, save, weights
 from torch import nn
 
 import i2l_ext.checkpoints.stream as streaming
 import i2l_ext.checkpoints.walk as walking
 from i2l_ext.checkpoints.stream import Cancelled, Run, TensorFiles, load, stream
 from i2l_ext.checkpoints.walk import Stack, plan, run_through
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
 from i2l_ext.encoders import dinov3, siglip2
+from small_encoders import DINOV3, SIGLIP, relative, save, weights
 
 FP32 = Run(dtype="float32")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -210,11 +210,11 @@ def test_encoders_under_a_bound(tmp_path, monkeypatch, module, small):
     path = save(tmp_path / "model.safetensors", weights(module.structure(small)))
     pixels = torch.randn(6, 3, small.image, small.image)
     shares = []
-    free = module.encode([path], small, pixels, Run(dtype="float32", progress=shares.append))
+    (free,) = module.encode([path], small, [pixels], Run(dtype="float32", progress=shares.append))
     monkeypatch.setattr(walking, "OVERHEAD", 0)
     with pytest.raises(UserError, match="needs"):
-        module.encode([path], small, pixels, Run(dtype="float32", memory=100_000))
-    bound = module.encode([path], small, pixels, Run(dtype="float32", memory=600_000))
+        module.encode([path], small, [pixels], Run(dtype="float32", memory=100_000))
+    (bound,) = module.encode([path], small, [pixels], Run(dtype="float32", memory=600_000))
     assert relative(bound, free) < 1e-5
     assert shares == sorted(shares) and shares[-1] == 1
 
@@ -229,7 +229,7 @@ def faulty(tmp_path, change):
 
 
 def encode(path, run=FP32):
-    return siglip2.encode([path], SIGLIP, torch.zeros(2, 3, SIGLIP.image, SIGLIP.image), run)
+    return siglip2.encode([path], SIGLIP, [torch.zeros(2, 3, SIGLIP.image, SIGLIP.image)], run)
 
 
 def test_a_missing_tensor_is_named(tmp_path):

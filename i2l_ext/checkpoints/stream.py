@@ -166,7 +166,7 @@ class _Loader:
             except UserError as error:
                 raise UserError(f"{error} (at the tensor {key!r})") from None
             if not direct:
-                part.copy_(read.to(self.device, non_blocking=self.stream is not None))
+                part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
                 self._copied.append(self.stream.record_event() if self.stream else None)
 
     def _stage(self, numbers: int, dtype: torch.dtype) -> Tensor:

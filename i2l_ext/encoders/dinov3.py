@@ -61,10 +61,11 @@ def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
     return structure_of("dinov3", _model(dims))
 
 
-def encode(paths: Sequence[Path], dims: Dinov3Dims, pixels: Tensor, run: Run) -> Tensor:
-    """``pixels`` [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
+def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
 
-    Raises UserError for files that do not hold this model, Cancelled when ``run`` says so.
+    The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
+    when ``run`` says so.
     """
     model = _model(dims)
     layers = model._modules.get("model", model).layer  # transformers 5 wraps the layers once more
@@ -87,4 +88,4 @@ def encode(paths: Sequence[Path], dims: Dinov3Dims, pixels: Tensor, run: Run) ->
             leave=lambda state: model.norm(state[0])[:, 0],
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
         )
-        return run_through(files, stack, [pixels], run, fixed=fixed)[0]
+        return run_through(files, stack, batches, run, fixed=fixed)

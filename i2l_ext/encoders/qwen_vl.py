@@ -104,18 +104,18 @@ def structure(dims: QwenVLDims) -> dict[str, tuple[int, ...]]:
     return structure_of("qwen_vl", _model(dims))
 
 
-def encode(paths: Sequence[Path], dims: QwenVLDims, views: Sequence[Tensor], run: Run) -> list[Tensor]:
-    """Each view, ``qwen_view.pixels`` of N pictures stacked [N, patches, values], to [N, tokens, hidden].
+def encode(paths: Sequence[Path], dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of ``qwen_view.pixels`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
 
     The results are float32 on the CPU, without the template's first ``drop`` tokens. The weights are read once for
-    all views; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
+    all batches; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
     do not hold this model, Cancelled when ``run`` says so.
     """
     model = _model(dims)
     vision = vision_cost(dims) / (vision_cost(dims) + language_cost(dims))
     with TensorFiles(paths) as files:
         files.check({key: shape for key, shape in structure_of("qwen_vl", model).items() if key != "lm_head.weight"})
-        seen = _see(files, model, dims, views, run.part(0, vision))
+        seen = _see(files, model, dims, batches, run.part(0, vision))
         return _read(files, model, dims, seen, run.part(vision, 1))
 
 
@@ -133,8 +133,8 @@ def _grid(patches: int, dims: QwenVLDims) -> int:
     return math.isqrt(patches) // dims.merge
 
 
-def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, views: Sequence[Tensor], run: Run) -> list[Tensor]:
-    """The vision tower: views [N, patches, values] to image tokens [N, grid * grid, hidden]."""
+def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """The vision tower: batches [N, patches, values] to image tokens [N, grid * grid, hidden]."""
     tower = model.model.visual
     fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, run)
     unit = dims.merge**2
@@ -168,7 +168,7 @@ def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, views: Sequence
         cost=cost,
         together=False,
     )
-    seen = run_through(files, stack, views, run, fixed=fixed)
+    seen = run_through(files, stack, batches, run, fixed=fixed)
     tower.to("meta")
     return seen
 

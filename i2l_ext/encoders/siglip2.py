@@ -48,10 +48,11 @@ def structure(dims: SiglipDims) -> dict[str, tuple[int, ...]]:
     return structure_of("siglip2", _model(dims))
 
 
-def encode(paths: Sequence[Path], dims: SiglipDims, pixels: Tensor, run: Run) -> Tensor:
-    """``pixels`` [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
+def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
 
-    Raises UserError for files that do not hold this model, Cancelled when ``run`` says so.
+    The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
+    when ``run`` says so.
     """
     model = _model(dims)
     tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
@@ -66,4 +67,4 @@ def encode(paths: Sequence[Path], dims: SiglipDims, pixels: Tensor, run: Run) ->
             leave=lambda hidden: tower.head(tower.post_layernorm(hidden)),
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 2 * dims.mlp)),
         )
-        return run_through(files, stack, [pixels], run, fixed=fixed)[0]
+        return run_through(files, stack, batches, run, fixed=fixed)

@@ -1,0 +1,208 @@
+"""What a LoRA file is, on one screen: model, dialect, modules, ranks, scales, values, and who made it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import dialects, files
+from .architectures import Architecture
+
+MAKERS = {
+    r"(?m)^i2l\.": "Image-to-LoRA",
+    r"(?m)^ss_network_module=.*networks\.lora_(qwen_image|zimage)": "musubi-tuner",
+    r"(?m)^software=.*ai-toolkit": "ai-toolkit",
+    r"(?m)^ss_network_module=lycoris": "LyCORIS",
+    r"(?m)^ss_(session_id|training_started_at|learning_rate|network_module)": "sd-scripts or its like",
+    r"(?m)^modelspec\.implementation=.*diffusers": "diffusers",
+}
+"""Who writes such metadata, as patterns on lines KEY=VALUE."""
+
+DIALECT_MAKERS = {
+    "flymyai": "flymyai-lora-trainer or another diffusers script",
+    "diffsynth": "DiffSynth-Studio",
+    "kohya": "musubi-tuner or a converter",
+    "peft": "PEFT",
+    "lycoris": "LyCORIS",
+}
+"""Who writes such keys, where the metadata say nothing."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. ``alphas`` and ``scales`` count modules; ``missing`` are modules that the i2L models write and
+    the file lacks; ``finite`` is None where the values were not read."""
+
+    name: str
+    arch: Architecture
+    dialect: str
+    slots: Mapping[str, dialects.Slot]
+    ranks: Mapping[int, int]
+    alphas: Mapping[float | None, int]
+    scales: Mapping[float, int]
+    dtypes: Mapping[str, int]
+    missing: tuple[str, ...]
+    halves: tuple[str, ...]
+    foreign: tuple[str, ...]
+    text_encoder: tuple[str, ...]
+    bad: tuple[str, ...] | None
+    bytes: int
+    maker: str | None
+    metadata: Mapping[str, str] = field(repr=False)
+    dialects: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why `i2l convert` refuses the file, and what a reader of it may trip over, a line each."""
+        wrong = [alpha for alpha in self.alphas if alpha is not None and not 0 < alpha < math.inf]
+        fp8 = [dtype for dtype in self.dtypes if dtype.startswith("F8")]
+        return [
+            *(f"alpha is {alpha:g} in {self.alphas[alpha]} modules: they do nothing or harm" for alpha in wrong),
+            *(f"{path} has only one of its two factors" for path in self.halves[:3]),
+            *([f"NaN or infinity in {len(self.bad)} tensors, first {self.bad[0]}"] if self.bad else []),
+            *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
+            *([f"several dialects in one file: {_list(self.dialects)}"] if len(self.dialects) > 1 else []),
+        ]
+
+    @property
+    def finite(self) -> bool | None:
+        return None if self.bad is None else not self.bad
+
+    def json(self) -> dict[str, object]:
+        """For programs: plain values only."""
+        return {
+            "file": self.name,
+            "arch": self.arch.id,
+            "dialect": self.dialect,
+            "dialects": dict(self.dialects),
+            "modules": len(self.slots),
+            "kinds": _kinds(self.arch, self.slots),
+            "ranks": {str(rank): count for rank, count in self.ranks.items()},
+            "alphas": {"none" if alpha is None else f"{alpha:g}": count for alpha, count in self.alphas.items()},
+            "scales": {f"{scale:g}": count for scale, count in self.scales.items()},
+            "dtype": next(iter(self.dtypes)) if len(self.dtypes) == 1 else "mixed",
+            "dtypes": dict(self.dtypes),
+            "finite": self.finite,
+            "not_finite": list(self.bad or ()),
+            "missing": _kinds(self.arch, self.missing),
+            "halves": list(self.halves),
+            "foreign": list(self.foreign),
+            "text_encoder": list(self.text_encoder),
+            "bytes": self.bytes,
+            "problems": self.problems,
+            "maker": self.maker,
+            "metadata": dict(self.metadata),
+        }
+
+
+def inspect(path: Path | str, *, values: bool = True) -> Inspection:
+    """Look at a LoRA file; at its values too where ``values``. Neither needs torch.
+
+    Raises UserError where it is no LoRA of a known model.
+    """
+    with files.TensorFile(path) as file:
+        header = file.header
+        reading = dialects.parse(header.shapes, file.path.name)
+        slots = reading.slots
+        alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
+        factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
+        return Inspection(
+            name=file.path.name,
+            arch=reading.arch,
+            dialect=reading.dialect,
+            slots=slots,
+            ranks=_counted(file.entry(slot.down).shape[0] for slot in slots.values()),
+            alphas=dict(alphas.most_common()),
+            scales=_counted(_scale(file, slot) for slot in slots.values()),
+            dtypes=_counted(file.entry(name).dtype for name in factors),
+            missing=tuple(path for path in reading.arch.made if path not in slots),
+            halves=reading.halves,
+            foreign=reading.foreign,
+            text_encoder=reading.text_encoder,
+            bad=tuple(name for name in factors if not _finite(file, name)) if values else None,
+            bytes=header.data_start + sum(entry.nbytes for entry in header.tensors.values()),
+            maker=_maker(header.metadata, reading),
+            metadata=header.metadata,
+            dialects=reading.dialects,
+        )
+
+
+def _counted(values: Iterable) -> dict:
+    return dict(Counter(values).most_common())
+
+
+def _scale(file: files.TensorFile, slot: dialects.Slot) -> float:
+    """alpha / rank as it stands there, even where a reader refuses it: the report names it under ``problems``."""
+    return file.number(slot.alpha) / file.entry(slot.down).shape[0] if slot.alpha else 1.0
+
+
+def _finite(file: files.TensorFile, name: str) -> bool:
+    dtype = file.entry(name).dtype
+    return dtype in files.MAGNITUDES and all(files.finite(piece, dtype) for piece in file.chunks(name))
+
+
+def _maker(metadata: Mapping[str, str], reading: dialects.Reading) -> str | None:
+    lines = "\n".join(f"{key}={value}" for key, value in metadata.items())
+    found = (maker for mark, maker in MAKERS.items() if re.search(mark, lines))
+    return next(found, DIALECT_MAKERS.get(reading.dialect))
+
+
+def _kinds(arch: Architecture, paths: Iterable[str]) -> dict[str, int]:
+    return _counted(arch.modules[path].kind.name for path in paths)
+
+
+def lines(found: Inspection) -> list[str]:
+    """The report for a person, a line an entry."""
+    arch = found.arch
+    total = Counter(module.kind.name for module in arch.modules.values())
+    told = {
+        "model": f"{arch.title}, by names and shapes",
+        "dialect": _list(found.dialects) if len(found.dialects) > 1 else found.dialect,
+        "modules": f"{len(found.slots)}; the model has {len(arch.modules)}, i2L writes {len(arch.made)} of them",
+        "ranks": _list(found.ranks),
+        "alpha": _list({"none" if alpha is None else f"{alpha:g}": count for alpha, count in found.alphas.items()}),
+        "scale": _list({f"{scale:g}": count for scale, count in found.scales.items()}),
+        "dtype": _list(found.dtypes),
+        "values": {None: "not looked at", True: "all finite", False: "not finite"}[found.finite],
+        "size": f"{found.bytes / 1e6:.1f} MB",
+        "made by": found.maker or "unknown",
+    }
+    for label, names in (
+        ("half", found.halves),
+        ("foreign", found.foreign),
+        ("text enc.", found.text_encoder),
+    ):
+        if names:
+            told[label] = f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+    report = [found.name, *(f"  {label:<10}{text}" for label, text in told.items())]
+    report += [*(f"  problem   {problem}" for problem in found.problems), ""]
+    have = _kinds(arch, found.slots)
+    missing: dict[str, list[str]] = {}
+    for path in found.missing:
+        missing.setdefault(arch.modules[path].kind.name, []).append(path)
+    report.append(f"  {'kind':<44}{'here':>5}{'of':>5}  missing")
+    for kind, count in total.items():
+        if kind in have or kind in missing:
+            report.append(
+                f"  {kind:<44}{have.get(kind, 0):>5}{count:>5}  {_named(missing.get(kind, []), kind)}".rstrip()
+            )
+    shown = [f"  {key}: {value[:90]}{'…' if len(value) > 90 else ''}" for key, value in found.metadata.items()]
+    return [*report, *(["", "  metadata", *shown] if shown else [])]
+
+
+def _named(paths: list[str], kind: str) -> str:
+    """How many, and where while that is short: ``2: layers.0, layers.7``."""
+    where = ", ".join(path.removesuffix(kind).rstrip(".") for path in paths)
+    return f"{len(paths)}: {where}" if paths and len(where) < 60 else f"{len(paths) or ''}"
+
+
+def _list(counts: Mapping[object, int]) -> str:
+    """``a`` where there is one, ``a (3), b (2)`` where there are several."""
+    if len(counts) == 1:
+        return str(next(iter(counts)))
+    shown = [f"{value} ({count})" for value, count in list(counts.items())[:6]]
+    return ", ".join(shown) + (f", and {len(counts) - 6} more" if len(counts) > 6 else "")

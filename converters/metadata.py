@@ -1,0 +1,35 @@
+"""What a file says of itself in its metadata, kept true when the file is changed."""
+
+from __future__ import annotations
+
+from .lora import Lora
+
+STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+"""Hashes of the old file's data."""
+
+MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
+"""musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""
+
+
+def rewritten(lora: Lora, dialect: str, name: str | None = None, **fields: str) -> dict[str, str]:
+    """The metadata of ``lora`` for a file of it in ``dialect`` called ``name`` (a stem; None: unchanged).
+
+    Everything is kept but what would be wrong: ranks and alphas are those of the new file (every scale is folded
+    into the factors, so alpha is the rank), a name that was the old file's becomes the new one's, hashes of the old
+    data go. ``fields`` are added under ``i2l.``.
+    """
+    metadata = {key: value for key, value in lora.metadata.items() if key not in STALE}
+    ranks = {spec.rank for spec in lora.specs.values()}
+    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    kohya = dialect.startswith("kohya")
+    for key in ("ss_network_dim", "ss_network_alpha"):
+        if kohya or key in metadata:
+            metadata[key] = rank
+    if kohya and lora.arch.family in MODULES:
+        metadata.setdefault("ss_network_module", MODULES[lora.arch.family])
+    old = metadata.get("ss_output_name")
+    if name and old:
+        metadata["ss_output_name"] = name
+        if metadata.get("modelspec.title") == old:
+            metadata["modelspec.title"] = name
+    return metadata | {f"i2l.{key}": value for key, value in fields.items()}

@@ -1,0 +1,319 @@
+"""Every dialect to every other, through every variant that is read; and what is refused by name."""
+
+import itertools
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from i2l_ext.converters import dialects, files
+from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.dialects import DIALECTS, PREFIXES, parse
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.lora import Lora
+
+PAIRS = [
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+    (".lora_A", ".lora_B"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_down", ".lora_up"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+]
+
+
+def pair(arch, path, rank=2, dtype=torch.bfloat16, seed=0):
+    generator = torch.Generator().manual_seed(seed + hash(path) % 1000)
+    d_out, d_in = arch.modules[path].shape
+    return (
+        torch.randn(rank, d_in, generator=generator).to(dtype),
+        torch.randn(d_out, rank, generator=generator).to(dtype),
+    )
+
+
+def keys(arch, paths, prefix, down, up, *, flat=False, alpha=False, rank=2):
+    shapes = {}
+    for path in paths:
+        d_out, d_in = arch.modules[path].shape
+        stem = prefix + (path.replace(".", "_") if flat else path)
+        shapes |= {stem + down: (rank, d_in), stem + up: (d_out, rank)}
+        if alpha:
+            shapes[stem + ".alpha"] = ()
+    return shapes
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_variant_names_every_module(prefix):
+    for suffixes, flat in itertools.product(PAIRS, (False, True)):
+        reading = parse(keys(MINI, MINI.modules, prefix, *suffixes, flat=flat, alpha=True), "f")
+        assert reading.arch is MINI
+        assert list(reading.slots) == list(MINI.modules)
+        assert not reading.foreign and not reading.halves and not reading.text_encoder
+        assert all(slot.alpha for slot in reading.slots.values())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=lambda arch: arch.id)
+@pytest.mark.parametrize("dialect", [*DIALECTS.values(), *dialects.VARIANTS], ids=lambda dialect: dialect.name)
+def test_a_dialect_is_called_by_its_name(arch, dialect):
+    if dialect.native:
+        return  # its names are made when a file is written: test_fused below
+    shapes = keys(arch, arch.modules, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
+    assert parse(shapes, "f").dialect == dialect.name
+
+
+@settings(deadline=None)
+@given(st.sets(st.sampled_from(sorted(MINI.modules)), min_size=1), st.sampled_from(sorted(DIALECTS)))
+def test_any_subset_is_recognised(paths, name):
+    dialect = DIALECTS[name]
+    shapes = keys(MINI, paths, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
+    reading = parse(shapes, "f")
+    assert reading.arch is MINI
+    assert set(reading.slots) == paths
+    assert reading.dialect in {name, name.removesuffix("-fused")}
+
+
+def save(path, tensors):
+    safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    return path
+
+
+def write(arch, modules, path, prefix, down, up, *, flat=False, alphas=None):
+    tensors = {}
+    for module, (a, b) in modules.items():
+        stem = prefix + (module.replace(".", "_") if flat else module)
+        tensors |= {stem + down: a, stem + up: b}
+        if alphas and module in alphas:
+            tensors[stem + ".alpha"] = torch.tensor(alphas[module])
+    return save(path, tensors)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    paths=st.sets(st.sampled_from(sorted(MINI.modules)), min_size=1, max_size=5),
+    prefix=st.sampled_from(PREFIXES),
+    suffixes=st.sampled_from(PAIRS),
+    flat=st.booleans(),
+    rank=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    alpha=st.sampled_from([None, 0.5, 1.0, 3.0, "rank", "half"]),
+    to=st.lists(st.sampled_from(sorted(DIALECTS)), min_size=1, max_size=3),
+)
+def test_delta_is_the_same_after_any_chain(tmp_path_factory, paths, prefix, suffixes, flat, rank, dtype, alpha, to):
+    folder = tmp_path_factory.mktemp("chain")
+    alpha = {"rank": float(rank), "half": rank / 2}.get(alpha, alpha)
+    modules = {path: pair(MINI, path, rank, dtype) for path in paths}
+    scale = 1.0 if alpha is None else alpha / rank
+    path = write(
+        MINI, modules, folder / "0", prefix, *suffixes, flat=flat, alphas=alpha and dict.fromkeys(paths, alpha)
+    )
+    for step, dialect in enumerate(to):
+        Lora.read(path).save(folder / f"{step + 1}", dialect)
+        path = folder / f"{step + 1}"
+    lora = Lora.read(path)
+    assert set(lora.specs) == paths
+    for module, (down, up) in modules.items():
+        exact = scale * (up.double() @ down.double())
+        a, b = lora[module]
+        after = b.double() @ a.double()
+        if scale in (0.25, 0.5, 1, 2):
+            assert torch.equal(after, exact)
+        else:
+            assert (after - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("alpha", [4.0, 8.0, 2.0, 0.125])
+def test_the_end_of_float16_loses_nothing(tmp_path, dtype, alpha):
+    down, up = pair(MINI, "proj_out", 4, dtype)
+    up = (up.double() * 6e-8).to(dtype)  # float16: among its last subnormal numbers
+    path = write(MINI, {"proj_out": (down, up)}, tmp_path / "f", "", *PAIRS[0], alphas={"proj_out": alpha})
+    a, b = Lora.read(path)["proj_out"]
+    assert torch.equal(b.double() @ a.double(), alpha / 4 * up.double() @ down.double())
+
+
+def test_alpha_is_a_scalar_in_float32_and_equals_the_rank(tmp_path):
+    lora = Lora.of(MINI, {path: pair(MINI, path, 3) for path in MINI.made})
+    lora.save(tmp_path / "k", "kohya")
+    tensors = safetensors.torch.load_file(tmp_path / "k")
+    alphas = [tensor for key, tensor in tensors.items() if key.endswith(".alpha")]
+    assert len(alphas) == len(MINI.made)
+    assert all(alpha.shape == () and alpha.dtype == torch.float32 and alpha == 3 for alpha in alphas)
+
+
+@pytest.mark.parametrize("name", [name for name in DIALECTS if not name.startswith("kohya")])
+def test_no_alpha_where_a_reader_would_misread_it(tmp_path, name):
+    lora = Lora.of(MINI, {path: pair(MINI, path) for path in MINI.made})
+    lora.save(tmp_path / "f", name)
+    assert not any("alpha" in key for key in safetensors.torch.load_file(tmp_path / "f"))
+
+
+QKV = [f"layers.0.attention.to_{x}" for x in "qkv"]
+
+
+def z_factors(shared, paths=QKV, rank=2):
+    made = {path: pair(Z_IMAGE, path, rank, seed=i) for i, path in enumerate(paths)}
+    if shared:
+        made = {path: (made[paths[0]][0], up) for path, (_, up) in made.items()}
+    return made
+
+
+def act(down, up):
+    """What the update does to three inputs, in float64: tells two updates apart without forming them."""
+    probe = torch.randn(down.shape[1], 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return up.double() @ (down.double() @ probe)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("missing", [None, *QKV])
+def test_fused_qkv_both_ways(tmp_path, shared, missing):
+    modules = z_factors(shared, [path for path in QKV if path != missing])
+    modules["layers.0.attention.to_out.0"] = pair(Z_IMAGE, "layers.0.attention.to_out.0")
+    modules["layers.0.feed_forward.w1"] = pair(Z_IMAGE, "layers.0.feed_forward.w1")
+    Lora.of(Z_IMAGE, modules).save(tmp_path / "fused", "kohya-fused")
+    tensors = safetensors.torch.load_file(tmp_path / "fused")
+    assert {key.split(".")[0] for key in tensors} == {
+        "lora_unet_layers_0_attention_qkv",
+        "lora_unet_layers_0_attention_out",
+        "lora_unet_layers_0_feed_forward_w1",
+    }
+    down, up, alpha = (
+        tensors[f"lora_unet_layers_0_attention_qkv.{x}"] for x in ("lora_down.weight", "lora_up.weight", "alpha")
+    )
+    rank = 2 if shared else 2 * len([path for path in QKV if path in modules])
+    assert (down.shape, up.shape, alpha) == ((rank, 3840), (3 * 3840, rank), rank)
+    whole = act(down, up)
+    for index, path in enumerate(QKV):
+        expected = act(*modules[path]) if path in modules else torch.zeros(3840, 3, dtype=torch.float64)
+        assert torch.allclose(whole[3840 * index : 3840 * (index + 1)], expected, rtol=1e-12, atol=1e-12)
+    back = Lora.read(tmp_path / "fused")
+    assert parse(files.TensorFile(tmp_path / "fused").header.shapes, "f").dialect == "kohya-fused"
+    back.save(tmp_path / "split", "kohya")
+    split = Lora.read(tmp_path / "split")
+    for path, (a, b) in modules.items():
+        down, up = split[path]
+        assert torch.allclose(act(down, up), act(a, b), rtol=1e-12, atol=1e-12)
+        if shared:
+            assert torch.equal(down, a) and torch.equal(up, b)
+
+
+def test_native_dotted_names_are_read(tmp_path):
+    """ComfyUI's own names of Z-Image, under any prefix."""
+    modules = z_factors(True)
+    down = modules[QKV[0]][0]
+    up = torch.cat([modules[path][1] for path in QKV])
+    stem = "diffusion_model.layers.0.attention.qkv"
+    save(tmp_path / "f", {stem + ".lora_A.weight": down, stem + ".lora_B.weight": up})
+    lora = Lora.read(tmp_path / "f")
+    assert list(lora.specs) == QKV
+    for path in QKV:
+        assert torch.equal(lora[path][0], down) and torch.equal(lora[path][1], modules[path][1])
+
+
+def test_fused_and_split_in_one_file_are_twice_the_module():
+    shapes = {
+        "lora_unet_layers_0_attention_qkv.lora_down.weight": (2, 3840),
+        "lora_unet_layers_0_attention_qkv.lora_up.weight": (3 * 3840, 2),
+        "lora_unet_layers_0_attention_to_q.lora_down.weight": (2, 3840),
+        "lora_unet_layers_0_attention_to_q.lora_up.weight": (3840, 2),
+    }
+    with pytest.raises(UserError, match="twice"):
+        parse(shapes, "f")
+
+
+def test_mixed_dialects_are_read_where_no_module_is_twice():
+    first, second, *_ = MINI.made
+    shapes = keys(MINI, [first], "diffusion_model.", *PAIRS[0]) | keys(
+        MINI, [second], "lora_unet_", *PAIRS[3], flat=True
+    )
+    reading = parse(shapes, "f")
+    assert reading.dialect == "mixed"
+    assert reading.dialects == {"webui": 2, "kohya": 2}
+    assert {slot.dialect for slot in reading.slots.values()} == {"webui", "kohya"}
+    collision = shapes | keys(MINI, [first], "transformer.", *PAIRS[0])
+    with pytest.raises(UserError, match=re.escape(first) + " stands in it twice"):
+        parse(collision, "f")
+
+
+def test_text_encoder_foreign_and_half_modules_are_told_apart():
+    path = next(iter(MINI.made))
+    shapes = keys(MINI, [path], "transformer.", *PAIRS[0]) | {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (2, 8),
+        "transformer.something_else.lora_A.weight": (2, 8),
+        "transformer.proj_out.lora_A.weight": (2, MINI.modules["proj_out"].kind.d_in),
+    }
+    reading = parse(shapes, "f")
+    assert [len(reading.text_encoder), len(reading.foreign), list(reading.halves)] == [1, 1, ["proj_out"]]
+
+
+REFUSED = {
+    "LoKr": "transformer_blocks.0.attn.to_q.lokr_w1",
+    "LoHa": "lycoris_transformer_blocks_0_attn_to_q.hada_w1_a",
+    "DoRA": "transformer_blocks.0.attn.to_q.dora_scale",
+    "OFT": "transformer_blocks.0.attn.to_q.oft_blocks",
+    "full difference": "diffusion_model.transformer_blocks.0.attn.to_q.diff",
+    "bias difference": "diffusion_model.transformer_blocks.0.attn.to_q.diff_b",
+    "LoRA biases": "transformer.transformer_blocks.0.attn.to_q.lora_B.bias",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_networks_are_named_and_refused(kind):
+    path = next(iter(QWEN_IMAGE.made))
+    shapes = keys(QWEN_IMAGE, [path], "", *PAIRS[0]) | {REFUSED[kind]: (3,)}
+    with pytest.raises(UserError, match=f"{kind}.*not supported.*{re.escape(REFUSED[kind])}"):
+        parse(shapes, "f")
+
+
+def test_the_prefix_model_diffusion_model_is_no_difference():
+    path = next(iter(QWEN_IMAGE.made))
+    assert len(parse(keys(QWEN_IMAGE, [path], "model.diffusion_model.", *PAIRS[0]), "f").slots) == 1
+
+
+FLUX = {
+    f"transformer.{block}.attn.to_{x}.lora_{side}.weight": shape
+    for block, x in itertools.product(["transformer_blocks.0", "single_transformer_blocks.0"], "qkv")
+    for side, shape in (("A", (4, 3072)), ("B", (3072, 4)))
+}
+OTHERS = {
+    "flux shares names and shapes": (FLUX, "another model.*FLUX"),
+    "Qwen-Image 2.x shapes": (
+        {f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s for x, s in (("A", (4, 4096)), ("B", (4096, 4)))},
+        "names of Qwen-Image but not its shapes.*4096 to 4096, not 3072 to 3072",
+    ),
+    "more blocks": (
+        {
+            f"transformer_blocks.{n}.attn.to_q.lora_{x}.weight": s
+            for n in (0, 60)
+            for x, s in (("A", (4, 3072)), ("B", (3072, 4)))
+        },
+        "beyond the 60 blocks",
+    ),
+    "unknown": (
+        {"blocks.0.wq.lora_down.weight": (4, 10), "blocks.0.wq.lora_up.weight": (10, 4)},
+        r"another model.*blocks\.0\.wq.*\[4, 10\].*Known: Qwen-Image, Z-Image",
+    ),
+    "a checkpoint": ({"transformer_blocks.0.attn.to_q.weight": (3072, 3072)}, "not a LoRA"),
+    "nothing": ({}, "it is empty"),
+    "ranks that differ": (
+        {f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s for x, s in (("A", (4, 3072)), ("B", (3072, 8)))},
+        "ranks 4 and 8",
+    ),
+    "a convolution": (
+        {
+            f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s
+            for x, s in (("A", (4, 3072, 1, 1)), ("B", (3072, 4, 1, 1)))
+        },
+        "not matrices",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_models_are_refused_with_what_was_seen(case):
+    shapes, reason = OTHERS[case]
+    with pytest.raises(UserError, match=reason):
+        parse(shapes, "f")
