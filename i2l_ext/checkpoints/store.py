@@ -183,7 +183,7 @@ def _hold(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
     found = _structure(paths)
     if checkpoint.structure_md5 not in (None, found):
         name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/{paths[0].name} and its shards"
-        check_structure(name, checkpoint.shapes, _shapes(paths))
+        check_structure(name, checkpoint.shapes, shapes_of(paths))
 
 
 def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
@@ -203,7 +203,8 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
     return None
 
 
-def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of all files together. Raises UserError where one is not a whole safetensors file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with TensorFile(path) as file:
@@ -224,7 +225,7 @@ def _structure(paths: Iterable[Path]) -> str:
 
 @lru_cache(maxsize=256)
 def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    return structure_md5(_shapes(path for path, _, _ in stamps))
+    return structure_md5(shapes_of(path for path, _, _ in stamps))
 
 
 def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path]]:
@@ -253,15 +254,20 @@ def sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def known_sha256(path: Path) -> str | None:
-    """The sha256 that the download of this very file was held against; None where nothing is known of it."""
+def note_of(path: Path) -> dict[str, Any]:
+    """What is in the sidecar of a file; nothing where there is none, or none that can be read."""
     try:
         noted = json.loads(sidecar(path).read_bytes())
-        status = path.stat()
-        unchanged = (noted["size"], noted["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
-        return str(noted["sha256"]) if unchanged else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def known_sha256(path: Path) -> str | None:
+    """The sha256 that this very file was held against; None where nothing is known of it, or it has changed since."""
+    noted, status = note_of(path), path.stat()
+    unchanged = (noted.get("size"), noted.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    return str(noted.get("sha256")) if unchanged else None
 
 
 def identity(paths: Iterable[Path]) -> str:
