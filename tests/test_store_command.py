@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hubs import FakeHub
-from i2l_ext.checkpoints import catalogue, store
+from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.embeddings import Cache
 from i2l_ext.commands import models
 from i2l_ext.converters.errors import UserError
@@ -173,7 +173,6 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path / name))
     model = replace(catalogue.MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY, experts=())
     monkeypatch.setattr(catalogue, "MODELS", {"m": model})
-    monkeypatch.setattr(store, "MODELS", {"m": model})
     return tmp_path / "I2L_MODELS" / FILE
 
 
