@@ -1,13 +1,15 @@
 """Embeddings -> LoRA: the heads of an i2L model, read from disk one at a time and used for all pictures at once.
 
 For each target matrix two small maps without bias or activation: embedding -> compress -> rank x d_in gives down,
-embedding -> compress -> rank x d_out gives up. Some models add to the middle of both what a residual, a sequence of
-tokens, was compressed to; it is shared by the layers of a block and group.
+embedding -> compress -> rank x d_out gives up. The later kind, ``core`` (arXiv 2606.13809), has a learned pair of
+factors a matrix, and one small map, embedding -> compress -> rank x rank, for what stands between them. Some models
+add to the middle of all maps what a residual, a sequence of tokens, was compressed to; it is shared by the layers of
+a block and group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -51,6 +53,7 @@ class HeadSpec:
     compress: int
     rank: int = 4
     residual: Residual | None = None
+    kind: str = "direct"
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -74,10 +77,11 @@ class HeadSpec:
         """Every tensor of the checkpoint, {key: shape}."""
         shapes: dict[str, tuple[int, ...]] = {}
         for head in self.heads.values():
-            d_out, d_in = head.module.shape
-            for proj, width in (("proj_a", d_in), ("proj_b", d_out)):
-                shapes[f"{head.key}.{proj}.proj_in.weight"] = (self.compress, self.embed)
-                shapes[f"{head.key}.{proj}.proj_out.weight"] = (self.rank * width, self.compress)
+            maps, factors = KINDS[self.kind].tensors(self.rank, *head.module.shape)
+            shapes |= {f"{head.key}.{name}": shape for name, shape in factors.items()}
+            for name, width in maps.items():
+                shapes[f"{head.key}.{name}.proj_in.weight"] = (self.compress, self.embed)
+                shapes[f"{head.key}.{name}.proj_out.weight"] = (width, self.compress)
             if self.residual:
                 length, dim, mid = self.residual.length, self.residual.dim, self.residual.mid
                 shapes[f"{head.block}.proj_residual.proj_in.weight"] = (mid, dim)
@@ -104,8 +108,9 @@ def decode(
     if spec.residual and (residual is None or residual.shape != (count, spec.residual.length, spec.residual.dim)):
         raise ValueError(f"{spec.arch.title}: a residual of {[count, spec.residual.length, spec.residual.dim]} is due")
     tensors = file.header.tensors
-    heads = sorted(spec.heads.values(), key=lambda head: tensors[f"{head.key}.proj_a.proj_in.weight"].start)
-    dtype = tensors[f"{heads[0].key}.proj_a.proj_in.weight"].dtype
+    mark = KINDS[spec.kind].mark
+    heads = sorted(spec.heads.values(), key=lambda head: tensors[f"{head.key}.{mark}"].start)
+    dtype = tensors[f"{heads[0].key}.{mark}"].dtype
     specs: Mapping[str, Spec] = {head.module.path: Spec(spec.rank * count, dtype) for head in heads}
     return Lora(spec.arch, specs, _Decoder(file, spec, embeddings, scales, residual))
 
@@ -125,18 +130,20 @@ class _Decoder:
         self.shared: tuple[str, torch.Tensor | None] = ("", None)
 
     def __call__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        head, count, rank = self.spec.heads[path], len(self.scales), self.spec.rank
-        d_out, d_in = head.module.shape
-        middle = self._middle(head.block)
-        down = self._map(f"{head.key}.proj_a", middle).view(count, rank, d_in)
-        up = self._map(f"{head.key}.proj_b", middle).view(count, d_out, rank)
+        head, count = self.spec.heads[path], len(self.scales)
+        down, up = KINDS[self.spec.kind].factors(self, head, self._middle(head.block))
         scales = down.new_tensor(self.scales).view(count, 1, 1)
-        return (down * scales).view(count * rank, d_in), up.transpose(0, 1).reshape(d_out, count * rank)
+        return (down * scales).flatten(0, 1), up.transpose(0, 1).flatten(1)
 
     def _weight(self, key: str) -> torch.Tensor:
-        return self.file.tensor(f"{key}.weight").to(self.embeddings.device)
+        return self.plain(f"{key}.weight")
 
-    def _map(self, key: str, middle: torch.Tensor | None) -> torch.Tensor:
+    def plain(self, key: str) -> torch.Tensor:
+        """A tensor of the file, where the embeddings are."""
+        return self.file.tensor(key).to(self.embeddings.device)
+
+    def map(self, key: str, middle: torch.Tensor | None) -> torch.Tensor:
+        """A small map of all embeddings: [N, its width]."""
         weight = self._weight(f"{key}.proj_in")
         x = self.embeddings.to(weight.dtype) @ weight.T
         if middle is not None:
@@ -153,3 +160,39 @@ class _Decoder:
             flat = tokens.reshape(len(self.scales), -1)
             self.shared = block, flat @ self._weight(f"{block}.proj_residual.proj_out").T
         return self.shared[1]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of head. ``mark``: the tensor that is in every head. ``tensors``(rank, d_out, d_in): its small maps,
+    {name: width}, and its other tensors, {name: shape}. ``factors``: down [N, rank, d_in] and up [N, d_out, rank]."""
+
+    mark: str
+    tensors: Callable[[int, int, int], tuple[dict[str, int], dict[str, tuple[int, ...]]]]
+    factors: Callable[[_Decoder, Head, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _direct(made: _Decoder, head: Head, middle: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank, (d_out, d_in) = len(made.scales), made.spec.rank, head.module.shape
+    down = made.map(f"{head.key}.proj_a", middle).view(count, rank, d_in)
+    return down, made.map(f"{head.key}.proj_b", middle).view(count, d_out, rank)
+
+
+def _core(made: _Decoder, head: Head, middle: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank = len(made.scales), made.spec.rank
+    core = made.map(f"{head.key}.core", middle).view(count, rank, rank)
+    return made.plain(f"{head.key}.query_a").expand(count, -1, -1), made.plain(f"{head.key}.query_b") @ core
+
+
+KINDS = {
+    "direct": Kind(
+        "proj_a.proj_in.weight",
+        lambda rank, d_out, d_in: ({"proj_a": rank * d_in, "proj_b": rank * d_out}, {}),
+        _direct,
+    ),
+    "core": Kind(
+        "query_a",
+        lambda rank, d_out, d_in: ({"core": rank * rank}, {"query_a": (rank, d_in), "query_b": (d_out, rank)}),
+        _core,
+    ),
+}

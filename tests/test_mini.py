@@ -15,9 +15,6 @@ from i2l_ext.converters.lora import Lora
 from i2l_ext.embed import EYES
 from i2l_ext.encoders import qwen_view
 from i2l_ext.encoders.dims import QWEN_VL_MINI
-
-pytest.importorskip("diffusers")
-
 from i2l_ext.mini import draw, foundations, measures, models, world
 from i2l_ext.mini.base import CONFIG, TOKENS, VOCABULARY, Base, words_of
 from i2l_ext.training.heads import PerSample
