@@ -229,7 +229,9 @@ def test_gradient_checkpointing_and_bf16_train_to_nearly_the_same(trained):
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
         loss = task.loss(task.module, task.rng(0), slice(0, 4))
         loss.backward()
-        found.append((loss.item(), torch.cat([p.grad.flatten() for p in task.module.parameters()])))
+        # The last block's text stream leads nowhere: its heads get no gradient.
+        grads = [p.grad.flatten() for p in task.module.parameters() if p.grad is not None]
+        found.append((loss.item(), torch.cat(grads)))
     (plain, grad), (again, same), (half, near) = found
     assert again == pytest.approx(plain, rel=1e-5) and torch.allclose(same, grad, atol=1e-4 * grad.abs().max())
     assert half == pytest.approx(plain, rel=0.03)

@@ -150,14 +150,14 @@ def _mini_residual(side: int, mid: int) -> Residual:
 MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 157_248, "F16")
 MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
 MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
-MINI_STYLE = _mini("style", "heads", HeadSpec(MINI, MINI_EMBED, compress=16), 884_736)
+MINI_STYLE = _mini("style_core", "heads", HeadSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
 MINI_COARSE = _mini(
-    "coarse", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)), 0
+    "coarse", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)), 976_896
 )
 MINI_FINE = _mini(
-    "fine", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)), 0
+    "fine", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)), 967_680
 )
-MINI_BIAS = _mini("bias", "bias", MINI, 0)
+MINI_BIAS = _mini("bias", "bias", MINI, 46_080)
 
 _COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
 _MINI_COARSE = Expert(MINI_COARSE, view=dims.QWEN_VL_MINI.lowres)
