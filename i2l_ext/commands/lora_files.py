@@ -1,4 +1,4 @@
-"""The commands on LoRA files: inspect, convert, rank, merge.
+"""The commands on LoRA files: inspect, check, convert, rank, merge.
 
 Nothing heavy is imported before a command runs: `i2l inspect --header` is over within a tenth of torch's import.
 """
@@ -33,6 +33,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--header", action="store_true", help="do not read the values")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the size of the update and its spectrum")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+
+    parser = _command(subparsers, "check", check, "who loads a LoRA file, who does not, and what mends it")
+    parser.add_argument("file", type=Path)
 
     parser = _command(subparsers, "convert", convert, "write a LoRA in another dialect")
     parser.add_argument("file", type=Path)
@@ -99,6 +102,18 @@ def inspect(args: argparse.Namespace) -> int:
         shares = ", ".join(f"{share} at {rank_}" for share, rank_ in told["rank_for_energy"].items())
         report += ["", f"  energy kept at rank: {shares}", f"  picture: {args.plot}"]
     _tell(args, told, report)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from i2l_ext.converters import consumers
+
+    reading, verdicts = consumers.check(args.file)
+    report = [
+        f"{args.file.name}: {reading.arch.title}, {reading.dialect}",
+        *consumers.lines(verdicts, len(reading.slots)),
+    ]
+    _tell(args, {"file": str(args.file), "consumers": [verdict.json() for verdict in verdicts]}, report)
     return 0
 
 
