@@ -361,6 +361,9 @@ def place(part: Path, path: Path, *, overwrite: bool) -> None:
     except FileExistsError:
         raise
     except OSError:  # a disk without hard links: FAT, some network shares
-        if os.path.lexists(path):
-            raise FileExistsError from None
-        part.rename(path)
+        path.touch(exist_ok=False)  # so that only one of several processes goes on
+        try:
+            part.replace(path)
+        except BaseException:
+            path.unlink()
+            raise

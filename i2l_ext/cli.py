@@ -18,9 +18,6 @@ COMMANDS = (
     "i2l_ext.commands.make",
     "i2l_ext.commands.models",
     "i2l_ext.commands.lora_files",
-    "i2l_ext.mini.commands",
-    "i2l_ext.training.commands",
-    "i2l_ext.commands.demo",
     "i2l_ext.commands.doctor",
 )
 """Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""

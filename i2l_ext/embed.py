@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.checkpoints.stream import Run
 
-MEAN_STD = {
-    "siglip2": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "dinov3": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+
+@dataclass(frozen=True)
+class Eye:
+    """How an encoder's pixels are made from the square: mean and standard deviation, RGB, of values 0 to 1; and
+    whether the resize rounds to whole levels, or works in floats."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rounded: bool
+
+
+EYES = {
+    "siglip2": Eye((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), rounded=True),
+    "dinov3": Eye((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), rounded=False),
 }
-"""By kind of encoder: the pixels' mean and standard deviation in training, RGB, of values 0 to 1."""
+"""By kind of encoder, as transformers' processors for them work: SigLIP's resizes bytes, DINOv3's divides by 255
+before it resizes."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +72,14 @@ def embed(
     [second] = book.look_up(model.dinov3, seen[1:], run, dinov3.encode)
     tokens: dict[int, torch.Tensor] = {}
     if part := model.qwen_vl:
-        sides = sorted({expert.view for expert in model.experts if expert.view})
-        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in sides]
-        tokens = dict(zip(sides, book.look_up(part, views, run, qwen_vl.encode), strict=True))
+        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
+        tokens = dict(zip(model.views, book.look_up(part, views, run, qwen_vl.encode), strict=True))
     return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
 
 
 def _pixels(picture: images.Picture, part: Checkpoint) -> np.ndarray:
-    mean, std = MEAN_STD[part.kind]
-    return images.pixels(picture.square, part.spec.image, mean, std)
+    eye = EYES[part.kind]
+    return images.pixels(picture.square, part.spec.image, eye.mean, eye.std, rounded=eye.rounded)
 
 
 @dataclass

@@ -8,10 +8,10 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import MINI
 
 from i2l_ext.commands import lora_files
+from i2l_ext.converters import Lora, UserError
+from i2l_ext.converters.architectures import MINI
 
 PATH = next(iter(MINI.made))
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from i2l_ext.converters import dialects, files
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.dialects import DIALECTS, PREFIXES, parse

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from i2l_ext.converters import files
 from i2l_ext.converters.errors import UserError
 

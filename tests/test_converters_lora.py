@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from i2l_ext.converters import Lora, UserError, concatenate, files, select
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.lora import Spec, keeps_digits

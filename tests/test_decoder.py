@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
-from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
-from i2l_ext.converters.lora import Lora, concatenate
-from peers import diffsynth
 from safetensors.torch import save_file
 
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.structure import check_structure
+from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder import HeadSpec, Residual, decode
+from peers import diffsynth
 
 EMBED = 5632
 

@@ -87,6 +87,11 @@ class Model:
         return tuple(part for part in parts if part is not None)
 
     @property
+    def views(self) -> list[int]:
+        """The sides in pixels of the squares that Qwen-VL sees."""
+        return sorted({expert.view for expert in self.experts if expert.view})
+
+    @property
     def rank(self) -> int:
         """The rank that one picture gives, the bias aside."""
         return sum(expert.heads.spec.rank for expert in self.experts)

@@ -78,10 +78,10 @@ def _devices() -> str:
 
 
 def _models() -> Iterator[tuple[str, str]]:
-    from i2l_ext.checkpoints import catalogue, store
+    from i2l_ext.checkpoints import store
 
-    for name, model in catalogue.MODELS.items():
-        yield f"model {name}", "ready" if store.ready(model) else "not downloaded"
+    for row in store.listing():
+        yield f"model {row.name}", "ready" if row.ready else "not downloaded"
     folder = store.Folders.default().own
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

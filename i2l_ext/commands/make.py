@@ -7,13 +7,18 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from i2l_ext import labels, library, names
+from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
 
+if TYPE_CHECKING:
+    from i2l_ext.pipeline import Made, Order
+
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+HOSTS = ("forge-neo", "forge", "a1111")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -29,10 +34,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--to", "--format", dest="dialect", choices=dialects.DIALECTS, default=dialects.DEFAULT,
                       help=f"key names for whom (default: {dialects.DEFAULT})")  # fmt: skip
     make.add_argument("--dtype", choices=DTYPES, help="of the file (default: as made)")
+    make.add_argument("--blocks", metavar="LIST", help="keep or scale blocks: 0-19 or 0-19:0.5,late:1.2")
+    make.add_argument("--kinds", metavar="LIST", help="keep or scale kinds of layers: attn or txt:0,mlp:0.5")
     make.add_argument("--overwrite", action="store_true", help="replace a LoRA of that name")
     make.add_argument("--description", default="", help="shown on the LoRA's card")
     make.add_argument("--activation-text", default="", help="put into the prompt with the LoRA")
-    make.add_argument("--host", choices=labels.HOSTS, help="the WebUI whose model names the card has")
+    make.add_argument("--host", choices=HOSTS, help="the WebUI whose model names the card has")
+    make.add_argument("--each", action="store_true", help="a LoRA for each picture or sub-folder; can be resumed")
     make.add_argument("--json", action="store_true", help="print one JSON object")
     add_run_options(make)
     make.set_defaults(run=run)
@@ -66,36 +74,63 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("No LoRA folder was found from here. Name it: --lora-dir path/to/models/Lora")
     order = Order(
         pictures=args.pictures,
-        name=args.name or names.suggest_name(args.pictures),
+        name=names.suggest_name(args.pictures) if args.name is None else args.name,
         folder=folder,
         model=model,
         weights=args.weights,
         strength=args.strength,
         dialect=args.dialect,
         dtype=DTYPES.get(args.dtype),
+        blocks=args.blocks,
+        kinds=args.kinds,
         overwrite=args.overwrite,
         description=args.description,
         activation_text=args.activation_text,
         host=args.host or "",
     )
+    if args.each:
+        return run_each(args, order)
     with bars(engine(args)) as step:
-        made = make(order, step, cache(args))
-    if args.json:
-        print(json.dumps(made.json()))
-    else:
-        print(f"{made.file}\n{made.prompt}")
-        took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
-        print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}")
+        show(make(order, step, cache(args)), args.json)
     return 0
+
+
+def run_each(args: argparse.Namespace, template: Order) -> int:
+    """A LoRA for each picture or sub-folder; exit code 1 when one could not be made."""
+    from i2l_ext.batch import LeftOut, each, make_each, share
+    from i2l_ext.commands.engine import cache, engine
+    from i2l_ext.commands.progress import bars
+
+    if args.name is not None or args.weights is not None:
+        raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
+    orders, failed = share(each(args.pictures, template)), 0
+    with bars(engine(args)) as step:
+        for made in make_each(orders, step, cache(args)) if orders else ():
+            if isinstance(made, LeftOut):
+                failed += not made.done
+                print(f"i2l: {made.name}: {made.reason}", file=sys.stderr)
+            else:
+                show(made, args.json)
+    return 1 if failed else 0
+
+
+def show(made: Made, as_json: bool) -> None:
+    """Print what came of it."""
+    if as_json:
+        print(json.dumps(made.json()), flush=True)
+        return
+    print(f"{made.file}\n{made.prompt}")
+    took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
+    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}", flush=True)
 
 
 def default_model() -> str:
     """The first downloaded model; without one the miniature, and a word on what that means."""
-    from i2l_ext.checkpoints import store
+    from i2l_ext.checkpoints.store import listing
 
-    for name, model in catalogue.MODELS.items():
-        if any(part.repo for part in model.parts) and store.ready(model):
-            return name
+    for row in listing():
+        if row.ready and any(part.repo for part in catalogue.MODELS[row.name].parts):
+            return row.name
     print(
         "i2l: no model is downloaded, so this is made with `mini`, the built-in miniature: try it with `i2l draw`. "
         "For Qwen-Image: i2l models download qwen-image-style (20.6 GB).",

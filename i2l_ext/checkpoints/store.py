@@ -1,0 +1,348 @@
+"""Where weights are: our own folder, a WebUI's models folder, the caches of the two hubs, DiffSynth-Studio's folder.
+
+Files are looked for under the name that the hub gives them, and then, in the folders that are ours to scan, under
+any name: a file is recognised by the structure of its tensors. Only headers are read, and torch is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import i2l_ext
+from i2l_ext.checkpoints.catalogue import MODELS, Checkpoint, Model
+from i2l_ext.checkpoints.structure import check_structure, structure_md5
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import BYTES, TensorFile
+
+INDEX = ".index.json"
+INDEX_LIMIT = 16 << 20
+"""Bytes. The index of the largest model here, 729 tensors in four shards, has less than 0.1 MB."""
+
+HEADER_SLACK = 16 << 20
+"""Bytes that a file may be larger than its tensors and still be worth a look at its header."""
+
+PACKAGE = Path(i2l_ext.__file__).absolute().parent
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where to look, first folder first. ``own``, where downloads go, ``webui`` and ``others`` hold files as
+    ``<folder>/<repo>/<file>``, as DiffSynth-Studio does; ``own`` and ``webui`` are also scanned for renamed files.
+    ``modelscope`` and ``hugging_face`` are the caches of those libraries; None stands for no such cache."""
+
+    own: Path
+    webui: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+    modelscope: Path | None = None
+    hugging_face: Path | None = None
+
+    @staticmethod
+    def default() -> Folders:
+        """As the environment says. ``I2L_MODELS`` names our own folder, and after it, separated as in ``PATH``, any
+        that a host adds."""
+        named = [Path(name).expanduser() for name in os.environ.get("I2L_MODELS", "").split(os.pathsep) if name]
+        own, *added = named or [_own_models()]
+        return Folders(own, (*added, *_webui_models()), (_diffsynth_models(),), _modelscope_cache(), _hub_cache())
+
+    def homes(self, repo: str, file: str) -> Iterator[Path]:
+        """Every folder that may hold that repository's files; ``file`` is one of them."""
+        for root in (self.own, *self.webui, *self.others):
+            yield root / repo
+        if self.hugging_face:
+            yield from _in_hub_cache(self.hugging_face, repo, file)
+        if self.modelscope:
+            yield from _in_modelscope_cache(self.modelscope, repo)
+
+    @cached_property
+    def loose(self) -> list[Path]:
+        """The files that may be recognised whatever their names, as they were when first asked for."""
+        roots = (self.own, *self.webui)
+        return [path for root in roots for end in (".safetensors", INDEX) for path in sorted(root.rglob(f"*{end}"))]
+
+
+def _own_models() -> Path:
+    from platformdirs import user_data_dir
+
+    return Path(user_data_dir("i2l", appauthor=False)) / "models"
+
+
+def _webui_models() -> Iterator[Path]:
+    """The models folder of the WebUI whose ``extensions`` folder we lie in, if we do."""
+    checkout = PACKAGE.parent
+    models = checkout.parent.parent / "models"
+    if checkout.parent.name == "extensions" and models.is_dir():
+        yield models / "i2l"
+        yield models
+
+
+def _diffsynth_models() -> Path:
+    return Path(os.environ.get("DIFFSYNTH_MODEL_BASE_PATH") or "models").absolute()
+
+
+def _modelscope_cache() -> Path:
+    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _in_hub_cache(cache: Path, repo: str, file: str) -> Iterator[Path]:
+    """What the library itself would take for the revision ``main``, then any snapshot, the newest first."""
+    from huggingface_hub import try_to_load_from_cache
+
+    current = try_to_load_from_cache(repo, file, cache_dir=cache)
+    if isinstance(current, str):
+        yield Path(current.removesuffix(file))
+    yield from _newest(cache / f"models--{repo.replace('/', '--')}" / "snapshots")
+
+
+def _in_modelscope_cache(cache: Path, repo: str) -> Iterator[Path]:
+    """The layouts of that library's versions: snapshots, or plain folders with the dots of names replaced."""
+    yield from _newest(cache / "models" / repo.replace("/", "--") / "snapshots")
+    for folder in (cache / "models", cache / "hub" / "models", cache, cache / "hub"):
+        for name in dict.fromkeys((repo, repo.replace(".", "___"))):
+            yield folder / name
+
+
+def _newest(snapshots: Path) -> list[Path]:
+    found = snapshots.iterdir() if snapshots.is_dir() else ()
+    return sorted(found, key=lambda folder: -folder.stat().st_mtime)
+
+
+def locate(checkpoint: Checkpoint, folders: Folders | None = None) -> list[Path] | None:
+    """The files of a checkpoint, shards in the order of their names; None where there are none.
+
+    Raises UserError where the only files of that name are damaged, or another model's: it names what is wrong.
+    """
+    folders = folders or Folders.default()
+    trouble: UserError | None = None
+    for paths in _candidates(checkpoint, folders):
+        try:
+            held = _expand(paths)
+            if held is not None:
+                _hold(checkpoint, held)
+                return held
+        except UserError as error:
+            trouble = trouble or error
+    renamed = _recognise(checkpoint, folders)
+    if renamed is None and trouble is not None:
+        raise trouble
+    return renamed
+
+
+def _candidates(checkpoint: Checkpoint, folders: Folders) -> Iterator[list[Path]]:
+    """Sets of files by exact name, each set from one place."""
+    homes = folders.homes(checkpoint.repo, checkpoint.files[0]) if checkpoint.repo else (PACKAGE,)
+    for home in homes:
+        yield [home / file for file in checkpoint.files]
+
+
+def _expand(paths: Iterable[Path]) -> list[Path] | None:
+    """The safetensors files that ``paths`` stand for, an index for its shards; None where one is not there."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_file():
+            return None
+        found += shards(path) if path.name.endswith(INDEX) else [path]
+    return found if all(path.is_file() for path in found) else None
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that a ``.index.json`` lists, which lie beside it. Raises UserError where it lists anything else."""
+    try:
+        if index.stat().st_size > INDEX_LIMIT:
+            raise ValueError
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        if not names or not all(_is_plain(name) for name in names):
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{index.name}: cannot be read ({error.strerror}).") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index}: not a usable list of shards. Delete it and download it again.") from None
+    return [index.with_name(name) for name in sorted(names)]
+
+
+def _is_plain(name: object) -> bool:
+    """Whether it is a safetensors file's name without any path part, on any system."""
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:\0") and name[0] != "."
+
+
+def _hold(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+    """Raises UserError where the files are not whole or, as far as their headers tell, not that checkpoint."""
+    found = _structure(paths)
+    if checkpoint.structure_md5 not in (None, found):
+        name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/{paths[0].name} and its shards"
+        check_structure(name, checkpoint.shapes, shapes_of(paths))
+
+
+def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
+    """A file, or an index with its shards, whose tensors have the checkpoint's structure, whatever its name."""
+    structure = checkpoint.structure_md5
+    if structure is None:
+        return None
+    sizes = [checkpoint.parameters * width for width in set(BYTES.values())]
+    for path in folders.loose:
+        try:
+            paths = _expand([path])
+            size = sum(part.stat().st_size for part in paths or ())
+            if any(0 <= size - least <= HEADER_SLACK for least in sizes) and _structure(paths or ()) == structure:
+                return paths
+        except (UserError, OSError):  # some other file, or one that is just being written: not ours to judge
+            continue
+    return None
+
+
+def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of all files together. Raises UserError where one is not a whole safetensors file."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with TensorFile(path) as file:
+            shapes.update(file.header.shapes)
+    return shapes
+
+
+def _structure(paths: Iterable[Path]) -> str:
+    stamps = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"{path.name}: cannot be read ({error.strerror}).") from None
+        stamps.append((path, status.st_size, status.st_mtime_ns))
+    return _structure_of(tuple(stamps))
+
+
+@lru_cache(maxsize=256)
+def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    return structure_md5(shapes_of(path for path, _, _ in stamps))
+
+
+def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path]]:
+    """Every part's files, by the checkpoint's id. Raises UserError that says what to download and how big it is."""
+    folders = folders or Folders.default()
+    found = {part.id: locate(part, folders) for part in model.parts}
+    missing = [part for part in model.parts if found[part.id] is None]
+    if any(part.repo is None for part in missing):
+        raise UserError(f"{model.name}: its weights belong to this program but are not there. Install it again.")
+    if missing:
+        parts = ", ".join(f"{part.id} ({gigabytes(part.nbytes)})" for part in missing)
+        raise UserError(
+            f"{model.name}: weights are missing: {parts}; {gigabytes(sum(part.nbytes for part in missing))} in all. "
+            f"Download them with: i2l models download {model.name}. To try it out without: --model mini."
+        )
+    return {id: paths for id, paths in found.items() if paths is not None}
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people, in powers of ten as disks are sold."""
+    return f"{count / 1e9:.1f} GB" if count >= 50e6 else f"{count / 1e6:.1f} MB"
+
+
+def sidecar(path: Path) -> Path:
+    """Where what the hub said of a file is kept: ``{sha256, size, mtime_ns, source, repo, file, revision}``."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def note_of(path: Path) -> dict[str, Any]:
+    """What is in the sidecar of a file; nothing where there is none, or none that can be read."""
+    try:
+        noted = json.loads(sidecar(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def known_sha256(path: Path) -> str | None:
+    """The sha256 that this very file was held against; None where nothing is known of it, or it has changed since."""
+    noted, status = note_of(path), path.stat()
+    unchanged = (noted.get("size"), noted.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    return str(noted.get("sha256")) if unchanged else None
+
+
+def identity(paths: Iterable[Path]) -> str:
+    """A short text that changes when the weights do, wherever they lie: the key of what was computed with them.
+
+    From the hub's sha256 where it is known; else from size, time of change and a hash of the header.
+    """
+    return hashlib.sha256("\n".join(known_sha256(path) or _stamp(path) for path in paths).encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> str:
+    with TensorFile(path) as file, path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        header = hashlib.sha256(stream.read(file.header.data_start)).hexdigest()
+    return f"{status.st_size}:{status.st_mtime_ns}:{header}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A checkpoint as ``i2l models`` shows it. ``bytes``: of the files where there are any, else to download.
+    ``structure_md5`` is that of our own module definitions; None where it was not asked for or there is none.
+    ``problem`` says why files of that name cannot be used."""
+
+    id: str
+    parameters: int
+    structure_md5: str | None
+    present: bool
+    path: str | None
+    bytes: int
+    licence: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model as ``i2l models`` shows it."""
+
+    name: str
+    arch: str
+    line: str
+    parts: tuple[Part, ...]
+    ready: bool
+    download_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def listing(folders: Folders | None = None, *, structures: bool = False) -> list[Row]:
+    """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
+    imports torch) for their hashes and exact sizes."""
+    folders = folders or Folders.default()
+    parts = {part.id: part for model in MODELS.values() for part in model.parts}
+    shown = {id: _part(part, folders, structures) for id, part in parts.items()}
+    return [
+        Row(
+            model.name,
+            model.arch.id,
+            model.line,
+            tuple(shown[part.id] for part in model.parts),
+            all(shown[part.id].present for part in model.parts),
+            sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
+        )
+        for model in MODELS.values()
+    ]
+
+
+def _part(part: Checkpoint, folders: Folders, structures: bool) -> Part:
+    problem, paths = None, None
+    try:
+        paths = locate(part, folders)
+    except UserError as error:
+        problem = str(error)
+    size = sum(path.stat().st_size for path in paths) if paths else part.nbytes
+    parameters, md5 = part.parameters, None
+    if structures and part.kind != "bias":
+        parameters, md5 = sum(map(prod, part.shapes.values())), structure_md5(part.shapes)
+    return Part(part.id, parameters, md5, bool(paths), str(paths[0]) if paths else None, size, part.licence, problem)

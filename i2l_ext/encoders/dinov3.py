@@ -1,0 +1,91 @@
+"""DINOv3: a picture to the normed class token of a vision transformer.
+
+Architecture: Siméoni et al. 2025, "DINOv3" (arXiv:2508.10104), by transformers' ``DINOv3ViTModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from i2l_ext.checkpoints.stream import Run, TensorFiles
+from i2l_ext.checkpoints.walk import Stack, first, run_through
+from i2l_ext.encoders.dims import Dinov3Dims
+from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+
+if TYPE_CHECKING:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def config(dims: Dinov3Dims) -> DINOv3ViTConfig:
+    """transformers' configuration for a model of these dimensions."""
+    from transformers import DINOv3ViTConfig
+
+    return DINOv3ViTConfig(
+        hidden_size=dims.hidden,
+        num_hidden_layers=dims.layers,
+        num_attention_heads=dims.heads,
+        intermediate_size=dims.mlp,
+        patch_size=dims.patch,
+        image_size=dims.image,
+        num_register_tokens=dims.registers,
+        hidden_act="silu",
+        use_gated_mlp=True,
+        layer_norm_eps=1e-5,
+        layerscale_value=1.0,
+        rope_theta=100.0,
+        pos_embed_rescale=2.0,
+        query_bias=False,
+        key_bias=False,
+        value_bias=False,
+        proj_bias=True,
+        mlp_bias=True,
+        attention_dropout=0.0,
+        drop_path_rate=0.0,
+    )
+
+
+def _model(dims: Dinov3Dims) -> DINOv3ViTModel:
+    from transformers import DINOv3ViTModel
+
+    return skeleton(lambda: DINOv3ViTModel(config(dims)))
+
+
+def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
+    """{key in the file: shape} of every weight."""
+    return structure_of("dinov3", _model(dims))
+
+
+def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
+
+    The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
+    when ``run`` says so.
+    """
+    model = _model(dims)
+    layers = model._modules.get("model", model).layer  # transformers 5 wraps the layers once more
+
+    def enter(batch: Tensor) -> tuple[Tensor, Rotary]:
+        return model.embeddings(batch), model.rope_embeddings(batch)
+
+    def step(_: int, layer: nn.Module, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
+        hidden, rotary = state
+        return first(layer(hidden, position_embeddings=rotary)), rotary
+
+    with TensorFiles(paths) as files:
+        files.check(structure_of("dinov3", model))
+        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, run)
+        stack = Stack(
+            layers=layers,
+            names=[names_in("dinov3", model, layer) for layer in layers],
+            enter=enter,
+            step=step,
+            leave=lambda state: model.norm(state[0])[:, 0],
+            cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
+        )
+        return run_through(files, stack, batches, run, fixed=fixed)

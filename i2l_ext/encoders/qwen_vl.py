@@ -1,0 +1,205 @@
+"""Qwen2.5-VL: a picture, inside the prompt of Qwen-Image's edit model, to the last hidden states of its tokens.
+
+What ``hidden_states[-1]`` is: the states behind the final norm, in transformers 4 and 5 alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from i2l_ext.checkpoints.stream import Run, TensorFiles
+from i2l_ext.checkpoints.walk import Stack, first, run_through
+from i2l_ext.encoders.dims import QwenVLDims
+from i2l_ext.encoders.qwen_view import patch_angles, prompt_places, window_order
+from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+ROPE_THETA = 1e6
+
+Rotary = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One picture between two blocks of the vision tower, its patches window by window."""
+
+    hidden: Tensor
+    rotary: Rotary
+    windows: Tensor
+    whole: Tensor
+    order: Tensor
+
+
+def config(dims: QwenVLDims) -> Qwen2_5_VLConfig:
+    """transformers' configuration for a model of these dimensions."""
+    from transformers import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+
+    rope = {"rope_type": "default", "mrope_section": list(dims.mrope)}
+    if hasattr(Qwen2_5_VLTextConfig(num_hidden_layers=1), "rope_parameters"):  # transformers 5
+        rotary = {"rope_parameters": {**rope, "rope_theta": ROPE_THETA}}
+    else:
+        rotary = {"rope_scaling": {**rope, "type": "default"}, "rope_theta": ROPE_THETA}
+    text = {
+        "hidden_size": dims.hidden,
+        "num_hidden_layers": dims.layers,
+        "num_attention_heads": dims.heads,
+        "num_key_value_heads": dims.kv_heads,
+        "intermediate_size": dims.mlp,
+        "vocab_size": dims.vocab,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128000,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        # the defaults are ids of the real vocabulary
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **rotary,
+    }
+    vision = {
+        "depth": dims.vision_layers,
+        "hidden_size": dims.vision_hidden,
+        "num_heads": dims.vision_heads,
+        "intermediate_size": dims.vision_mlp,
+        "out_hidden_size": dims.hidden,
+        "fullatt_block_indexes": list(dims.full_attention),
+        "patch_size": dims.patch,
+        "spatial_merge_size": dims.merge,
+        "temporal_patch_size": 2,
+        "window_size": dims.window,
+        "tokens_per_second": 2,
+        "in_channels": 3,
+        "hidden_act": "silu",
+    }
+    at = dims.template.index(dims.image_token)
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=dims.image_token,
+        vision_start_token_id=dims.template[at - 1],
+        vision_end_token_id=dims.template[at + 1],
+        tie_word_embeddings=False,
+    )
+
+
+def _model(dims: QwenVLDims) -> Qwen2_5_VLForConditionalGeneration:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    return skeleton(lambda: Qwen2_5_VLForConditionalGeneration(config(dims)))
+
+
+def structure(dims: QwenVLDims) -> dict[str, tuple[int, ...]]:
+    """{key in the files: shape} of every weight, the language model's head included."""
+    return structure_of("qwen_vl", _model(dims))
+
+
+def encode(paths: Sequence[Path], dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of ``qwen_view.pixels`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
+
+    The results are float32 on the CPU, without the template's first ``drop`` tokens. The weights are read once for
+    all batches; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
+    do not hold this model, Cancelled when ``run`` says so.
+    """
+    model = _model(dims)
+    vision = vision_cost(dims) / (vision_cost(dims) + language_cost(dims))
+    with TensorFiles(paths) as files:
+        files.check({key: shape for key, shape in structure_of("qwen_vl", model).items() if key != "lm_head.weight"})
+        seen = _see(files, model, dims, batches, run.part(0, vision))
+        return _read(files, model, dims, seen, run.part(vision, 1))
+
+
+def vision_cost(dims: QwenVLDims) -> int:
+    """Multiplications a picture costs in the vision tower, but for a constant factor. Only for the progress."""
+    return dims.merge**2 * dims.vision_layers * dims.vision_hidden * (4 * dims.vision_hidden + 3 * dims.vision_mlp)
+
+
+def language_cost(dims: QwenVLDims) -> int:
+    """The same for the language model."""
+    return dims.layers * dims.hidden * (2 * dims.hidden + 3 * dims.mlp)
+
+
+def _grid(patches: int, dims: QwenVLDims) -> int:
+    return math.isqrt(patches) // dims.merge
+
+
+def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """The vision tower: batches [N, patches, values] to image tokens [N, grid * grid, hidden]."""
+    tower = model.model.visual
+    fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, run)
+    unit = dims.merge**2
+
+    def enter(batch: Tensor) -> Seen:
+        grid = _grid(batch.shape[1], dims)
+        order, ends = window_order(grid, dims)
+        order = order.to(run.device)
+        angles = patch_angles(grid, dims, tower.rotary_pos_emb.inv_freq)
+        angles = angles.unflatten(0, (-1, unit))[order].flatten(0, 1).repeat(1, 2)
+        hidden = tower.patch_embed(batch[0]).unflatten(0, (-1, unit))[order].flatten(0, 1)
+        whole = torch.tensor([0, len(hidden)], dtype=torch.int32)
+        return Seen(hidden, (angles.cos(), angles.sin()), ends.to(run.device), whole.to(run.device), order)
+
+    def step(index: int, block: nn.Module, state: Seen) -> Seen:
+        ends = state.whole if index in dims.full_attention else state.windows
+        return replace(state, hidden=first(block(state.hidden, cu_seqlens=ends, position_embeddings=state.rotary)))
+
+    def leave(state: Seen) -> Tensor:
+        return tower.merger(state.hidden)[state.order.argsort()][None]
+
+    def cost(batch: Tensor) -> tuple[int, int]:
+        return batch.shape[1] * dims.vision_hidden, batch.shape[1] * (12 * dims.vision_hidden + 3 * dims.vision_mlp)
+
+    stack = Stack(
+        layers=tower.blocks,
+        names=[names_in("qwen_vl", model, block) for block in tower.blocks],
+        enter=enter,
+        step=step,
+        leave=leave,
+        cost=cost,
+        together=False,
+    )
+    seen = run_through(files, stack, batches, run, fixed=fixed)
+    tower.to("meta")
+    return seen
+
+
+def _read(files: TensorFiles, model: nn.Module, dims: QwenVLDims, seen: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """The language model: image tokens [N, grid * grid, hidden] to the tokens kept [N, tokens, hidden]."""
+    reader = model.model.language_model
+    fixed = settle("qwen_vl", model, reader, (reader.norm,), files, run)
+    vocabulary = names_in("qwen_vl", model, reader.embed_tokens)["weight"]
+    words = run.place(files.rows(vocabulary, dims.template))
+    at = dims.template.index(dims.image_token)
+
+    def enter(batch: Tensor) -> tuple[Tensor, Rotary]:
+        places = prompt_places(math.isqrt(batch.shape[1]), dims).to(run.device)
+        before, after = (part.expand(len(batch), -1, -1) for part in (words[:at], words[at + 1 :]))
+        return torch.cat([before, batch, after], dim=1), reader.rotary_emb(words, places)
+
+    def step(_: int, layer: nn.Module, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
+        hidden, rotary = state
+        return first(layer(hidden, attention_mask=None, position_embeddings=rotary)), rotary
+
+    def cost(batch: Tensor) -> tuple[int, int]:
+        tokens = batch.shape[1] + len(dims.template)
+        return tokens * dims.hidden, tokens * (8 * dims.hidden + 3 * dims.mlp)
+
+    stack = Stack(
+        layers=reader.layers,
+        names=[names_in("qwen_vl", model, layer) for layer in reader.layers],
+        enter=enter,
+        step=step,
+        leave=lambda state: reader.norm(state[0])[:, dims.drop :],
+        cost=cost,
+    )
+    return run_through(files, stack, seen, run, fixed=fixed)

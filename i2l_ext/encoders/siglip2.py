@@ -1,0 +1,70 @@
+"""SigLIP2: a picture to the attention-pooled output of a SigLIP vision tower.
+
+Architecture: Tschannen et al. 2025, "SigLIP 2" (arXiv:2502.14786), by transformers' ``SiglipVisionModel``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from i2l_ext.checkpoints.stream import Run, TensorFiles
+from i2l_ext.checkpoints.walk import Stack, first, run_through
+from i2l_ext.encoders.dims import SiglipDims
+from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+
+if TYPE_CHECKING:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+
+def config(dims: SiglipDims) -> SiglipVisionConfig:
+    """transformers' configuration for a tower of these dimensions."""
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=dims.hidden,
+        num_hidden_layers=dims.layers,
+        num_attention_heads=dims.heads,
+        intermediate_size=dims.mlp,
+        patch_size=dims.patch,
+        image_size=dims.image,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        attention_dropout=0.0,
+    )
+
+
+def _model(dims: SiglipDims) -> SiglipVisionModel:
+    from transformers import SiglipVisionModel
+
+    return skeleton(lambda: SiglipVisionModel(config(dims)))
+
+
+def structure(dims: SiglipDims) -> dict[str, tuple[int, ...]]:
+    """{key in the file: shape} of every weight."""
+    return structure_of("siglip2", _model(dims))
+
+
+def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
+
+    The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
+    when ``run`` says so.
+    """
+    model = _model(dims)
+    tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
+    with TensorFiles(paths) as files:
+        files.check(structure_of("siglip2", model))
+        fixed = settle("siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, run)
+        stack = Stack(
+            layers=tower.encoder.layers,
+            names=[names_in("siglip2", model, layer) for layer in tower.encoder.layers],
+            enter=tower.embeddings,
+            step=lambda _, layer, hidden: first(layer(hidden, attention_mask=None)),
+            leave=lambda hidden: tower.head(tower.post_layernorm(hidden)),
+            cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 2 * dims.mlp)),
+        )
+        return run_through(files, stack, batches, run, fixed=fixed)

@@ -1,0 +1,74 @@
+"""A transformers model without its weights: every parameter on the meta device, every small table real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from i2l_ext.checkpoints.stream import Run, TensorFiles, load
+from i2l_ext.encoders.keys import file_key
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_ALLOCATES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+
+class _MetaParameters(TorchFunctionMode):
+    """Parameters come from ``torch.empty`` and its like; rotary and position tables come from ``torch.arange``.
+
+    Under ``torch.device("meta")`` the tables, which are in no checkpoint, would be lost with the parameters.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _ALLOCATES:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def skeleton(build: Callable[[], Model]) -> Model:
+    """``build()`` in evaluation mode, at no cost in memory. Raises RuntimeError should a table have got lost."""
+    with _MetaParameters():
+        model = build().eval().requires_grad_(False)
+    heavy = [name for name, weight in model.named_parameters() if not weight.is_meta]
+    lost = [name for name, table in model.named_buffers() if table.is_meta]
+    if heavy or lost:
+        raise RuntimeError(f"this version of transformers builds {(heavy + lost)[0]!r} in a way not known here")
+    return model
+
+
+def structure_of(encoder: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{key in the file: shape} of a model's weights."""
+    return {file_key(encoder, key): tuple(weight.shape) for key, weight in model.state_dict().items()}
+
+
+def names_in(encoder: str, model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """{name inside ``part``: key in the file} of the weights of a part of ``model``."""
+    prefix = next(name for name, module in model.named_modules() if module is part)
+    return {name: file_key(encoder, f"{prefix}.{name}") for name in part.state_dict()}
+
+
+def settle(
+    encoder: str, model: nn.Module, tower: nn.Module, parts: Sequence[nn.Module], files: TensorFiles, run: Run
+) -> int:
+    """Load ``parts`` of a tower of ``model`` for good and place its tables; the bytes of weights that are there now.
+
+    Tables take the dtype of the run too: the authors' package casts whole models, and its embeddings are what the
+    i2L heads were trained on.
+    """
+    for part in parts:
+        load(files, part, names_in(encoder, model, part), run)
+    for module in tower.modules():
+        for name, table in module._buffers.items():
+            module._buffers[name] = table if table is None else run.place(table)
+    return sum(weight.nbytes for weight in model.parameters() if not weight.is_meta)

@@ -1,0 +1,286 @@
+"""Pictures: find, check, read, turn upright, crop; and the arrays that the encoders take.
+
+A picture is judged by its content, never by its name, and by its header before a pixel of it is decoded. Nothing
+but a SHA-256 and the crops in use stay in memory: 3 MB a picture, however large its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from i2l_ext.converters.errors import UserError
+
+SIDE = 1024
+"""Pixels. The side of the centre square that every encoder sees, but for Coarse's Qwen-VL view."""
+
+COARSE_SIDE = 224
+"""Pixels. The side of that view, cropped from the original and not from the square."""
+
+MAX_BYTES = 128 << 20
+MAX_PIXELS = 100_000_000
+MAX_RATIO = 40
+"""Long side to short side. The scaled picture is SIDE x SIDE x this: 170 MB, and all but the square is cut off."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
+SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif"})
+"""What is taken from a folder. A file that is named outright may have any suffix."""
+
+_SIGNATURES = (
+    (0, b"\x89PNG", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (8, b"WEBP", "WEBP"), (0, b"BM", "BMP"),
+    (0, b"GIF8", "GIF"), (4, b"ftypavi", "AVIF"), (4, b"ftyp", "HEIC or a film"),
+    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"8BPS", "a Photoshop file"), (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"), (4, b"jP  ", "JPEG 2000"),
+    (0, b"\0\0\1\0", "an icon"),
+)  # fmt: skip
+"""Where, what, whose: so that a refusal can say what the file is. The order counts."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what undoes it."""
+
+_ORIENTATION = 0x0112
+
+_BROKEN = (
+    OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError, ArithmeticError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow raises for broken data. Only calls into Pillow stand under it."""
+
+# 16 bits to 8, rounded to the nearest. (Pillow's own conversion clips at 255.)
+_TO_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture, read and cropped. ``name``: the file's, for messages; ``sha256``: hex, of the file's bytes."""
+
+    name: str
+    sha256: str
+    views: Mapping[int, Image.Image] = field(repr=False)
+
+    @property
+    def square(self) -> Image.Image:
+        """The centre square, RGB 1024 x 1024."""
+        return self.views[SIDE]
+
+    def view(self, size: int) -> Image.Image:
+        """The centre square of the original, RGB ``size`` x ``size``; one of the sizes it was opened with."""
+        return self.views[size]
+
+
+def open_image(
+    source: Path | str | bytes, *, name: str | None = None, sizes: Sequence[int] = (SIDE, COARSE_SIDE)
+) -> Picture:
+    """Read a picture from a file, or from a file's bytes (then ``name`` is what messages call it).
+
+    Memory peaks at about 12 bytes a pixel of the original. Raises UserError for whatever cannot be used.
+    """
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    name = _printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
+    if not data:
+        raise UserError(f"{name}: the file is empty. Copy or download it again.")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MB. Save it as JPEG, or make it smaller.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's hints on size and on odd files: both are dealt with here
+            upright = _upright(_decode(data, name))
+        views = {size: cover(upright, size) for size in {SIDE, *sizes}}
+    except MemoryError:
+        raise UserError(f"{name}: not enough memory to open it. Make the picture smaller.") from None
+    return Picture(name, hashlib.sha256(data).hexdigest(), views)
+
+
+def collect(paths: Sequence[Path | str]) -> list[Path]:
+    """Files as they are given; for a folder the pictures in it (not below it), 2 before 10. Raises UserError."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        try:
+            inside = list(path.iterdir()) if path.is_dir() else None
+            if inside is None and not path.exists():
+                raise UserError(f"{_printable(path.name)}: no such file or folder.")
+        except OSError as error:
+            raise UserError(f"{_printable(path.name)}: cannot be opened ({error.strerror}).") from None
+        if inside is None:
+            found.append(path)
+            continue
+        pictures = [file for file in inside if _is_picture(file)]
+        if not pictures:
+            raise UserError(f"{_printable(path.name) or path}: no pictures in this folder ({_readable()}).")
+        found += sorted(pictures, key=_natural)
+    if not found:
+        raise UserError("No picture given. Name at least one picture, or a folder of pictures.")
+    return found
+
+
+def cover(image: Image.Image, size: int) -> Image.Image:
+    """Scale until ``size`` x ``size`` is covered (bilinear, antialiased), and cut the centre square out.
+
+    The roundings are the authors': both sides, and the offsets, to the nearest integer, halves to the even one.
+    """
+    width, height = image.size
+    scale = max(size / width, size / height)
+    width, height = round(width * scale), round(height * scale)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def pixels(
+    square: Image.Image, size: int, mean: Sequence[float], std: Sequence[float], *, rounded: bool = True
+) -> np.ndarray:
+    """What an encoder takes: the RGB square at ``size``, /255, minus mean, by std; float32 [3, size, size].
+
+    ``rounded``: resized in 8 bits, and then bit for bit what transformers' Pillow image processors give (SigLIP's).
+    Without it resized in floats, as DINOv3's processor does, which divides by 255 before it resizes.
+    """
+    if rounded:
+        levels = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR), np.float64)
+    else:
+        planes = [band.convert("F").resize((size, size), Image.Resampling.BILINEAR) for band in square.split()]
+        levels = np.stack([np.asarray(plane, np.float64) for plane in planes], axis=-1)
+    values = (levels * (1 / 255)).astype(np.float32)
+    values = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
+    """All pictures in one, RGB ``size`` x ``size``, without gaps: rows of nearly equal counts fill the square."""
+    count = len(squares)
+    rows = max(1, round(count**0.5))
+    sheet = Image.new("RGB", (size, size), "white")
+    for row in range(rows):
+        line = squares[row * count // rows : (row + 1) * count // rows]
+        top, bottom = row * size // rows, (row + 1) * size // rows
+        for column, square in enumerate(line):
+            left, right = column * size // len(line), (column + 1) * size // len(line)
+            cell = ImageOps.fit(square, (right - left, bottom - top), Image.Resampling.BILINEAR)
+            sheet.paste(cell, (left, top))
+    return sheet
+
+
+def _read(path: Path) -> bytes:
+    """At most one byte more than allowed."""
+    name = _printable(path.name)
+    try:
+        if path.is_file():
+            with path.open("rb") as stream:
+                return stream.read(MAX_BYTES + 1)
+        reason = "is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    raise UserError(f"{name}: {reason}. Name a picture that can be opened.")
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    """The first frame as the file has it, decoded."""
+    try:
+        image = Image.open(BytesIO(data), formats=_formats())
+        _check_size(image.size, name)
+        image.load()
+        return image
+    except Image.UnidentifiedImageError:
+        kind = next((kind for at, mark, kind in _SIGNATURES if data[at:].startswith(mark)), None)
+        if kind in _formats():
+            raise UserError(_damaged(name)) from None
+        known = f"this is {kind}, " if kind else ""
+        raise UserError(f"{name}: {known}not {_readable()}. Save the picture as PNG or JPEG.") from None
+    except Image.DecompressionBombError:
+        raise UserError(_too_large(name)) from None
+    except _BROKEN:
+        raise UserError(_damaged(name)) from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    short, long = sorted(size)
+    if short * long > MAX_PIXELS:
+        raise UserError(_too_large(name))
+    if long > MAX_RATIO * short:
+        raise UserError(
+            f"{name}: {size[0]} x {size[1]} is too narrow, and only its centre square would count. Crop it first."
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """RGB, on white, turned as EXIF says."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except _BROKEN:
+        turn = None  # a damaged note beside a sound picture
+    image = _on_white(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey, in whichever of its modes ("I", "I;16", "I;16B") this Pillow holds them, to L or LA."""
+    values = np.asarray(image).clip(0, 65535).astype(np.uint16)
+    grey = Image.fromarray(_TO_EIGHT_BITS[values])
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The allowed formats that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _readable() -> str:
+    *most, last = ("WebP" if name == "WEBP" else name for name in _formats())
+    return f"{', '.join(most)} or {last}"
+
+
+def _damaged(name: str) -> str:
+    return f"{name}: the picture is damaged or cut short. Copy or download it again, or save it anew as PNG."
+
+
+def _too_large(name: str) -> str:
+    return f"{name}: more than {MAX_PIXELS // 1_000_000} megapixels. Make the picture smaller."
+
+
+def _is_picture(file: Path) -> bool:
+    # Names with a leading dot are not pictures of the user's: macOS leaves such beside every file it copies.
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def _natural(file: Path) -> tuple[list[int | str], str]:
+    parts = re.split(r"(\d+)", file.name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
+
+
+def _printable(name: str) -> str:
+    """A file name that is safe to print: no control codes, no bytes that are not text."""
+    return "".join(char if char.isprintable() else "?" for char in name)

@@ -1,0 +1,243 @@
+"""The folder in which a WebUI keeps its LoRAs: free names, and files that appear whole.
+
+A LoRA is three files of one stem. Each is first written under a hidden name with another suffix, which no host lists.
+Then they get their names, the LoRA last, each in one step that cannot replace a file: the first file to be named
+decides which of two processes has the stem. So there is no lock that a dead process could leave behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import place
+from i2l_ext.names import LONGEST, check_name
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_OCCUPYING = (".safetensors", ".pt", ".ckpt", ".preview.png", ".json")
+"""A stem is taken when one of these exists: what hosts list, and what we write."""
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full. Free some space",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk is full. Free some space",
+    errno.EFBIG: "the disk does not take a file so large",
+    errno.EACCES: "writing is not allowed there, or another program holds the file",
+    errno.EPERM: "writing is not allowed there",
+    errno.EROFS: "the disk is read-only",
+    errno.ENOTDIR: "it is a file, not a folder",
+    errno.EEXIST: "it is a file, not a folder",
+}
+
+_A_DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a LoRA lies. ``name`` is the stem, which may differ from the name that was asked for."""
+
+    name: str
+    file: Path
+    preview: Path
+    sidecar: Path
+
+    @staticmethod
+    def at(folder: Path, name: str) -> Saved:
+        file, preview, sidecar = (folder / f"{name}{end}" for end in (".safetensors", ".preview.png", ".json"))
+        return Saved(name, file, preview, sidecar)
+
+
+def fresh_name(folder: Path | str, name: str) -> str:
+    """``name``, or name-2, name-3, … where it is taken, in any case of letters and also in a folder below.
+
+    Hosts know a LoRA by its stem alone, and cache by it: a used name never comes to mean another file.
+    """
+    taken = _names_below(Path(folder))
+    for number in itertools.count(1):
+        tail = "" if number == 1 else f"-{number}"
+        stem = name[: LONGEST - len(tail)] + tail
+        if not any(stem.lower() + end in taken for end in _OCCUPYING):
+            return stem
+    raise AssertionError
+
+
+def find_lora_folder(checkout: Path) -> Path | None:
+    """Where LoRAs belong: models/Lora of the WebUI in whose extensions/ the checkout lies, or else that of the
+    working directory if there is one."""
+    models = checkout.parent.parent / "models"
+    if checkout.parent.name == "extensions" and models.is_dir():
+        return models / "Lora"
+    here = Path("models", "Lora")
+    return here if here.is_dir() else None
+
+
+def check_folder(folder: Path | str, need: int = 0) -> None:
+    """Raise UserError if ``need`` bytes could not be written there, before hours are spent on them."""
+    folder = Path(folder)
+    with _explained(folder), ExitStack() as gone:
+        _make_folder(folder, gone)
+        gone.enter_context(_part(folder)).touch()
+        if shutil.disk_usage(folder).free < need:
+            raise OSError(errno.ENOSPC, "")
+
+
+def save(
+    folder: Path | str,
+    name: str,
+    write: Callable[[Path, str], None],
+    *,
+    preview: Image.Image,
+    sidecar: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Saved:
+    """Put a LoRA, its preview and its sidecar into ``folder``: all three or nothing, in whatever way it ends.
+
+    ``write(path, stem)`` writes the LoRA; ``stem`` is what it will be called. It is called again with another stem
+    if another process takes the first one meanwhile. The folder is made if need be. With ``overwrite`` the stem is
+    ``name``, and files that lie there are replaced. Raises UserError.
+    """
+    folder, name = Path(folder), check_name(name)
+    with _explained(folder), ExitStack() as undo:
+        _make_folder(folder, undo)
+        _sweep(folder)
+        for _ in range(100):
+            target = Saved.at(folder, name if overwrite else fresh_name(folder, name))
+            if _save_as(target, write, preview, sidecar, overwrite):
+                undo.pop_all()
+                return target
+        raise UserError(f"{name}: other programs keep taking this name in {folder}. Choose another one.")
+
+
+def _save_as(
+    target: Saved,
+    write: Callable[[Path, str], None],
+    preview: Image.Image,
+    sidecar: Mapping[str, Any],
+    overwrite: bool,
+) -> bool:
+    """False where the name was taken meanwhile; then, as after any error, the folder is as it was."""
+    finals = (target.sidecar, target.preview, target.file)
+    for final in finals if overwrite else ():
+        if final.is_dir():
+            raise UserError(f"{final.name} is a folder in {final.parent}. Choose another name.")
+    with ExitStack() as parts, ExitStack() as undo:
+        note, picture, lora = (parts.enter_context(_part(final.parent)) for final in finals)
+        note.write_text(json.dumps(sidecar, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        picture.write_bytes(_png(preview))
+        write(lora, target.name)
+        for part in (note, picture, lora):
+            _flush(part)
+        for part, final in zip((note, picture, lora), finals, strict=True):
+            if overwrite:
+                _keep(final, parts.enter_context(_part(final.parent)), undo)
+            undo.callback(_withdraw, final, part.stat())
+            try:
+                place(part, final, overwrite=overwrite)
+            except FileExistsError:
+                return False
+        undo.pop_all()
+    return True
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = BytesIO()  # Pillow, given a path, would not say why a write failed
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@contextmanager
+def _part(folder: Path) -> Iterator[Path]:
+    """A path for a file that is gone at the end, under a name that no host lists."""
+    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _keep(final: Path, backup: Path, undo: ExitStack) -> None:
+    """Hold on to what is about to be replaced."""
+    undo.callback(_restore, backup, final)
+    with suppress(FileNotFoundError):
+        try:
+            os.link(final, backup)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a disk without hard links
+            final.replace(backup)
+
+
+def _restore(backup: Path, final: Path) -> None:
+    with suppress(FileNotFoundError):  # there was nothing to replace
+        backup.replace(final)
+
+
+def _withdraw(final: Path, ours: os.stat_result) -> None:
+    with suppress(FileNotFoundError):
+        if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
+            final.unlink()
+
+
+def _flush(part: Path) -> None:
+    """Onto the disk, so that after a power cut no name stands for half a file."""
+    with part.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _make_folder(folder: Path, undo: ExitStack) -> None:
+    """``undo`` takes away again, if empty, what was made."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        undo.callback(_remove_empty, path)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left, once no living one can own it: a day without a write."""
+    for part in folder.glob(".i2l-*.part"):
+        with suppress(OSError):
+            stats = part.stat()
+            if time.time() - max(stats.st_mtime, stats.st_ctime) > _A_DAY:
+                part.unlink()
+
+
+def _names_below(folder: Path) -> set[str]:
+    """Lower-case names of all there is in the folder and below, behind links too, as hosts list it."""
+    names: set[str] = set()
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        names.update(name.lower() for name in (*folders, *files))
+    return names
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}")
+        raise UserError(f"Cannot write to {folder}: {reason}, or choose another folder.") from error

@@ -1,0 +1,123 @@
+"""The ways in: a wheel, a plain checkout in a WebUI's extensions folder, and install.py as the WebUI calls it."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command, cwd, path):
+    """A process that sees the packages of this environment, but of our code only what lies in ``path``."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+WHERE = "import i2l_ext, i2l_ext.converters as c, i2l_ext.converters.lora; print(i2l_ext.__file__); print(c.__file__)"
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "red.png"
+    Image.new("RGB", (300, 200), "crimson").save(path)
+    return path
+
+
+def test_the_wheel_holds_everything(tmp_path, picture):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    assert subprocess.run(list(map(str, build)), capture_output=True).returncode == 0
+    [wheel] = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel]
+    assert subprocess.run(list(map(str, pip)), capture_output=True).returncode == 0
+
+    found = run(sys.executable, "-c", WHERE, cwd=tmp_path, path=site)
+    assert [Path(line).is_relative_to(site) for line in found.stdout.split()] == [True, True], found.stderr
+    command = site / ("Scripts/i2l.exe" if os.name == "nt" else "bin/i2l")
+    made = run(command, "make", picture, "--model", "mini", "--lora-dir", tmp_path / "Lora", cwd=tmp_path, path=site)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "Lora" / "red.safetensors").is_file()
+
+
+def test_a_plain_checkout_in_a_webui_finds_its_lora_folder(tmp_path, picture):
+    checkout = tmp_path / "webui" / "extensions" / "image-to-lora"
+    (tmp_path / "webui" / "models" / "Lora").mkdir(parents=True)
+    for folder in ("i2l_ext", "converters"):
+        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    found = run(sys.executable, "-c", WHERE, cwd=checkout, path=checkout)
+    assert all(Path(line).is_relative_to(checkout) for line in found.stdout.split()), found.stderr
+    made = run(sys.executable, "-m", "i2l_ext", "make", picture, "--model", "mini", cwd=checkout, path=checkout)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "webui" / "models" / "Lora" / "red.safetensors").is_file()
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """install.py as a module, with its pip calls noted instead of made."""
+    spec = importlib.util.spec_from_file_location("install", ROOT / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PRIVATE", tmp_path / "private")
+    module.calls = []
+    monkeypatch.setattr(module.subprocess, "run", lambda command, **_: module.calls.append(command))
+    return module
+
+
+def test_a_host_that_has_all_is_left_alone(install, capsys):
+    assert install.main([]) == 0
+    assert install.calls == [] and capsys.readouterr() == ("", "")
+    assert not install.PRIVATE.exists()
+
+
+def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
+    version = metadata.version
+    monkeypatch.setattr(install.metadata, "version", lambda name: "4.46.1" if name == "transformers" else version(name))
+    assert install.main([]) == 0 and install.main([]) == 0
+    [command] = install.calls
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert "--no-deps" in command and command[command.index("--target") + 1] == str(install.PRIVATE)
+    wanted = {part.split("==")[0] for part in command if "==" in part}
+    assert wanted.isdisjoint({"torch", "numpy", "pillow", "protobuf", "gradio", "pydantic"})
+
+
+def test_pip_failing_does_not_keep_the_webui_from_starting(install, monkeypatch, capsys):
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(install.subprocess, "run", fail)
+    monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
+    assert install.main([]) == 0
+    assert "unharmed" in capsys.readouterr().out
+
+
+def test_an_unknown_task_is_a_usage_error(install, capsys):
+    assert install.main(["dmeo"]) == 2
+    assert "demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("4.56.1rc1", (4, 56, 1)), ("2.13.0+cpu", (2, 13, 0)), ("", ())])
+def test_versions_compare_as_numbers(install, text, numbers):
+    assert install._numbers(text) == numbers
+
+
+def test_the_lock_names_every_dependency_once_a_python():
+    """Each requirement of pyproject is pinned exactly, torch among them at the version the hosts are told of."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins)
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        python = {"python_version": version, "python_full_version": f"{version}.1"}
+        names = [pin.name.lower() for pin in pins if pin.marker is None or pin.marker.evaluate(python)]
+        assert len(names) == len(set(names)), version
+        needed = {Requirement(line).name.lower().replace("_", "-") for line in metadata.requires("image-to-lora") or ()}
+        assert needed - {"image-to-lora"} <= set(names)
+    assert "torch==2.13.0" in lines

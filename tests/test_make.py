@@ -1,0 +1,235 @@
+"""The main job from pictures to file, on small models of every variant, through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from i2l_ext.cli import main
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.lora import Lora
+from i2l_ext.pipeline import shares
+
+KEYS = {
+    "file", "name", "model", "arch", "dialect", "rank", "modules", "bytes", "prompt", "preview", "sidecar", "images",
+    "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture
+def make(world, tmp_path, capsys):
+    """Run `i2l make --json`; the object it prints."""
+
+    def run(*arguments, pictures=None, model="small"):
+        arguments = [*map(str, pictures or world.pictures[:1]), *map(str, arguments)]
+        if "--lora-dir" not in arguments:
+            arguments += ["--lora-dir", str(tmp_path / "Lora")]
+        if "--name" not in arguments:
+            arguments += ["--name", "it"]
+        capsys.readouterr()
+        code = main(["make", *arguments, "--model", model, "--precision", "fp32", "--json"])
+        out, err = capsys.readouterr()
+        return json.loads(out) if code == 0 else (code, err)
+
+    return run
+
+
+def deltas(file):
+    lora = Lora.read(file)
+    return {path: lora.delta(path) for path in lora}
+
+
+def assert_same(ours, theirs, tolerance=1e-5):
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        assert (ours[path] - theirs[path]).norm() <= tolerance * theirs[path].norm(), path
+
+
+def test_one_picture(make, world):
+    made = make()
+    assert set(made) == KEYS
+    assert made["prompt"] == "<lora:it:1>" and made["rank"] == 4 and made["arch"] == "mini"
+    file = Path(made["file"])
+    assert sorted(p.name for p in file.parent.iterdir()) == ["it.json", "it.preview.png", "it.safetensors"]
+    tensors = load_file(file)
+    assert len(tensors) == 2 * made["modules"] and made["bytes"] == file.stat().st_size
+    assert all(key.startswith("diffusion_model.transformer_blocks.") for key in tensors)
+    assert Image.open(made["preview"]).size == (512, 512)
+    assert set(made["seconds"]) == {"encode", "decode", "save"}
+    metadata = Lora.read(file).metadata
+    assert metadata["ss_output_name"] == "it" and metadata["ss_network_dim"] == "4"
+    assert not any(str(world.pictures[0].parent) in value for value in metadata.values())
+
+
+def test_two_pictures_are_the_mean_of_each(make, world):
+    single = [deltas(make(pictures=[picture])["file"]) for picture in world.pictures[:2]]
+    both = make(pictures=world.pictures[:2])
+    assert both["rank"] == 8
+    assert_same(deltas(both["file"]), {path: (single[0][path] + single[1][path]) / 2 for path in single[0]})
+
+
+def test_weights_and_strength_scale_the_update(make, world):
+    single = [deltas(make(pictures=[picture])["file"]) for picture in world.pictures]
+    made = make("--weights", 1, 1, 0.5, "--strength", 0.8, pictures=world.pictures)
+    mean = {path: 0.8 * sum(w * s[path] for w, s in zip((0.4, 0.4, 0.2), single, strict=True)) for path in single[0]}
+    assert_same(deltas(made["file"]), mean)
+    assert [image["weight"] for image in made["images"]] == pytest.approx([0.4, 0.4, 0.2])
+
+
+def test_strength_one_half_halves_the_update_of_every_expert_and_of_the_bias(make):
+    whole, half = make(model="small-all"), make("--strength", 0.5, model="small-all")
+    assert whole["rank"] == 4 + 4 + 2
+    assert_same(deltas(half["file"]), {path: delta / 2 for path, delta in deltas(whole["file"]).items()})
+
+
+@pytest.mark.parametrize("dialect", ["webui", "kohya", "diffusers", "diffsynth"])
+def test_every_dialect_says_the_same(make, dialect):
+    made = make("--to", dialect, "--name", dialect)
+    assert made["dialect"] == dialect
+    assert_same(deltas(made["file"]), deltas(make("--name", "plain")["file"]), 0)
+
+
+def test_a_used_name_is_not_used_again_unless_one_insists(make):
+    assert [make()["name"], make()["name"], make("--overwrite")["name"]] == ["it", "it-2", "it"]
+
+
+def test_a_folder_and_a_dtype(make, world):
+    made = make("--dtype", "bf16", pictures=[world.pictures[0].parent])
+    assert len(made["images"]) == 3
+    assert {tensor.dtype for tensor in load_file(made["file"]).values()} == {torch.bfloat16}
+
+
+def test_the_second_time_nothing_is_encoded(make, monkeypatch):
+    first = deltas(make()["file"])
+    from i2l_ext.encoders import dinov3, siglip2
+
+    for room in (siglip2, dinov3):
+        monkeypatch.setattr(room, "encode", lambda *_: pytest.fail("encoded again"))
+    assert_same(deltas(make()["file"]), first, 0)
+    with pytest.raises(pytest.fail.Exception):
+        make("--no-cache")
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20))
+def test_shares_add_up_and_keep_proportions(weights):
+    found = shares(weights, len(weights))
+    assert sum(found) == pytest.approx(1)
+    assert all(f * weights[0] == pytest.approx(found[0] * w) for f, w in zip(found, weights, strict=True))
+
+
+@given(st.integers(1, 50), st.floats(0.01, 100))
+def test_equal_weights_are_exactly_the_mean(count, weight):
+    assert shares([weight] * count, count) == shares(None, count) == [1 / count] * count
+
+
+@pytest.mark.parametrize("weights", [[0.0], [-1.0], [float("nan")], [float("inf")], [1.0, 1.0]])
+def test_weights_that_make_no_sense(weights):
+    with pytest.raises(UserError):
+        shares(weights, 1)
+
+
+def spoil(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+KEY = "blocks.0.layers.0.proj_a.proj_in.weight"
+SPOILT = {
+    "a tensor is missing": (lambda p: spoil(p, lambda t: t.pop(KEY)), KEY),
+    "a tensor has another shape": (lambda p: spoil(p, lambda t: t.update({KEY: t[KEY][:, 1:].clone()})), KEY),
+    "NaN in the result": (lambda p: spoil(p, lambda t: t.update({KEY: t[KEY] * float("nan")})), "NaN"),
+    "cut short": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "cut short"),
+    "empty": (lambda p: p.write_bytes(b""), "empty"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_spoilt_weights_are_named_and_nothing_is_left(breakable, make, tmp_path, how):
+    change, said = SPOILT[how]
+    change(breakable.file("small-style"))
+    code, err = make()
+    assert code == 1 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "Lora").exists() or not list((tmp_path / "Lora").iterdir())
+
+
+def bomb(path):
+    """A PNG header that claims 200 megapixels."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 10000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_text("not a picture"), "not PNG"),
+        (bomb, "megapixels"),
+        (lambda p: p.mkdir(), "no pictures"),
+    ],
+    ids=["missing", "empty", "text", "bomb", "empty folder"],
+)
+def test_pictures_that_cannot_be_used(make, tmp_path, write, said):
+    picture = tmp_path / "bad.png"
+    write(picture)
+    code, err = make(pictures=[picture])
+    assert code == 1 and said in err and err.count("\n") == 1
+    assert not (tmp_path / "Lora").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a:b", "CON", "none", "", "a<b", "../up", "a\\b"])
+def test_names_that_no_host_takes(make, tmp_path, name):
+    code, err = make("--name", name)
+    assert code == 1 and err.count("\n") == 1
+    assert not (tmp_path / "Lora").exists()
+
+
+def test_a_folder_that_cannot_be_written(make):
+    code, err = make("--lora-dir", "/proc/nowhere")
+    assert code == 1 and "Cannot write" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["qwen-image-fine", "qwen-image-bias", "nonesuch"])
+def test_models_that_cannot_be_had(make, model):
+    code, err = make(model=model)
+    assert code == 1 and err.count("\n") == 1
+
+
+def test_weights_that_are_not_here_are_told_with_their_size(make):
+    code, err = make(model="qwen-image-style")
+    assert code == 1 and "20.6 GB" in err and "i2l models download qwen-image-style" in err and "--model mini" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+def test_an_interrupted_run_leaves_nothing(world, tmp_path):
+    """Stopped while the file is being written: the run waits there for the signal."""
+    command = ["make", world.pictures[0], "--name", "it", "--model", "small", "--lora-dir", tmp_path / "Lora"]
+    path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parent.parent)))
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("small_i2l.py")), *map(str, command)],
+        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "60"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "decoding\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "nothing was left behind" in err and "Traceback" not in err
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "Lora").exists() or not list((tmp_path / "Lora").iterdir())

@@ -1,0 +1,263 @@
+"""Where weights are found, how a file is recognised, and what is said when there are none."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from i2l_ext.checkpoints import catalogue, store
+from i2l_ext.checkpoints.catalogue import MODELS, Checkpoint
+from i2l_ext.checkpoints.store import Folders, identity, listing, locate, require
+from i2l_ext.checkpoints.structure import structure_md5
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import Plan, write
+
+SHAPES = {"head.weight": (4, 6), "head.bias": (4,), "tail.weight": (2, 4)}
+PARTS = {part.id: part for model in MODELS.values() for part in model.parts}
+
+
+def save(path: Path, shapes=SHAPES, fill=0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plans = [
+        Plan(key, "BF16", shape, partial(lambda n: [bytes([fill]) * 2 * n], prod(shape)))
+        for key, shape in shapes.items()
+    ]
+    with path.open("wb") as stream:
+        write(stream, plans)
+    return path
+
+
+def save_shards(folder: Path, index: str = "model.safetensors.index.json") -> list[Path]:
+    halves = {"model-00001-of-00002.safetensors": ["head.weight"], "model-00002-of-00002.safetensors": []}
+    halves["model-00002-of-00002.safetensors"] = [key for key in SHAPES if key != "head.weight"]
+    paths = [save(folder / name, {key: SHAPES[key] for key in keys}) for name, keys in halves.items()]
+    weight_map = {key: name for name, keys in halves.items() for key in keys}
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return paths
+
+
+def checkpoint(files=("sub/model.safetensors",), repo="Some/Repo-1.0", **more) -> Checkpoint:
+    spec = SimpleNamespace(shapes=SHAPES)
+    return Checkpoint("tiny", "heads", spec, repo, files, 36, structure_md5(SHAPES), **more)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = Folders(tmp_path / "own", (tmp_path / "webui",), (tmp_path / "other",), tmp_path / "ms", tmp_path / "hf")
+    for folder in (made.own, *made.webui):
+        folder.mkdir()
+    return made
+
+
+TINY = checkpoint()
+SHARDED = checkpoint(("text/model.safetensors.index.json",))
+SNAPSHOTS = "models--Some--Repo-1.0/snapshots"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "own/Some/Repo-1.0/sub",
+        "webui/Some/Repo-1.0/sub",
+        "other/Some/Repo-1.0/sub",
+        f"hf/{SNAPSHOTS}/abc/sub",
+        "ms/Some/Repo-1.0/sub",
+        "ms/hub/models/Some/Repo-1___0/sub",
+        "ms/models/Some/Repo-1___0/sub",
+        "ms/models/Some--Repo-1.0/snapshots/master/sub",
+    ],
+)
+def test_found_by_name_in_every_place(tmp_path, folders, place):
+    assert locate(TINY, folders) is None
+    path = save(tmp_path / place / "model.safetensors")
+    assert locate(TINY, folders) == [path]
+
+
+def test_own_folder_comes_first(tmp_path, folders):
+    save(tmp_path / "other/Some/Repo-1.0/sub/model.safetensors")
+    own = save(tmp_path / "own/Some/Repo-1.0/sub/model.safetensors")
+    assert locate(TINY, folders) == [own]
+
+
+def test_hub_cache_follows_the_main_revision(tmp_path, folders):
+    main = save(tmp_path / "hf" / SNAPSHOTS / ("a" * 40) / "sub/model.safetensors")
+    os.utime(main.parents[1], (1, 1))
+    newer = save(tmp_path / "hf" / SNAPSHOTS / ("b" * 40) / "sub/model.safetensors")
+    assert locate(TINY, folders) == [newer]
+    refs = tmp_path / "hf/models--Some--Repo-1.0/refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    assert locate(TINY, folders) == [main]
+
+
+def test_a_renamed_file_is_recognised_by_its_tensors(tmp_path, folders):
+    save(tmp_path / "own/a.safetensors", {**SHAPES, "more": (1,)})
+    (tmp_path / "own/b.safetensors").write_bytes(b"\0" * 72)
+    path = save(tmp_path / "webui/deep/er/my weights.safetensors")
+    assert locate(TINY, folders) == [path]
+    assert locate(replace(TINY, structure_md5=None), folders) is None
+
+
+def test_other_folders_are_not_scanned(tmp_path, folders):
+    save(tmp_path / "other/renamed.safetensors")
+    assert locate(TINY, folders) is None
+
+
+def test_a_file_of_another_size_is_not_even_opened(tmp_path, folders, monkeypatch):
+    save(tmp_path / "webui/checkpoint.safetensors", {"x": (5,)})
+    monkeypatch.setattr(store, "HEADER_SLACK", 1)
+    monkeypatch.setattr(store, "_structure", lambda paths: pytest.fail("opened"))
+    assert locate(TINY, folders) is None
+
+
+def test_shards(tmp_path, folders):
+    paths = save_shards(tmp_path / "own/Some/Repo-1.0/text")
+    assert locate(SHARDED, folders) == paths
+    paths[1].unlink()
+    assert locate(SHARDED, folders) is None
+    renamed = save_shards(tmp_path / "webui/elsewhere", "other.safetensors.index.json")
+    assert locate(SHARDED, replace(folders)) == renamed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000]
+    + [
+        json.dumps({"weight_map": {"a": name}})
+        for name in (
+            "../x.safetensors",
+            "a/x.safetensors",
+            "C:x.safetensors",
+            "\\x.safetensors",
+            "x.bin",
+            ".safetensors",
+        )
+    ],
+)
+def test_a_bad_list_of_shards_is_refused(tmp_path, folders, text):
+    index = tmp_path / "own/Some/Repo-1.0/text/model.safetensors.index.json"
+    index.parent.mkdir(parents=True)
+    index.write_text(text)
+    with pytest.raises(UserError, match="not a usable list of shards"):
+        locate(SHARDED, folders)
+
+
+def test_what_is_wrong_with_a_file_is_named(folders):
+    path = save(folders.own / "Some/Repo-1.0/sub/model.safetensors", {**SHAPES, "tail.weight": (4, 2)})
+    with pytest.raises(UserError, match=r"'tail.weight' has the shape \[4, 2\] and not \[2, 4\]"):
+        locate(TINY, folders)
+    save(path, {key: shape for key, shape in SHAPES.items() if key != "head.bias"})
+    with pytest.raises(UserError, match=r"'head.bias' is missing"):
+        locate(TINY, folders)
+    path.write_bytes(save(path).read_bytes()[:-1])
+    with pytest.raises(UserError, match="cut short"):
+        locate(TINY, folders)
+
+
+def test_a_damaged_file_does_not_hide_a_good_one(tmp_path, folders):
+    save(folders.own / "Some/Repo-1.0/sub/model.safetensors").write_bytes(b"no")
+    good = save(tmp_path / "other/Some/Repo-1.0/sub/model.safetensors")
+    assert locate(TINY, folders) == [good]
+
+
+def test_shipped_weights_lie_in_the_package(tmp_path, folders, monkeypatch):
+    shipped = checkpoint(("mini/weights/tiny.safetensors",), repo=None)
+    monkeypatch.setattr(store, "PACKAGE", tmp_path / "package")
+    assert locate(shipped, folders) is None
+    path = save(tmp_path / "package/mini/weights/tiny.safetensors")
+    assert locate(shipped, folders) == [path]
+
+
+def test_folders_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("I2L_MODELS", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    monkeypatch.setenv("DIFFSYNTH_MODEL_BASE_PATH", str(tmp_path / "ds"))
+    made = Folders.default()
+    assert made.own == tmp_path / "a" and made.webui[0] == tmp_path / "b"
+    assert made.modelscope == tmp_path / "ms" and made.others == (tmp_path / "ds",)
+    monkeypatch.delenv("I2L_MODELS")
+    assert Folders.default().own.parts[-2:] == ("i2l", "models")
+
+
+def test_a_checkout_among_extensions_sees_the_webui(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PACKAGE", tmp_path / "webui/extensions/image-to-lora/i2l_ext")
+    monkeypatch.delenv("I2L_MODELS", raising=False)
+    (tmp_path / "webui/models").mkdir(parents=True)
+    assert Folders.default().webui == (tmp_path / "webui/models/i2l", tmp_path / "webui/models")
+
+
+def test_require_says_what_to_do_in_one_line(folders):
+    model = MODELS["qwen-image-style"]
+    with pytest.raises(UserError) as caught:
+        require(model, folders)
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in ("siglip2-g384 (2.3 GB)", "20.6 GB in all", "i2l models download qwen-image-style", "--model mini"):
+        assert word in line
+
+
+def test_require_gives_every_part(folders, monkeypatch):
+    model = replace(MODELS["qwen-image-style"], siglip2=TINY, dinov3=SHARDED, experts=())
+    one = save(folders.own / "Some/Repo-1.0/sub/model.safetensors")
+    shards = save_shards(folders.own / "Some/Repo-1.0/text")
+    model = replace(model, dinov3=replace(SHARDED, id="sharded"))
+    assert require(model, folders) == {"tiny": [one], "sharded": shards}
+
+
+def test_identity_changes_with_the_weights_and_not_with_the_place(tmp_path):
+    path = save(tmp_path / "a.safetensors")
+    first = identity([path])
+    moved = tmp_path / "b.safetensors"
+    shutil.copy2(path, moved)
+    assert identity([moved]) == first
+    save(path, fill=1)
+    os.utime(path, ns=(1, 1))
+    assert identity([path]) != first
+
+
+def test_identity_by_the_known_sha256(tmp_path):
+    path = save(tmp_path / "a.safetensors")
+    plain = identity([path])
+    status = path.stat()
+    noted = {"sha256": "ab" * 32, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    store.sidecar(path).write_text(json.dumps(noted))
+    known = identity([path])
+    assert known != plain
+    os.utime(path, ns=(1, 1))  # the file is not the one that was verified any more
+    assert identity([path]) not in (plain, known)
+    store.sidecar(path).write_text("no json")
+    assert store.known_sha256(path) is None
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=lambda part: part.id)
+def test_our_modules_have_the_published_structure(part):
+    """Hash and size of every checkpoint, from our own module definitions, against the published ones."""
+    if part.kind == "bias":
+        with pytest.raises(ValueError, match="rank"):
+            part.shapes  # noqa: B018
+        return
+    assert sum(map(prod, part.shapes.values())) == part.parameters
+    if part.repo:
+        assert structure_md5(part.shapes) == part.structure_md5
+
+
+def test_listing(folders, monkeypatch):
+    monkeypatch.setattr(
+        store, "MODELS", {"m": replace(MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY)}
+    )
+    rows = listing(folders)
+    assert not rows[0].ready and rows[0].parts[0].structure_md5 is None
+    path = save(folders.own / "Some/Repo-1.0/sub/model.safetensors")
+    row = json.loads(json.dumps(listing(folders, structures=True)[0].as_json()))
+    style = catalogue.STYLE
+    assert row["name"] == "m" and row["arch"] == "qwen-image" and row["download_bytes"] == style.nbytes
+    assert row["parts"][0]["path"] == str(path) and row["parts"][0]["bytes"] == path.stat().st_size
+    assert row["parts"][2]["structure_md5"] == style.structure_md5 and not row["parts"][2]["present"]
+    path.write_bytes(b"")
+    assert "empty" in listing(folders)[0].parts[0].problem
