@@ -181,17 +181,17 @@ def judge(
 
     unread = [path for path, slot in reading.slots.items() if not _reads(consumer, reading, path, slot)]
     no_place = _no_place(consumer, reading)
-    loads = total - len(set(unread) | set(no_place))
+    skipped = {*unread, *no_place}
+    loads = total - len(skipped)
     tensors = 2 * total + len(reading.foreign) + len(reading.text_encoder)
     if 2 * len(unread) > consumer.refuses_above * tensors:
         share = f"{2 * len(unread) / tensors:.0%} of the tensors have no name that it knows"
         return Verdict(consumer, "refused", 0, share, convert)
-    alphaless = [
-        path for path, slot in reading.slots.items() if slot.dialect in consumer.needs_alpha and not slot.alpha
-    ]
+    alphaless = [s for s in reading.slots.values() if (family, s.dialect) in consumer.needs_alpha and not s.alpha]
     if alphaless:
-        return Verdict(consumer, "refused", 0, f"{len(alphaless)} modules have no alpha: a KeyError", convert)
-    if uneven := _uneven(consumer, ranks):
+        detail = f"{len(alphaless)} modules have no alpha: a KeyError{_until(consumer)}"
+        return Verdict(consumer, "refused", 0, detail, convert)
+    if uneven := _uneven(consumer, {path: ranks[path] for path in reading.slots if path not in skipped}):
         return Verdict(consumer, "refused", 0, f"{uneven} differ in rank", export or f"i2l rank {name} --rank {rank}")
     if not loads:
         return Verdict(consumer, "nothing", 0, f"no name in the dialect {reading.dialect} is known to it", convert)

@@ -202,7 +202,7 @@ def test_every_convert_that_mends_mends(tmp_path, arch, name):
     path = tmp_path / "broken.safetensors"
     safetensors.torch.save_file(tensors(random(arch, first_blocks(arch)), name, tmp_path), path)
     for index, verdict in enumerate(consumers.check(path)[1]):
-        if not verdict.mend or "convert" not in verdict.mend:
+        if not verdict.mend or not verdict.mend.startswith("i2l convert"):
             continue
         mended = tmp_path / f"mended{index}.safetensors"
         assert i2l(*verdict.mend.split()[1:], "-o", mended) == 0
