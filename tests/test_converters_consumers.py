@@ -6,6 +6,7 @@ import warnings
 import pytest
 import safetensors.torch
 import torch
+
 from i2l_ext.converters import Lora, UserError, consumers, dialects
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth

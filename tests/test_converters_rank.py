@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from i2l_ext.converters import Lora, UserError, inspect, rank
 from i2l_ext.converters.architectures import MINI
 from test_converters_commands import i2l
