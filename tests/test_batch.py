@@ -90,7 +90,7 @@ def test_pictures_go_through_the_encoders_together(run, folder, monkeypatch):
 def test_shares_are_disjoint_and_complete():
     orders = list(range(23))
     parts = [share(orders, {"RANK": str(rank), "WORLD_SIZE": "4"}) for rank in range(4)]
-    assert sorted(sum(parts, [])) == orders
+    assert sorted(order for part in parts for order in part) == orders
     assert share(orders, {}) == orders
 
 
@@ -100,8 +100,8 @@ def test_two_processes_of_accelerate_one_killed(folder, world, tmp_path):
     path = os.pathsep.join((str(HERE), str(HERE.parent)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     arguments = [HERE / "small_i2l.py", "make", "--each", folder, "--model", "small", "--lora-dir", tmp_path / "Lora"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
     whole = subprocess.run(list(map(str, [*launch, *arguments])), env=environment, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     assert {p.stem for p in (tmp_path / "Lora").glob("*.safetensors")} == {"a", "b", "pair"}

@@ -224,7 +224,8 @@ def test_an_interrupted_run_leaves_nothing(world, tmp_path):
     path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parent.parent)))
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("small_i2l.py")), *map(str, command)],
-        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "60"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "60"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "decoding\n"
     start = time.monotonic()

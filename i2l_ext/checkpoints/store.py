@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import i2l_ext
-from i2l_ext.checkpoints.catalogue import MODELS, Checkpoint, Model
+from i2l_ext.checkpoints import catalogue
+from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.checkpoints.structure import check_structure, structure_md5
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES, TensorFile
@@ -320,7 +321,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
     """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
     imports torch) for their hashes and exact sizes."""
     folders = folders or Folders.default()
-    parts = {part.id: part for model in MODELS.values() for part in model.parts}
+    parts = {part.id: part for model in catalogue.MODELS.values() for part in model.parts}
     shown = {id: _part(part, folders, structures) for id, part in parts.items()}
     return [
         Row(
@@ -331,7 +332,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
             all(shown[part.id].present for part in model.parts),
             sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
         )
-        for model in MODELS.values()
+        for model in catalogue.MODELS.values()
     ]
 
 
