@@ -1,14 +1,16 @@
 """Embeddings -> LoRA: the heads of an i2L model, read from disk one at a time and used for all pictures at once.
 
 For each target matrix two small maps without bias or activation: embedding -> compress -> rank x d_in gives down,
-embedding -> compress -> rank x d_out gives up. Some models add to the middle of both what a residual, a sequence of
-tokens, was compressed to; it is shared by the layers of a block and group.
+embedding -> compress -> rank x d_out gives up. The later kind, ``core`` (arXiv 2606.13809), has a learned pair of
+factors a matrix, and one small map, embedding -> compress -> rank x rank, for what stands between them. Some models
+add to the middle of all maps what a residual, a sequence of tokens, was compressed to; it is shared by the layers of
+a block and group.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -57,6 +59,7 @@ class HeadSpec:
     compress: int
     rank: int = 4
     residual: Residual | None = None
+    kind: str = "direct"
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -80,10 +83,11 @@ class HeadSpec:
         """Every tensor of the checkpoint, {key: shape}."""
         shapes: dict[str, tuple[int, ...]] = {}
         for head in self.heads.values():
-            d_out, d_in = head.module.shape
-            for proj, width in (("proj_a", d_in), ("proj_b", d_out)):
-                shapes[f"{head.key}.{proj}.proj_in.weight"] = (self.compress, self.embed)
-                shapes[f"{head.key}.{proj}.proj_out.weight"] = (self.rank * width, self.compress)
+            maps, factors = KINDS[self.kind].tensors(self.rank, *head.module.shape)
+            shapes |= {f"{head.key}.{name}": shape for name, shape in factors.items()}
+            for name, width in maps.items():
+                shapes[f"{head.key}.{name}.proj_in.weight"] = (self.compress, self.embed)
+                shapes[f"{head.key}.{name}.proj_out.weight"] = (width, self.compress)
             if self.residual:
                 length, dim, mid = self.residual.length, self.residual.dim, self.residual.mid
                 shapes[f"{head.block}.proj_residual.proj_in.weight"] = (mid, dim)
@@ -123,7 +127,7 @@ class Heads:
         self.files.close()
 
     def _entry(self, head: Head) -> Entry:
-        return self.files.locate(f"{head.key}.proj_a.proj_in.weight")[1]
+        return self.files.locate(f"{head.key}.{KINDS[self.spec.kind].mark}")[1]
 
     def lora(self, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None = None) -> Lora:
         """The LoRA of N pictures, side by side along the rank: the update is the sum of scales_i x update_i.
@@ -159,14 +163,15 @@ class _Decoder:
         self.middle: torch.Tensor | None = None
 
     def __call__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        spec = self.heads.spec
-        head, count, rank = spec.heads[path], len(self.scales), spec.rank
-        d_out, d_in = head.module.shape
+        head, count = self.heads.spec.heads[path], len(self.scales)
         self._go_to(self.names.index(head.block))
-        down = self._map(f"{head.key}.proj_a").view(count, rank, d_in)
-        up = self._map(f"{head.key}.proj_b").view(count, d_out, rank)
+        down, up = KINDS[self.heads.spec.kind].factors(self, head)
         scales = down.new_tensor(self.scales).view(count, 1, 1)
-        return (down * scales).view(count * rank, d_in), up.transpose(0, 1).reshape(d_out, count * rank)
+        return (down * scales).flatten(0, 1), up.transpose(0, 1).flatten(1)
+
+    def plain(self, key: str) -> torch.Tensor:
+        """A tensor of the block at work; it holds until the next block is."""
+        return self.weights[key]
 
     def _go_to(self, number: int) -> None:
         """Have the weights of that block; the next one is on its way already, any other is a new start."""
@@ -179,7 +184,8 @@ class _Decoder:
         self.at, self.weights = number, next(self.walk)
         self.middle = self._compress(self.names[number])
 
-    def _map(self, key: str) -> torch.Tensor:
+    def map(self, key: str) -> torch.Tensor:
+        """A small map of all embeddings, [N, its width]."""
         x = self.embeddings @ self.weights[f"{key}.proj_in.weight"].T
         if self.middle is not None:
             x = x + self.middle
@@ -196,3 +202,39 @@ class _Decoder:
 def _block_of(key: str) -> str:
     """The key "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" lies in the block "layers_lora.blocks.3"."""
     return re.match(r"(?:\w+_lora\.)?blocks\.\d+", key)[0]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of head. ``mark``: the tensor that is in every head. ``tensors``(rank, d_out, d_in): its small maps,
+    {name: width}, and its other tensors, {name: shape}. ``factors``: down [N, rank, d_in] and up [N, d_out, rank]."""
+
+    mark: str
+    tensors: Callable[[int, int, int], tuple[dict[str, int], dict[str, tuple[int, ...]]]]
+    factors: Callable[[_Decoder, Head], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _direct(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank, (d_out, d_in) = len(made.scales), made.heads.spec.rank, head.module.shape
+    down = made.map(f"{head.key}.proj_a").view(count, rank, d_in)
+    return down, made.map(f"{head.key}.proj_b").view(count, d_out, rank)
+
+
+def _core(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank = len(made.scales), made.heads.spec.rank
+    core = made.map(f"{head.key}.core").view(count, rank, rank)
+    return made.plain(f"{head.key}.query_a").expand(count, -1, -1), made.plain(f"{head.key}.query_b") @ core
+
+
+KINDS = {
+    "direct": Kind(
+        "proj_a.proj_in.weight",
+        lambda rank, d_out, d_in: ({"proj_a": rank * d_in, "proj_b": rank * d_out}, {}),
+        _direct,
+    ),
+    "core": Kind(
+        "query_a",
+        lambda rank, d_out, d_in: ({"core": rank * rank}, {"query_a": (rank, d_in), "query_b": (d_out, rank)}),
+        _core,
+    ),
+}

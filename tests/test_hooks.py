@@ -133,7 +133,7 @@ def test_z_image_keeps_its_refiners(trainer, tmp_path, capsys):
 
 def test_merging_stays_musubis(trainer):
     weights, unet = {}, small()
-    args, kwargs = musubi.create_arch_network_from_weights(0.5, weights, None, unet, for_inference=True)
+    args, _ = musubi.create_arch_network_from_weights(0.5, weights, None, unet, for_inference=True)
     assert args[0] == 0.5 and args[1] is weights and args[3] is unet and args[4] is True
 
 

@@ -1,4 +1,4 @@
-"""Every exported file into the consumer it is for: the real one where a registry has it, else its documented contract."""
+"""Every exported file into the consumer it is for: the real one where it can be had, else its contract."""
 
 import json
 import re
