@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from i2l_ext import decoder
+from i2l_ext.checkpoints.stream import Run
 from i2l_ext.cli import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
 from i2l_ext.decoder import HeadSpec, Residual
 from i2l_ext.training import config, experts
 from i2l_ext.training.examples import Examples, by_style
@@ -96,9 +96,9 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
 
     x, tokens = torch.randn(3, 10), torch.randn(3, 5, 7) if residual else None
     scales = [0.5, 0.3, 0.2]
-    with torch.no_grad(), TensorFile(path) as file:
+    with torch.no_grad(), decoder.Heads(path, spec, Run()) as opened:
         pairs = heads(x, tokens)
-        lora = decoder.decode(file, spec, x, scales, tokens)
+        lora = opened.lora(x, scales, tokens)
         assert set(lora) == set(pairs) == set(MINI.made)
         for module, (down, up) in pairs.items():
             expected = sum(scale * up[n] @ down[n] for n, scale in enumerate(scales))

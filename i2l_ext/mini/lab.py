@@ -76,7 +76,7 @@ class Lab:
             for n in range(len(samples)):
                 tokens = {side: values[n : n + 1] for side, values in seen.tokens.items()}
                 own = Embeddings(seen.image[n : n + 1], tokens)
-                parts = pipeline.decode(model, files, own, [1.0], opened)
+                parts = pipeline.decode(model, files, own, [1.0], Run(), opened)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))
