@@ -164,3 +164,36 @@ def test_the_draw_command(tmp_path, capsys):
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1
         assert not (tmp_path / "none.png").exists()
+
+
+def test_the_shipped_weights_are_what_the_catalogue_says():
+    from i2l_ext.checkpoints import catalogue, store
+    from i2l_ext.checkpoints.structure import check_structure
+    from i2l_ext.converters.files import TensorFile
+
+    total = sum(path.stat().st_size for path in draw.WEIGHTS.glob("*.safetensors"))
+    assert total < 12e6
+    for name in ("mini", "mini-coarse", "mini-coarse-fine", "mini-coarse-fine-bias"):
+        model = catalogue.find(name)
+        store.require(model)
+        for part in model.parts:
+            with TensorFile(store.PACKAGE / part.files[0]) as file:
+                shapes = file.header.shapes
+                assert sum(math.prod(shape) for shape in shapes.values()) == part.parameters
+                if part.kind != "bias":
+                    check_structure(part.id, part.shapes, shapes)
+
+
+def test_a_shipped_sample_gives_its_colours_to_another_content():
+    """The whole chain on shipped weights: picture -> LoRA -> drawing, nearer to the picture than without."""
+    from i2l_ext.mini.lab import Lab, unseen
+
+    lab = Lab()
+    samples = [group[0] for group in unseen(4, 1, offset=60_000)]
+    targets = torch.stack([sample.small for sample in samples])
+    loras = lab.loras("mini", samples)
+    with_it = torch.cat([lab.draw(["a ring"], lora) for lora in loras])
+    without = lab.draw(["a ring"]).expand(4, -1, -1, -1)
+    assert (measures.style_distance(with_it, targets) < 0.6 * measures.style_distance(without, targets)).all()
+    assert lab.judge.shapes(without[:1]) == ["ring"]
+    assert len(list(draw.SAMPLES.glob("*.png"))) == 8

@@ -152,10 +152,16 @@ MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
 MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
 MINI_STYLE = _mini("style_core", "heads", HeadSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
 MINI_COARSE = _mini(
-    "coarse", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)), 976_896
+    "coarse",
+    "heads",
+    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
+    976_896,
 )
 MINI_FINE = _mini(
-    "fine", "heads", HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)), 967_680
+    "fine",
+    "heads",
+    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
+    967_680,
 )
 MINI_BIAS = _mini("bias", "bias", MINI, 46_080)
 
