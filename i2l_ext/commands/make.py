@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
-from i2l_ext.converters import dialects
+from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def show(made: Made, as_json: bool) -> None:
         return
     print(f"{made.file}\n{made.prompt}")
     took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
-    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}", flush=True)
+    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}")
+    print(consumers.summary(made.file), flush=True)
 
 
 def default_model() -> str:
