@@ -156,7 +156,7 @@ def test_one_command_trains_everything(trained):
 def copy_up_to_style(source, raw, tmp_path, steps):
     """A run's folder with everything before the first expert done."""
     path, _ = small(tmp_path)
-    changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0]}]}
+    changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0], "name": "style"}]}
     changed["experts"][0]["schedule"] = {"steps": steps, "batch": 4, "log_every": 1, "save_every": 5}
     path.write_text(yaml.safe_dump(changed))
     (tmp_path / "run").mkdir()
