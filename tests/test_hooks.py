@@ -181,6 +181,15 @@ def test_musubi_starts_from_pictures(trainer, monkeypatch, tmp_path, capsys):
     assert "12 modules start from the LoRA" in capsys.readouterr().out
 
 
+def test_pictures_are_made_into_a_lora_by_the_engine(tmp_path):
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "a.png")
+    lora = musubi.made(tmp_path, "mini")
+    assert lora.arch is MINI and set(lora.specs) == set(MINI.made)
+    assert any(lora[path][1].any() for path in lora)  # in memory: its file is gone
+
+
 def test_the_module_imports_by_its_path_and_is_light():
     code = "import sys; import i2l_ext.hooks.musubi; sys.exit('transformers' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
