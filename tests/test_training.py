@@ -136,11 +136,11 @@ def test_folders_of_pictures_are_checked_before_anything_is_loaded(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / name / "one.png")
     (tmp_path / "a" / "one.txt").write_text("a picture")
-    with pytest.raises(UserError, match="one.png: no caption"):
+    with pytest.raises(UserError, match=r"one\.png: no caption"):
         pictures(tmp_path)
     (tmp_path / "b" / "one.txt").write_text("a picture")
     assert [len(style) for style in pictures(tmp_path)] == [1, 1]
-    with pytest.raises(UserError, match="no transformer/config.json"):
+    with pytest.raises(UserError, match=r"no transformer/config\.json"):
         QwenImage(tmp_path, None, False)
 
 
