@@ -61,6 +61,7 @@ def test_the_configurations_beside_the_code_parse(path):
         ({"experts": [{"name": "style"}]}, "experts[0].schedule: this key is missing."),
         ({"experts": [{"name": "s", "schedule": {"steps": 1, "learning_rat": 0.1}}]}, "did you mean 'learning_rate'?"),
         ({"experts": [{"name": "s", "upon": ["t"], "schedule": {"steps": 1}}]}, "none of the experts before it"),
+        ({"data": {"kind": "folder", "path": "."}}, "bias: a bias can be trained for the miniature only"),
         ({"foundations": None}, "foundations: the miniature's base has to be trained first"),
     ],
 )
@@ -122,6 +123,25 @@ def test_partners_share_the_style_and_differ():
     alone = rows == 3
     assert (partners[~alone] != rows[~alone]).all() and (partners[alone] == 3).all()
     assert all(len(set(partners[rows == n].tolist())) == count[n] - 1 for n in (0, 1, 2, 4, 5, 6, 7))
+
+
+def test_folders_of_pictures_are_checked_before_anything_is_loaded(tmp_path):
+    from PIL import Image
+
+    from i2l_ext.training.qwen_image import QwenImage, pictures
+
+    with pytest.raises(UserError, match="holds no folders"):
+        pictures(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "one.png")
+    (tmp_path / "a" / "one.txt").write_text("a picture")
+    with pytest.raises(UserError, match=r"one\.png: no caption"):
+        pictures(tmp_path)
+    (tmp_path / "b" / "one.txt").write_text("a picture")
+    assert [len(style) for style in pictures(tmp_path)] == [1, 1]
+    with pytest.raises(UserError, match=r"no transformer/config\.json"):
+        QwenImage(tmp_path, None, False)
 
 
 def command(*arguments):
