@@ -269,8 +269,11 @@ def _which(reading: dialects.Reading, paths: list[str]) -> str:
 
 
 def summary(path: Path | str) -> str:
-    """One line for a file that was just written: who loads all of it, and who has to be helped."""
-    verdicts = check(path)[1]
+    """One line for a file that was just written: who loads all of it and who has to be helped, or what must be known
+    before that."""
+    reading, verdicts = check(path)
+    if reading.arch.caution:
+        return reading.arch.caution
     whole = [verdict.consumer.title for verdict in verdicts if verdict.status == "all"]
     helped = [verdict.consumer.title for verdict in verdicts if verdict.mend]
     parts = [f"loads in {', '.join(whole)}"] if whole else []
