@@ -323,8 +323,8 @@ NOTES = {
     "strength": "on the mean over the pictures the distance falls at every step, but not for enough of the single "
     "pictures. CI guards the mean.",
     "start": "the i2L start is ahead all the way in training, by about half the steps and not by two thirds: this "
-    "world is so simple that a random start has learned a style after a hundred steps. The figures on held-out pictures "
-    "flatter i2L, because by step 500 both trainings have overfitted their eight pictures.",
+    "world is so simple that a random start has learned a style after a hundred steps. The held-out figures "
+    "flatter i2L: by step 500 both trainings have overfitted their eight pictures.",
 }
 OTHER = Expert("style", Schedule(0), compress=32)
 TRIALS: dict[str, Callable[[Trials], list[Row]]] = {
