@@ -148,7 +148,8 @@ class Trials:
         return [
             Row(
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
-                "for >= 95 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for {_shares(each)})", falls >= 0.95, self._n("x 8 prompts"),
+                "for >= 95 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
+                f"{_shares(each)})", falls >= 0.95, self._n("x 8 prompts"),
                 note=NOTES["strength"], guard=bool((curves.mean(1).diff() < 0).all()),
             )
         ]  # fmt: skip
@@ -321,9 +322,9 @@ NOTES = {
     "draws them imperfectly even when it is told them in words, and the heads fall short. CI guards 0.4.",
     "strength": "on the mean over the pictures the distance falls at every step, but not for enough of the single "
     "pictures. CI guards the mean.",
-    "start": "the i2L start is ahead all the way in training, by about half the steps and not by two thirds: this world "
-    "is so simple that a random start has learned a style after a hundred steps. The figures on held-out pictures "
-    "flatter i2L, because by step 500 both trainings have overfitted their eight pictures.",
+    "start": "the i2L start is ahead all the way in training, by about half the steps and not by two thirds: this "
+    "world is so simple that a random start has learned a style after a hundred steps. The held-out figures "
+    "flatter i2L: by step 500 both trainings have overfitted their eight pictures.",
 }
 OTHER = Expert("style", Schedule(0), compress=32)
 TRIALS: dict[str, Callable[[Trials], list[Row]]] = {
