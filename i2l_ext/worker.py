@@ -1,0 +1,234 @@
+"""The engine's process: one request from stdin, events to stdout, one JSON object a line.
+
+Request ``{kind, folder, outcome, …}``; events ``{event: plan | step | done | failed | cancelled, …}``. The end of
+stdin means stop: the one who asked wants no more of it, or is no more. What came of the work is also written to the
+file ``outcome``, for the case that nobody is left to hear it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from i2l_ext import private
+from i2l_ext.converters.errors import UserError
+
+if TYPE_CHECKING:
+    from i2l_ext.checkpoints.catalogue import Model
+    from i2l_ext.checkpoints.stream import Run
+
+PATIENCE = 10.0
+"""Seconds after the end of stdin in which work is to wind down; then the process ends itself."""
+
+EVERY = 0.1
+"""Seconds between two reports of progress."""
+
+Request = Mapping[str, Any]
+
+
+class Cancelled(Exception):
+    """Stop was said before the work proper, which has its own word for it, began."""
+
+
+class Teller:
+    """The worker's side of the conversation."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self.cancelled = threading.Event()
+        self._titles: list[str] = []
+        self._at, self._share, self._said = 0, 0.0, 0.0
+        self._skipped: list[int] = []
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Write an event. Where nobody listens any more the work is to stop."""
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        try:
+            with self._lock:
+                self._out.write(line)
+                self._out.flush()
+        except OSError:
+            self.cancelled.set()
+
+    def plan(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Tell what is to come: for each step ``title``, and as far as they are known ``bytes`` and ``layers``."""
+        self._titles = [step["title"] for step in steps]
+        self._at, self._share, self._skipped = 0, 0.0, []
+        self.say("plan", steps=list(steps))
+
+    def step(self, title: str) -> None:
+        """A step begins. One that ended without any progress found its work done already."""
+        if title in self._titles:
+            index = self._titles.index(title)
+            self._skipped += [self._at] if index > self._at > 0 and self._share == 0 else []
+            self._at, self._share = index, 0.0
+            self._report()
+
+    def progress(self, share: float) -> None:
+        """How much of the step is done, 0 to 1."""
+        self._share = share
+        if share >= 1 or time.monotonic() - self._said >= EVERY:
+            self._report()
+
+    def check(self) -> None:
+        """Raises Cancelled."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
+    def _report(self) -> None:
+        self._said = time.monotonic()
+        self.say("step", step=self._at, share=self._share, cached=self._skipped)
+
+
+def make(request: Request, tell: Teller) -> Any:
+    """Pictures in, LoRA out: the fields of ``i2l make --json``, and who loads the file."""
+    from i2l_ext import images, library
+    from i2l_ext.checkpoints import catalogue, store
+
+    order_facts = dict(request["order"])
+    pictures = [Path(path) for path in order_facts.pop("pictures")]
+    folder = Path(order_facts.pop("folder"))
+    model = catalogue.find(order_facts["model"])
+    tell.plan([{"title": "start"}, *steps(model)])
+    store.require(model)
+    library.check_folder(folder)
+    images.collect(pictures)
+    tell.progress(0.1)
+
+    from i2l_ext.pipeline import Order
+    from i2l_ext.pipeline import make as make_lora
+
+    run = _engine(request, tell)
+
+    def at(title: str) -> Run:
+        tell.step(title)
+        return run
+
+    made = make_lora(Order(pictures=pictures, folder=folder, **order_facts), at, _cache(request))
+    return {**made.json(), "preview_picture": made.preview}
+
+
+def steps(model: Model) -> list[dict[str, Any]]:
+    """The steps of a make, as the pipeline titles them, with the bytes that each reads."""
+    encoders = [part for part in (model.siglip2, model.dinov3, model.qwen_vl) if part]
+    heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
+    return [
+        *(
+            {"title": f"encode {part.id}", "bytes": part.nbytes, "layers": getattr(part.spec, "layers", None)}
+            for part in encoders
+        ),
+        {"title": "decode", "bytes": sum(part.nbytes for part in heads), "layers": len(model.arch.made)},
+    ]
+
+
+def _engine(request: Request, tell: Teller) -> Run:
+    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.commands import engine
+    from i2l_ext.commands.make import memory
+
+    bound = request.get("memory")
+    return Run(
+        device=engine.device(request.get("device") or "auto"),
+        dtype=engine.precision("auto"),
+        memory=memory(bound) if bound else None,
+        cancel=tell.cancelled.is_set,
+        progress=tell.progress,
+    )
+
+
+def _cache(request: Request) -> Any:
+    from i2l_ext.checkpoints.embeddings import LIMIT, Cache
+
+    limit = request.get("cache_bytes")
+    cache = replace(Cache.default(), limit=LIMIT if limit is None else int(limit))
+    return cache if cache.limit > 0 else None
+
+
+def command(request: Request, tell: Teller) -> Any:
+    """What a command of ``i2l`` prints with ``--json``. Only those of COMMANDS, and only in the WebUI's own words:
+    whoever fills in ``arguments`` has checked them."""
+    from i2l_ext import cli
+
+    words = [str(word) for word in request["arguments"]]
+    tell.plan([{"title": words[0]}])
+    args = cli.parser().parse_args([*words, "--json"])
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        code = args.run(args)
+    tell.check()
+    text = printed.getvalue()
+    if code and not text:
+        raise UserError(f"{words[0]} ended with code {code}.")
+    return json.loads(text)
+
+
+WORK: dict[str, Callable[[Request, Teller], Any]] = {
+    "make": make,
+    **dict.fromkeys(("models", "inspect", "check", "convert", "export", "verify"), command),
+}
+"""By kind of job."""
+
+
+def main() -> int:
+    """Serve one request; 0 unless it failed."""
+    private.use()
+    tell = Teller(_own_stdout())
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+    try:
+        result = WORK[request["kind"]](request, tell)
+        return _end(request, tell, "done", result=result)
+    except UserError as error:
+        return _end(request, tell, "failed", error=str(error))
+    except BaseException as error:
+        # whatever it is, the page is to show it; the traceback goes to stderr, whose end is shown with it
+        if _is_cancel(error) or tell.cancelled.is_set():
+            return _end(request, tell, "cancelled")
+        traceback.print_exc()
+        return _end(request, tell, "failed", error=f"{type(error).__name__}: {error}".strip(": "))
+
+
+def _is_cancel(error: BaseException) -> bool:
+    """Both the engine's word and ours, without importing the engine for it."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Cancelled"
+
+
+def _end(request: Request, tell: Teller, event: str, **facts: Any) -> int:
+    if outcome := request.get("outcome"):
+        with suppress(OSError):
+            part = Path(f"{outcome}.part")
+            part.write_text(json.dumps({"event": event, **facts}), encoding="utf-8")
+            part.replace(outcome)
+    tell.say(event, **facts)
+    return int(event == "failed")
+
+
+def _own_stdout() -> BinaryIO:
+    """stdout for events alone: what libraries print goes to stderr."""
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return own
+
+
+def _watch(tell: Teller) -> None:
+    """Wait for the end of stdin; then stop the work, and the process if the work does not listen."""
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    tell.cancelled.set()
+    time.sleep(PATIENCE)
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

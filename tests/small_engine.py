@@ -1,0 +1,56 @@
+"""The engine with the tests' small models in its catalogue, and a few jobs that misbehave. Run as a script."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+
+def slow(request, tell):
+    tell.plan([{"title": "start"}, {"title": "slow", "bytes": 1000, "layers": 10}])
+    tell.step("slow")
+    times = int(request.get("times", 1000))
+    for number in range(times):
+        time.sleep(0.02)
+        tell.check()
+        tell.progress((number + 1) / times)
+    return {"slept": True}
+
+
+def deaf(request, tell):
+    tell.plan([{"title": "deaf"}])
+    time.sleep(60)
+
+
+def die(request, tell):
+    os.kill(os.getpid(), 9)
+
+
+def fail(request, tell):
+    print("a line for nobody")
+    raise MemoryError("not enough of it")
+
+
+def refuse(request, tell):
+    from i2l_ext.converters.errors import UserError
+
+    raise UserError("weights are missing: i2l models download")
+
+
+def babble(request, tell):
+    tell._out.write(b'not json\n{"event": 7}\n[1, 2]\n{"event": "step", "step": "x"}\n\n' + b"[" * 100_000 + b"\n")
+    return "fine"
+
+
+if __name__ == "__main__":
+    from i2l_ext import worker
+
+    worker.WORK.update(slow=slow, deaf=deaf, die=die, fail=fail, refuse=refuse, babble=babble)
+    if os.environ.get("I2L_TEST_SMALL"):
+        from conftest import SMALL
+        from i2l_ext.checkpoints import catalogue
+
+        catalogue.MODELS.update(SMALL)
+    sys.exit(worker.main())
