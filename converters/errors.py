@@ -1,4 +1,4 @@
-"""The one error that is meant for the person at the keyboard."""
+"""What the person at the keyboard is told, and what he or she may say: stop."""
 
 
 class UserError(Exception):
@@ -9,3 +9,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Cancelled(Exception):
+    """The user said stop. Not an error: nothing is to be reported, nothing is left behind."""

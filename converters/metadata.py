@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from .lora import Lora
 
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -33,3 +35,9 @@ def rewritten(lora: Lora, dialect: str, name: str | None = None, **fields: str) 
         if metadata.get("modelspec.title") == old:
             metadata["modelspec.title"] = name
     return metadata | {f"i2l.{key}": value for key, value in fields.items()}
+
+
+def shared(each: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What several files say alike: all that is true of a merge of them."""
+    first, *others = each
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

@@ -67,38 +67,45 @@ class Made:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Job:
+    """An order whose pictures are open: ``scales`` says how much of the update each of them gives."""
+
+    order: Order
+    model: Model
+    pictures: Sequence[images.Picture]
+    scales: Sequence[float]
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """Where the LoRA comes from, without a name of the user's."""
+        return [{"sha256": p.sha256, "weight": scale} for p, scale in zip(self.pictures, self.scales, strict=True)]
+
+
 def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) -> Made:
     """Pictures in, LoRA file out. ``run`` gives, by the title of a step, how to compute it and whom to tell.
 
     Raises UserError for what the user can mend, Cancelled when the run says so; then nothing is left behind.
     """
+    from i2l_ext.embed import embed
+
+    job = prepare(order)
+    weights = store.require(job.model)
+    clock = Clock()
+    with ExitStack() as opened:
+        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, run, cache))
+        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], opened)
+        whole = complete(parts, job, weights, opened)
+        return save(job, clock.watch("decode", whole, run("decode")), clock)
+
+
+def prepare(order: Order) -> Job:
+    """Check what can be checked before the slow part, and open the pictures. Raises UserError."""
     names.check_name(order.name)
     model = catalogue.find(order.model)
-    weights = store.require(model)
-    pictures = [images.open_image(path, sizes=model.views) for path in images.collect(order.pictures)]
-    scales = shares(order.weights, len(pictures))
-
-    clock = _Clock()
-    with ExitStack() as opened:
-        seen = clock.time("encode", lambda: _embed(pictures, model, weights, run, cache))
-        made = decode(model, weights, seen, [order.strength * scale for scale in scales], order.strength, opened)
-        lora = adjust(clock.watch("decode", made, run("decode")), order)
-        saved = clock.time("save", lambda: _save(order, model, lora, pictures, scales))
-    return Made(
-        file=str(saved.file),
-        name=saved.name,
-        model=model.name,
-        arch=model.arch.id,
-        dialect=order.dialect,
-        rank=lora.rank,
-        modules=len(lora),
-        bytes=saved.file.stat().st_size,
-        prompt=f"<lora:{saved.name}:1>",
-        preview=str(saved.preview),
-        sidecar=str(saved.sidecar),
-        images=_origins(pictures, scales),
-        seconds=clock.seconds,
-    )
+    paths = images.collect(order.pictures)
+    scales = shares(order.weights, len(paths))
+    return Job(order, model, [images.open_image(path, sizes=model.views) for path in paths], scales)
 
 
 def shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -116,85 +123,87 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _embed(
-    pictures: Sequence[images.Picture],
-    model: Model,
-    weights: Mapping[str, Sequence[Path]],
-    run: Callable[[str], Run],
-    cache: Cache | None,
-) -> Embeddings:
-    from i2l_ext.embed import embed
-
-    return embed(pictures, model, weights, run, cache)
-
-
 def decode(
-    model: Model,
-    weights: Mapping[str, Sequence[Path]],
-    seen: Embeddings,
-    scales: Sequence[float],
-    strength: float,
-    opened: ExitStack,
-) -> Lora:
-    """All experts' parts side by side, and the bias behind them; computed when it is read, while ``opened`` is open.
+    model: Model, weights: Mapping[str, Sequence[Path]], seen: Embeddings, scales: Sequence[float], opened: ExitStack
+) -> list[Lora]:
+    """Each expert's part of the LoRA, made as it is read, while ``opened`` is open.
 
     Raises UserError for a checkpoint that is not what it should be.
     """
     from i2l_ext import decoder
     from i2l_ext.checkpoints.structure import check_structure
     from i2l_ext.converters.files import TensorFile
-    from i2l_ext.converters.lora import concatenate, from_file
 
-    parts, factors = [], []
+    parts = []
     for expert in model.experts:
         [path] = weights[expert.heads.id]
         file = opened.enter_context(TensorFile(path))
         check_structure(path.name, expert.heads.shapes, file.header.shapes)
         residual = seen.tokens.get(expert.view) if expert.view else None
         parts.append(decoder.decode(file, expert.heads.spec, seen.image, scales, residual))
-        factors.append(1.0)
+    return parts
+
+
+def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Path]], opened: ExitStack) -> Lora:
+    """The experts' parts side by side and the bias behind them, with the blocks, kinds and dtype as ordered.
+
+    Raises UserError for a bias that is not of the model.
+    """
+    from i2l_ext.converters.files import TensorFile
+    from i2l_ext.converters.lora import concatenate, from_file
+
+    order, model = job.order, job.model
+    factors = [1.0] * len(parts)
     if model.bias:
         [path] = weights[model.bias.id]
         bias = from_file(opened.enter_context(TensorFile(path)))
         if bias.arch is not model.arch:
             raise UserError(f"{path.name}: a LoRA of {bias.arch.title}, not of {model.arch.title}.")
-        parts.append(bias)
-        factors.append(strength)
-    return concatenate(parts, factors) if len(parts) > 1 else parts[0]
-
-
-def adjust(lora: Lora, order: Order) -> Lora:
-    """Blocks and kinds, rank and dtype as the user wants them."""
+        parts, factors = [*parts, bias], [*factors, order.strength]
+    lora = concatenate(parts, factors) if len(parts) > 1 else parts[0]
     lora = select(lora, order.blocks, order.kinds)
     return lora if order.dtype is None else lora.cast(order.dtype)
 
 
-def _save(
-    order: Order, model: Model, lora: Lora, pictures: Sequence[images.Picture], scales: Sequence[float]
-) -> library.Saved:
-    origins = _origins(pictures, scales)
-    arch, said = model.arch.id, {"description": order.description}
+def save(job: Job, lora: Lora, clock: Clock) -> Made:
+    """The file, its preview and its sidecar. Raises UserError; then nothing is left behind."""
+    order, model = job.order, job.model
+    facts = {"arch_id": model.arch.id, "model": model.name, "rank": lora.rank, "description": order.description}
 
     def write(part: Path, name: str) -> None:
-        facts = {"arch_id": arch, "model": model.name, "rank": lora.rank, "images": origins, "strength": order.strength}
-        lora.write(part, order.dialect, metadata=labels.metadata(name, **facts, **said))
+        made = labels.metadata(name, **facts, images=job.origins, strength=order.strength)
+        lora.write(part, order.dialect, metadata=made)
 
-    version = labels.sd_version(arch, order.host)
-    return library.save(
-        order.folder,
-        order.name,
-        write,
-        preview=images.collage([picture.square for picture in pictures]),
-        sidecar=labels.sidecar(**said, sd_version=version, activation_text=order.activation_text),
-        overwrite=order.overwrite,
+    sidecar = labels.sidecar(
+        description=order.description,
+        sd_version=labels.sd_version(model.arch.id, order.host),
+        activation_text=order.activation_text,
+    )
+    preview = images.collage([picture.square for picture in job.pictures])
+    saved = clock.time(
+        "save",
+        lambda: library.save(
+            order.folder, order.name, write, preview=preview, sidecar=sidecar, overwrite=order.overwrite
+        ),
+    )
+    return Made(
+        file=str(saved.file),
+        name=saved.name,
+        model=model.name,
+        arch=model.arch.id,
+        dialect=order.dialect,
+        rank=lora.rank,
+        modules=len(lora),
+        bytes=saved.file.stat().st_size,
+        prompt=f"<lora:{saved.name}:1>",
+        preview=str(saved.preview),
+        sidecar=str(saved.sidecar),
+        images=job.origins,
+        seconds=clock.seconds,
     )
 
 
-def _origins(pictures: Sequence[images.Picture], scales: Sequence[float]) -> list[dict[str, Any]]:
-    return [{"sha256": p.sha256, "weight": scale} for p, scale in zip(pictures, scales, strict=True)]
-
-
-class _Clock:
+class Clock:
     """Seconds by phase. Decoding happens while the file is written: its time is taken off the writing's."""
 
     def __init__(self) -> None:

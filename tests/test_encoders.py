@@ -118,8 +118,8 @@ def test_dims_need_neither_torch_nor_transformers():
 
 
 @pytest.mark.skipif("I2L_OLD_TRANSFORMERS" in os.environ, reason="this is that run")
-def test_all_this_in_the_oldest_transformers_line(tmp_path):
-    old = fetched("transformers-4.57.6", "transformers==4.57.6", "huggingface_hub<1", "tokenizers<=0.23.0")
+def test_all_this_in_transformers_4(tmp_path):
+    old = fetched("transformers-4.57.6", "transformers==4.57.6", "huggingface-hub==0.36.2", "tokenizers==0.22.2")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(old), str(ROOT)]), "I2L_OLD_TRANSFORMERS": "4.57.6"}
     tests = [str(ROOT / "tests" / name) for name in ("test_encoders.py", "test_qwen_vl.py")]
     command = [

@@ -220,20 +220,14 @@ def test_weights_that_are_not_here_are_told_with_their_size(make):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 def test_an_interrupted_run_leaves_nothing(world, tmp_path):
     """Stopped while the file is being written: the run waits there for the signal."""
-    script = (
-        "import sys, time, conftest; from i2l_ext import cli, decoder; from i2l_ext.checkpoints import catalogue\n"
-        "catalogue.MODELS.update(conftest.SMALL)\n"
-        "def slow(self, path): print('writing', flush=True); time.sleep(60)\n"
-        "decoder._Decoder.__call__ = slow\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
     command = ["make", world.pictures[0], "--name", "it", "--model", "small", "--lora-dir", tmp_path / "Lora"]
     path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parent.parent)))
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, command)],
-        env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(Path(__file__).with_name("small_i2l.py")), *map(str, command)],
+        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "60"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout.readline() == "writing\n"
+    assert process.stdout.readline() == "decoding\n"
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

@@ -249,7 +249,7 @@ def test_our_modules_have_the_published_structure(part):
 
 def test_listing(folders, monkeypatch):
     monkeypatch.setattr(
-        store, "MODELS", {"m": replace(MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY)}
+        catalogue, "MODELS", {"m": replace(MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY)}
     )
     rows = listing(folders)
     assert not rows[0].ready and rows[0].parts[0].structure_md5 is None

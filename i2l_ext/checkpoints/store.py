@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import i2l_ext
-from i2l_ext.checkpoints.catalogue import MODELS, Checkpoint, Model
+from i2l_ext.checkpoints import catalogue
+from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.checkpoints.structure import check_structure, structure_md5
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES, TensorFile
@@ -183,7 +184,7 @@ def _hold(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
     found = _structure(paths)
     if checkpoint.structure_md5 not in (None, found):
         name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/{paths[0].name} and its shards"
-        check_structure(name, checkpoint.shapes, _shapes(paths))
+        check_structure(name, checkpoint.shapes, shapes_of(paths))
 
 
 def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
@@ -203,7 +204,8 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
     return None
 
 
-def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of all files together. Raises UserError where one is not a whole safetensors file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with TensorFile(path) as file:
@@ -224,7 +226,7 @@ def _structure(paths: Iterable[Path]) -> str:
 
 @lru_cache(maxsize=256)
 def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    return structure_md5(_shapes(path for path, _, _ in stamps))
+    return structure_md5(shapes_of(path for path, _, _ in stamps))
 
 
 def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path]]:
@@ -253,15 +255,20 @@ def sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def known_sha256(path: Path) -> str | None:
-    """The sha256 that the download of this very file was held against; None where nothing is known of it."""
+def note_of(path: Path) -> dict[str, Any]:
+    """What is in the sidecar of a file; nothing where there is none, or none that can be read."""
     try:
         noted = json.loads(sidecar(path).read_bytes())
-        status = path.stat()
-        unchanged = (noted["size"], noted["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
-        return str(noted["sha256"]) if unchanged else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def known_sha256(path: Path) -> str | None:
+    """The sha256 that this very file was held against; None where nothing is known of it, or it has changed since."""
+    noted, status = note_of(path), path.stat()
+    unchanged = (noted.get("size"), noted.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    return str(noted.get("sha256")) if unchanged else None
 
 
 def identity(paths: Iterable[Path]) -> str:
@@ -314,7 +321,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
     """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
     imports torch) for their hashes and exact sizes."""
     folders = folders or Folders.default()
-    parts = {part.id: part for model in MODELS.values() for part in model.parts}
+    parts = {part.id: part for model in catalogue.MODELS.values() for part in model.parts}
     shown = {id: _part(part, folders, structures) for id, part in parts.items()}
     return [
         Row(
@@ -325,7 +332,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
             all(shown[part.id].present for part in model.parts),
             sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
         )
-        for model in MODELS.values()
+        for model in catalogue.MODELS.values()
     ]
 
 

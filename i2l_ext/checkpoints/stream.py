@@ -19,7 +19,7 @@ from threading import Event
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
 
 PIECE = 16 << 20
@@ -29,10 +29,6 @@ ALIGN = 128
 """Numbers: each tensor in a buffer starts at a multiple of this."""
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-
-
-class Cancelled(Exception):
-    """The user said stop. Not an error: nothing is to be reported, nothing is left behind."""
 
 
 @dataclass(frozen=True)

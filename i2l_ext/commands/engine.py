@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from i2l_ext.converters.errors import UserError
@@ -25,7 +26,10 @@ def device(name: str) -> str:
 
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
-        return "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            own = os.environ.get("LOCAL_RANK")  # one of several processes of `accelerate launch`: to each its card
+            return "cuda" if own is None else f"cuda:{int(own) % torch.cuda.device_count()}"
+        return "mps" if mps and mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": 1 if torch.backends.mps.is_available() else 0}
     if kind not in count or (index and not index.isdecimal()):

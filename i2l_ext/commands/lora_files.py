@@ -1,4 +1,4 @@
-"""The commands on LoRA files: inspect, convert.
+"""The commands on LoRA files: inspect, convert, rank, merge.
 
 Nothing heavy is imported before a command runs: `i2l inspect --header` is over within a tenth of torch's import.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,13 @@ from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from i2l_ext.converters import Lora
+    from i2l_ext.converters.rank import Resizer
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+SHARES = (0.9, 0.95, 0.99, 0.999)
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -25,11 +31,33 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = _command(subparsers, "inspect", inspect, "what a LoRA file is: model, dialect, ranks, values, maker")
     parser.add_argument("file", type=Path)
     parser.add_argument("--header", action="store_true", help="do not read the values")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the size of the update and its spectrum")
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
 
     parser = _command(subparsers, "convert", convert, "write a LoRA in another dialect")
     parser.add_argument("file", type=Path)
     parser.add_argument("--to", "--format", choices=DIALECTS, default=DEFAULT, help=f"dialect, {DEFAULT} unless given")
     _output(parser)
+    _selection(parser)
+
+    parser = _command(subparsers, "rank", rank, "change the rank: the nearest LoRA of a lower one, or room to learn")
+    parser.add_argument("file", type=Path)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--rank", type=int, metavar="K", help="rank of every module")
+    size.add_argument("--energy", type=float, metavar="SHARE", help="smallest rank that keeps this share, such as 0.99")
+    parser.add_argument(
+        "--per-module", action="store_true", help="each module its own rank, for the same size or share"
+    )
+    parser.add_argument("--exact", action="store_true", help="compute in float64")
+    parser.add_argument("--seed", type=int, default=0, help="seed of fresh rows where the rank grows")
+    _dialect(parser)
+    _output(parser, "fp32")
+
+    parser = _command(subparsers, "merge", merge, "one LoRA from several, each with a weight")
+    parser.add_argument("parts", nargs="+", metavar="FILE[:WEIGHT]", help="such as a.safetensors:0.7 b.safetensors:0.3")
+    parser.add_argument("--rank", type=int, metavar="K", help="bring the result to this rank; else the ranks add up")
+    _dialect(parser)
+    _output(parser, "as in the files where the weights lose no digit, else fp32")
     _selection(parser)
 
 
@@ -38,6 +66,10 @@ def _command(subparsers: argparse._SubParsersAction, name: str, run: object, tex
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, for programs")
     parser.set_defaults(run=run)
     return parser
+
+
+def _dialect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", "--format", choices=DIALECTS, help="dialect; that of the (first) file unless given")
 
 
 def _output(parser: argparse.ArgumentParser, dtype: str = "as in the file") -> None:
@@ -55,7 +87,18 @@ def inspect(args: argparse.Namespace) -> int:
     from i2l_ext.converters import inspection
 
     found = inspection.inspect(args.file, values=not args.header)
-    _tell(args, found.json(), inspection.lines(found))
+    told, report = found.json(), inspection.lines(found)
+    if args.plot:
+        from i2l_ext.converters import Lora, plot, rank
+
+        lora = Lora.read(args.file)
+        values = rank.spectra(lora)
+        plot.plot(lora, values, args.plot, overwrite=args.overwrite)
+        told["plot"] = str(args.plot)
+        told["rank_for_energy"] = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
+        shares = ", ".join(f"{share} at {rank_}" for share, rank_ in told["rank_for_energy"].items())
+        report += ["", f"  energy kept at rank: {shares}", f"  picture: {args.plot}"]
+    _tell(args, told, report)
     return 0
 
 
@@ -65,6 +108,71 @@ def convert(args: argparse.Namespace) -> int:
     lora = select(_read(args.file, args), args.blocks, args.kinds)
     output = args.output or args.file.with_name(f"{args.file.stem}_{args.to}.safetensors")
     return _write(args, lora, output, args.to)
+
+
+def rank(args: argparse.Namespace) -> int:
+    from i2l_ext.converters import rank as ranks
+
+    lora = _read(args.file, args)
+    if args.energy is not None and not 0 < args.energy <= 1:
+        raise UserError(f"--energy {args.energy:g} cannot be had: say a share above 0 and up to 1, such as 0.99.")
+    wanted: int | dict[str, int] = args.rank or 0
+    if args.energy is not None or args.per_module:
+        ranks.resize(lora, args.rank or 1)  # refuses a rank out of range before the work
+        values = ranks.spectra(lora, exact=args.exact)
+        if args.energy is None:
+            wanted = ranks.ranks_within(lora.arch, values, args.rank)
+        else:
+            wanted = (
+                ranks.ranks_for(values, args.energy)
+                if args.per_module
+                else ranks.rank_for([*values.values()], args.energy)
+            )
+    resized = ranks.resize(lora, wanted, exact=args.exact, seed=args.seed)
+    output = args.output or args.file.with_name(f"{args.file.stem}_r{resized.rank}.safetensors")
+    grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
+    fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(args.seed)} if grows else {})
+    return _write(args, resized, output, args.to or _dialect_of(lora), fields, resized.load)
+
+
+def merge(args: argparse.Namespace) -> int:
+    from i2l_ext.converters import concatenate
+    from i2l_ext.converters import rank as ranks
+    from i2l_ext.converters.metadata import shared
+    from i2l_ext.converters.select import select, weighted
+
+    named = [_weight(part) for part in args.parts]
+    loras = [_read(path, args) for path, _ in named]
+    weights = [weight for _, weight in named]
+    parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
+    merged = select(concatenate(parts, [1.0] * len(parts)), args.blocks, args.kinds)
+    merged = replace(merged, metadata=shared([lora.metadata for lora in loras]))
+    resizer = None
+    if args.rank is not None:
+        merged = ranks.resize(merged, args.rank)
+        resizer = merged.load
+    recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
+    first = named[0][0]
+    output = args.output or first.with_name(f"{first.stem}_merged.safetensors")
+    return _write(args, merged, output, args.to or _dialect_of(loras[0]), {"merged": recipe}, resizer)
+
+
+def _weight(part: str) -> tuple[Path, float]:
+    """FILE:WEIGHT; a Windows drive's colon is none of a weight's."""
+    name, colon, number = part.rpartition(":")
+    try:
+        weight = float(number) if colon else 1.0
+    except ValueError:
+        return Path(part), 1.0
+    if not math.isfinite(weight):
+        raise UserError(f"{part}: {number} is not a weight.")
+    return Path(name if colon else part), weight
+
+
+def _dialect_of(lora: Lora) -> str:
+    """The dialect that a file is in, as far as it is one that is written."""
+    spoken = lora.source.reading.dialect
+    return spoken if spoken in DIALECTS else DEFAULT
 
 
 def _read(path: Path, args: argparse.Namespace) -> Lora:
@@ -83,12 +191,19 @@ def _read(path: Path, args: argparse.Namespace) -> Lora:
     return lora
 
 
-def _write(args: argparse.Namespace, lora: Lora, output: Path, dialect: str, **fields: str) -> int:
+def _write(
+    args: argparse.Namespace,
+    lora: Lora,
+    output: Path,
+    dialect: str,
+    fields: Mapping[str, str] | None = None,
+    resizer: Resizer | None = None,
+) -> int:
     from i2l_ext.converters.metadata import rewritten
 
     if args.dtype:
         lora = lora.cast(DTYPES[args.dtype])
-    lora.save(output, dialect, metadata=rewritten(lora, dialect, output.stem, **fields), overwrite=args.overwrite)
+    lora.save(output, dialect, metadata=rewritten(lora, dialect, output.stem, **fields or {}), overwrite=args.overwrite)
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     told = {
         "file": str(output),
@@ -102,6 +217,11 @@ def _write(args: argparse.Namespace, lora: Lora, output: Path, dialect: str, **f
     rank = f"rank {lora.rank}" if len({spec.rank for spec in lora.specs.values()}) == 1 else f"ranks to {lora.rank}"
     size = told["bytes"] / 1e6
     line = f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size:.1f} MB"
+    if resizer:
+        from i2l_ext.converters.rank import kept
+
+        told["kept"] = kept(lora.arch, resizer.seen, resizer.ranks)
+        line += "".join(f"\n  energy kept {share:8.4%}  {kind}" for kind, share in told["kept"].items())
     _tell(args, told, [line])
     return 0
 

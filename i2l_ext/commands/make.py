@@ -7,11 +7,15 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
+
+if TYPE_CHECKING:
+    from i2l_ext.pipeline import Made, Order
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 HOSTS = ("forge-neo", "forge", "a1111")
@@ -36,6 +40,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--description", default="", help="shown on the LoRA's card")
     make.add_argument("--activation-text", default="", help="put into the prompt with the LoRA")
     make.add_argument("--host", choices=HOSTS, help="the WebUI whose model names the card has")
+    make.add_argument("--each", action="store_true", help="a LoRA for each picture or sub-folder; can be resumed")
     make.add_argument("--json", action="store_true", help="print one JSON object")
     add_run_options(make)
     make.set_defaults(run=run)
@@ -83,15 +88,40 @@ def run(args: argparse.Namespace) -> int:
         activation_text=args.activation_text,
         host=args.host or "",
     )
+    if args.each:
+        return run_each(args, order)
     with bars(engine(args)) as step:
-        made = make(order, step, cache(args))
-    if args.json:
-        print(json.dumps(made.json()))
-    else:
-        print(f"{made.file}\n{made.prompt}")
-        took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
-        print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}")
+        show(make(order, step, cache(args)), args.json)
     return 0
+
+
+def run_each(args: argparse.Namespace, template: Order) -> int:
+    """A LoRA for each picture or sub-folder; exit code 1 when one could not be made."""
+    from i2l_ext.batch import LeftOut, each, make_each, share
+    from i2l_ext.commands.engine import cache, engine
+    from i2l_ext.commands.progress import bars
+
+    if args.name is not None or args.weights is not None:
+        raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
+    orders, failed = share(each(args.pictures, template)), 0
+    with bars(engine(args)) as step:
+        for made in make_each(orders, step, cache(args)) if orders else ():
+            if isinstance(made, LeftOut):
+                failed += not made.done
+                print(f"i2l: {made.name}: {made.reason}", file=sys.stderr)
+            else:
+                show(made, args.json)
+    return 1 if failed else 0
+
+
+def show(made: Made, as_json: bool) -> None:
+    """Print what came of it."""
+    if as_json:
+        print(json.dumps(made.json()), flush=True)
+        return
+    print(f"{made.file}\n{made.prompt}")
+    took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
+    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}", flush=True)
 
 
 def default_model() -> str:

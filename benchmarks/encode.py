@@ -1,0 +1,174 @@
+"""How long DINOv3-7B takes over some pictures: ours, the authors' package, and the bare matrix products.
+
+    python benchmarks/encode.py --layers 40 --images 5 --threads 2
+
+Random bfloat16 weights of the real shapes, written to a file first and read from the page cache; with fewer layers
+than 40 it is quicker and says so. On the CPU, in bfloat16, all in turns, so that a busy machine is busy for all:
+
+- ours: from the file to embeddings, everything included, as ``i2l make`` does it;
+- reference, in memory: the authors' class with its weights loaded beforehand, picture by picture as their pipeline;
+- reference, from disk: the same under their disk offload, as on a card that is full (their low-memory example);
+- matrix products: those of the layers alone, for all pictures at once, one layer's weights used again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from i2l_ext.checkpoints.stream import Run  # noqa: E402
+from i2l_ext.converters.files import Plan, write  # noqa: E402
+from i2l_ext.encoders import dinov3  # noqa: E402
+from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims  # noqa: E402
+from peers import diffsynth  # noqa: E402
+
+
+def checkpoint(path: Path, dims: Dinov3Dims) -> None:
+    """A file of the real structure: matrices of gain one, scales of one."""
+    with path.open("wb") as stream:
+        write(stream, [Plan.of(key, values(key, shape)) for key, shape in dinov3.structure(dims).items()])
+
+
+def values(key: str, shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 1:
+        return torch.full(shape, float(key.endswith(("weight", "lambda1")))).bfloat16()
+    return (torch.randn(shape) / shape[-1] ** 0.5).bfloat16()
+
+
+def reference(dims: Dinov3Dims, path: Path, offload: bool) -> nn.Module:
+    """The authors' class with the weights of ``path``, by their loader, with or without their disk offload."""
+    import transformers
+    from transformers.models.dinov3_vit import modeling_dinov3_vit as modeling
+
+    plain = modeling.DINOv3ViTConfig
+    transformers.DINOv3ViTImageProcessor = lambda **_: lambda images, **_: {"pixel_values": images}  # needs torchvision
+    diffsynth("core.device")  # alone: the start of ``core`` imports what is not needed here
+    module, loader = diffsynth("models.dinov3_image_encoder"), diffsynth("core.loader.model")
+    convert = diffsynth("utils.state_dict_converters.dino_v3").DINOv3StateDictConverter
+    modeling.DINOv3ViTConfig = lambda **kw: plain(**{**kw, "num_hidden_layers": dims.layers})
+    try:
+        settings = {"torch_dtype": torch.bfloat16, "device": "cpu", "state_dict_converter": convert}
+        if not offload:
+            return loader.load_model(module.DINOv3ImageEncoder, str(path), **settings).eval()
+        disk = {f"{state}_{what}": "disk" for state in ("offload", "onload") for what in ("dtype", "device")}
+        compute = {f"{state}_dtype": torch.bfloat16 for state in ("preparing", "computation")}
+        place = {f"{state}_device": "cpu" for state in ("preparing", "computation")}
+        model = loader.load_model(
+            module.DINOv3ImageEncoder,
+            str(path),
+            **settings,
+            use_disk_map=True,
+            module_map=wrappers(modeling),
+            vram_config={**disk, **compute, **place},
+            vram_limit=0,
+        )
+    finally:
+        modeling.DINOv3ViTConfig = plain
+    for part in model.modules():
+        if hasattr(part, "onload"):
+            part.check_free_vram = lambda: False  # on a CPU it cannot be asked
+            part.onload()
+    return model
+
+
+def wrappers(modeling: Any) -> dict[type, type]:
+    """The authors' table for this model, with classes for names."""
+    layers = diffsynth("core.vram.layers")
+    wrapped = (modeling.DINOv3ViTLayerScale, modeling.DINOv3ViTRopePositionEmbedding, modeling.DINOv3ViTEmbeddings,
+               nn.Conv2d, nn.LayerNorm)  # fmt: skip
+    return {**dict.fromkeys(wrapped, layers.AutoWrappedModule), nn.Linear: layers.AutoWrappedLinear}
+
+
+@torch.no_grad()
+def one_by_one(model: nn.Module, pixels: Tensor) -> Tensor:
+    return torch.cat([model(image, device="cpu") for image in pixels.split(1)])
+
+
+def products(dims: Dinov3Dims, images: int) -> Callable[[], None]:
+    """The matrix products of all layers; one layer's worth of memory is used throughout."""
+    wide, deep = (torch.randn(images * dims.tokens, n).bfloat16() for n in (dims.hidden, dims.mlp))
+    shapes = [(dims.hidden, dims.hidden)] * 4 + [(dims.mlp, dims.hidden)] * 2 + [(dims.hidden, dims.mlp)]
+    matrices = [torch.randn(shape).bfloat16() for shape in shapes]
+
+    def run() -> None:
+        for _ in range(dims.layers):
+            for matrix in matrices:
+                nn.functional.linear(wide if matrix.shape[1] == dims.hidden else deep, matrix)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=4, help="layers of 40 (default 4: a gigabyte and a half)")
+    parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--skip", nargs="*", default=[], choices=["memory", "disk"], help="references to leave out")
+    parser.add_argument("--dir", type=Path, help="where to write the weights (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dims = replace(DINOV3_7B, layers=args.layers)
+    pixels = torch.randn(args.images, 3, dims.image, dims.image)
+    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
+        path = Path(folder) / "model.safetensors"
+        checkpoint(path, dims)
+        jobs: dict[str, Callable[[], Any]] = {"ours": lambda: dinov3.encode([path], dims, [pixels], Run())[0]}
+        for name, title in (("memory", "reference, in memory"), ("disk", "reference, from disk")):
+            if name not in args.skip:
+                jobs[title] = partial(one_by_one, reference(dims, path, offload=name == "disk"), pixels)
+        results = {title: job() for title, job in jobs.items()}  # also warms up
+        jobs["matrix products"] = products(dims, args.images)
+        seconds: dict[str, list[float]] = {title: [] for title in jobs}
+        for _ in range(args.repeat):
+            for title, job in jobs.items():
+                start = time.perf_counter()
+                job()
+                seconds[title].append(time.perf_counter() - start)
+    report(args, seconds, results)
+
+
+def report(args: argparse.Namespace, seconds: dict[str, list[float]], results: dict[str, Tensor]) -> None:
+    ours = statistics.median(seconds["ours"])
+    rows = {
+        title: {
+            "median_s": round(statistics.median(times), 3),
+            "min_s": round(min(times), 3),
+            "max_s": round(max(times), 3),
+            "over_ours": round(statistics.median(times) / ours, 3),
+        }
+        for title, times in seconds.items()
+    }
+    apart = {
+        title: round(float((result.float() - results["ours"]).abs().max() / results["ours"].abs().max()), 4)
+        for title, result in results.items()
+    }
+    if args.json:
+        print(json.dumps({**vars(args), "dir": None, "seconds": rows, "difference_from_ours": apart}))
+        return
+    print(f"DINOv3-7B, {args.layers} of 40 layers, {args.images} pictures, bfloat16, {args.threads} threads, "
+          f"{args.repeat} rounds")  # fmt: skip
+    print("| | median s | min | max | over ours | differs from ours by |\n|---|---|---|---|---|---|")
+    for title, row in rows.items():
+        print(f"| {title} | {' | '.join(str(value) for value in row.values())} | {apart.get(title, '')} |")
+
+
+if __name__ == "__main__":
+    main()

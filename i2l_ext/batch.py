@@ -1,0 +1,203 @@
+"""Many LoRAs in one go: one for each picture or sub-folder, the models walked once for many of them.
+
+A batch can be stopped at any time and started again: what is made already is left out. Under ``accelerate launch``
+every process takes its share, each order going to one process; the share of a process that died is left undone, and
+so is taken up when the same command runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2l_ext import images, names
+from i2l_ext.checkpoints import store
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
+
+if TYPE_CHECKING:
+    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.converters.lora import Lora, Pair
+    from i2l_ext.embed import Embeddings
+
+AT_ONCE = 64
+"""Orders whose pictures go through the encoders together: 3 MB of memory a picture, and what a stop can cost."""
+
+TOGETHER = 16
+"""Pictures whose factors are held at once: 59 MB each for Qwen-Image. Every head is read once for all of them."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An order that came to nothing: ``done`` where it had been made before, else ``reason``."""
+
+    name: str
+    reason: str
+    done: bool = False
+
+
+def each(paths: Sequence[Path], template: Order) -> list[Order]:
+    """An order for every picture and for every sub-folder with pictures. Raises UserError.
+
+    Names are those of the files and folders, made fit; where two come out equal the later one gets a number, always
+    the same one, as everything is in the order of names.
+    """
+    orders: list[Order] = []
+    taken: set[str] = set()
+    for source in _sources(paths):
+        name = stem = names.suggest_name([source])
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        orders.append(replace(template, pictures=[source], name=name))
+    if not orders:
+        raise UserError("No pictures found, neither in the folder nor in its sub-folders.")
+    return orders
+
+
+def _sources(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for inside in sorted(path.iterdir()):
+            if inside.is_dir():
+                if any(file.suffix.lower() in images.SUFFIXES for file in inside.iterdir()):
+                    yield inside
+            elif inside.suffix.lower() in images.SUFFIXES and not inside.name.startswith("."):
+                yield inside
+
+
+def share(orders: Sequence[Order], environment: Mapping[str, str] = os.environ) -> list[Order]:
+    """This process's part, by the variables RANK and WORLD_SIZE that ``accelerate launch`` and torchrun set."""
+    return list(orders[int(environment.get("RANK", 0)) :: int(environment.get("WORLD_SIZE", 1))])
+
+
+def make_each(
+    orders: Sequence[Order], run: Callable[[str], Run], cache: Cache | None = None
+) -> Iterator[Made | LeftOut]:
+    """Make what is not made yet. One order that fails, because of its picture say, does not stop the others.
+
+    All orders are for one model. Raises UserError for what fails for all, Cancelled when the run says so.
+    """
+    weights = store.require(prepare_model(orders))
+    rest = iter(orders)
+    while some := list(islice(rest, AT_ONCE)):
+        jobs: list[Job] = []
+        for order in some:
+            try:
+                job = prepare(order)
+            except UserError as error:
+                yield LeftOut(order.name, str(error))
+                continue
+            before = _made_before(job)
+            if before is not None:
+                yield before
+            else:
+                jobs.append(job)
+        if jobs:
+            yield from _make_some(jobs, weights, run, cache)
+
+
+def prepare_model(orders: Sequence[Order]) -> Any:
+    """The one model of all orders. Raises UserError where it is unknown."""
+    from i2l_ext.checkpoints import catalogue
+
+    [name] = {order.model for order in orders}
+    return catalogue.find(name)
+
+
+def _made_before(job: Job) -> LeftOut | None:
+    """Whether a LoRA of that name lies there: the very one, or another that we shall not touch."""
+    file = job.order.folder / f"{job.order.name}.safetensors"
+    if job.order.overwrite or not file.exists():
+        return None
+    try:
+        with TensorFile(file) as found:
+            said = found.header.metadata
+    except UserError:
+        said = {}
+    wanted = {"i2l.model": job.model.name, "i2l.strength": f"{job.order.strength:g}"}
+    same = said.get("i2l.images") == json.dumps(job.origins) and wanted.items() <= said.items()
+    if same:
+        return LeftOut(job.order.name, "made before", done=True)
+    return LeftOut(job.order.name, f"{file.name} is another LoRA. Move it away, or say --overwrite.")
+
+
+def _make_some(
+    jobs: Sequence[Job], weights: Mapping[str, Sequence[Path]], run: Callable[[str], Run], cache: Cache | None
+) -> Iterator[Made | LeftOut]:
+    from i2l_ext.embed import embed
+
+    model, clock = jobs[0].model, Clock()
+    seen = clock.time("encode", lambda: embed([p for job in jobs for p in job.pictures], model, weights, run, cache))
+    for group, start, stop in _groups(jobs):
+        with ExitStack() as opened:
+            scales = [job.order.strength * scale for job in group for scale in job.scales]
+            parts = decode(model, weights, _rows(seen, start, stop), scales, opened)
+            held = [_held(clock.watch("decode", part, run("decode"))) for part in parts]
+            at = 0
+            for job in group:
+                count = len(job.pictures)
+                own = [_of_pictures(part, at, count, len(scales)) for part in held]
+                at += count
+                try:
+                    yield save(job, complete(own, job, weights, opened), _share_of(clock, count / len(scales)))
+                except UserError as error:
+                    yield LeftOut(job.order.name, str(error))
+
+
+def _groups(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], int, int]]:
+    """Jobs of at most TOGETHER pictures (or a single larger one), with where their pictures start and stop."""
+    group: list[Job] = []
+    start = stop = 0
+    for job in jobs:
+        if group and stop - start + len(job.pictures) > TOGETHER:
+            yield group, start, stop
+            group, start = [], stop
+        group.append(job)
+        stop += len(job.pictures)
+    yield group, start, stop
+
+
+def _rows(seen: Embeddings, start: int, stop: int) -> Embeddings:
+    return replace(
+        seen, image=seen.image[start:stop], tokens={side: rows[start:stop] for side, rows in seen.tokens.items()}
+    )
+
+
+def _held(lora: Lora) -> Lora:
+    """The same, all of its factors made and in memory."""
+    return replace(lora, load={path: lora[path] for path in lora}.__getitem__)
+
+
+def _of_pictures(lora: Lora, first: int, count: int, total: int) -> Lora:
+    """The ranks that some of ``total`` pictures gave."""
+    from i2l_ext.converters.lora import Spec
+
+    specs = {path: Spec(spec.rank // total * count, spec.dtype) for path, spec in lora.specs.items()}
+
+    def load(path: str) -> Pair:
+        down, up = lora[path]
+        rank = down.shape[0] // total
+        rows = slice(first * rank, (first + count) * rank)
+        return down[rows], up[:, rows]
+
+    return replace(lora, specs=specs, load=load)
+
+
+def _share_of(clock: Clock, part: float) -> Clock:
+    """A clock for one of several LoRAs: of what was done for all it bears its part."""
+    own = Clock()
+    own.seconds = {phase: seconds * part for phase, seconds in clock.seconds.items()}
+    return own

@@ -1,0 +1,26 @@
+"""``i2l`` with the small models of conftest in its catalogue, for tests that need a process of their own.
+
+``I2L_TEST_SLEEP``: seconds that each module takes to decode, so that there is time to stop the process.
+"""
+
+import os
+import sys
+import time
+
+import conftest
+from i2l_ext import cli, decoder
+from i2l_ext.checkpoints import catalogue
+
+catalogue.MODELS.update(conftest.SMALL)
+if pause := float(os.environ.get("I2L_TEST_SLEEP", 0)):
+    decode = decoder._Decoder.__call__
+
+    def slowly(self, path):
+        print("decoding", flush=True)
+        time.sleep(pause)
+        return decode(self, path)
+
+    decoder._Decoder.__call__ = slowly
+
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
