@@ -19,6 +19,7 @@ COMMANDS = (
     "i2l_ext.commands.models",
     "i2l_ext.commands.lora_files",
     "i2l_ext.commands.doctor",
+    "i2l_ext.commands.ui",
 )
 """Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""
 

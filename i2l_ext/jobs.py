@@ -25,7 +25,7 @@ from i2l_ext import child
 from i2l_ext.converters.errors import UserError
 from i2l_ext.locks import Lock
 
-LANES = {"models": "look", "inspect": "look", "plot": "look", "check": "look"}
+LANES = {"look": "pictures", "models": "look", "inspect": "look", "check": "look"}
 """Kinds of jobs that take a moment and do not wait for the long ones."""
 
 WAITING, KEPT = 20, 60
@@ -219,9 +219,14 @@ class Queue:
             with self._changed:
                 self._changed.wait_for(lambda: self._next(lane))
                 job = self._next(lane)
-            with self._around(job):
-                self._run(job)
-            self._after(job)
+            try:
+                with self._around(job):
+                    self._run(job)
+                self._after(job)
+            except Exception as error:  # noqa: BLE001 - it comes from the host, whose lane must go on
+                with self._changed:
+                    if job.state not in ENDED:
+                        self._end(job, "failed", f"The WebUI did not let it run: {type(error).__name__}: {error}")
 
     def _next(self, lane: str) -> Job | None:
         waiting = (job for job in self._jobs.values() if job.lane == lane and job.state == "waiting")

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
@@ -115,7 +116,10 @@ def make(request: Request, tell: Teller) -> Any:
         return run
 
     made = make_lora(Order(pictures=pictures, folder=folder, **order_facts), at, _cache(request))
-    return {**made.json(), "preview_picture": made.preview}
+    from PIL import Image
+
+    with Image.open(made.preview) as preview:
+        return {**made.json(), "picture": _data_uri(preview.convert("RGB").resize((384, 384)))}
 
 
 def steps(model: Model) -> list[dict[str, Any]]:
@@ -154,18 +158,114 @@ def _cache(request: Request) -> Any:
     return cache if cache.limit > 0 else None
 
 
+def look(request: Request, tell: Teller) -> Any:
+    """What the models see in pictures: for each ``{picture}``, its centre square as a data URI, or ``{error}``."""
+    from i2l_ext import images
+
+    seen = []
+    for number, path in enumerate(request["pictures"], 1):
+        tell.check()
+        try:
+            square = images.open_image(Path(path), name=f"picture {number}", sizes=()).square
+            seen.append({"picture": _data_uri(square.resize((192, 192)))})
+        except UserError as error:
+            seen.append({"error": str(error)})
+    return seen
+
+
+def _data_uri(image: Any) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(stream.getvalue()).decode()}"
+
+
+def inspect(request: Request, tell: Teller) -> Any:
+    """What a LoRA is: the fields of ``i2l inspect --json``, the plot as a data URI, and who loads it."""
+    tell.plan([{"title": "inspect"}])
+    file, plot = request["file"], Path(request["folder"]) / "plot.png"
+    found = _run("inspect", file, "--plot", plot)
+    if plot.is_file():
+        found["plot"] = f"data:image/png;base64,{b64encode(plot.read_bytes()).decode()}"
+    tell.check()
+    from importlib.util import find_spec
+
+    checked = _run("check", file) if find_spec("i2l_ext.converters.consumers") else {}
+    return {**found, "consumers": checked.get("consumers", [])}
+
+
 def command(request: Request, tell: Teller) -> Any:
     """What a command of ``i2l`` prints with ``--json``. Only those of COMMANDS, and only in the WebUI's own words:
     whoever fills in ``arguments`` has checked them."""
-    from i2l_ext import cli
-
     words = [str(word) for word in request["arguments"]]
     tell.plan([{"title": words[0]}])
-    args = cli.parser().parse_args([*words, "--json"])
+    result = _run(*words)
+    tell.check()
+    return result
+
+
+def models(request: Request, tell: Teller) -> Any:
+    """Every model and what of it is here."""
+    from i2l_ext.checkpoints.store import listing
+
+    return [row.as_json() for row in listing()]
+
+
+def download(request: Request, tell: Teller) -> Any:
+    """Fetch what a model lacks; what is broken off goes on there next time. The paths of the files."""
+    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.checkpoints.download import Job
+    from i2l_ext.checkpoints.download import download as fetch
+    from i2l_ext.checkpoints.download import missing
+    from i2l_ext.checkpoints.hubs import HUBS
+    from i2l_ext.checkpoints.store import Folders
+
+    folders = Folders.default()
+    parts = missing(catalogue.find(request["model"]), folders)
+    total = sum(part.nbytes for part in parts)
+    tell.plan([{"title": "download", "bytes": total}])
+    hub = HUBS[request.get("source") or "huggingface"]()
+    paths = fetch(parts, hub, folders.own, Job(_phases(tell), tell.cancelled.is_set)) if parts else []
+    return {"model": request["model"], "files": [str(path) for path in paths]}
+
+
+def verify(request: Request, tell: Teller) -> Any:
+    """Read every byte of a model's files; what each part was held against."""
+    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.checkpoints.download import Job
+    from i2l_ext.checkpoints.download import verify as hold
+    from i2l_ext.checkpoints.store import locate
+
+    found = []
+    for part in catalogue.find(request["model"]).parts:
+        tell.plan([{"title": f"verify {part.id}", "bytes": part.nbytes}])
+        paths = locate(part)
+        found.append({"id": part.id, "found": hold(part, paths, Job(_phases(tell), tell.cancelled.is_set))
+                      if paths else "not here"})  # fmt: skip
+    return {"model": request["model"], "parts": found}
+
+
+def _phases(tell: Teller) -> Callable[[str, int, int], None]:
+    """Bytes of a phase, told as a step of their own."""
+    now = ""
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal now
+        if phase != now:
+            now = phase
+            tell.plan([{"title": phase, "bytes": total}])
+        tell.progress(done / max(total, 1))
+
+    return progress
+
+
+def _run(*words: object) -> Any:
+    """The JSON that ``i2l`` prints."""
+    from i2l_ext import cli
+
+    args = cli.parser().parse_args([*map(str, words), "--json"])
     printed = io.StringIO()
     with redirect_stdout(printed):
         code = args.run(args)
-    tell.check()
     text = printed.getvalue()
     if code and not text:
         raise UserError(f"{words[0]} ended with code {code}.")
@@ -174,7 +274,12 @@ def command(request: Request, tell: Teller) -> Any:
 
 WORK: dict[str, Callable[[Request, Teller], Any]] = {
     "make": make,
-    **dict.fromkeys(("models", "inspect", "check", "convert", "export", "verify"), command),
+    "look": look,
+    "inspect": inspect,
+    "models": models,
+    "download": download,
+    "verify": verify,
+    **dict.fromkeys(("convert", "export"), command),
 }
 """By kind of job."""
 

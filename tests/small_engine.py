@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
@@ -52,5 +53,6 @@ if __name__ == "__main__":
         from conftest import SMALL
         from i2l_ext.checkpoints import catalogue
 
-        catalogue.MODELS.update(SMALL)
+        small = replace(SMALL["small"], name=os.environ.get("I2L_TEST_NAME", "small"))
+        catalogue.MODELS = {small.name: small, **SMALL, **catalogue.MODELS}
     sys.exit(worker.main())

@@ -87,7 +87,7 @@ def test_one_at_a_time_and_the_others_wait(queue):
 
 def test_a_look_does_not_wait_for_the_long_ones(queue):
     long = queue.submit("slow", "Long", {})
-    look = queue.submit("models", "Models", {"arguments": ["models"]})
+    look = queue.submit("models", "Models", {})
     assert queue.wait(look.id, 30).state == "done", look.error
     assert long.state == "running"
     assert {row["name"] for row in look.result} >= {"qwen-image-style"}
