@@ -81,9 +81,11 @@ class Architecture:
                     yield Module(f"{stack.name}.{block}.{kind.name}", kind, stack.name, block)
 
 
-def qwen_image(id: str, title: str, *, depth: int, hidden: int, latent: int, text: int) -> Architecture:
+def qwen_image(
+    id: str, title: str, *, depth: int, hidden: int, latent: int, text: int, beside: int = 0
+) -> Architecture:
     """The class QwenImageTransformer2DModel at any size: ``hidden`` = heads x head size, ``latent`` channels of a
-    patch in and out, ``text`` width of the prompt's embedding."""
+    patch in and out, ``beside`` further channels in, ``text`` width of the prompt's embedding."""
     h = hidden
     kinds = (
         Kind("attn.to_q", h, h, 0),
@@ -102,7 +104,7 @@ def qwen_image(id: str, title: str, *, depth: int, hidden: int, latent: int, tex
         Kind("txt_mod.1", h, 6 * h, 3),
     )
     singles = (
-        Kind("img_in", latent, h),
+        Kind("img_in", latent + beside, h),
         Kind("txt_in", text, h),
         Kind("time_text_embed.timestep_embedder.linear_1", 256, h),
         Kind("time_text_embed.timestep_embedder.linear_2", h, h),
@@ -154,6 +156,6 @@ def z_image(id: str, title: str, *, depth: int, refiners: int, hidden: int, mlp:
 
 QWEN_IMAGE = qwen_image("qwen-image", "Qwen-Image", depth=60, hidden=3072, latent=64, text=3584)
 Z_IMAGE = z_image("z-image", "Z-Image", depth=30, refiners=2, hidden=3840, mlp=10240, text=2560)
-MINI = qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=64, latent=12, text=32)
+MINI = qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=96, latent=48, text=32, beside=16)
 
 ARCHITECTURES: dict[str, Architecture] = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE, MINI)}

@@ -257,6 +257,16 @@ def _take_apart(key: str, stem: str, suffix: str, names: Mapping[str, _Spelling]
     return None
 
 
+def spelled(name: str, arch: Architecture) -> str | None:
+    """The path of the one module that a name stands for, with dots or underscores and any known prefix; else None."""
+    names = _spellings(arch.id)
+    for prefix in PREFIXES:
+        spelling = names.get(name[len(prefix) :]) if name.startswith(prefix) else None
+        if spelling and len(spelling.targets) == 1:
+            return spelling.targets[0][0]
+    return None
+
+
 def _dialects_of(key: _Key, spelling: _Spelling) -> list[str]:
     """The dialects in which a down or up key may be: several where a name is the same in them."""
     return [

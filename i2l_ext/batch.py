@@ -144,8 +144,9 @@ def _make_some(
     for group, start, stop in _groups(jobs):
         with ExitStack() as opened:
             scales = [job.order.strength * scale for job in group for scale in job.scales]
-            parts = decode(model, weights, _rows(seen, start, stop), scales, opened)
-            held = [_held(clock.watch("decode", part, run("decode"))) for part in parts]
+            step = run("decode")
+            parts = decode(model, weights, _rows(seen, start, stop), scales, step, opened)
+            held = [_held(clock.watch("decode", part, step)) for part in parts]
             at = 0
             for job in group:
                 count = len(job.pictures)

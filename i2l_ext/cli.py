@@ -16,8 +16,11 @@ from i2l_ext.converters.errors import UserError
 
 COMMANDS = (
     "i2l_ext.commands.make",
-    "i2l_ext.commands.models",
     "i2l_ext.commands.lora_files",
+    "i2l_ext.commands.models",
+    "i2l_ext.mini.commands",
+    "i2l_ext.training.commands",
+    "i2l_ext.commands.demo",
     "i2l_ext.commands.doctor",
     "i2l_ext.commands.ui",
 )

@@ -1,24 +1,32 @@
 """Embeddings -> LoRA: the heads of an i2L model, read from disk one at a time and used for all pictures at once.
 
 For each target matrix two small maps without bias or activation: embedding -> compress -> rank x d_in gives down,
-embedding -> compress -> rank x d_out gives up. Some models add to the middle of both what a residual, a sequence of
-tokens, was compressed to; it is shared by the layers of a block and group.
+embedding -> compress -> rank x d_out gives up. The later kind, ``core`` (arXiv 2606.13809), has a learned pair of
+factors a matrix, and one small map, embedding -> compress -> rank x rank, for what stands between them. Some models
+add to the middle of all maps what a residual, a sequence of tokens, was compressed to; it is shared by the layers of
+a block and group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from i2l_ext.checkpoints.structure import check_structure
 from i2l_ext.converters.architectures import Architecture, Module
-from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TORCH_NAMES, Entry
 from i2l_ext.converters.lora import Lora, Spec
 
 if TYPE_CHECKING:
     import torch
+
+    from i2l_ext.checkpoints.stream import Run
 
 RESIDUAL_SCALE = 0.05
 """The residual's factor before its first map: part of the model as it was trained, not a choice."""
@@ -51,6 +59,7 @@ class HeadSpec:
     compress: int
     rank: int = 4
     residual: Residual | None = None
+    kind: str = "direct"
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -74,10 +83,11 @@ class HeadSpec:
         """Every tensor of the checkpoint, {key: shape}."""
         shapes: dict[str, tuple[int, ...]] = {}
         for head in self.heads.values():
-            d_out, d_in = head.module.shape
-            for proj, width in (("proj_a", d_in), ("proj_b", d_out)):
-                shapes[f"{head.key}.{proj}.proj_in.weight"] = (self.compress, self.embed)
-                shapes[f"{head.key}.{proj}.proj_out.weight"] = (self.rank * width, self.compress)
+            maps, factors = KINDS[self.kind].tensors(self.rank, *head.module.shape)
+            shapes |= {f"{head.key}.{name}": shape for name, shape in factors.items()}
+            for name, width in maps.items():
+                shapes[f"{head.key}.{name}.proj_in.weight"] = (self.compress, self.embed)
+                shapes[f"{head.key}.{name}.proj_out.weight"] = (width, self.compress)
             if self.residual:
                 length, dim, mid = self.residual.length, self.residual.dim, self.residual.mid
                 shapes[f"{head.block}.proj_residual.proj_in.weight"] = (mid, dim)
@@ -85,71 +95,146 @@ class HeadSpec:
         return shapes
 
 
-def decode(
-    file: TensorFile,
-    spec: HeadSpec,
-    embeddings: torch.Tensor,
-    scales: Sequence[float],
-    residual: torch.Tensor | None = None,
-) -> Lora:
-    """The LoRA of N pictures, side by side along the rank: the update is the sum of scales_i x update_i.
+class Heads:
+    """An i2L checkpoint, open for use. Its blocks are read in the order of the file, one ahead of the one in use."""
 
-    ``file`` is the checkpoint, already held against ``spec.shapes``; ``embeddings`` [N, embed]; ``residual``
-    [N, length, dim] where the spec has one. The factors have the checkpoint's dtype and rank N x rank. Each head is
-    read when its module is asked for; modules stand in the order of the file, which slow disks like.
-    """
-    count = len(scales)
-    if embeddings.shape != (count, spec.embed):
-        raise ValueError(f"embeddings {list(embeddings.shape)}, expected {[count, spec.embed]}")
-    if spec.residual and (residual is None or residual.shape != (count, spec.residual.length, spec.residual.dim)):
-        raise ValueError(f"{spec.arch.title}: a residual of {[count, spec.residual.length, spec.residual.dim]} is due")
-    tensors = file.header.tensors
-    heads = sorted(spec.heads.values(), key=lambda head: tensors[f"{head.key}.proj_a.proj_in.weight"].start)
-    dtype = tensors[f"{heads[0].key}.proj_a.proj_in.weight"].dtype
-    specs: Mapping[str, Spec] = {head.module.path: Spec(spec.rank * count, dtype) for head in heads}
-    return Lora(spec.arch, specs, _Decoder(file, spec, embeddings, scales, residual))
+    def __init__(self, path: Path, spec: HeadSpec, run: Run) -> None:
+        """Raises UserError where the file is not what ``spec`` says, naming the tensor."""
+        from i2l_ext.checkpoints.stream import TensorFiles
+
+        self.spec = spec
+        self.files = TensorFiles([path])
+        try:
+            check_structure(path.name, spec.shapes, self.files.shapes)
+            heads = sorted(spec.heads.values(), key=lambda head: self._entry(head).start)
+            self.dtype = self._entry(heads[0]).dtype
+        except UserError:
+            self.close()
+            raise
+        self.run = replace(run, dtype=TORCH_NAMES[self.dtype])
+        self.order = {head.module.path: number for number, head in enumerate(heads)}
+        self.blocks: dict[str, dict[str, str]] = {head.block: {} for head in heads}
+        for key in sorted(spec.shapes, key=lambda key: self.files.locate(key)[1].start):
+            self.blocks[_block_of(key)][key] = key
+
+    def __enter__(self) -> Heads:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.files.close()
+
+    def _entry(self, head: Head) -> Entry:
+        return self.files.locate(f"{head.key}.{KINDS[self.spec.kind].mark}")[1]
+
+    def lora(self, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None = None) -> Lora:
+        """The LoRA of N pictures, side by side along the rank: the update is the sum of scales_i x update_i.
+
+        ``embeddings`` [N, embed]; ``residual`` [N, length, dim] where the spec has one. The factors have the
+        checkpoint's dtype and rank N x rank, and are made when they are asked for. Modules stand in the order of
+        the file: asked for in that order, each byte is read once.
+        """
+        spec, count = self.spec, len(scales)
+        if embeddings.shape != (count, spec.embed):
+            raise ValueError(f"embeddings {list(embeddings.shape)}, expected {[count, spec.embed]}")
+        due = spec.residual and (count, spec.residual.length, spec.residual.dim)
+        if due and (residual is None or residual.shape != due):
+            raise ValueError(f"{spec.arch.title}: a residual of {list(due)} is due")
+        return Lora(
+            spec.arch,
+            dict.fromkeys(self.order, Spec(spec.rank * count, self.dtype)),
+            _Decoder(self, self.run.place(embeddings), scales, self.run.place(residual) if due else None),
+        )
 
 
 class _Decoder:
-    """Makes one module's factors from its head; remembers the compressed residual of the last block it saw."""
+    """Makes one module's factors after the other, holding the weights of the block at work and no others."""
 
     def __init__(
-        self,
-        file: TensorFile,
-        spec: HeadSpec,
-        embeddings: torch.Tensor,
-        scales: Sequence[float],
-        residual: torch.Tensor | None,
+        self, heads: Heads, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None
     ) -> None:
-        self.file, self.spec, self.embeddings, self.scales, self.residual = file, spec, embeddings, scales, residual
-        self.shared: tuple[str, torch.Tensor | None] = ("", None)
+        self.heads, self.embeddings, self.scales, self.residual = heads, embeddings, scales, residual
+        self.names = list(heads.blocks)
+        self.at = -1
+        self.walk: Iterator[dict[str, torch.Tensor]] = iter(())
+        self.weights: dict[str, torch.Tensor] = {}
+        self.middle: torch.Tensor | None = None
 
     def __call__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        head, count, rank = self.spec.heads[path], len(self.scales), self.spec.rank
-        d_out, d_in = head.module.shape
-        middle = self._middle(head.block)
-        down = self._map(f"{head.key}.proj_a", middle).view(count, rank, d_in)
-        up = self._map(f"{head.key}.proj_b", middle).view(count, d_out, rank)
+        head, count = self.heads.spec.heads[path], len(self.scales)
+        self._go_to(self.names.index(head.block))
+        down, up = KINDS[self.heads.spec.kind].factors(self, head)
         scales = down.new_tensor(self.scales).view(count, 1, 1)
-        return (down * scales).view(count * rank, d_in), up.transpose(0, 1).reshape(d_out, count * rank)
+        return (down * scales).flatten(0, 1), up.transpose(0, 1).flatten(1)
 
-    def _weight(self, key: str) -> torch.Tensor:
-        return self.file.tensor(f"{key}.weight").to(self.embeddings.device)
+    def plain(self, key: str) -> torch.Tensor:
+        """A tensor of the block at work; it holds until the next block is."""
+        return self.weights[key]
 
-    def _map(self, key: str, middle: torch.Tensor | None) -> torch.Tensor:
-        weight = self._weight(f"{key}.proj_in")
-        x = self.embeddings.to(weight.dtype) @ weight.T
-        if middle is not None:
-            x = x + middle
-        return x @ self._weight(f"{key}.proj_out").T
+    def _go_to(self, number: int) -> None:
+        """Have the weights of that block; the next one is on its way already, any other is a new start."""
+        from i2l_ext.checkpoints.stream import stream
 
-    def _middle(self, block: str) -> torch.Tensor | None:
-        """The residual [N, length, dim] compressed to [N, compress] by the block's maps, or None."""
-        if self.residual is None or self.spec.residual is None:
+        if number == self.at:
+            return
+        if number != self.at + 1 or self.at < 0:
+            self.walk = stream(self.heads.files, list(self.heads.blocks.values())[number:], self.heads.run)
+        self.at, self.weights = number, next(self.walk)
+        self.middle = self._compress(self.names[number])
+
+    def map(self, key: str) -> torch.Tensor:
+        """A small map of all embeddings, [N, its width]."""
+        x = self.embeddings @ self.weights[f"{key}.proj_in.weight"].T
+        if self.middle is not None:
+            x = x + self.middle
+        return x @ self.weights[f"{key}.proj_out.weight"].T
+
+    def _compress(self, block: str) -> torch.Tensor | None:
+        """The residual [N, length, dim] as the block's maps compress it, [N, compress]; None where there is none."""
+        if self.residual is None:
             return None
-        if self.shared[0] != block:
-            weight = self._weight(f"{block}.proj_residual.proj_in")
-            tokens = (self.residual.to(weight.dtype) * RESIDUAL_SCALE) @ weight.T
-            flat = tokens.reshape(len(self.scales), -1)
-            self.shared = block, flat @ self._weight(f"{block}.proj_residual.proj_out").T
-        return self.shared[1]
+        tokens = (self.residual * RESIDUAL_SCALE) @ self.weights[f"{block}.proj_residual.proj_in.weight"].T
+        return tokens.flatten(1) @ self.weights[f"{block}.proj_residual.proj_out.weight"].T
+
+
+def _block_of(key: str) -> str:
+    """The key "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" lies in the block "layers_lora.blocks.3"."""
+    return re.match(r"(?:\w+_lora\.)?blocks\.\d+", key)[0]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of head. ``mark``: the tensor that is in every head. ``tensors``(rank, d_out, d_in): its small maps,
+    {name: width}, and its other tensors, {name: shape}. ``factors``: down [N, rank, d_in] and up [N, d_out, rank]."""
+
+    mark: str
+    tensors: Callable[[int, int, int], tuple[dict[str, int], dict[str, tuple[int, ...]]]]
+    factors: Callable[[_Decoder, Head], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _direct(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank, (d_out, d_in) = len(made.scales), made.heads.spec.rank, head.module.shape
+    down = made.map(f"{head.key}.proj_a").view(count, rank, d_in)
+    return down, made.map(f"{head.key}.proj_b").view(count, d_out, rank)
+
+
+def _core(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    count, rank = len(made.scales), made.heads.spec.rank
+    core = made.map(f"{head.key}.core").view(count, rank, rank)
+    return made.plain(f"{head.key}.query_a").expand(count, -1, -1), made.plain(f"{head.key}.query_b") @ core
+
+
+KINDS = {
+    "direct": Kind(
+        "proj_a.proj_in.weight",
+        lambda rank, d_out, d_in: ({"proj_a": rank * d_in, "proj_b": rank * d_out}, {}),
+        _direct,
+    ),
+    "core": Kind(
+        "query_a",
+        lambda rank, d_out, d_in: ({"core": rank * rank}, {"query_a": (rank, d_in), "query_b": (d_out, rank)}),
+        _core,
+    ),
+}

@@ -94,9 +94,10 @@ def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) ->
     clock = Clock()
     with ExitStack() as opened:
         seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, run, cache))
-        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], opened)
+        step = run("decode")
+        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], step, opened)
         whole = complete(parts, job, weights, opened)
-        return save(job, clock.watch("decode", whole, run("decode")), clock)
+        return save(job, clock.watch("decode", whole, step), clock)
 
 
 def prepare(order: Order) -> Job:
@@ -124,23 +125,24 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def decode(
-    model: Model, weights: Mapping[str, Sequence[Path]], seen: Embeddings, scales: Sequence[float], opened: ExitStack
+    model: Model,
+    weights: Mapping[str, Sequence[Path]],
+    seen: Embeddings,
+    scales: Sequence[float],
+    run: Run,
+    opened: ExitStack,
 ) -> list[Lora]:
     """Each expert's part of the LoRA, made as it is read, while ``opened`` is open.
 
     Raises UserError for a checkpoint that is not what it should be.
     """
-    from i2l_ext import decoder
-    from i2l_ext.checkpoints.structure import check_structure
-    from i2l_ext.converters.files import TensorFile
+    from i2l_ext.decoder import Heads
 
     parts = []
     for expert in model.experts:
         [path] = weights[expert.heads.id]
-        file = opened.enter_context(TensorFile(path))
-        check_structure(path.name, expert.heads.shapes, file.header.shapes)
-        residual = seen.tokens.get(expert.view) if expert.view else None
-        parts.append(decoder.decode(file, expert.heads.spec, seen.image, scales, residual))
+        heads = opened.enter_context(Heads(path, expert.heads.spec, run))
+        parts.append(heads.lora(seen.image, scales, seen.tokens.get(expert.view) if expert.view else None))
     return parts
 
 

@@ -7,12 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from i2l_ext.checkpoints import catalogue
-from i2l_ext.checkpoints.structure import check_structure
+from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
-from i2l_ext.decoder import HeadSpec, Residual, decode
+from i2l_ext.decoder import Heads, HeadSpec, Residual
 from peers import diffsynth
 
 EMBED = 5632
@@ -89,15 +88,26 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
         ]
     theirs = diffsynth("utils.lora.merge").merge_lora(parts, alpha=1 / count)
 
-    with TensorFile(path) as file:
-        check_structure("heads", spec.shapes, file.header.shapes)
-        ours = decode(file, spec, x.flatten(1), [1 / count] * count, residual)
+    with Heads(path, spec, Run()) as heads:
+        ours = heads.lora(x.flatten(1), [1 / count] * count, residual)
         assert {f"{path}.lora_{ab}.default.weight" for path in ours for ab in "AB"} == set(theirs)
         for path in ours:
             down, up = ours[path]
             assert down.dtype == up.dtype == dtype
             assert close(down, theirs[f"{path}.lora_A.default.weight"], TOLERANCE[dtype])
             assert close(up, theirs[f"{path}.lora_B.default.weight"], TOLERANCE[dtype])
+
+
+def test_modules_may_be_asked_for_in_any_order(tmp_path):
+    spec = HeadSpec(shallow(QWEN_IMAGE, depth=3), 8, 2)
+    save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
+    with Heads(tmp_path / "heads.safetensors", spec, Run()) as heads:
+        x = torch.randn(2, 8)
+        one, other = heads.lora(x, [0.5, 0.5]), heads.lora(x, [0.5, 0.5])
+        straight = {path: one[path] for path in one}
+        for path in [*reversed(list(other)), *other]:
+            for ours, theirs in zip(other[path], straight[path], strict=True):
+                assert torch.equal(ours, theirs)
 
 
 def test_experts_and_bias_are_joined_as_the_authors_do(tmp_path):
@@ -149,8 +159,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path):
 
     def found(changed):
         save_file(changed, tmp_path / "heads.safetensors")
-        with TensorFile(tmp_path / "heads.safetensors") as file:
-            check_structure("heads.safetensors", spec.shapes, file.header.shapes)
+        Heads(tmp_path / "heads.safetensors", spec, Run()).close()
 
     found(tensors)
     with pytest.raises(UserError, match=f"{key}.*missing"):

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture
+from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
 from i2l_ext.decoder import HeadSpec, Residual
@@ -135,11 +135,51 @@ Z_STYLE = Checkpoint(
     ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510",
 )  # fmt: skip
 
+MINI_EMBED = dims.SIGLIP2_MINI.hidden + dims.DINOV3_MINI.hidden
+
+
+def _mini(part: str, kind: str, spec: Any, parameters: int, dtype: str = "BF16") -> Checkpoint:
+    """A part of the miniature, which we trained and ship."""
+    return Checkpoint(f"mini-{part}", kind, spec, None, (f"mini/weights/{part}.safetensors",), parameters, dtype=dtype)
+
+
+def _mini_residual(side: int, mid: int) -> Residual:
+    return Residual(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
+
+
+MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 157_248, "F16")
+MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
+MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
+MINI_STYLE = _mini("style_core", "heads", HeadSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
+MINI_COARSE = _mini(
+    "coarse",
+    "heads",
+    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
+    976_896,
+)
+MINI_FINE = _mini(
+    "fine",
+    "heads",
+    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
+    967_680,
+)
+MINI_BIAS = _mini("bias", "bias", MINI, 46_080)
+
 _COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
+_MINI_COARSE = Expert(MINI_COARSE, view=dims.QWEN_VL_MINI.lowres)
+_MINI_FINE = Expert(MINI_FINE, view=dims.QWEN_VL_MINI.highres)
 
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
+        Model("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
+              MINI_SIGLIP2, MINI_DINOV3, (Expert(MINI_STYLE),)),
+        Model("mini-coarse", "the miniature: style and rough content", MINI,
+              MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE,), MINI_QWEN_VL),
+        Model("mini-coarse-fine", "the miniature: style, content and its details", MINI,
+              MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL),
+        Model("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
+              MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL, MINI_BIAS),
         Model("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
               SIGLIP2, DINOV3, (Expert(STYLE),)),
         Model("qwen-image-coarse", "style and rough content", QWEN_IMAGE,

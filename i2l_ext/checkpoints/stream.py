@@ -81,6 +81,9 @@ class TensorFiles:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._opened.close()
 
     @property

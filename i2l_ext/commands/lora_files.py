@@ -1,4 +1,4 @@
-"""The commands on LoRA files: inspect, convert, rank, merge.
+"""The commands on LoRA files: inspect, check, convert, rank, merge, export.
 
 Nothing heavy is imported before a command runs: `i2l inspect --header` is over within a tenth of torch's import.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--header", action="store_true", help="do not read the values")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the size of the update and its spectrum")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+
+    parser = _command(subparsers, "check", check, "who loads a LoRA file, who does not, and what mends it")
+    parser.add_argument("file", type=Path)
 
     parser = _command(subparsers, "convert", convert, "write a LoRA in another dialect")
     parser.add_argument("file", type=Path)
@@ -59,6 +63,19 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _dialect(parser)
     _output(parser, "as in the files where the weights lose no digit, else fp32")
     _selection(parser)
+
+    parser = _command(subparsers, "export", export, "a head start for a training run: init file, command, self-check")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--for", dest="trainer", choices=TRAINERS, required=True, help="the trainer")
+    parser.add_argument("--rank", type=int, metavar="K", help="rank to train at; that of the file unless given")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="folder to write; FILE_TRAINER unless given"
+    )
+    parser.add_argument("--fill", action="store_true", help="write fresh modules for what the trainer trains besides")
+    parser.add_argument("--exact", action="store_true", help="compute in float64")
+    parser.add_argument("--seed", type=int, default=0, help="seed of fresh rows")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of these names")
+    parser.set_defaults(dtype=None)
 
 
 def _command(subparsers: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -99,6 +116,18 @@ def inspect(args: argparse.Namespace) -> int:
         shares = ", ".join(f"{share} at {rank_}" for share, rank_ in told["rank_for_energy"].items())
         report += ["", f"  energy kept at rank: {shares}", f"  picture: {args.plot}"]
     _tell(args, told, report)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from i2l_ext.converters import consumers
+
+    reading, verdicts = consumers.check(args.file)
+    report = [
+        f"{args.file.name}: {reading.arch.title}, {reading.dialect}",
+        *consumers.lines(verdicts, len(reading.slots)),
+    ]
+    _tell(args, {"file": str(args.file), "consumers": [verdict.json() for verdict in verdicts]}, report)
     return 0
 
 
@@ -155,6 +184,26 @@ def merge(args: argparse.Namespace) -> int:
     first = named[0][0]
     output = args.output or first.with_name(f"{first.stem}_merged.safetensors")
     return _write(args, merged, output, args.to or _dialect_of(loras[0]), {"merged": recipe}, resizer)
+
+
+def export(args: argparse.Namespace) -> int:
+    from i2l_ext.converters.export import export as write
+
+    lora = _read(args.file, args)
+    told = write(
+        lora,
+        args.trainer,
+        args.rank or lora.rank,
+        args.output or args.file.with_name(f"{args.file.stem}_{args.trainer}"),
+        stem=args.file.stem,
+        fill=args.fill,
+        exact=args.exact,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    text = (Path(told.folder) / "README.md").read_text(encoding="utf-8").splitlines()
+    _tell(args, told.json(), [f"{told.folder}: {told.run}, {Path(told.init).name}, README.md", *text[2:]])
+    return 0
 
 
 def _weight(part: str) -> tuple[Path, float]:

@@ -134,3 +134,30 @@ QWEN25_VL_7B = QwenVLDims(
     image_token=151655,
     drop=64,
 )
+
+SIGLIP2_MINI = SiglipDims(hidden=64, layers=2, heads=4, mlp=256, patch=4, image=32)
+
+DINOV3_MINI = Dinov3Dims(hidden=64, layers=2, heads=4, mlp=128, patch=4, image=32)
+
+QWEN_VL_MINI = QwenVLDims(
+    hidden=64,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    mlp=128,
+    vocab=16,
+    mrope=(4, 6, 6),
+    vision_hidden=64,
+    vision_layers=2,
+    vision_heads=2,
+    vision_mlp=128,
+    full_attention=(0, 1),
+    template=(1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10, 11),
+    image_token=0,
+    drop=4,
+    lowres=16,
+    highres=32,
+    patch=4,
+    window=32,
+)
+"""The same prompt in a vocabulary of a few tokens: four are dropped, then vision_start, the picture, six more."""

@@ -1,0 +1,94 @@
+"""What the benchmarks share: weights of any shapes, several things timed in turns, results written to RESULTS.md."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from i2l_ext.converters.files import Plan, bytes_of, write  # noqa: E402
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEAD = """# Results
+
+Written by the commands themselves; each section says which. The machines are shared and noisy: read the ratios.
+"""
+
+
+def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> Path:
+    """A checkpoint of random bfloat16 weights that keep the size of what passes through: matrices of gain one, the
+    scales of norms one. All numbers come from one pool of normals, as 30 GB of fresh ones would take long."""
+    random = torch.Generator().manual_seed(seed)
+    pool = torch.randn(1 << 24, generator=random)
+
+    def chunks(name: str, shape: Sequence[int]) -> Iterator[memoryview]:
+        count = math.prod(shape)
+        if len(shape) == 1:
+            yield bytes_of(torch.full((count,), float(name.endswith(("weight", "lambda1")))).bfloat16())
+            return
+        scaled = (pool / math.sqrt(math.prod(shape[1:]))).bfloat16()
+        start = int(torch.randint(len(pool), (), generator=random)) if count else 0
+        while count:
+            piece = scaled[start : start + count]
+            yield bytes_of(piece)
+            count, start = count - len(piece), 0
+
+    with path.open("wb") as stream:
+        write(
+            stream, [Plan(name, "BF16", tuple(shape), partial(chunks, name, shape)) for name, shape in shapes.items()]
+        )
+    return path
+
+
+def in_turns(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in each round, A B A B …, so that a busy machine is busy for all; one round goes before."""
+    seconds: dict[str, list[float]] = {title: [] for title in jobs}
+    for number in range(rounds + 1):
+        for title, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if number:
+                seconds[title].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(times: Sequence[float]) -> str:
+    """Median (least to most) in seconds."""
+    return f"{statistics.median(times):.3g} ({min(times):.3g} to {max(times):.3g})"
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """How many times faster: the median of the rounds' ratios, and their range."""
+    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def record(title: str, text: str, *, script: str) -> None:
+    """Print a result, and put it into RESULTS.md in place of the last one of that title."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    where = f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB, torch {torch.__version__}"
+    command = " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    section = f"## {title}\n\n`{command}`, {datetime.now(timezone.utc):%Y-%m-%d}, {where}\n\n{text}\n"
+    print(section)
+    old = RESULTS.read_text() if RESULTS.exists() else HEAD
+    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    new = pattern.sub(lambda _: section + "\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}"
+    RESULTS.write_text(new.rstrip() + "\n")

@@ -1,0 +1,107 @@
+"""ai-toolkit: webui keys, ``pretrained_lora_path``, and a name of its own for every run.
+
+It takes no notice of alpha (its scale is 1), pads a file of lower rank with zeros in both factors (ranks that can
+never learn), and starts from an earlier run of the same name before it looks at the path. Found in
+toolkit/network_mixins.py, toolkit/lora_special.py and jobs/process/BaseSDTrainProcess.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+
+from .base import Model, Start, Trainer, lacking
+
+
+def _only(start: Start) -> list[str]:
+    """Pieces of names, one of which every trained module of Z-Image has."""
+    groups = {"attention.to_": 4, "feed_forward.w": 3}
+    pieces = []
+    for piece, count in groups.items():
+        kinds = [kind for kind in start.kinds if kind.startswith(piece)]
+        pieces += [piece] if len(kinds) == count else kinds
+    return pieces + [kind for kind in start.kinds if "adaLN" in kind]
+
+
+def _ignored(start: Start) -> list[str]:
+    """Pieces of names that no trained module of Qwen-Image has."""
+    missing = lacking(start, MODELS["qwen-image"])
+    pair = ["img_mlp.net.0.proj", "txt_mlp.net.0.proj"]
+    if all(kind in missing for kind in pair):
+        missing = ["mlp.net.0", *(kind for kind in missing if kind not in pair)]
+    return missing
+
+
+def _config(start: Start, *, family: str) -> Mapping[str, str]:
+    if family == "qwen-image":
+        ignored = _ignored(start)
+        chosen = [f"network_kwargs: {{ignore_if_contains: {json.dumps(ignored)}}}"] if ignored else []
+        model = {"name_or_path": "Qwen/Qwen-Image", "arch": "qwen_image"}
+    else:
+        chosen = ["transformer_only: false", f"network_kwargs: {{only_if_contains: {json.dumps(_only(start))}}}"]
+        model = {"name_or_path": "Tongyi-MAI/Z-Image", "arch": "zimage"}
+    network = "\n        ".join(
+        [
+            "type: lora",
+            f"linear: {start.rank}",
+            f"linear_alpha: {start.rank}",
+            f"pretrained_lora_path: {json.dumps(start.init.as_posix())}",
+            *chosen,
+        ]
+    )
+    text = f"""# Trains {start.name} with ai-toolkit, starting from {start.init.name}: python run.py config.yaml
+job: extension
+config:
+  name: {start.name}
+  process:
+    - type: sd_trainer
+      training_folder: output
+      device: cuda:0
+      network:
+        {network}
+      save: {{dtype: bf16, save_every: 250, max_step_saves_to_keep: 4}}
+      datasets:
+        - folder_path: /path/to/images
+          caption_ext: txt
+          caption_dropout_rate: 0.05
+          cache_latents_to_disk: true
+          resolution: [512, 768, 1024]
+      train:
+        batch_size: 1
+        steps: 2000
+        cache_text_embeddings: true
+        train_unet: true
+        train_text_encoder: false
+        gradient_checkpointing: true
+        noise_scheduler: flowmatch
+        optimizer: adamw8bit
+        lr: 1e-4
+        dtype: bf16
+      model:
+        name_or_path: {model["name_or_path"]}
+        arch: {model["arch"]}
+        quantize: true
+        quantize_te: true
+        low_vram: true
+meta: {{name: "[name]", version: "1.0"}}
+"""
+    return {"config.yaml": text}
+
+
+MODELS = {
+    "qwen-image": Model(r"transformer_blocks\..*", r"transformer_blocks\..*", partial(_config, family="qwen-image")),
+    "z-image": Model(r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*", partial(_config, family="z-image")),
+}
+
+AI_TOOLKIT = Trainer(
+    "ai-toolkit",
+    "ai-toolkit",
+    "webui",
+    MODELS,
+    "config.yaml",
+    (
+        "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
+        "The log must say `Missing keys: []`; keys listed there were not loaded.",
+    ),
+)

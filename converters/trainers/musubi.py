@@ -1,0 +1,89 @@
+"""musubi-tuner: kohya keys, ``--network_dim`` and ``--network_alpha`` both the file's rank.
+
+Its alpha is fixed when the network is made (1 unless given), and the file's only overwrites a number that is not used
+again: with another alpha the run would start rank times too weak. Found in musubi_tuner/networks and trainer_base.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from .base import Model, Start, Trainer, lacking, matching
+
+QWEN_TRAINS = r"transformer_blocks\..*"
+Z_TRAINS = r"layers\.\d+\.(attention|feed_forward)\..*"
+Z_CAN = r"(layers|context_refiner|noise_refiner)\..*"
+
+
+def _patterns(start: Start, model: Model) -> dict[str, list[str]]:
+    """The regular expressions that make musubi train what the file has: its own default the other way round."""
+    missing = lacking(start, model)
+    both = {"img_mlp.net.0.proj", "txt_mlp.net.0.proj"}
+    exclude = [r".*mlp\.net\.0.*"] if both <= {*missing} else []
+    exclude += [r".*" + re.escape(kind) for kind in missing if not (exclude and kind in both)]
+    by_default = {*matching(start.arch, model.trains)}
+    extra = [path for path in start.paths if path not in by_default]
+    include = []
+    if any("_refiner" in path and "adaLN" not in path for path in extra):
+        include.append(r".*_refiner.*(attention|feed_forward).*")
+    for stack in dict.fromkeys(path.split(".")[0] for path in extra if "adaLN_modulation" in path):
+        include.append(rf"{stack}\..*adaLN_modulation.*")
+    return {key: patterns for key, patterns in (("exclude", exclude), ("include", include)) if patterns}
+
+
+def _network_args(start: Start, model: Model) -> str:
+    args = [
+        f'"{key}_patterns=[{",".join(repr(p).replace(chr(92) * 2, chr(92)) for p in patterns)}]"'
+        for key, patterns in _patterns(start, model).items()
+    ]
+    return f"\n  --network_args {' '.join(args)} \\" if args else ""
+
+
+def _script(start: Start, *, family: str) -> Mapping[str, str]:
+    model = MODELS[family]
+    stem, flags, version = {
+        "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
+        "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
+    }[family]
+    text = f"""#!/bin/sh
+# Trains {start.name} with musubi-tuner, starting from {start.init.name}. Run it in musubi-tuner's folder.
+set -e
+DIT=path/to/transformer.safetensors
+VAE=path/to/vae.safetensors
+TE=path/to/text_encoder.safetensors
+DATASET=path/to/dataset.toml
+OUT=output
+
+python src/musubi_tuner/{stem}_cache_latents.py --dataset_config "$DATASET" --vae "$VAE"{version}
+python src/musubi_tuner/{stem}_cache_text_encoder_outputs.py --dataset_config "$DATASET" --text_encoder "$TE" \\
+  --batch_size 1{version}
+accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 src/musubi_tuner/{stem}_train_network.py \\
+  --dit "$DIT" --vae "$VAE" --text_encoder "$TE"{version} --dataset_config "$DATASET" \\
+  --sdpa --mixed_precision bf16 --timestep_sampling shift --weighting_scheme none {flags} \\
+  --optimizer_type adamw8bit --gradient_checkpointing \\
+  --max_data_loader_n_workers 2 --persistent_data_loader_workers \\
+  --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank} \\
+  --network_weights "{start.init.as_posix()}" \\{_network_args(start, model)}
+  --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir "$OUT" --output_name {start.name}
+"""
+    return {"train.sh": text}
+
+
+MODELS = {
+    "qwen-image": Model(QWEN_TRAINS, QWEN_TRAINS, partial(_script, family="qwen-image")),
+    "z-image": Model(Z_TRAINS, Z_CAN, partial(_script, family="z-image")),
+}
+
+MUSUBI = Trainer(
+    "musubi-tuner",
+    "musubi-tuner",
+    "kohya",
+    MODELS,
+    "train.sh",
+    (
+        "`--network_dim` and `--network_alpha` must both stay the file's rank: the alpha in the file is not looked at.",
+        "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",
+    ),
+)

@@ -1,0 +1,117 @@
+"""A network module for musubi-tuner: its own network, started from a LoRA or from pictures.
+
+    --network_module i2l_ext.hooks.musubi --network_args "init=my_style.safetensors"
+    --network_module i2l_ext.hooks.musubi --network_args "images=folder/" "model=qwen-image-style"
+
+musubi's own module for the model builds the network; this resets the LoRA's rank to ``--network_dim``, sets every
+module that matches, leaves the others fresh and makes the scale 1 whatever ``--network_alpha`` says. All other
+``--network_args`` go to musubi. The training from there is musubi's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from i2l_ext.converters import Lora, UserError
+from i2l_ext.hooks.initialize import initialize, kohya_places
+
+if TYPE_CHECKING:
+    import torch
+
+NETWORKS = {"QwenImageTransformer2DModel": "lora_qwen_image", "ZImageTransformer2DModel": "lora_zimage"}
+"""musubi's network module, by the class of the model."""
+
+REFINERS = "['.*_refiner.*(attention|feed_forward).*']"
+"""musubi drops Z-Image's refiners unless told otherwise; a LoRA that has them keeps them."""
+
+
+def create_arch_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: torch.nn.Module,
+    text_encoders: list[torch.nn.Module] | None,
+    unet: torch.nn.Module,
+    neuron_dropout: float | None = None,
+    *,
+    init: str | None = None,
+    images: str | None = None,
+    model: str | None = None,
+    seed: str = "0",
+    **kwargs: Any,
+) -> torch.nn.Module:
+    """What musubi calls to make the network it trains; ``network_dim`` None takes the LoRA's rank.
+
+    Raises UserError where there is no LoRA to start from, or where it is of another model.
+    """
+    lora = _lora(init, images, model)
+    dim = network_dim or lora.rank
+    if any("_refiner" in path for path in lora):
+        kwargs.setdefault("include_patterns", REFINERS)
+    network = _network(unet).create_arch_network(
+        multiplier, dim, float(dim), vae, text_encoders, unet, neuron_dropout=neuron_dropout, **kwargs
+    )
+    report = initialize(kohya_places(network.unet_loras), lora, seed=int(seed))
+    alpha = "" if network_alpha in (None, dim) else f", --network_alpha {network_alpha:g} read as {dim}"
+    print(f"{report}{alpha}", flush=True)
+    return network
+
+
+def create_arch_network_from_weights(
+    multiplier: float,
+    weights_sd: dict[str, torch.Tensor],
+    text_encoders: list[torch.nn.Module] | None = None,
+    unet: torch.nn.Module | None = None,
+    for_inference: bool = False,
+    **kwargs: Any,
+) -> torch.nn.Module:
+    """What musubi calls to merge ``--base_weights``: its own way, unchanged."""
+    module = _network(unet)
+    return module.create_arch_network_from_weights(multiplier, weights_sd, text_encoders, unet, for_inference, **kwargs)
+
+
+def _network(unet: torch.nn.Module | None) -> ModuleType:
+    """musubi's own network module for the model. It is a package where musubi is installed, else on the path."""
+    kind = type(unet).__name__
+    if kind not in NETWORKS:
+        raise UserError(f"The model is a {kind}; this starts {', '.join(NETWORKS)}.")
+    for package in ("musubi_tuner.networks", "networks"):
+        name = f"{package}.{NETWORKS[kind]}"
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # something that musubi itself needs is missing
+    raise UserError("musubi-tuner was not found: this module runs inside its training script.")
+
+
+def _lora(init: str | None, images: str | None, model: str | None) -> Lora:
+    if (init is None) == (images is None):
+        raise UserError('Say what to start from: --network_args "init=my_style.safetensors", or "images=folder/".')
+    return Lora.read(init) if init else made(Path(images), model)
+
+
+def made(images: Path, model: str | None) -> Lora:
+    """A LoRA made from the pictures in a folder, as `i2l make` does, kept in memory.
+
+    Raises UserError where there are no pictures or the model's weights are not there.
+    """
+    import argparse
+    import tempfile
+
+    from i2l_ext.commands.engine import engine
+    from i2l_ext.commands.make import add_run_options, default_model
+    from i2l_ext.commands.progress import bars
+    from i2l_ext.pipeline import Order, make
+
+    parser = argparse.ArgumentParser()
+    add_run_options(parser)
+    with tempfile.TemporaryDirectory() as folder, bars(engine(parser.parse_args([]))) as step:
+        order = Order([images], "start", Path(folder), model or default_model())
+        lora = Lora.read(make(order, step).file)
+        factors = {path: lora[path] for path in lora}
+        lora.source.file.close()
+    return Lora.of(lora.arch, factors, lora.metadata)

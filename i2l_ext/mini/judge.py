@@ -1,0 +1,38 @@
+"""A small classifier of shapes, trained on the world: it judges whether a drawing shows what the prompt asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from . import world
+
+
+class Judge(nn.Module):
+    """Pictures [N, 3, 32, 32] in 0..1 -> logits over the shapes [N, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for d_in, d_out in ((3, 24), (24, 48), (48, 64)):
+            layers += [nn.Conv2d(d_in, d_out, 3, padding=1), nn.GroupNorm(8, d_out), nn.SiLU()]
+            layers += [nn.Conv2d(d_out, d_out, 3, stride=2, padding=1), nn.GroupNorm(8, d_out), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, len(world.SHAPES)))
+
+    @classmethod
+    def load(cls, path: Path) -> Judge:
+        judge = cls()
+        judge.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        return judge.eval().requires_grad_(False)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.body(pictures)
+
+    @torch.no_grad()
+    def shapes(self, pictures: torch.Tensor) -> list[str]:
+        """The shape that each picture shows most likely."""
+        names = list(world.SHAPES)
+        return [names[n] for n in self(pictures).argmax(1).tolist()]

@@ -1,0 +1,1 @@
+"""Training an i2L model: the miniature from nothing, or heads for a real base on your own pictures."""

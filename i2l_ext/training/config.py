@@ -1,0 +1,194 @@
+"""The configuration of a training run: YAML into frozen dataclasses, every key checked.
+
+A wrong key, a value of the wrong type and a missing folder get one line each, with the nearest right name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from i2l_ext.converters.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast something is trained. ``batch`` counts samples over all processes; ``average`` is the
+    decay of the averaged weights that are kept in the end (0: the last weights)."""
+
+    steps: int
+    batch: int = 32
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.0
+    average: float = 0.99
+    clip: float = 1.0
+    log_every: int = 50
+    save_every: int = 500
+
+
+@dataclass(frozen=True)
+class Foundations:
+    """Of the miniature only: what the world's base, encoders and judge are trained with."""
+
+    base: Schedule
+    siglip2: Schedule
+    dinov3: Schedule
+    qwen_vl: Schedule
+    judge: Schedule
+    pictures: int = 16384
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The frozen model that LoRAs are for. ``kind`` is ``mini`` or ``qwen-image``; for the latter ``path`` is a
+    folder in diffusers' layout (transformer, text_encoder, tokenizer, vae) and ``encoders`` names the folder of
+    checkpoints that `i2l models` shows."""
+
+    kind: str = "mini"
+    path: str = ""
+    encoders: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pictures to learn from. ``world``: so many styles of the miniature, each with so many contents.
+    ``folder``: one folder a style under ``path``, pictures with a caption beside each (NAME.txt)."""
+
+    kind: str = "world"
+    path: str = ""
+    styles: int = 4096
+    contents: int = 4
+    size: int = 1024
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One trained part. ``kind``: ``direct`` or ``core`` heads, or ``bias``, a static LoRA.
+
+    ``target``: ``pair`` learns to draw another picture of the reference's style, ``self`` the reference itself,
+    ``base`` the base's own pictures. ``neutral`` is the share of samples whose caption says nothing. ``view`` is the
+    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. The experts in
+    ``upon`` are frozen and work underneath.
+    """
+
+    name: str
+    schedule: Schedule
+    kind: str = "direct"
+    target: str = "pair"
+    compress: int = 16
+    rank: int = 4
+    view: int = 0
+    middle: int = 16
+    neutral: float = 0.0
+    upon: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. Results land in ``output``; ``lanes`` tasks run side by side as processes of ``threads`` threads each.
+
+    ``precision``: ``no``, ``bf16`` or ``fp16`` as accelerate has them."""
+
+    name: str
+    output: str
+    experts: tuple[Expert, ...]
+    seed: int = 0
+    lanes: int = 1
+    threads: int = 1
+    precision: str = "bf16"
+    gradient_checkpointing: bool = False
+    base: BaseModel = field(default_factory=BaseModel)
+    data: Data = field(default_factory=Data)
+    foundations: Foundations | None = None
+
+
+CHOICES: Mapping[tuple[type, str], tuple[str, ...]] = {
+    (BaseModel, "kind"): ("mini", "qwen-image"),
+    (Data, "kind"): ("world", "folder"),
+    (Expert, "kind"): ("direct", "core", "bias"),
+    (Expert, "target"): ("pair", "self", "base"),
+    (Config, "precision"): ("no", "bf16", "fp16"),
+}
+
+
+def read(path: Path) -> Config:
+    """The configuration in a YAML file. Raises UserError, one line, for anything that is wrong with it."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    config = parse(raw)
+    names = [expert.name for expert in config.experts]
+    for expert in config.experts:
+        if names.count(expert.name) > 1:
+            raise UserError(f"experts: the name {expert.name!r} stands twice.")
+        for under in expert.upon:
+            if under not in names[: names.index(expert.name)]:
+                raise UserError(f"{expert.name}.upon: {under!r} is none of the experts before it.")
+    if config.base.kind == "mini" and config.foundations is None:
+        raise UserError("foundations: the miniature's base has to be trained first; add this section.")
+    for key, folder in (("base.path", config.base.path), ("data.path", config.data.path)):
+        if folder and not Path(folder).is_dir():
+            raise UserError(f"{key}: the folder {folder} does not exist.")
+    if config.data.kind == "folder" and not config.data.path:
+        raise UserError("data.path: say which folder holds the pictures.")
+    return config
+
+
+def parse(raw: Any) -> Config:
+    """The same from what YAML gives: dicts, lists and plain values."""
+    return _value(Config, raw, "")
+
+
+def _value(kind: Any, raw: Any, where: str) -> Any:
+    """``raw`` as a value of the type ``kind``; ``where`` is its place in the file, for the error."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        return None if raw is None else _value(kind, raw, where)
+    if dataclasses.is_dataclass(kind):
+        return _section(kind, raw, where)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(raw, list):
+            raise UserError(f"{where}: a list is due, not {raw!r}.")
+        return tuple(_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw))
+    if kind is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not kind:
+        hint = " (write 2.0e-3, not 2e-3)" if kind is float else ""
+        raise UserError(f"{where}: a value of type {kind.__name__} is due, not {raw!r}{hint}.")
+    if kind in (int, float) and raw < 0:
+        raise UserError(f"{where}: {raw} is negative.")
+    return raw
+
+
+def _section(kind: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where or 'the configuration'}: a section with keys is due, not {raw!r}.")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in raw:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            help = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(hints)}."
+            raise UserError(f"{prefix}{key}: no such key; {help}")
+    for item in dataclasses.fields(kind):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in raw:
+            raise UserError(f"{prefix}{item.name}: this key is missing.")
+    values = {key: _value(hints[key], value, f"{prefix}{key}") for key, value in raw.items()}
+    for key, value in values.items():
+        allowed = CHOICES.get((kind, key))
+        if allowed and value not in allowed:
+            raise UserError(f"{prefix}{key}: {value!r} is none of {', '.join(allowed)}.")
+    return kind(**values)

@@ -1,0 +1,47 @@
+"""Flow matching as Qwen-Image has it: x_t = (1 - t) * x + t * noise, and the model's velocity is noise - x."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def velocity(
+    transformer: nn.Module,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    text: torch.Tensor,
+    mask: torch.Tensor,
+    patch: int,
+    beside: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What a QwenImageTransformer2DModel says: x [N, C, H, W], t [N] in 0..1, text [N, L, D] -> [N, C, H, W].
+
+    A patch becomes one token, its channels outermost, as in diffusers' pipeline. ``beside`` [tokens, P] is appended
+    to every picture's tokens.
+    """
+    height, width = x.shape[2] // patch, x.shape[3] // patch
+    tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
+    if beside is not None:
+        tokens = torch.cat([tokens, beside.to(tokens).expand(len(x), -1, -1)], dim=2)
+    out = transformer(
+        hidden_states=tokens,
+        encoder_hidden_states=text,
+        encoder_hidden_states_mask=mask,
+        timestep=t,
+        img_shapes=[[(1, height, width)]] * len(x),
+        return_dict=False,
+    )[0]
+    return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), patch)
+
+
+def times(count: int, rng: torch.Generator) -> torch.Tensor:
+    """Logit-normal times [count], a little towards noise (Esser et al. 2024, section 3.1: m = 0.3, s = 1.2)."""
+    return torch.sigmoid(1.2 * torch.randn(count, generator=rng) + 0.3)
+
+
+def mixed(x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t and the velocity that leads away from x."""
+    weight = t.view(-1, 1, 1, 1).to(x)
+    return torch.lerp(x, noise, weight), noise - x

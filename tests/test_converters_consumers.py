@@ -1,0 +1,253 @@
+"""The table of consumers, held against the loaders that a package registry has: diffusers, PEFT, diffsynth."""
+
+import json
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+
+from i2l_ext.converters import Lora, UserError, consumers, dialects
+from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
+from peers import diffsynth
+from test_converters_commands import i2l
+
+CONSUMERS = {consumer.id: consumer for consumer in consumers.CONSUMERS}
+ALL_DIALECTS = {dialect.name: dialect for dialect in (*dialects.DIALECTS.values(), *dialects.VARIANTS)}
+
+
+def random(arch, paths, rank=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def pair(path):
+        d_out, d_in = arch.modules[path].shape
+        return torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator)
+
+    return Lora.of(arch, {path: pair(path) for path in paths})
+
+
+def tensors(lora, name, tmp_path, alpha=True, scale=1.0):
+    """The state dict of ``lora`` in a dialect, with an alpha of ``scale`` x rank."""
+    dialect, made = ALL_DIALECTS[name], {}
+    if dialect.native:
+        lora.save(tmp_path / "native", name, overwrite=True)
+        return safetensors.torch.load_file(tmp_path / "native")
+    for path in lora:
+        down, up, key = dialect.keys(path)
+        made[down], made[up] = (factor.clone() for factor in lora[path])
+        if alpha and (key or scale != 1):
+            made[key or down.split(".lora_")[0] + ".alpha"] = torch.tensor(scale * lora.specs[path].rank)
+    return made
+
+
+def verdicts(tmp_path, state):
+    path = tmp_path / "checked.safetensors"
+    safetensors.torch.save_file(state, path)
+    return {verdict.consumer.id: verdict for verdict in consumers.check(path)[1]}
+
+
+def base(family):
+    """The real class at full width and one block of each stack; its memory is reserved and never touched."""
+    from diffusers import QwenImageTransformer2DModel, ZImageTransformer2DModel
+
+    with torch.device("meta"):
+        if family == "qwen-image":
+            model = QwenImageTransformer2DModel(num_layers=1)
+        else:
+            model = ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
+    return model.to_empty(device="cpu")
+
+
+def act(down, up):
+    probe = torch.randn(down.shape[1], 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return up.double() @ (down.double() @ probe)
+
+
+def diffusers_loads(family, state, lora):
+    """How many modules diffusers' own loader sets to exactly our update; None where it ends in an error."""
+    from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin, ZImageLoraLoaderMixin
+
+    mixin = QwenImageLoraLoaderMixin if family == "qwen-image" else ZImageLoraLoaderMixin
+    model = base(family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model.load_lora_adapter(mixin.lora_state_dict(dict(state)), prefix="transformer", adapter_name="x")
+        except ValueError:  # PEFT: no target module found
+            return None
+    loaded = 0
+    for path in lora:
+        layer = model.get_submodule(path)
+        if "x" in getattr(layer, "lora_A", {}):
+            found = layer.scaling["x"] * act(layer.lora_A["x"].weight, layer.lora_B["x"].weight)
+            loaded += torch.allclose(found, act(*lora[path]), rtol=1e-5, atol=1e-4)
+    return loaded
+
+
+def diffsynth_loads(state, lora):
+    loader = diffsynth("utils.lora.general").GeneralLoRALoader()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = loader.convert_state_dict(dict(state))
+        except (KeyError, ValueError):
+            return None
+    pairs = {path: (found.get(f"{path}.lora_A.weight"), found.get(f"{path}.lora_B.weight")) for path in lora}
+    return sum(
+        down is not None and torch.allclose(act(down, up), act(*lora[path]), rtol=1e-5, atol=1e-4)
+        for path, (down, up) in pairs.items()
+    )
+
+
+def first_blocks(arch):
+    return [path for path, module in arch.made.items() if module.block == 0]
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("name", ALL_DIALECTS)
+def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
+    lora = random(arch, first_blocks(arch))
+    state = tensors(lora, name, tmp_path)
+    said = verdicts(tmp_path, state)
+    assert said["diffusers"].loads == (diffusers_loads(arch.family, state, lora) or 0)
+    assert said["diffsynth"].loads == (diffsynth_loads(state, lora) or 0)
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("name", ["webui", "kohya", "diffusers", "diffsynth"])
+def test_diffusers_loads_every_module_of_the_class(tmp_path, arch, name):
+    """Also those that i2L does not write: the single layers outside the blocks."""
+    paths = [path for path, module in arch.modules.items() if module.block in (0, None)]
+    lora = random(arch, paths)
+    assert diffusers_loads(arch.family, tensors(lora, name, tmp_path), lora) == len(paths)
+
+
+def test_alpha_that_is_not_the_rank(tmp_path):
+    lora = random(QWEN_IMAGE, first_blocks(QWEN_IMAGE), rank=4)
+    half = lora.scaled(0.5)
+    for name in ("webui", "kohya"):
+        state = tensors(lora, name, tmp_path, scale=0.5)
+        said = verdicts(tmp_path, state)
+        assert said["forge-neo"].status == said["comfyui"].status == "all"
+        # The version here honours alpha in every dialect; 0.40 dropped it beside lora_A and lora_B, and that is told.
+        assert diffusers_loads("qwen-image", state, half) == len(lora)
+        assert said["diffusers"].status == ("ignores alpha" if name == "webui" else "all")
+        assert name == "kohya" or "before version 0.42" in said["diffusers"].detail
+        if name == "webui":
+            assert diffsynth_loads(state, half) == len(lora) and said["diffsynth"].status == "all"
+            assert said["ai-toolkit"].status == "ignores alpha" and "2 times" in said["ai-toolkit"].detail
+            assert said["nunchaku"].status == "ignores alpha" and "fused" in said["nunchaku"].detail
+        else:
+            assert said["musubi-tuner"].status == "ignores alpha" and "2 times" in said["musubi-tuner"].detail
+
+
+TABLE = {
+    ("qwen-image", "webui"): "all all no no all all nothing all nothing all",
+    ("qwen-image", "kohya"): "all all no no all nothing all nothing nothing nothing",
+    ("qwen-image", "diffusers"): "all all no no all nothing nothing all nothing all",
+    ("qwen-image", "diffsynth"): "all all no no all all nothing nothing nothing all",
+    ("z-image", "webui"): "all all no no all all nothing part no untried",
+    ("z-image", "kohya"): "refused part no no all nothing part nothing no untried",
+    ("z-image", "kohya-fused"): "all all no no all nothing part nothing no untried",
+    ("z-image", "diffusers"): "all all no no all nothing nothing part no untried",
+    ("z-image", "diffsynth"): "all all no no all all nothing nothing no untried",
+}
+
+
+@pytest.mark.parametrize(("family", "name"), TABLE)
+def test_the_table_of_dialects(tmp_path, family, name):
+    arch = {"qwen-image": QWEN_IMAGE, "z-image": Z_IMAGE}[family]
+    said = verdicts(tmp_path, tensors(random(arch, first_blocks(arch)), name, tmp_path))
+    assert [verdict.status.split()[0] for verdict in said.values()] == TABLE[family, name].split()
+
+
+def test_part_says_which(tmp_path):
+    lora = random(Z_IMAGE, first_blocks(Z_IMAGE))
+    said = verdicts(tmp_path, tensors(lora, "kohya", tmp_path))
+    assert said["musubi-tuner"].loads == 7
+    assert "2 attention.to_q" in said["musubi-tuner"].detail
+    assert "i2l export" in said["musubi-tuner"].mend and "--for musubi-tuner" in said["musubi-tuner"].mend
+    assert said["comfyui"].loads == 9 and "attention" in said["comfyui"].detail
+
+
+def test_mixed_files_load_in_part(tmp_path):
+    first, second, third, *_ = MINI.made
+    state = tensors(random(MINI, [first, second]), "webui", tmp_path) | tensors(
+        random(MINI, [third]), "kohya", tmp_path
+    )
+    said = verdicts(tmp_path, state)
+    assert (said["musubi-tuner"].status, said["musubi-tuner"].loads) == ("part", 1)
+    assert (said["ai-toolkit"].status, said["ai-toolkit"].loads) == ("part", 2)
+    assert said["forge-neo"].status == "all"
+
+
+def test_kohya_without_alpha(tmp_path):
+    lora = random(QWEN_IMAGE, first_blocks(QWEN_IMAGE))
+    said = verdicts(tmp_path, tensors(lora, "kohya", tmp_path, alpha=False))
+    assert said["diffusers"].status == "refused" and "KeyError" in said["diffusers"].detail
+    assert said["forge-neo"].status == "all"
+
+
+def test_ranks_that_differ(tmp_path):
+    query, key, *_ = MINI.made
+    state = tensors(random(MINI, [query], 2), "webui", tmp_path) | tensors(random(MINI, [key], 3), "webui", tmp_path)
+    said = verdicts(tmp_path, state)
+    assert said["nunchaku"].status == "refused" and "i2l rank" in said["nunchaku"].mend
+    kohya = tensors(random(MINI, [query], 2), "kohya", tmp_path) | tensors(random(MINI, [key], 3), "kohya", tmp_path)
+    assert verdicts(tmp_path, kohya)["musubi-tuner"].status == "refused"
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("name", ALL_DIALECTS)
+def test_every_convert_that_mends_mends(tmp_path, arch, name):
+    path = tmp_path / "broken.safetensors"
+    safetensors.torch.save_file(tensors(random(arch, first_blocks(arch)), name, tmp_path), path)
+    for index, verdict in enumerate(consumers.check(path)[1]):
+        if not verdict.mend or not verdict.mend.startswith("i2l convert"):
+            continue
+        mended = tmp_path / f"mended{index}.safetensors"
+        assert i2l(*verdict.mend.split()[1:], "-o", mended) == 0
+        again = {v.consumer.id: v for v in consumers.check(mended)[1]}[verdict.consumer.id]
+        assert again.status == "all" or "export" in again.mend
+
+
+def test_check_command(tmp_path, capsys):
+    path = tmp_path / "a file.safetensors"
+    random(MINI, MINI.made).save(path)
+    assert i2l("check", path) == 0
+    told = capsys.readouterr().out
+    assert "Forge Neo" in told and f"i2l convert '{path}' --to kohya" in told
+    assert i2l("check", path, "--json") == 0
+    table = json.loads(capsys.readouterr().out)["consumers"]
+    assert [entry["consumer"] for entry in table] == list(CONSUMERS)
+    assert all(entry["source"] for entry in table)
+
+
+def test_check_of_what_is_no_lora(tmp_path):
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "f")
+    with pytest.raises(UserError, match="not a LoRA"):
+        i2l("check", tmp_path / "f")
+
+
+def test_a_full_file_of_720_modules_of_rank_20(tmp_path):
+    """bfloat16 as `i2l make` writes it; the class holds the blocks for which there is room here."""
+    from i2l_ext.converters import select
+    from i2l_ext.converters.lora import Spec
+
+    def load(path):
+        d_out, d_in = QWEN_IMAGE.modules[path].shape
+        seed = torch.tensor([len(path), d_out % 97, d_in % 89]).repeat(max(d_out, d_in))
+        return (
+            (seed[:d_in].repeat(20, 1) / 97).bfloat16() * torch.arange(1, 21)[:, None].bfloat16(),
+            (seed[:d_out, None].repeat(1, 20) / 89).bfloat16(),
+        )
+
+    path = tmp_path / "full.safetensors"
+    Lora(QWEN_IMAGE, dict.fromkeys(QWEN_IMAGE.made, Spec(20, "BF16")), load).save(path)
+    assert len(Lora.read(path)) == 720
+    assert path.stat().st_size == pytest.approx(295e6, rel=0.01)
+    for name in ("webui", "kohya", "diffusers", "diffsynth"):
+        part = select(Lora.read(path), "0")
+        part.save(tmp_path / "part", name, overwrite=True)
+        state = safetensors.torch.load_file(tmp_path / "part")
+        assert diffusers_loads("qwen-image", state, part) == len(part) == 12

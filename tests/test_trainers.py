@@ -1,0 +1,309 @@
+"""Every exported file into the consumer it is for: the real one where it can be had, else its contract."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from i2l_ext.converters import Lora, UserError
+from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.export import export
+from i2l_ext.converters.trainers import TRAINERS
+from musubi_contract import network_module
+from peers import diffsynth
+from test_converters_commands import i2l
+from test_converters_consumers import act, base
+
+ARCHS = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE)}
+PAIRS = [(trainer.id, family) for trainer in TRAINERS.values() for family in trainer.models]
+
+
+def style(arch, rank=3, paths=None):
+    """A LoRA of the first block of each stack, whose ranks fall in size."""
+    made = paths or [path for path, module in arch.made.items() if module.block == 0]
+    generator = torch.Generator().manual_seed(1)
+
+    def pair(path):
+        d_out, d_in = arch.modules[path].shape
+        falls = torch.tensor([1.0, 0.3, 0.1, 0.03, 0.01][:rank])
+        return torch.randn(rank, d_in, generator=generator), torch.randn(d_out, rank, generator=generator) * falls
+
+    return Lora.of(arch, {path: pair(path) for path in made})
+
+
+def state_of(told):
+    return safetensors.torch.load_file(told.init)
+
+
+def near(found, expected):
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("trainer", "family"), PAIRS)
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
+    lora = style(ARCHS[family])
+    told = export(lora, trainer, rank, tmp_path / "out", stem="style")
+    assert (told.modules, told.rank, told.filled, told.left_out) == (len(lora), rank, 0, {})
+    state = state_of(told)
+    factors = {key: tensor for key, tensor in state.items() if not key.endswith("alpha")}
+    assert len(factors) == 2 * len(lora)
+    assert all(tensor.dtype == torch.float32 and rank in tensor.shape for tensor in factors.values())
+    assert all(tensor == rank for key, tensor in state.items() if key.endswith("alpha"))
+    written = Lora.read(told.init)
+    for path in lora:
+        down, up = written[path]
+        assert torch.allclose(down[:3].norm(dim=1), torch.full((min(rank, 3),), 3**-0.5), rtol=1e-4)
+        if rank >= 3:
+            assert near(act(down, up), act(*lora[path]))
+    assert written.metadata["i2l.rank_seed"] == "0"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([Path(told.init).name, told.run, "README.md"])
+    assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
+
+
+# the texts
+
+
+def words(text):
+    """A shell script's words, with continuation lines joined."""
+    return shlex.split(text.replace("\\\n", " "), comments=True)
+
+
+def option(text, name):
+    found = words(text)
+    return found[found.index(name) + 1]
+
+
+def network_args(text):
+    found = words(text)
+    if "--network_args" not in found:
+        return {}
+    args = found[found.index("--network_args") + 1 :]
+    stop = next(index for index, word in enumerate(args) if word.startswith("--"))
+    return dict(arg.split("=") for arg in args[:stop])  # as musubi splits them: one = sign
+
+
+FILES = {
+    "qwen": (QWEN_IMAGE, None, 12, r"exclude_patterns=\['\.\*mlp\\\.net\\\.0\.\*'\]"),
+    "qwen attention only": (QWEN_IMAGE, r"transformer_blocks\.0\.attn\..*", 8, r"img_mod"),
+    "z": (Z_IMAGE, None, 21, r"include_patterns=\['\.\*_refiner\.\*\(attention\|feed_forward\)\.\*'\]"),
+    "z main": (Z_IMAGE, r"layers\.0\.(attention|feed_forward).*", 7, None),
+    "z modulation": (Z_IMAGE, r"layers\.0\..*", 8, r"adaLN_modulation"),
+}
+
+
+def chosen(name):
+    arch, pattern, _, _ = FILES[name]
+    paths = [path for path in arch.modules if re.fullmatch(pattern, path)] if pattern else None
+    return arch, style(arch, paths=paths)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_musubi_loads_all_and_trains_nothing_else(tmp_path, name):
+    arch, lora = chosen(name)
+    _, _, count, flag = FILES[name]
+    told = export(lora, "musubi-tuner", 5, tmp_path / "out")
+    text = (tmp_path / "out" / "train.sh").read_text()
+    assert flag is None or re.search(flag, text)
+    assert option(text, "--network_dim") == option(text, "--network_alpha") == "5"
+    assert option(text, "--network_weights") == told.init
+    assert option(text, "--output_name") == told.name
+    unet = base(arch.family)
+    kind = option(text, "--network_module").removeprefix("networks.")
+    network = network_module(kind)(1.0, 5, 5.0, None, None, unet, **network_args(text))
+    network.apply_to(None, unet)
+    assert len(network.unet_loras) == count
+    outcome = network.load_weights(told.init)
+    assert outcome.missing_keys == outcome.unexpected_keys == []
+    by_name = {module.lora_name: module for module in network.unet_loras}
+    for path in lora:
+        module = by_name["lora_unet_" + path.replace(".", "_")]
+        assert near(module.scale * act(module.lora_down.weight, module.lora_up.weight), act(*lora[path]))
+
+
+def ai_toolkit_modules(config, unet, block_names):
+    """The layers that ai-toolkit wraps, by its documented rules, with the names that its files have."""
+    network = config["config"]["process"][0]["network"]
+    kwargs = network.get("network_kwargs", {})
+    names = []
+    for name, layer in unet.named_modules():
+        clean = f"transformer.{name}"
+        if type(layer).__name__ != "Linear" or any(word in clean for word in kwargs.get("ignore_if_contains", [])):
+            continue
+        if network.get("transformer_only", True) and not any(block in clean for block in block_names):
+            continue
+        only = kwargs.get("only_if_contains")
+        if only is None or any(word in clean for word in only):
+            names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ai_toolkit_loads_all_and_trains_nothing_else(tmp_path, name):
+    arch, lora = chosen(name)
+    told = export(lora, "ai-toolkit", 5, tmp_path / "out")
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    network = config["config"]["process"][0]["network"]
+    assert network["linear"] == network["linear_alpha"] == 5
+    assert network["pretrained_lora_path"] == told.init and Path(told.init).is_absolute()
+    assert config["config"]["name"] == told.name
+    blocks = ["transformer_blocks"] if arch is QWEN_IMAGE else ["layers"]
+    names = ai_toolkit_modules(config, base(arch.family), blocks)
+    keys = {f"diffusion_model.{name}.lora_{side}.weight" for name in names for side in "AB"}
+    state = state_of(told)
+    if name in ("z main", "z modulation"):  # it chooses by pieces of names, so the refiners come too, and start fresh
+        assert set(state) <= keys
+    else:
+        assert set(state) == keys
+    for path in lora:
+        down, up = state[f"diffusion_model.{path}.lora_A.weight"], state[f"diffusion_model.{path}.lora_B.weight"]
+        assert near(act(down, up), act(*lora[path]))  # its scale is 1
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
+def test_diffsynth_loads_all_by_its_own_code(tmp_path, family):
+    """Its loader and its mapping into a PEFT model whose targets are those of the written command."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = style(ARCHS[family])
+    told = export(lora, "diffsynth", 5, tmp_path / "out")
+    text = (tmp_path / "out" / "train.sh").read_text()
+    assert option(text, "--lora_rank") == "5" and option(text, "--lora_checkpoint") == told.init
+    targets = option(text, "--lora_target_modules").split(",")
+    model = inject_adapter_in_model(LoraConfig(r=5, lora_alpha=5, target_modules=targets), base(family))
+    state = diffsynth("utils.lora.general").GeneralLoRALoader().convert_state_dict(state_of(told))
+    mapped = {re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): value for key, value in state.items()}
+    outcome = model.load_state_dict(mapped, strict=False)
+    assert outcome.unexpected_keys == []
+    assert [key for key in outcome.missing_keys if "lora_" in key] == []
+    for path in lora:
+        layer = model.get_submodule(path)
+        found = layer.scaling["default"] * act(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        assert near(found, act(*lora[path]))
+
+
+@pytest.mark.parametrize(("trainer", "family"), [pair for pair in PAIRS if pair[0] in ("diffusers", "flymyai")])
+def test_the_written_script_sets_the_real_class(tmp_path, trainer, family, capsys):
+    lora = style(ARCHS[family])
+    export(lora, trainer, 5, tmp_path / "out")
+    scope = {}
+    exec((tmp_path / "out" / "start.py").read_text(), scope)  # noqa: S102 - our own text, as a user runs it
+    model = base(family)
+    scope["start"](model)
+    assert f"{len(lora)} modules start from" in capsys.readouterr().out
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == set(lora.specs)
+    for path in lora:
+        layer = model.get_submodule(path)
+        found = layer.scaling["default"] * act(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        assert near(found, act(*lora[path]))
+
+
+def test_diffusers_loads_the_init_file(tmp_path):
+    from test_converters_consumers import diffusers_loads
+
+    for family, arch in ARCHS.items():
+        lora = style(arch)
+        told = export(lora, "diffusers", 5, tmp_path / family)
+        assert diffusers_loads(family, state_of(told), Lora.read(told.init)) == len(lora)
+
+
+# fresh capacity
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_one_step_moves_every_rank(tmp_path, trainer):
+    from test_converters_rank import gradients
+
+    lora = style(MINI, rank=2)
+    told = export(lora, trainer, 6, tmp_path / "out")
+    written = Lora.read(told.init)
+    for path in list(written)[:3]:
+        assert all(gradients(*written[path]))
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
+def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
+    arch = ARCHS[family]
+    lora = style(arch, paths=[path for path in arch.made if arch.modules[path].block == 0 and "to_q" not in path])
+    told = export(lora, "musubi-tuner", 4, tmp_path / "a")
+    whole = arch.stacks[0].depth
+    first = "attn.to_k" if family == "qwen-image" else "attention.to_k"
+    assert told.fresh[first] == whole - 1
+    assert "Start fresh in the trainer" in (tmp_path / "a" / "README.md").read_text()
+    small = style(MINI, paths=[path for path in MINI.made if "to_q" not in path])
+    filled = export(small, "musubi-tuner", 4, tmp_path / "b", fill=True)
+    assert filled.filled == 3 + 6 and filled.fresh == {}
+    written = Lora.read(filled.init)
+    down, up = written["transformer_blocks.1.attn.to_q"]
+    assert not up.any() and down.any(dim=1).all()
+    assert "--network_args" not in (tmp_path / "b" / "train.sh").read_text()
+
+
+def test_modules_without_a_place_are_told(tmp_path):
+    lora = style(MINI, paths=["proj_out", *MINI.made])
+    told = export(lora, "musubi-tuner", 4, tmp_path / "out")
+    assert told.left_out == {"proj_out": 1}
+    assert "Left out, since it has no place for them: 1 proj_out." in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="no place for any module"):
+        export(style(MINI, paths=["proj_out"]), "musubi-tuner", 4, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+# wrong input
+
+
+def test_wrong_orders(tmp_path):
+    lora = style(MINI)
+    with pytest.raises(UserError, match="no trainer known here: musubi-tuner"):
+        export(lora, "nonsense", 4, tmp_path / "x")
+    with pytest.raises(UserError, match=r"trains no Z-Image"):
+        export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
+    with pytest.raises(UserError, match="cannot be had"):
+        export(lora, "diffusers", 0, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        export(lora, "diffusers", 4, tmp_path / "file")
+
+
+def test_nan_leaves_no_folder(tmp_path):
+    lora = style(MINI)
+    lora[next(iter(lora))][0][0, 0] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        export(lora, "diffusers", 4, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    lora = style(MINI)
+    export(lora, "ai-toolkit", 4, tmp_path / "x")
+    first = (tmp_path / "x" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="exists already"):
+        export(lora, "ai-toolkit", 4, tmp_path / "x")
+    assert (tmp_path / "x" / "config.yaml").read_text() == first
+    again = export(lora, "ai-toolkit", 4, tmp_path / "x", overwrite=True)
+    assert again.name in (tmp_path / "x" / "config.yaml").read_text() and again.name not in first
+
+
+def test_a_self_check_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("i2l_ext.converters.export._beyond", lambda *_: 1.0)
+    with pytest.raises(UserError, match="self-check failed"):
+        export(style(MINI), "diffusers", 4, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command(tmp_path, capsys):
+    path = tmp_path / "my style.safetensors"
+    style(MINI).save(path)
+    assert i2l("export", path, "--for", "musubi-tuner", "--rank", "4", "-o", tmp_path / "out", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["trainer"], told["rank"], told["modules"]) == ("musubi-tuner", 4, 12)
+    assert told["name"].startswith("my_style_i2l_r4_") and told["error"] < 1e-5
+    assert i2l("export", path, "--for", "ai-toolkit") == 0
+    assert (tmp_path / "my style_ai-toolkit" / "config.yaml").is_file()

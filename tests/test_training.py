@@ -1,0 +1,249 @@
+"""Training: its configuration, its heads against the decoder, and runs that are killed, resumed and shared out."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from i2l_ext import decoder
+from i2l_ext.checkpoints.stream import Run
+from i2l_ext.cli import main
+from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.errors import UserError
+from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.training import config, experts
+from i2l_ext.training.examples import Examples, by_style
+from i2l_ext.training.heads import Heads
+from i2l_ext.training.loop import read_metrics
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))
+
+
+def small(tmp_path, **changes):
+    """The miniature's configuration with few steps and few pictures."""
+    raw = yaml.safe_load((ROOT / "configs" / "train" / "mini.yaml").read_text())
+    raw.update(output=str(tmp_path / "run"), lanes=1, precision="no", **changes)
+    raw["data"] = {"kind": "world", "styles": 12, "contents": 3}
+    raw["foundations"] = {
+        name: {"steps": 3, "batch": 4} for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge")
+    } | {"pictures": 64}
+    for expert in raw["experts"]:
+        expert["schedule"] = {"steps": 4, "batch": 4, "log_every": 1, "save_every": 2}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path, raw
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_configurations_beside_the_code_parse(path):
+    config.parse(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"exprts": []}, "exprts: no such key; did you mean 'experts'?"),
+        ({"data": {"kind": "wrld"}}, "data.kind: 'wrld' is none of world, folder."),
+        ({"data": {"kind": "folder", "path": "/nowhere/at/all"}}, "the folder /nowhere/at/all does not exist."),
+        ({"data": {"kind": "folder"}}, "data.path: say which folder"),
+        ({"seed": "one"}, "seed: a value of type int is due, not 'one'."),
+        ({"seed": -1}, "seed: -1 is negative."),
+        ({"experts": [{"name": "style"}]}, "experts[0].schedule: this key is missing."),
+        ({"experts": [{"name": "s", "schedule": {"steps": 1, "learning_rat": 0.1}}]}, "did you mean 'learning_rate'?"),
+        ({"experts": [{"name": "s", "upon": ["t"], "schedule": {"steps": 1}}]}, "none of the experts before it"),
+        ({"foundations": None}, "foundations: the miniature's base has to be trained first"),
+    ],
+)
+def test_a_wrong_configuration_gets_one_clear_line(tmp_path, capsys, change, words):
+    path, raw = small(tmp_path)
+    raw.update(change)
+    path.write_text(yaml.safe_dump(raw))
+    assert main(["train", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_or_broken_file_gets_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        config.read(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        config.read(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("kind", ["direct", "core"])
+@pytest.mark.parametrize("residual", [None, (5, 7, 3)])
+def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residual):
+    torch.manual_seed(0)
+    heads = Heads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual)
+    for parameter in heads.parameters():  # zeros would hide everything
+        torch.nn.init.normal_(parameter, std=0.3)
+    path = tmp_path / "heads.safetensors"
+    save_file({key: value.contiguous() for key, value in heads.state_dict().items()}, path)
+    spec = HeadSpec(MINI, 10, compress=6, rank=4, residual=residual and Residual(*residual), kind=kind)
+    assert {key: tuple(value.shape) for key, value in heads.state_dict().items()} == spec.shapes
+
+    x, tokens = torch.randn(3, 10), torch.randn(3, 5, 7) if residual else None
+    scales = [0.5, 0.3, 0.2]
+    with torch.no_grad(), decoder.Heads(path, spec, Run()) as opened:
+        pairs = heads(x, tokens)
+        lora = opened.lora(x, scales, tokens)
+        assert set(lora) == set(pairs) == set(MINI.made)
+        for module, (down, up) in pairs.items():
+            expected = sum(scale * up[n] @ down[n] for n, scale in enumerate(scales))
+            assert torch.allclose(lora.delta(module), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_new_heads_change_nothing_and_learn():
+    heads = Heads(MINI, embedding=10, compress=6, rank=4)
+    for down, up in heads(torch.randn(2, 10)).values():
+        assert up.abs().max() == 0 and down.abs().max() > 0
+
+
+def test_partners_share_the_style_and_differ():
+    first, count = by_style([3, 1, 4])
+    nothing = torch.zeros(8, 1, 1)
+    examples = Examples(first, count, torch.zeros(8, 1, 1, 1), nothing, nothing, nothing, nothing, nothing)
+    style = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
+    rows = torch.arange(8).repeat(50)
+    partners = examples.partner(rows, torch.Generator().manual_seed(0))
+    assert torch.equal(style[partners], style[rows])
+    alone = rows == 3
+    assert (partners[~alone] != rows[~alone]).all() and (partners[alone] == 3).all()
+    assert all(len(set(partners[rows == n].tolist())) == count[n] - 1 for n in (0, 1, 2, 4, 5, 6, 7))
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "i2l_ext", "train", *map(str, arguments)]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def losses(folder, task):
+    return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["task"] == task}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole run at little cost: its configuration, and the folder it left."""
+    folder = tmp_path_factory.mktemp("trained")
+    path, raw = small(folder)
+    assert main(["train", str(path)]) == 0
+    return raw, folder / "run"
+
+
+def test_one_command_trains_everything(trained):
+    raw, folder = trained
+    names = {"base", "siglip2", "dinov3", "qwen_vl", "judge", "examples", *(e["name"] for e in raw["experts"])}
+    assert names <= {path.stem for path in folder.glob("*.safetensors")}
+    assert (folder / "loss.png").stat().st_size > 1000
+    assert set(losses(folder, "coarse")) == {1, 2, 3, 4}
+
+
+def copy_up_to_style(source, raw, tmp_path, steps):
+    """A run's folder with everything before the first expert done."""
+    path, _ = small(tmp_path)
+    changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0]}]}
+    changed["experts"][0]["schedule"] = {"steps": steps, "batch": 4, "log_every": 1, "save_every": 5}
+    path.write_text(yaml.safe_dump(changed))
+    (tmp_path / "run").mkdir()
+    for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge", "examples"):
+        (tmp_path / "run" / f"{name}.safetensors").symlink_to(source / f"{name}.safetensors")
+    return path, tmp_path / "run"
+
+
+def test_a_killed_run_resumes_to_the_same_result(trained, tmp_path):
+    raw, source = trained
+    results = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        path, folder = copy_up_to_style(source, raw, tmp_path / name, steps=60)
+        if name == "killed":
+            process = subprocess.Popen(command(path), env=environment(), stderr=subprocess.DEVNULL)
+            while not list(folder.glob("style.steps/step-*")) and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (folder / "style.safetensors").exists(), "it was faster than the kill"
+        subprocess.run(command(path), env=environment(), check=True, capture_output=True)
+        results.append((load_file(folder / "style.safetensors"), losses(folder, "style")))
+    (whole, curve), (resumed, again) = results
+    assert curve.keys() == again.keys() == set(range(1, 61))
+    assert all(torch.allclose(whole[key].float(), resumed[key].float(), atol=1e-4) for key in whole)
+    assert max(abs(curve[step] - again[step]) for step in curve) < 1e-3
+
+
+def test_two_processes_draw_the_same_loss_curve(trained, tmp_path):
+    raw, source = trained
+    curves = []
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        path, folder = copy_up_to_style(source, raw, tmp_path / str(processes), steps=12)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+                  "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                  "--main_process_port", "0", "-m", "i2l_ext", "train", str(path)]  # fmt: skip
+        line = launch if processes > 1 else command(path)
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+        curves.append(losses(folder, "style"))
+    one, two = curves
+    assert one.keys() == two.keys() == set(range(1, 13))
+    assert max(abs(one[step] - two[step]) for step in one) < 2e-3 * max(one.values())
+
+
+def test_a_folder_belongs_to_one_configuration(trained, tmp_path, capsys):
+    raw, _ = trained
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump({**raw, "seed": 5}))
+    assert main(["train", str(path)]) == 1
+    assert "belongs to another configuration" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_and_bf16_train_to_nearly_the_same(trained):
+    from i2l_ext.mini.base import Base
+
+    raw, folder = trained
+    examples = Examples.load(folder / "examples.safetensors")
+    expert = config.parse(raw).experts[0]
+    found = []
+    for checkpointing, dtype in ((False, None), (True, None), (True, torch.bfloat16)):
+        base = Base.load(folder / "base.safetensors")
+        if checkpointing:
+            base.transformer.enable_gradient_checkpointing()
+            base.train()
+        task = experts.task(expert, base, examples, [], seed=1, dtype=dtype)
+        for parameter in task.module.parameters():
+            torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
+        loss = task.loss(task.module, task.rng(0), slice(0, 4))
+        loss.backward()
+        # The last block's text stream leads nowhere: its heads get no gradient.
+        grads = [p.grad.flatten() for p in task.module.parameters() if p.grad is not None]
+        found.append((loss.item(), torch.cat(grads)))
+    (plain, grad), (again, same), (half, near) = found
+    assert again == pytest.approx(plain, rel=1e-5) and torch.allclose(same, grad, atol=1e-4 * grad.abs().max())
+    assert half == pytest.approx(plain, rel=0.03)
+    assert torch.nn.functional.cosine_similarity(near, grad, dim=0) > 0.98
+
+
+def test_checkpoints_of_a_broken_write_do_not_count(trained, tmp_path):
+    raw, source = trained
+    path, folder = copy_up_to_style(source, raw, tmp_path, steps=6)
+    (folder / "style.steps").mkdir()
+    (folder / "style.steps" / ".i2l-0123456789ab.part").write_bytes(b"half a file")
+    assert main(["train", str(path)]) == 0
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if line["task"] == "style"] == list(range(1, 7))
+    assert re.fullmatch(r"step-\d{7}\.safetensors", next((folder / "style.steps").glob("step-*")).name)
