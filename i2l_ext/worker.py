@@ -119,7 +119,27 @@ def make(request: Request, tell: Teller) -> Any:
     from PIL import Image
 
     with Image.open(made.preview) as preview:
-        return {**made.json(), "picture": _data_uri(preview.convert("RGB").resize((384, 384)))}
+        shown = _data_uri(preview.convert("RGB").resize((384, 384)))
+    drawn = _draw(Path(made.file)) if made.arch == "mini" and request.get("draw") else None
+    return {**made.json(), "picture": shown, "drawn": drawn, "consumers": _run("check", made.file)["consumers"]}
+
+
+PROMPTS = ("a circle left", "a star", "a square right", "a circle")
+
+
+def _draw(file: Path) -> str | None:
+    """The miniature's pictures with the LoRA, above the same without it, as a data URI."""
+    from PIL import Image
+
+    from i2l_ext.converters.lora import Lora
+    from i2l_ext.mini.draw import Painter
+
+    painter, seeds, side = Painter(), range(len(PROMPTS)), 128
+    sheet = Image.new("RGB", (side * len(PROMPTS), 2 * side))
+    for row, loras in enumerate(([(Lora.read(file), 1.0)], [])):
+        for column, picture in enumerate(painter.paint_all(PROMPTS, list(seeds), loras, side)):
+            sheet.paste(picture, (column * side, row * side))
+    return _data_uri(sheet)
 
 
 def steps(model: Model) -> list[dict[str, Any]]:
@@ -187,10 +207,7 @@ def inspect(request: Request, tell: Teller) -> Any:
     if plot.is_file():
         found["plot"] = f"data:image/png;base64,{b64encode(plot.read_bytes()).decode()}"
     tell.check()
-    from importlib.util import find_spec
-
-    checked = _run("check", file) if find_spec("i2l_ext.converters.consumers") else {}
-    return {**found, "consumers": checked.get("consumers", [])}
+    return {**found, "consumers": _run("check", file)["consumers"]}
 
 
 def command(request: Request, tell: Teller) -> Any:
@@ -201,6 +218,13 @@ def command(request: Request, tell: Teller) -> Any:
     result = _run(*words)
     tell.check()
     return result
+
+
+def export(request: Request, tell: Teller) -> Any:
+    """Write a trainer's folder; the fields of ``i2l export --json``, and what its starting script says."""
+    found = command(request, tell)
+    script = Path(found["folder"]) / found["run"]
+    return {**found, "said": script.read_text(encoding="utf-8") if script.is_file() else found["run"]}
 
 
 def models(request: Request, tell: Teller) -> Any:
@@ -279,7 +303,8 @@ WORK: dict[str, Callable[[Request, Teller], Any]] = {
     "models": models,
     "download": download,
     "verify": verify,
-    **dict.fromkeys(("convert", "export"), command),
+    "convert": command,
+    "export": export,
 }
 """By kind of job."""
 

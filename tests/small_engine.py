@@ -45,14 +45,22 @@ def babble(request, tell):
     return "fine"
 
 
-if __name__ == "__main__":
-    from i2l_ext import worker
-
-    worker.WORK.update(slow=slow, deaf=deaf, die=die, fail=fail, refuse=refuse, babble=babble)
-    if os.environ.get("I2L_TEST_SMALL"):
+def with_small(work):
+    def run(request, tell):
         from conftest import SMALL
         from i2l_ext.checkpoints import catalogue
 
         small = replace(SMALL["small"], name=os.environ.get("I2L_TEST_NAME", "small"))
         catalogue.MODELS = {small.name: small, **SMALL, **catalogue.MODELS}
+        return work(request, tell)
+
+    return run
+
+
+if __name__ == "__main__":
+    from i2l_ext import worker
+
+    worker.WORK.update(slow=slow, deaf=deaf, die=die, fail=fail, refuse=refuse, babble=babble)
+    if os.environ.get("I2L_TEST_SMALL"):
+        worker.WORK.update(make=with_small(worker.make), models=with_small(worker.models))
     sys.exit(worker.main())

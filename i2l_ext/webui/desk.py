@@ -11,13 +11,13 @@ from typing import Any
 from i2l_ext import jobs, library, names
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.jobs import Job, Queue
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.settings import DTYPES
 from i2l_ext.webui.uploads import MOST_PICTURES, Uploads
 
-TRAINERS = ("musubi-tuner", "ai-toolkit", "diffsynth-studio", "flymyai", "diffusers")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds for a look at pictures."""
 
 
@@ -104,7 +104,7 @@ class Desk:
             "description": wish.description[:4000], "activation_text": wish.activation_text[:1000],
             "host": self.host.name,
         }  # fmt: skip
-        return self.queue.submit("make", name, {"order": order, **self._engine()})
+        return self.queue.submit("make", name, {"order": order, "draw": True, **self._engine()})
 
     def lora(self, shown: str) -> Path:
         """The LoRA that the list shows under this name. Raises UserError."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from i2l_ext.jobs import ENDED, Job
+from i2l_ext.jobs import Job
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 
 
@@ -212,9 +212,9 @@ def who_loads(verdicts: Sequence[Mapping[str, Any]] | None) -> str:
     if not verdicts:
         return ""
     rows = [
-        [value(one.get(key) or "") for key in ("consumer", "verdict", "mend")]
+        [value(one["title"]), f"{value(one['status'])}: {value(one['detail'])}", value(one.get("mend") or "")]
         for one in verdicts
-    ]  # fmt: skip
+    ]
     return f"<h4>{word('who_loads')}</h4>{table(('program', 'verdict', 'mend'), rows)}"
 
 
@@ -225,7 +225,12 @@ def inspected(job: Job) -> str:
     pairs = [("architecture", value(r["arch"])), ("dialect", value(r["dialect"])), ("modules", value(r["modules"])),
              ("rank", value(ranks)), ("dtype", value(r["dtype"])),
              ("finite", word("yes" if r["finite"] else "no") if r["finite"] is not None else value("?"))]  # fmt: skip
-    pairs += [(key, value(r[key])) for key in ("missing", "foreign", "made_by") if r.get(key)]
+    if r["missing"]:
+        pairs.append(("missing", value(", ".join(f"{kind}: {count}" for kind, count in r["missing"].items()))))
+    if r["foreign"]:
+        pairs.append(("foreign", value(f"{len(r['foreign'])}: {', '.join(r['foreign'][:4])}")))
+    if r.get("maker"):
+        pairs.append(("made_by", value(r["maker"])))
     plot = f'<figure><img src="{escape(r["plot"])}" alt="{escape(WORDS["heat_map"])}"></figure>' if r.get("plot") else ""
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}"><h3>{value(job.title)}</h3>{facts(pairs)}{plot}'
@@ -234,21 +239,17 @@ def inspected(job: Job) -> str:
 
 
 def converted(job: Job) -> str:
-    file = job.result.get("file") or job.result.get("output") or job.title
+    file = job.result["file"]
     return f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">{word("done")} {value(file)}</article>'
 
 
 def exported(job: Job) -> str:
     """What came of an export: the folder and the command."""
     r = job.result
-    said = r.get("command") or r.get("run") or ""
-    said = said if isinstance(said, str) else " ".join(map(str, said))
+    said = r.get("said") or r["run"]
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}">'
-        f"{facts([('folder', value(r.get('folder') or job.title))])}<h4>{word('run_this')}</h4>"
+        f"{facts([('folder', value(r['folder']))])}<h4>{word('run_this')}</h4>"
         f'<pre class="i2l-prompt">{escape(said)}</pre>{button("copy", "copy", said)}</article>'
     )
 
-
-def ended(job: Job) -> bool:
-    return job.state in ENDED

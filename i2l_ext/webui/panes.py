@@ -10,8 +10,9 @@ import gradio as gr
 
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.webui import gradio_versions, html
-from i2l_ext.webui.desk import TRAINERS, Desk, Wish, picture_list
+from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.settings import DTYPES, OPTIONS
 from i2l_ext.webui.texts import WORDS, label
 from i2l_ext.webui.uploads import received
@@ -65,7 +66,7 @@ def train(desk: Desk, c: dict[str, Any]) -> None:
     """From a LoRA to the folder that a trainer starts from."""
     with gr.Row():
         _add(c, gr.Dropdown, "train_file", choices=[], value=None)
-        _add(c, gr.Dropdown, "trainer", choices=list(TRAINERS), value=TRAINERS[0])
+        _add(c, gr.Dropdown, "trainer", choices=list(TRAINERS), value=next(iter(TRAINERS)))
         _add(c, gr.Slider, "train_rank", minimum=1, maximum=128, step=1, value=16)
     with gr.Row():
         _button(c, "curve")
@@ -130,8 +131,8 @@ def _pictures_in(folder: str) -> list[Path]:
     """The pictures of a folder on this machine. Offered only where the page is bound to this machine."""
     from i2l_ext import images
 
-    path = Path(folder.strip())
-    if not folder.strip() or not path.is_absolute() or not path.is_dir():
+    path = Path((folder or "").strip())
+    if not folder or not path.is_absolute() or not path.is_dir():
         raise UserError("Give the whole path of a folder on this machine.")
     return images.collect([path])
 
@@ -172,10 +173,10 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         gradio_versions.on(c["add_folder"].click, add_folder, [c["server_folder"], c["form"]], [c["tray"]])
 
     def saved_as(name: str, subfolder: str) -> str:
-        if not name.strip():
+        if not (name or "").strip():
             return ""
         try:
-            stem = desk.saved_name(name, subfolder)
+            stem = desk.saved_name(name, subfolder or "")
         except UserError as error:
             return html.error(str(error))
         return html.quiet("saved_as", f"{stem}.safetensors")
@@ -186,8 +187,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
     def start(form: str, name: str, strength: float, rank: str, *rest: str) -> None:
         gathered = read_form(form)
         pictures, weights = picture_list(gathered)
-        wish = Wish(pictures, name, str(gathered.get("model") or "mini"), weights, strength,
-                    int(rank) if rank in RANKS[1:] else None, *rest)  # fmt: skip
+        wish = Wish(pictures, name or "", str(gathered.get("model") or "mini"), weights, strength,
+                    int(rank) if rank in RANKS[1:] else None, *(text or "" for text in rest))  # fmt: skip
         desk.make(wish)
 
     names = ("form", "name", "strength", "rank", "dialect", "dtype", "subfolder", "description", "activation")
