@@ -86,7 +86,7 @@ class Job:
             return None
         (since, start), (now, end) = self.past[0], self.past[-1]
         rate = (end - start) / (now - since) if now - since >= 1 else 0
-        return (1 - end) / rate if rate > 0 else None
+        return (1 - end) / rate if rate > 0 and end - start > 0.001 else None
 
     def view(self) -> dict[str, Any]:
         """The job for a page, a program or a record: no path but those in its result."""
