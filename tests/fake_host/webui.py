@@ -53,6 +53,7 @@ def cards():
 def build():
     for options in script_callbacks.settings:
         options()
+    interfaces = [entry for function in script_callbacks.tabs for entry in function()]  # outside of any Blocks
     with gr.Blocks(title="Stand-in", analytics_enabled=False) as demo:
         with gr.Tabs(elem_id="tabs"):
             for name in ("txt2img", "img2img"):
@@ -65,10 +66,9 @@ def build():
                             shown = gr.HTML(cards(), elem_id=f"{name}_lora_cards")
                             again = gr.Button("refresh", elem_id=f"{name}_lora_extra_refresh_internal")
                             again.click(cards, inputs=[], outputs=[shown])
-            for function in script_callbacks.tabs:
-                for blocks, title, id in function():
-                    with gr.Tab(title, elem_id=f"tab_{id}"):
-                        blocks.render()
+            for blocks, title, id in interfaces:
+                with gr.Tab(title, elem_id=f"tab_{id}"):
+                    blocks.render()
     return demo
 
 
