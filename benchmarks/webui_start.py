@@ -35,7 +35,9 @@ if __name__ == "__main__":
     runs = []
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
         with tempfile.TemporaryDirectory() as state:
-            out = subprocess.run([sys.executable, "-c", CODE, str(ROOT), state], capture_output=True, text=True, check=True)
+            out = subprocess.run(
+                [sys.executable, "-c", CODE, str(ROOT), state], capture_output=True, text=True, check=True
+            )
         runs.append(json.loads(out.stdout.splitlines()[-1]))
     for key in ("wall", "cpu"):
         values = [run[key] for run in runs]

@@ -344,5 +344,7 @@ def _read(record: Path) -> Job:
             job.hear(json.loads(record.with_suffix(".outcome.json").read_bytes()))
     if job.state not in ENDED:
         job.state = "failed"
-        job.error = "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again."
+        job.error = (
+            "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again."
+        )
     return job

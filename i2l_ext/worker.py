@@ -237,9 +237,8 @@ def models(request: Request, tell: Teller) -> Any:
 def download(request: Request, tell: Teller) -> Any:
     """Fetch what a model lacks; what is broken off goes on there next time. The paths of the files."""
     from i2l_ext.checkpoints import catalogue
-    from i2l_ext.checkpoints.download import Job
+    from i2l_ext.checkpoints.download import Job, missing
     from i2l_ext.checkpoints.download import download as fetch
-    from i2l_ext.checkpoints.download import missing
     from i2l_ext.checkpoints.hubs import HUBS
     from i2l_ext.checkpoints.store import Folders
 
@@ -320,7 +319,7 @@ def main() -> int:
         return _end(request, tell, "done", result=result)
     except UserError as error:
         return _end(request, tell, "failed", error=str(error))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         # whatever it is, the page is to show it; the traceback goes to stderr, whose end is shown with it
         if _is_cancel(error) or tell.cancelled.is_set():
             return _end(request, tell, "cancelled")

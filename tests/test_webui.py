@@ -76,7 +76,9 @@ def desk(tmp_path):
     desk.queue.close()
 
 
-@pytest.mark.parametrize("folder", ["../up", "/abs", "\\\\server\\share", "C:\\x", "a/../../b", "con", "a/b/c/d/e", "~x"])
+@pytest.mark.parametrize(
+    "folder", ["../up", "/abs", "\\\\server\\share", "C:\\x", "a/../../b", "con", "a/b/c/d/e", "~x"]
+)
 def test_subfolders_stay_inside(desk, folder):
     with pytest.raises(UserError):
         desk.folder(folder)
@@ -132,7 +134,7 @@ def test_settings_that_are_not_sound_are_the_defaults(tmp_path):
 
 def test_the_webui_process_stays_light():
     code = "import sys, i2l_ext.webui.extension, i2l_ext.webui.desk, i2l_ext.webui.html; print(*sorted(" \
-           "{m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'PIL', 'safetensors'}))"  # fmt: skip
+           "{m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'PIL', 'safetensors'}))"  # fmt: skip  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == ""
 

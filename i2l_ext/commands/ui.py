@@ -15,7 +15,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     ui.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
     ui.add_argument("--lora-dir", type=Path, help="where LoRAs are written (default: the WebUI's models/Lora)")
     ui.add_argument("--api", action="store_true", help="serve the HTTP interface too (docs/http.md)")
-    ui.add_argument("--auth", action="append", default=[], metavar="USER:PASSWORD", help="ask for this; may be repeated")
+    ui.add_argument(
+        "--auth", action="append", default=[], metavar="USER:PASSWORD", help="ask for this; may be repeated"
+    )
     ui.add_argument("--browser", action="store_true", help="open the browser")
     ui.set_defaults(run=run)
 

@@ -186,7 +186,9 @@ def _shown(job: Job) -> dict[str, Any]:
     """Without pictures: a program has the files."""
     view = job.view()
     if isinstance(view["result"], dict):
-        view["result"] = {key: value for key, value in view["result"].items() if key not in ("picture", "drawn", "plot")}
+        view["result"] = {
+            key: value for key, value in view["result"].items() if key not in ("picture", "drawn", "plot")
+        }
     return view
 
 
@@ -206,7 +208,7 @@ async def _form(request: Request) -> Any:
         return await request.form()
     except ClientDisconnect:
         raise
-    except Exception as error:  # noqa: BLE001 - every version of starlette and its parser has errors of its own
+    except Exception as error:
         raise Refused(400, "The form cannot be read.") from error
 
 
@@ -267,9 +269,9 @@ def description() -> dict[str, Any]:
         "paths": {
             "/loras": {"get": {"responses": answer("200", jobs)},
                        "post": {"requestBody": make_body, "responses": answer("202", job)}},
-            "/loras/{id}": {**one, "get": {"responses": answer("200", job)}, "delete": {"responses": answer("202", job)}},
+            "/loras/{id}": {**one, "get": {"responses": answer("200", job)}, "delete": {"responses": answer("202", job)}},  # noqa: E501
             "/models": {"get": {"responses": answer("200", objects)}},
-            **{path: {"post": {"requestBody": asked, "responses": answer("202", job)}} for path, asked in posts.items()},
+            **{path: {"post": {"requestBody": asked, "responses": answer("202", job)}} for path, asked in posts.items()},  # noqa: E501
         },
         "components": {"schemas": {"Job": {"type": "object", "required": ["id", "kind", "state"], "properties": {
             "id": {"type": "string"}, "kind": {"type": "string"}, "title": {"type": "string"},

@@ -46,9 +46,7 @@ class Desk:
         self.host = host
         self.uploads = Uploads(state / "uploads")
         self.uploads.sweep()
-        self.queue = Queue(
-            state / "jobs", command, environment=self._environment, around=host.room, after=self._after
-        )
+        self.queue = Queue(state / "jobs", command, environment=self._environment, around=host.room, after=self._after)
         self._models: list[dict[str, Any]] | None = None
         self._asked: Job | None = None
 

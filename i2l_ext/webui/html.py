@@ -75,7 +75,7 @@ def model_choice(rows: Sequence[Mapping[str, Any]] | None, chosen: str) -> str:
         return quiet("looking")
     lines = "".join(
         f'<label class="i2l-model"><input type="radio" name="i2l_model" value="{escape(row["name"])}"'
-        f'{" checked" if row["name"] == chosen else ""}><b>{escape(row["name"])}</b>'
+        f"{' checked' if row['name'] == chosen else ''}><b>{escape(row['name'])}</b>"
         f"<span>{escape(row['line'])}</span>{_mark(row)}</label>"
         for row in rows
     )
@@ -137,7 +137,9 @@ def _job(job: Job) -> str:
         f'<div class="i2l-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
         f'aria-label="{escape(WORDS[job.kind])} {escape(job.title)}"><i style="width:{percent}%"></i></div>'
     )
-    return f'<section class="i2l-job" data-i2l-id="{job.id}"><header>{head}{cancel}</header>{bar}{_step(seen)}</section>'
+    return (
+        f'<section class="i2l-job" data-i2l-id="{job.id}"><header>{head}{cancel}</header>{bar}{_step(seen)}</section>'
+    )
 
 
 def _step(seen: Mapping[str, Any]) -> str:
@@ -164,7 +166,7 @@ def _of(step: Mapping[str, Any]) -> str:
 
 def _failure(job: Job) -> str:
     if job.state == "cancelled":
-        return f'<section class="i2l-job"><b>{word(job.kind)} {value(job.title)}</b> <em>{word("cancelled")}</em></section>'
+        return f'<section class="i2l-job"><b>{word(job.kind)} {value(job.title)}</b> <em>{word("cancelled")}</em></section>'  # noqa: E501
     hint = f"<p>{escape(job.hint)}</p>" if job.hint else ""
     tail = "\n".join(job.tail)
     last = f"<details><summary>{word('last_words')}</summary><pre>{escape(tail)}</pre></details>" if tail else ""
@@ -212,7 +214,11 @@ def who_loads(verdicts: Sequence[Mapping[str, Any]] | None) -> str:
     if not verdicts:
         return ""
     rows = [
-        [value(one["title"]), f"{value(one['status'])}: {value(one['detail'])}", value(one.get("mend") or "")]
+        [
+            value(one["title"]),
+            value(": ".join(filter(None, (one["status"], one["detail"])))),
+            value(one.get("mend") or ""),
+        ]  # noqa: E501
         for one in verdicts
     ]
     return f"<h4>{word('who_loads')}</h4>{table(('program', 'verdict', 'mend'), rows)}"
@@ -231,7 +237,9 @@ def inspected(job: Job) -> str:
         pairs.append(("foreign", value(f"{len(r['foreign'])}: {', '.join(r['foreign'][:4])}")))
     if r.get("maker"):
         pairs.append(("made_by", value(r["maker"])))
-    plot = f'<figure><img src="{escape(r["plot"])}" alt="{escape(WORDS["heat_map"])}"></figure>' if r.get("plot") else ""
+    plot = (
+        f'<figure><img src="{escape(r["plot"])}" alt="{escape(WORDS["heat_map"])}"></figure>' if r.get("plot") else ""
+    )
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}"><h3>{value(job.title)}</h3>{facts(pairs)}{plot}'
         f"{who_loads(r.get('consumers'))}</article>"
@@ -240,7 +248,7 @@ def inspected(job: Job) -> str:
 
 def converted(job: Job) -> str:
     file = job.result["file"]
-    return f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">{word("done")} {value(file)}</article>'
+    return f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">{word("done")} {value(file)}</article>'  # noqa: E501
 
 
 def exported(job: Job) -> str:
@@ -252,4 +260,3 @@ def exported(job: Job) -> str:
         f"{facts([('folder', value(r['folder']))])}<h4>{word('run_this')}</h4>"
         f'<pre class="i2l-prompt">{escape(said)}</pre>{button("copy", "copy", said)}</article>'
     )
-

@@ -108,7 +108,9 @@ def settings(desk: Desk, c: dict[str, Any]) -> None:
     values = desk.host.stored.read()
     for option in OPTIONS:
         kind, arguments = component(option)
-        c[option.key] = kind(label=option.label, info=option.tip, value=values[option.key], elem_id=option.key, **arguments)
+        c[option.key] = kind(
+            label=option.label, info=option.tip, value=values[option.key], elem_id=option.key, **arguments
+        )
     _html(c, "settings_note")
 
 

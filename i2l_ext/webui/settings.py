@@ -39,7 +39,7 @@ OPTIONS = (
     Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI."),
     Option("i2l_device", "auto", "Device", "Where the engine computes: auto takes the graphics card if there is one.",
            ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
-    Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),
+    Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),  # noqa: E501
     Option("i2l_model", "", "Default model", "The one that is chosen at first. Empty: the first that is ready."),
     Option("i2l_dialect", DEFAULT, "Default key names", "What is chosen at first under Advanced.", tuple(DIALECTS)),
     Option("i2l_dtype", "as made", "Default number format", "What is chosen at first under Advanced.", tuple(DTYPES)),

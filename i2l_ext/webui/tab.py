@@ -83,7 +83,9 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
         told["catalogue"] = html.model_table(models)
         choices = [row["name"] for row in models]
         told["model_choice"] = gr.update(choices=choices, value=choices[0])
-    files = list(desk.host.loras()) if not seen.get("listed") or "make_result" in told or "convert_result" in told else None
+    files = (
+        list(desk.host.loras()) if not seen.get("listed") or "make_result" in told or "convert_result" in told else None
+    )
     if files is not None:
         seen["listed"] = True
         for name in ("inspect_file", "train_file"):

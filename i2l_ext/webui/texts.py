@@ -27,7 +27,9 @@ CONTROLS = {
     "subfolder": Text("Sub-folder", "Inside the LoRA folder. It is made if it is not there."),
     "description": Text("Description", "Shown on the LoRA's card."),
     "activation": Text("Activation text", "Put into the prompt together with the LoRA when its card is clicked."),
-    "make": Text("Make the LoRA", "Start. The pictures are looked at once; making it again with other weights is fast."),
+    "make": Text(
+        "Make the LoRA", "Start. The pictures are looked at once; making it again with other weights is fast."
+    ),
     "inspect_file": Text("LoRA", "A LoRA of your LoRA folder."),
     "inspect_drop": Text("or drop a LoRA", "A .safetensors file from anywhere."),
     "inspect": Text("Inspect", "What it is, what it changes most, and which programs load it."),
@@ -35,7 +37,9 @@ CONTROLS = {
     "convert": Text("Convert", "Write it anew, under a fresh name in the LoRA folder."),
     "train_file": Text("LoRA to train from", "Training starts where this LoRA already is, not from nothing."),
     "trainer": Text("Trainer", "The program you train with."),
-    "train_rank": Text("Rank to train", "Of the network that is trained. The curve shows how much of the LoRA it keeps."),
+    "train_rank": Text(
+        "Rank to train", "Of the network that is trained. The curve shows how much of the LoRA it keeps."
+    ),
     "curve": Text("Show what the rank keeps", "Draw the energy that each rank keeps."),
     "export": Text("Write the training folder", "The start file, the command or settings, and a read-me."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
@@ -117,9 +121,9 @@ WORDS = {
     "place": "Place",
     "not_here": "not here",
     "part": "Part",
-    "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",
+    "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",  # noqa: E501
     "drawn": "Drawn by the miniature with this LoRA, and without it",
-    "unreachable": "The WebUI does not answer. It may have been closed, or restarts: this page goes on when it is back.",
+    "unreachable": "The WebUI does not answer. It may have been closed, or restarts: this page goes on when it is back.",  # noqa: E501
     "start": "Start",
     "encode": "Look at the pictures",
     "decode": "Write the LoRA",

@@ -66,7 +66,11 @@ class Place:
         log = (self.root / "log.txt").open("ab")
         environment = {**os.environ, **{key: str(value) for key, value in own.items()}, **self.environment}
         self.process = subprocess.Popen(
-            [python_of(self.version), str(script), str(self.port)], env=environment, cwd=self.root, stdout=log, stderr=log
+            [python_of(self.version), str(script), str(self.port)],
+            env=environment,
+            cwd=self.root,
+            stdout=log,
+            stderr=log,
         )
         end = time.monotonic() + PATIENCE / 1000
         while time.monotonic() < end:
@@ -106,7 +110,7 @@ def place(request, tmp_path_factory):
     (root / "extensions").mkdir()
     (root / "extensions" / "image-to-lora").symlink_to(ROOT)
     engine = root / "engine"
-    engine.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "engine.py"}\n')
+    engine.write_text(f"#!/bin/sh\nexec {sys.executable} {HERE / 'engine.py'}\n")
     engine.chmod(0o755)
     place = Place(version, root)
     place.start()
@@ -120,7 +124,9 @@ def browser():
     if not Path(CHROMIUM).is_file():
         pytest.skip("there is no chromium (apt-get install chromium)")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *(f"--{f}" for f in FLAGS[1:])])
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *(f"--{f}" for f in FLAGS[1:])]
+        )
         yield browser
         browser.close()
 
@@ -131,9 +137,7 @@ def open_page(browser, place):
     contexts = []
 
     def open_page(dark=False):
-        context = browser.new_context(
-            viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light"
-        )
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light")
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from i2l_ext import worker  # noqa: E402
+from i2l_ext import worker
 
 MAKE = worker.make
 

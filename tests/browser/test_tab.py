@@ -103,7 +103,9 @@ def test_progress_cancel_two_windows_and_a_reload(place, open_page, pictures):
     job(page, "slow_one").wait_for()
     page.wait_for_function("parseFloat((document.querySelector('.i2l-bar')||{ariaValueNow:0}).ariaValueNow) > 1")
     first = share(page, "slow_one")
-    page.wait_for_function(f"parseFloat((document.querySelector('.i2l-bar')||{{ariaValueNow:0}}).ariaValueNow) > {first}")
+    page.wait_for_function(
+        f"parseFloat((document.querySelector('.i2l-bar')||{{ariaValueNow:0}}).ariaValueNow) > {first}"
+    )
     assert "20.6 GB" in job(page, "slow_one").inner_text() and "/ 40" in job(page, "slow_one").inner_text()
     job(other, "slow_one").wait_for()
     start(other, pictures[1:2], "slow_two")
@@ -134,7 +136,9 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     start(page, pictures[:1], "looked_at")
     finish(page, "looked_at")
     pane(page, "Inspect and convert")
-    page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(str(place.lora / "looked_at.safetensors"))
+    page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(
+        str(place.lora / "looked_at.safetensors")
+    )
     page.locator("#i2l_inspect_drop", has_text="looked_at").wait_for()
     page.locator("#i2l_inspect").click()
     page.locator("#i2l_inspect_result figure img").wait_for()
