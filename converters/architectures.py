@@ -6,7 +6,7 @@ Names are those of diffusers' module tree, which DiffSynth and the WebUIs share 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 
@@ -51,7 +51,8 @@ class Architecture:
     """A model: its stacks of blocks and its single layers.
 
     ``family`` names the model class that loads it; ``fused`` maps the name of a fused layer of other
-    implementations to the kinds whose rows it stacks; ``renamed`` maps another name to ours.
+    implementations to the kinds whose rows it stacks; ``renamed`` maps another name to ours; ``caution`` is what
+    whoever is told about consumers must know first.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Architecture:
     singles: tuple[Kind, ...] = ()
     fused: Mapping[str, tuple[str, ...]] | None = None
     renamed: Mapping[str, str] | None = None
+    caution: str = ""
 
     @cached_property
     def modules(self) -> dict[str, Module]:
@@ -156,6 +158,9 @@ def z_image(id: str, title: str, *, depth: int, refiners: int, hidden: int, mlp:
 
 QWEN_IMAGE = qwen_image("qwen-image", "Qwen-Image", depth=60, hidden=3072, latent=64, text=3584)
 Z_IMAGE = z_image("z-image", "Z-Image", depth=30, refiners=2, hidden=3840, mlp=10240, text=2560)
-MINI = qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=96, latent=48, text=32, beside=16)
+MINI = replace(
+    qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=96, latent=48, text=32, beside=16),
+    caution="A LoRA of the miniature: `i2l draw` draws with it. Programs for Qwen-Image know its names, not its sizes.",
+)
 
 ARCHITECTURES: dict[str, Architecture] = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE, MINI)}

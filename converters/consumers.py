@@ -268,6 +268,19 @@ def _which(reading: dialects.Reading, paths: list[str]) -> str:
     return shown + (f" and {len(kinds) - 3} kinds more" if len(kinds) > 3 else "")
 
 
+def summary(path: Path | str) -> str:
+    """One line for a file that was just written: who loads all of it and who has to be helped, or what must be known
+    before that."""
+    reading, verdicts = check(path)
+    if reading.arch.caution:
+        return reading.arch.caution
+    whole = [verdict.consumer.title for verdict in verdicts if verdict.status == "all"]
+    helped = [verdict.consumer.title for verdict in verdicts if verdict.mend]
+    parts = [f"loads in {', '.join(whole)}"] if whole else []
+    parts += [f"for {', '.join(helped)}: i2l check {shlex.quote(str(path))}"] if helped else []
+    return "; ".join(parts)
+
+
 def lines(verdicts: list[Verdict], modules: int) -> list[str]:
     """The table for a person."""
     report = [f"  {'program':<22}{'loads':<15}{'modules':>9}  why, and what mends it"]

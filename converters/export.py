@@ -155,7 +155,7 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, seen: dict[
     problems = []
     if written.source.reading.dialect != trainer.dialect:
         problems.append(f"its dialect is {written.source.reading.dialect}")
-    if list(written.specs) != list(init.specs):
+    if written.specs.keys() != init.specs.keys():
         problems.append("its modules are not those that were to be written")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
         problems.append("its ranks or dtypes are not those that were to be written")

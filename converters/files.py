@@ -154,6 +154,7 @@ class TensorFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._buffer: memoryview | None = None
         try:
             self._stream = self.path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -214,10 +215,11 @@ class TensorFile:
         return buffer
 
     def chunks(self, name: str, start: int = 0, end: int | None = None) -> Iterator[memoryview]:
-        """The bytes [start, end) of a tensor in pieces of at most CHUNK; each piece is valid until the next."""
+        """The bytes [start, end) of a tensor in pieces of at most CHUNK; each piece is valid until the
+        next is asked for, of this tensor or another: they share a buffer."""
         entry = self.entry(name)
         end = entry.nbytes if end is None else end
-        buffer = memoryview(bytearray(min(CHUNK, end - start)))
+        buffer = self._buffer = self._buffer or memoryview(bytearray(CHUNK))
         for offset in range(start, end, CHUNK):
             piece = buffer[: min(CHUNK, end - offset)]
             self.readinto(entry, piece, offset)
@@ -263,30 +265,32 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 MAGNITUDES = {
-    "F64": ("<u8", (1 << 63) - 1, 0x7FF << 52),
-    "F32": ("<u4", 0x7FFFFFFF, 0x7F800000),
-    "F16": ("<u2", 0x7FFF, 0x7C00),
-    "BF16": ("<u2", 0x7FFF, 0x7F80),
-    "F8_E4M3": ("u1", 0x7F, 0x7F),
-    "F8_E5M2": ("u1", 0x7F, 0x7C),
+    "F64": (8, 0x7FF << 52),
+    "F32": (4, 0x7F800000),
+    "F16": (2, 0x7C00),
+    "BF16": (2, 0x7F80),
+    "F8_E4M3": (1, 0x7F),
+    "F8_E5M2": (1, 0x7C),
 }
-"""By float dtype: how to read it as integers, the mask without the sign, and the first value that is not finite."""
+"""By float dtype: bytes a number, and the bits of the first positive value that is not finite."""
 
 
 def finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
-    """Whether all numbers of a float ``dtype`` in ``data`` are finite, told from their bits: no torch needed."""
+    """Whether all numbers of a float ``dtype`` in ``data`` are finite, told from their bits: no torch needed.
+
+    Read as signed integers the largest is the positive number of the largest magnitude; read as unsigned ones it is
+    the negative one, as soon as there is one. Two passes, and no memory.
+    """
     import numpy
 
-    code, mask, limit = MAGNITUDES[dtype]
-    numbers = numpy.frombuffer(data, code)
-    step = CHUNK // numbers.itemsize
-    scratch = numpy.empty(min(step, numbers.size), code)
-    for start in range(0, numbers.size, step):
-        piece = numbers[start : start + step]
-        magnitudes = numpy.bitwise_and(piece, numbers.dtype.type(mask), out=scratch[: piece.size])
-        if magnitudes.max() >= limit:
-            return False
-    return True
+    size, limit = MAGNITUDES[dtype]
+    positive, negative = numpy.frombuffer(data, f"<i{size}"), numpy.frombuffer(data, f"<u{size}")
+    step = CHUNK // size
+    return all(
+        positive[start : start + step].max() < limit
+        and negative[start : start + step].max() < limit + (1 << 8 * size - 1)
+        for start in range(0, positive.size, step)
+    )
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ def resize(
     ``fill`` names further modules of the architecture, which start as fresh capacity. Nothing is computed before the
     factors are asked for; `kept` then tells what the truncation kept. Raises UserError for a rank out of range.
     """
-    paths = [path for path in lora.arch.modules if path in lora.specs or path in set(fill)]
+    filled = set(fill).difference(lora.specs)
+    paths = [*lora.specs, *(path for path in lora.arch.modules if path in filled)]
     ranks = dict.fromkeys(paths, rank) if isinstance(rank, int) else {path: rank[path] for path in paths}
     wrong = next((r for r in ranks.values() if not 0 < r <= RANK_LIMIT), None)
     if wrong is not None:

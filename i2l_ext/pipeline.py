@@ -13,6 +13,7 @@ from i2l_ext import images, labels, library, names
 from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def decode(
 
 
 def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Path]], opened: ExitStack) -> Lora:
-    """The experts' parts side by side and the bias behind them, with the blocks, kinds and dtype as ordered.
+    """The experts' parts side by side and the bias behind them, with the blocks, kinds, rank and dtype as ordered.
 
     Raises UserError for a bias that is not of the model.
     """
@@ -164,7 +165,10 @@ def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Pat
         parts, factors = [*parts, bias], [*factors, order.strength]
     lora = concatenate(parts, factors) if len(parts) > 1 else parts[0]
     lora = select(lora, order.blocks, order.kinds)
-    return lora if order.dtype is None else lora.cast(order.dtype)
+    dtype = order.dtype or next(iter(lora.specs.values())).dtype
+    if order.rank is not None:
+        lora = resize(lora, order.rank)
+    return lora.cast(dtype)
 
 
 def save(job: Job, lora: Lora, clock: Clock) -> Made:

@@ -223,6 +223,14 @@ def test_check_command(tmp_path, capsys):
     assert all(entry["source"] for entry in table)
 
 
+def test_summary_names_who_loads_it_and_who_needs_help(tmp_path):
+    path = tmp_path / "f.safetensors"
+    random(MINI, MINI.made).save(path)
+    told = consumers.summary(path)
+    assert told.startswith("loads in Forge Neo, ComfyUI, diffusers") and "\n" not in told
+    assert f"for musubi-tuner, flymyai-lora-trainer: i2l check {path}" in told
+
+
 def test_check_of_what_is_no_lora(tmp_path):
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "f")
     with pytest.raises(UserError, match="not a LoRA"):

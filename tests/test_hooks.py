@@ -100,7 +100,7 @@ def test_what_musubi_saves_is_the_lora_again(trainer, file, tmp_path):
 
 def test_the_network_acts_as_the_lora(trainer, file):
     unet = small()
-    x = torch.randn(2, 64)
+    x = torch.randn(2, MINI.modules["transformer_blocks.0.attn.to_q"].kind.d_in)
     layer = unet.get_submodule("transformer_blocks.0.attn.to_q")
     before = layer(x)
     musubi.create_arch_network(1.0, 8, 1.0, None, None, unet, init=str(file)).apply_to(None, unet)
@@ -159,7 +159,7 @@ def _tiny_z():
 
 def test_a_lora_of_another_width_is_refused(trainer, tmp_path):
     style(QWEN_IMAGE).save(tmp_path / "big")
-    with pytest.raises(UserError, match="maps 64 to 64, the LoRA 3072 to 3072"):
+    with pytest.raises(UserError, match=r"maps (\d+) to \1, the LoRA 3072 to 3072"):
         musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), init=str(tmp_path / "big"))
 
 
@@ -179,6 +179,15 @@ def test_musubi_starts_from_pictures(trainer, monkeypatch, tmp_path, capsys):
     musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), images="folder/", model="mini")
     assert asked == [("folder", "mini")]
     assert "12 modules start from the LoRA" in capsys.readouterr().out
+
+
+def test_pictures_are_made_into_a_lora_by_the_engine(tmp_path):
+    from PIL import Image
+
+    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "a.png")
+    lora = musubi.made(tmp_path, "mini")
+    assert lora.arch is MINI and set(lora.specs) == set(MINI.made)
+    assert any(lora[path][1].any() for path in lora)  # in memory: its file is gone
 
 
 def test_the_module_imports_by_its_path_and_is_light():

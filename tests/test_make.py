@@ -99,6 +99,17 @@ def test_every_dialect_says_the_same(make, dialect):
     assert_same(deltas(made["file"]), deltas(make("--name", "plain")["file"]), 0)
 
 
+def test_a_rank_and_a_part(make, world):
+    whole = make("--name", "whole", pictures=world.pictures)
+    low = make("--rank", 3, "--kinds", "attn", pictures=world.pictures)
+    assert low["rank"] == 3 and 0 < low["modules"] < whole["modules"]
+    full, cut = deltas(whole["file"]), deltas(low["file"])
+    for path, delta in cut.items():
+        rest = torch.linalg.svdvals(full[path])[3:]  # what the best approximation of rank 3 lacks
+        assert "attn." in path
+        assert (delta - full[path]).norm() == pytest.approx(float(rest.norm()), rel=1e-3)
+
+
 def test_a_used_name_is_not_used_again_unless_one_insists(make):
     assert [make()["name"], make()["name"], make("--overwrite")["name"]] == ["it", "it-2", "it"]
 

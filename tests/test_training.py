@@ -61,6 +61,7 @@ def test_the_configurations_beside_the_code_parse(path):
         ({"experts": [{"name": "style"}]}, "experts[0].schedule: this key is missing."),
         ({"experts": [{"name": "s", "schedule": {"steps": 1, "learning_rat": 0.1}}]}, "did you mean 'learning_rate'?"),
         ({"experts": [{"name": "s", "upon": ["t"], "schedule": {"steps": 1}}]}, "none of the experts before it"),
+        ({"data": {"kind": "folder", "path": "."}}, "bias: a bias can be trained for the miniature only"),
         ({"foundations": None}, "foundations: the miniature's base has to be trained first"),
     ],
 )
@@ -124,6 +125,25 @@ def test_partners_share_the_style_and_differ():
     assert all(len(set(partners[rows == n].tolist())) == count[n] - 1 for n in (0, 1, 2, 4, 5, 6, 7))
 
 
+def test_folders_of_pictures_are_checked_before_anything_is_loaded(tmp_path):
+    from PIL import Image
+
+    from i2l_ext.training.qwen_image import QwenImage, pictures
+
+    with pytest.raises(UserError, match="holds no folders"):
+        pictures(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "one.png")
+    (tmp_path / "a" / "one.txt").write_text("a picture")
+    with pytest.raises(UserError, match=r"one\.png: no caption"):
+        pictures(tmp_path)
+    (tmp_path / "b" / "one.txt").write_text("a picture")
+    assert [len(style) for style in pictures(tmp_path)] == [1, 1]
+    with pytest.raises(UserError, match=r"no transformer/config\.json"):
+        QwenImage(tmp_path, None, False)
+
+
 def command(*arguments):
     return [sys.executable, "-m", "i2l_ext", "train", *map(str, arguments)]
 
@@ -156,7 +176,7 @@ def test_one_command_trains_everything(trained):
 def copy_up_to_style(source, raw, tmp_path, steps):
     """A run's folder with everything before the first expert done."""
     path, _ = small(tmp_path)
-    changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0]}]}
+    changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0], "name": "style"}]}
     changed["experts"][0]["schedule"] = {"steps": steps, "batch": 4, "log_every": 1, "save_every": 5}
     path.write_text(yaml.safe_dump(changed))
     (tmp_path / "run").mkdir()

@@ -125,6 +125,7 @@ def check(args: argparse.Namespace) -> int:
     reading, verdicts = consumers.check(args.file)
     report = [
         f"{args.file.name}: {reading.arch.title}, {reading.dialect}",
+        *filter(None, [reading.arch.caution]),
         *consumers.lines(verdicts, len(reading.slots)),
     ]
     _tell(args, {"file": str(args.file), "consumers": [verdict.json() for verdict in verdicts]}, report)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
-from i2l_ext.converters import dialects
+from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     make.add_argument("--to", "--format", dest="dialect", choices=dialects.DIALECTS, default=dialects.DEFAULT,
                       help=f"key names for whom (default: {dialects.DEFAULT})")  # fmt: skip
     make.add_argument("--dtype", choices=DTYPES, help="of the file (default: as made)")
+    make.add_argument("--rank", type=int, metavar="K", help="reset to this rank, exactly (default: as made)")
     make.add_argument("--blocks", metavar="LIST", help="keep or scale blocks: 0-19 or 0-19:0.5,late:1.2")
     make.add_argument("--kinds", metavar="LIST", help="keep or scale kinds of layers: attn or txt:0,mlp:0.5")
     make.add_argument("--overwrite", action="store_true", help="replace a LoRA of that name")
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         strength=args.strength,
         dialect=args.dialect,
         dtype=DTYPES.get(args.dtype),
+        rank=args.rank,
         blocks=args.blocks,
         kinds=args.kinds,
         overwrite=args.overwrite,
@@ -121,7 +123,8 @@ def show(made: Made, as_json: bool) -> None:
         return
     print(f"{made.file}\n{made.prompt}")
     took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
-    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}", flush=True)
+    print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}")
+    print(consumers.summary(made.file), flush=True)
 
 
 def default_model() -> str:

@@ -19,7 +19,8 @@ miniature is a small world of its own: these figures say that the method and thi
 the drawing in the LoRA's style. They say nothing about how good the real models are, whose weights we could not reach.
 
 Written by `i2l report`; a single row again with `i2l report --only ROW`. Every picture and style here has a seed that
-training never saw (from 1,000,000 on). LoRAs are made the way `i2l make` makes them, from PNG to bf16 factors.
+training never saw (from 1,000,000 on). The row `kinds` needs `--weights` with a training run's own folder, where the
+heads that measured worse are kept too. LoRAs are made the way `i2l make` makes them, from PNG to bf16 factors.
 `a ± b` is the mean and the standard deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`;
 1 is the mean distance of two unrelated styles.
 """

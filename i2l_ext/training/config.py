@@ -143,6 +143,9 @@ def read(path: Path) -> Config:
             raise UserError(f"{key}: the folder {folder} does not exist.")
     if config.data.kind == "folder" and not config.data.path:
         raise UserError("data.path: say which folder holds the pictures.")
+    for expert in config.experts:
+        if (expert.target == "base" or expert.kind == "bias") and config.data.kind != "world":
+            raise UserError(f"{expert.name}: a bias can be trained for the miniature only, as yet: leave it out.")
     return config
 
 
