@@ -218,7 +218,7 @@ def who_loads(verdicts: Sequence[Mapping[str, Any]] | None) -> str:
             value(one["title"]),
             value(": ".join(filter(None, (one["status"], one["detail"])))),
             value(one.get("mend") or ""),
-        ]  # noqa: E501
+        ]
         for one in verdicts
     ]
     return f"<h4>{word('who_loads')}</h4>{table(('program', 'verdict', 'mend'), rows)}"
