@@ -2,6 +2,7 @@
 
     python benchmarks/webui_start.py [RUNS]
 
+``empty`` is the CPU time that gradio takes for a gr.Blocks with nothing in it, which is in the other two as well.
 Each run is a process of its own. The bound is 0.2 s, and neither torch nor transformers may be imported by it.
 """
 
@@ -18,6 +19,12 @@ import json, sys, time
 from pathlib import Path
 import gradio as gr
 sys.path.insert(0, sys.argv[1])
+with gr.Blocks():
+    pass
+begun = time.process_time()
+with gr.Blocks():
+    pass
+empty = time.process_time() - begun
 start = time.perf_counter()
 cpu = time.process_time()
 from i2l_ext.webui.desk import Desk
@@ -27,7 +34,7 @@ state = Path(sys.argv[2])
 desk = Desk(Alone(state, lora_folder=state / "Lora"), state)
 with gr.Blocks() as page:
     build(desk)
-print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu, "gradio": gr.__version__,
+print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu, "empty": empty, "gradio": gr.__version__,
                   "heavy": [name for name in ("torch", "transformers") if name in sys.modules]}))
 """
 
@@ -39,7 +46,7 @@ if __name__ == "__main__":
                 [sys.executable, "-c", CODE, str(ROOT), state], capture_output=True, text=True, check=True
             )
         runs.append(json.loads(out.stdout.splitlines()[-1]))
-    for key in ("wall", "cpu"):
+    for key in ("wall", "cpu", "empty"):
         values = [run[key] for run in runs]
         print(f"gradio {runs[0]['gradio']}: {key} {statistics.median(values):.3f} s (least {min(values):.3f})")
     print("heavy imports:", sorted({name for run in runs for name in run["heavy"]}) or "none")
