@@ -34,7 +34,7 @@ state = Path(sys.argv[2])
 desk = Desk(Alone(state, lora_folder=state / "Lora"), state)
 with gr.Blocks() as page:
     build(desk)
-print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu, "empty": empty, 
+print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu, "empty": empty,
                   "gradio": gr.__version__,
                   "heavy": [name for name in ("torch", "transformers") if name in sys.modules]}))
 """

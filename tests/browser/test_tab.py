@@ -65,7 +65,7 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     name_it(page, "my_style")
     page.locator("#i2l_make").click()
     finish(page, "my_style")
-    told = page.locator("#i2l_make_result").inner_text()
+    told = page.locator("#i2l_make_result").first.inner_text()
     assert "<lora:my_style:1>" in told and "Who loads it" in told
     assert page.locator("#i2l_make_result figure img").count() == 1, "the miniature draws"
     assert (place.lora / "my_style.safetensors").is_file() and (place.lora / "my_style.preview.png").is_file()
@@ -76,7 +76,7 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     assert [round(image["weight"], 3) for image in note] == [0.25, 0.75]
     page.locator("#i2l_make").click()
     page.locator("#i2l_make_result h3", has_text="my_style-2").wait_for()
-    assert "taken from the cache" in page.locator("#i2l_make_result").inner_text()
+    assert "taken from the cache" in page.locator("#i2l_make_result").first.inner_text()
     if place.version != "6":
         page.locator("#i2l_make_result button", has_text="Insert into txt2img").click()
         assert page.locator("#txt2img_prompt textarea").input_value() == "<lora:my_style-2:1>"
@@ -89,7 +89,7 @@ def test_pictures_to_a_lora(place, open_page, pictures):
 def test_refusals_are_one_line(place, open_page, pictures):
     page = open_page()
     page.locator("#i2l_make").click()
-    page.locator("#i2l_make_error", has_text="no picture yet").wait_for()
+    page.locator("#i2l_make_error", has_text="no picture yet").first.wait_for()
     page.locator('#i2l_files input[type="file"]').first.set_input_files(pictures[3:])
     page.locator("#i2l_tray .i2l-error").wait_for()
     assert "Traceback" not in page.content()
@@ -142,7 +142,7 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     page.locator("#i2l_inspect_drop", has_text="looked_at").wait_for()
     page.locator("#i2l_inspect").click()
     page.locator("#i2l_inspect_result figure img").wait_for()
-    assert "ComfyUI" in page.locator("#i2l_inspect_result").inner_text()
+    assert "ComfyUI" in page.locator("#i2l_inspect_result").first.inner_text()
     page.locator("#i2l_convert").click()
     page.locator("#i2l_convert_result .i2l-result").wait_for()
     assert list(place.lora.glob("looked_at-*.safetensors"))
