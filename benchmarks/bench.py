@@ -39,11 +39,10 @@ def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) 
         if len(shape) == 1:
             yield bytes_of(torch.full((count,), float(name.endswith(("weight", "lambda1")))).bfloat16())
             return
-        scaled = (pool / math.sqrt(math.prod(shape[1:]))).bfloat16()
-        start = int(torch.randint(len(pool), (), generator=random)) if count else 0
+        start = int(torch.randint(len(pool), (), generator=random))
         while count:
-            piece = scaled[start : start + count]
-            yield bytes_of(piece)
+            piece = pool[start : start + count]
+            yield bytes_of((piece / math.sqrt(math.prod(shape[1:]))).bfloat16())
             count, start = count - len(piece), 0
 
     with path.open("wb") as stream:

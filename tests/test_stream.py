@@ -310,5 +310,5 @@ def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
     stop = Run(dtype="float32", cancel=lambda: time.monotonic() - start > 0.2)
     with TensorFiles([path]) as files, pytest.raises(Cancelled):
         run_through(files, stack, [numbers(256)[None]], stop)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10  # of 39 s; the machine may be busy
     assert not reading()
