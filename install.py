@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -79,12 +80,18 @@ def demo(rest: Sequence[str]) -> int:
 
 def test(rest: Sequence[str]) -> int:
     python = _environment("test", peers=True)
+    _browser()
+    for version in GRADIOS:
+        _gradio(version)
     return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
 
 
 def ui(rest: Sequence[str]) -> int:
     return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
 
+
+GRADIOS = ("3.41", "4.40")
+"""The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""
 
 TASKS = {"host": host, "demo": demo, "test": test, "ui": ui}
 
@@ -107,6 +114,30 @@ def _environment(extras: str, *, peers: bool = False) -> str:
             subprocess.run([*pip, "--no-deps", "-r", str(PEERS)], check=True)
         stamp.write_text(wanted)
     return str(python)
+
+
+def _gradio(version: str) -> None:
+    """A host's gradio in an environment of its own, for the browser tests; they skip what cannot be had here."""
+    folder, lock = ROOT / ".private" / f"gradio-{version}", ROOT / "requirements" / f"gradio-{version}.txt"
+    stamp, wanted = folder / "i2l.sha256", hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+    if os.name == "nt" or (stamp.is_file() and stamp.read_text() == wanted):
+        return
+    print(f"Installing gradio {version} for the browser tests", flush=True)
+    venv.EnvBuilder(with_pip=True, clear=True).create(folder)
+    pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(lock))
+    if subprocess.run(pip).returncode:
+        print(f"gradio {version} cannot be installed here (it wants Python 3.11): its tests are skipped.")
+    else:
+        stamp.write_text(wanted)
+
+
+def _browser() -> None:
+    """Debian's Chromium, where it is missing and we may install it; without it the browser tests are skipped."""
+    apt = shutil.which("apt-get")
+    if apt and not shutil.which("chromium") and getattr(os, "geteuid", lambda: 1)() == 0:
+        print("Installing Chromium for the browser tests", flush=True)
+        subprocess.run([apt, "update", "-qq"], stdout=subprocess.DEVNULL)
+        subprocess.run([apt, "install", "-y", "-qq", "chromium"], stdout=subprocess.DEVNULL)
 
 
 def _version(name: str) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ COMMANDS = (
     "i2l_ext.training.commands",
     "i2l_ext.commands.demo",
     "i2l_ext.commands.doctor",
+    "i2l_ext.commands.ui",
 )
 """Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""
 

@@ -1,0 +1,122 @@
+"""One engine process, seen from outside: started, listened to, stopped, and its last words when it fails.
+
+The two speak JSON lines. The first line to the child's stdin is the request; after it stdin stays open, and closing
+it means "stop". Each line from its stdout is an event. Standard library only: this runs in the WebUI's process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock, Thread, Timer
+from typing import Any
+
+import i2l_ext
+
+ROOT = Path(i2l_ext.__file__).resolve().parent.parent
+
+GRACE = 0.7
+"""Seconds between "stop" and the kill. A cancel is to be over within one."""
+
+LONGEST_LINE = 4 << 20
+"""Bytes of an event. The largest, the result of an inspection, has some 100 kB."""
+
+TAIL = 30
+"""Lines of stderr that are kept."""
+
+HINTS = (
+    (r"out of memory|OutOfMemoryError|MemoryError|DefaultCPUAllocator|signal 9\b|CUBLAS_STATUS_ALLOC_FAILED",
+     "Memory ran out. Close other programs, free the WebUI's VRAM (Settings), or set a memory bound."),
+    (r"No space left|disk is full|Errno 28|Disk quota",
+     "The disk is full. Free some space, or choose folders on another disk."),
+    (r"weights are missing|i2l models download",
+     "The model's weights are not here yet: open Models and download them, or try `mini`."),
+    (r"No module named|ImportError|cannot import name",
+     "A Python package is missing or too old. Restart the WebUI, which sets up the engine's own packages."),
+    (r"CUDA error|no kernel image|NVIDIA driver",
+     "The graphics card or its driver refused. Choose the device `cpu` in Settings to see whether that is the cause."),
+)  # fmt: skip
+"""Pattern in what a failed engine said -> what usually helps."""
+
+
+def command() -> list[str]:
+    """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another."""
+    return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-m", "i2l_ext.worker"]
+
+
+def hint(text: str) -> str | None:
+    """What usually helps against a failure with these words; None where nothing is known."""
+    return next((help for pattern, help in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
+
+
+class Child:
+    """A running engine. ``stop`` may be called from any thread, at any time, more than once."""
+
+    def __init__(self, request: Mapping[str, Any], command: Sequence[str], environment: Mapping[str, str]) -> None:
+        flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+        self.process = subprocess.Popen(
+            list(command), cwd=ROOT, env={**os.environ, **environment}, creationflags=flags,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self._lock = Lock()
+        self.tail: deque[str] = deque(maxlen=TAIL)
+        self._ears = Thread(target=self._listen, name="i2l-stderr", daemon=True)
+        self._ears.start()
+        with suppress(BrokenPipeError, ConnectionError):  # it died at once: its exit code and its tail will tell
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the child says, until it says no more. Whatever is no event counts as stderr."""
+        while line := self.process.stdout.readline(LONGEST_LINE):
+            try:
+                event = json.loads(line)
+                if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                    raise ValueError
+            except (ValueError, RecursionError):
+                self.tail.append(line[:500].decode(errors="replace").rstrip())
+                continue
+            yield event
+
+    def wait(self) -> int:
+        """Its exit code. A child that has closed its stdout and still runs is not waited for long."""
+        try:
+            code = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self._ears.join(timeout=1)
+        for stream in (self.process.stdout, self.process.stderr):
+            stream.close()
+        self._close()
+        return code
+
+    def stop(self) -> None:
+        """Ask it to stop; kill it if it does not."""
+        self._close()
+        timer = Timer(GRACE, self._kill)
+        timer.daemon = True
+        timer.start()
+
+    def _kill(self) -> None:
+        with suppress(OSError):
+            if self.process.poll() is None:
+                self.process.kill()
+
+    def _close(self) -> None:
+        with self._lock, suppress(OSError):
+            self.process.stdin.close()
+
+    def _listen(self) -> None:
+        with suppress(ValueError, OSError):  # closed under us
+            while line := self.process.stderr.readline(2000):
+                # a progress bar writes over its line: only what it shows last counts
+                if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
+                    self.tail.append(text)

@@ -1,0 +1,288 @@
+"""The HTTP interface, for programs: jobs asked for, watched and cancelled. Described in docs/http.md.
+
+Served only where the host serves its own (``--api``), and behind its credentials. Other sites' pages in the same
+browser are kept out by the Origin and the Host header. No path is ever taken from a client.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from i2l_ext import __version__
+from i2l_ext.converters.errors import UserError
+from i2l_ext.jobs import Busy, Job
+from i2l_ext.webui.desk import Desk, Wish
+from i2l_ext.webui.host import LOCAL
+from i2l_ext.webui.uploads import MOST_PICTURES
+
+ROOT = "/i2l/v1"
+MOST_BODY, MOST_JSON = 512 << 20, 64 << 10
+
+FIELDS: Mapping[str, tuple[type, str]] = {
+    "name": (str, "the LoRA's name"),
+    "model": (str, "see /models"),
+    "weights": (list, "a number for each picture, as JSON"),
+    "strength": (float, "scales the whole effect"),
+    "rank": (int, "as made unless given"),
+    "dialect": (str, "key names"),
+    "dtype": (str, "number format"),
+    "subfolder": (str, "inside the LoRA folder"),
+    "description": (str, "for the card"),
+    "activation_text": (str, "for the card"),
+}
+"""The form fields of POST /loras beside ``pictures``."""
+
+
+class Refused(Exception):
+    """An answer other than 200 and 202: status and text."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+Handler = Callable[[Request], Awaitable[tuple[int, Any]]]
+
+
+def add(app: Any, desk: Desk, credentials: Sequence[tuple[str, str]] = ()) -> None:
+    """Put the routes before those of the host, some of which take every path."""
+    desk.models()
+    gate = _Gate(desk.host.local, credentials)
+    app.router.routes[:0] = [
+        Route(ROOT + path, _guarded(gate, handler), methods=[method])
+        for (method, path), handler in _handlers(desk).items()
+    ]
+
+
+def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
+    async def make(request: Request) -> tuple[int, Any]:
+        form = await _form(request)
+        files = [value for value in form.getlist("pictures") if isinstance(value, UploadFile)]
+        if len(files) > MOST_PICTURES:
+            raise Refused(413, f"At most {MOST_PICTURES} pictures.")
+        values = {key: _field(key, form[key]) for key in form if key in FIELDS}
+        if unknown := sorted(set(form) - set(FIELDS) - {"pictures"}):
+            raise Refused(422, f"Unknown fields: {', '.join(unknown)[:200]}.")
+        ids = [await run_in_threadpool(desk.uploads.take_stream, file.file) for file in files]
+        wish = Wish(pictures=ids, **{"name": "", "model": "mini", **values})
+        return 202, _shown(await run_in_threadpool(desk.make, wish))
+
+    async def jobs(request: Request) -> tuple[int, Any]:
+        return 200, [_shown(job) for job in desk.queue.jobs() if job.kind not in ("look", "models")]
+
+    async def job(request: Request) -> tuple[int, Any]:
+        return 200, _shown(_find(desk, request))
+
+    async def cancel(request: Request) -> tuple[int, Any]:
+        found = _find(desk, request)
+        desk.queue.cancel(found.id)
+        return 202, _shown(found)
+
+    async def inspect(request: Request) -> tuple[int, Any]:
+        [name] = await _json(request, lora=str)
+        return 202, _shown(desk.inspect(await run_in_threadpool(desk.lora, name), name))
+
+    async def convert(request: Request) -> tuple[int, Any]:
+        name, dialect = await _json(request, lora=str, to=str)
+        return 202, _shown(desk.convert(await run_in_threadpool(desk.lora, name), name, dialect))
+
+    async def export(request: Request) -> tuple[int, Any]:
+        name, trainer, rank = await _json(request, lora=str, trainer=str, rank=int)
+        return 202, _shown(desk.export(await run_in_threadpool(desk.lora, name), name, trainer, rank))
+
+    async def models(request: Request) -> tuple[int, Any]:
+        rows = desk.models()
+        if rows is None:
+            raise Refused(503, "The models are being looked for. Ask again in a few seconds.")
+        keys = ("name", "arch", "line", "ready", "download_bytes")
+        return 200, [{key: row[key] for key in keys} for row in rows]
+
+    async def openapi(request: Request) -> tuple[int, Any]:
+        return 200, description()
+
+    return {
+        ("POST", "/loras"): make, ("GET", "/loras"): jobs, ("GET", "/loras/{id}"): job,
+        ("DELETE", "/loras/{id}"): cancel, ("POST", "/inspect"): inspect, ("POST", "/convert"): convert,
+        ("POST", "/export"): export, ("GET", "/models"): models, ("GET", "/openapi.json"): openapi,
+    }  # fmt: skip
+
+
+class _Gate:
+    """Who may come in."""
+
+    def __init__(self, local: bool, credentials: Sequence[tuple[str, str]]) -> None:
+        self._local = local
+        self._known = [f"{user}:{password}".encode() for user, password in credentials]
+
+    def check(self, request: Request) -> None:
+        """Raises Refused."""
+        host = request.headers.get("host", "")
+        if self._local and (_split(f"//{host}").hostname or "") not in LOCAL:
+            raise Refused(403, "This server answers to its own name only.")
+        origin = request.headers.get("origin")
+        if origin is not None and _split(origin).netloc != host:
+            raise Refused(403, "Pages of other sites are not answered.")
+        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise Refused(403, "Pages of other sites are not answered.")
+        if self._known and not self._is_known(request.headers.get("authorization", "")):
+            raise Refused(401, "User name and password are needed.")
+
+    def _is_known(self, header: str) -> bool:
+        kind, _, coded = header.partition(" ")
+        try:
+            said = base64.b64decode(coded, validate=True) if kind.lower() == "basic" else b""
+        except (binascii.Error, ValueError):
+            return False
+        return any([hmac.compare_digest(said, known) for known in self._known])  # all, whichever fits
+
+
+def _split(url: str) -> Any:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _guarded(gate: _Gate, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        try:
+            gate.check(request)
+            status, body = await handler(request)
+        except Refused as error:
+            status, body = error.status, {"error": str(error)}
+            headers |= {"WWW-Authenticate": 'Basic realm="i2l"'} if status == 401 else {}
+        except Busy as error:
+            status, body = 429, {"error": str(error)}
+        except UserError as error:
+            status, body = 422, {"error": str(error)}
+        except ClientDisconnect:
+            status, body = 400, {"error": "The request broke off."}
+        return JSONResponse(body, status, headers=headers)
+
+    return answer
+
+
+def _find(desk: Desk, request: Request) -> Job:
+    job = desk.queue.find(request.path_params["id"])
+    if job is None:
+        raise Refused(404, "There is no such job.")
+    return job
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    """Without pictures: a program has the files."""
+    view = job.view()
+    if isinstance(view["result"], dict):
+        view["result"] = {
+            key: value for key, value in view["result"].items() if key not in ("picture", "drawn", "plot")
+        }
+    return view
+
+
+def _length(request: Request, most: int) -> None:
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal():
+        raise Refused(411, "Say how long the body is (Content-Length).")
+    if int(length) > most:
+        raise Refused(413, f"The body is larger than {most >> 10} KB.")
+
+
+async def _form(request: Request) -> Any:
+    _length(request, MOST_BODY)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise Refused(415, "Send multipart/form-data, with the pictures in `pictures`.")
+    try:
+        return await request.form()
+    except ClientDisconnect:
+        raise
+    except Exception as error:
+        raise Refused(400, "The form cannot be read.") from error
+
+
+async def _json(request: Request, **fields: type) -> list[Any]:
+    """The values of exactly these fields."""
+    _length(request, MOST_JSON)
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise Refused(415, "Send application/json.")
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise Refused(400, "The body is not JSON.") from None
+    if not isinstance(body, dict) or set(body) != set(fields):
+        raise Refused(422, f"Send an object with the fields {', '.join(fields)}.")
+    for name, kind in fields.items():
+        if type(body[name]) is not kind:
+            raise Refused(422, f"{name} is not of type {kind.__name__}.")
+    return [body[name] for name in fields]
+
+
+def _field(name: str, text: Any) -> Any:
+    kind, _ = FIELDS[name]
+    try:
+        value = json.loads(text) if kind is list else kind(text)
+        if kind is list and not (isinstance(value, list) and all(type(one) in (int, float) for one in value)):
+            raise ValueError
+        return value
+    except (ValueError, TypeError, RecursionError):
+        raise Refused(422, f"{name} is not of type {kind.__name__}.") from None
+
+
+def description() -> dict[str, Any]:
+    """The interface as OpenAPI 3.1 has it."""
+    kinds = {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, list: {"type": "string"}}
+    job = {"$ref": "#/components/schemas/Job"}
+
+    def answer(status: str, schema: Any) -> dict[str, Any]:
+        refused = {code: {"description": text} for code, text in _REFUSALS.items()}
+        return {status: {"description": "OK", "content": {"application/json": {"schema": schema}}}, **refused}
+
+    def body(**fields: type) -> dict[str, Any]:
+        shape = {"type": "object", "required": list(fields), "additionalProperties": False,
+                 "properties": {name: kinds[kind] for name, kind in fields.items()}}  # fmt: skip
+        return {"required": True, "content": {"application/json": {"schema": shape}}}
+
+    pictures = {"type": "array", "maxItems": MOST_PICTURES, "items": {"type": "string", "format": "binary"}}
+    form = {name: {**kinds[kind], "description": text} for name, (kind, text) in FIELDS.items()}
+    make = {"type": "object", "required": ["pictures", "name"], "properties": {"pictures": pictures, **form}}
+    one = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]}
+    jobs, objects = {"type": "array", "items": job}, {"type": "array", "items": {"type": "object"}}
+    make_body = {"required": True, "content": {"multipart/form-data": {"schema": make}}}
+    posts = {"/inspect": body(lora=str), "/convert": body(lora=str, to=str),
+             "/export": body(lora=str, trainer=str, rank=int)}  # fmt: skip
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Image to LoRA", "version": __version__},
+        "servers": [{"url": ROOT}],
+        "paths": {
+            "/loras": {"get": {"responses": answer("200", jobs)},
+                       "post": {"requestBody": make_body, "responses": answer("202", job)}},
+            "/loras/{id}": {**one, "get": {"responses": answer("200", job)}, "delete": {"responses": answer("202", job)}},  # noqa: E501
+            "/models": {"get": {"responses": answer("200", objects)}},
+            **{path: {"post": {"requestBody": asked, "responses": answer("202", job)}} for path, asked in posts.items()},  # noqa: E501
+        },
+        "components": {"schemas": {"Job": {"type": "object", "required": ["id", "kind", "state"], "properties": {
+            "id": {"type": "string"}, "kind": {"type": "string"}, "title": {"type": "string"},
+            "state": {"enum": ["waiting", "running", "stopping", "done", "failed", "cancelled"]},
+            "share": {"type": "number"}, "seconds": {"type": "number"}, "error": {"type": ["string", "null"]},
+        }}}},
+    }  # fmt: skip
+
+
+_REFUSALS = {
+    "400": "unreadable", "401": "credentials are needed", "403": "from another site", "404": "no such job",
+    "411": "no Content-Length", "413": "too large", "415": "not that type", "422": "refused, with the reason",
+    "429": "too many jobs wait", "503": "not yet",
+}  # fmt: skip

@@ -1,0 +1,200 @@
+"""What a user may ask for: checked, and made a job. The tab and the HTTP interface both come here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from i2l_ext import jobs, library, names
+from i2l_ext.converters.dialects import DIALECTS
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.jobs import Job, Queue
+from i2l_ext.webui.host import Alone
+from i2l_ext.webui.settings import DTYPES
+from i2l_ext.webui.uploads import MOST_PICTURES, Uploads
+
+PATIENCE = 120.0
+"""Seconds for a look at pictures."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A LoRA as asked for: ``pictures`` are ids of uploads."""
+
+    pictures: Sequence[str]
+    name: str
+    model: str
+    weights: Sequence[float] | None = None
+    strength: float = 1.0
+    rank: int | None = None
+    dialect: str = ""
+    dtype: str = ""
+    subfolder: str = ""
+    description: str = ""
+    activation_text: str = ""
+
+
+class Desk:
+    """One for a WebUI process."""
+
+    def __init__(self, host: Alone, state: Path | None = None, command: Sequence[str] | None = None) -> None:
+        state = state or jobs.state_folder()
+        self.host = host
+        self.uploads = Uploads(state / "uploads")
+        self.uploads.sweep()
+        self.queue = Queue(state / "jobs", command, environment=self._environment, around=host.room, after=self._after)
+        self._models: list[dict[str, Any]] | None = None
+        self._asked: Job | None = None
+
+    def look(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``."""
+        paths = self.uploads.paths(ids)
+        job = self.queue.submit("look", "", {"pictures": [str(path) for path in paths]})
+        job = self.queue.wait(job.id, PATIENCE)
+        if job.state != "done":
+            raise UserError(job.error or "The pictures could not be looked at. Try again.")
+        return [{"id": id, **seen} for id, seen in zip(ids, job.result, strict=True)]
+
+    def folder(self, subfolder: str = "") -> Path:
+        """The LoRA folder, or one inside it. Raises UserError for anything else."""
+        parts = [part for part in subfolder.replace("\\", "/").split("/") if part]
+        if subfolder.strip().startswith(("/", "\\")) or len(parts) > 4:
+            raise UserError("A sub-folder is a name or two, such as styles/mine; it lies inside the LoRA folder.")
+        root = self.host.lora_folder()
+        folder = root.joinpath(*map(names.check_name, parts))
+        if root.resolve() not in (folder.resolve(), *folder.resolve().parents):
+            raise UserError("That sub-folder leads out of the LoRA folder. Choose another one.")
+        return folder
+
+    def saved_name(self, name: str, subfolder: str = "") -> str:
+        """What a LoRA of that name will be called. Raises UserError with a better one."""
+        self.folder(subfolder)
+        return library.fresh_name(self.host.lora_folder(), names.check_name(name.strip()))
+
+    def make(self, wish: Wish) -> Job:
+        """Start making a LoRA."""
+        if not wish.pictures:
+            raise UserError("There is no picture yet. Drop at least one.")
+        known = {row["name"] for row in self.models() or ()}
+        if known and wish.model not in known:
+            raise UserError(f"There is no model {wish.model[:80]!r}. There are: {', '.join(sorted(known))}.")
+        if wish.dialect and wish.dialect not in DIALECTS:
+            raise UserError(f"There are no key names {wish.dialect[:80]!r}. There are: {', '.join(DIALECTS)}.")
+        if wish.dtype and wish.dtype not in DTYPES:
+            raise UserError(f"There is no number format {wish.dtype[:80]!r}. There are: {', '.join(DTYPES)}.")
+        if not 0 < abs(wish.strength) <= 10:
+            raise UserError("The strength is a number up to 10, and not 0.")
+        if wish.rank is not None and not 1 <= wish.rank <= 1024:
+            raise UserError("The rank is a whole number from 1 to 1024.")
+        if wish.weights is not None and len(wish.weights) != len(wish.pictures):
+            raise UserError("Give one weight for each picture.")
+        name = self.saved_name(wish.name, wish.subfolder)
+        order = {
+            "pictures": [str(path) for path in self.uploads.paths(wish.pictures)],
+            "weights": None if wish.weights is None else [float(weight) for weight in wish.weights],
+            "name": name, "folder": str(self.folder(wish.subfolder).absolute()), "model": wish.model,
+            "strength": float(wish.strength), "rank": wish.rank, "dtype": DTYPES.get(wish.dtype),
+            "dialect": wish.dialect or self.host.option("i2l_dialect"),
+            "description": wish.description[:4000], "activation_text": wish.activation_text[:1000],
+            "host": self.host.name,
+        }  # fmt: skip
+        return self.queue.submit("make", name, {"order": order, "draw": True, **self._engine()})
+
+    def lora(self, shown: str) -> Path:
+        """The LoRA that the list shows under this name. Raises UserError."""
+        found = self.host.loras().get(shown)
+        if found is None:
+            raise UserError(f"There is no LoRA {str(shown)[:120]!r} in the folder. Reload the list.")
+        return found
+
+    def inspect(self, path: Path, name: str) -> Job:
+        """Look into a LoRA: what it is, its plots, who loads it."""
+        return self.queue.submit("inspect", name, {"file": str(path)})
+
+    def convert(self, path: Path, name: str, dialect: str) -> Job:
+        """Write a LoRA in another dialect, beside the others, under a fresh name."""
+        if dialect not in DIALECTS:
+            raise UserError(f"There are no key names {str(dialect)[:80]!r}. There are: {', '.join(DIALECTS)}.")
+        folder = self.host.lora_folder()
+        stem = library.fresh_name(folder, names.clean_name(f"{Path(name).stem}-{dialect}"))
+        output = folder / f"{stem}.safetensors"
+        return self._command("convert", stem, "convert", path, "--to", dialect, "-o", output)
+
+    def export(self, path: Path, name: str, trainer: str, rank: int) -> Job:
+        """Write the folder from which a trainer starts."""
+        if trainer not in TRAINERS:
+            raise UserError(f"There is no trainer {str(trainer)[:80]!r}. There are: {', '.join(TRAINERS)}.")
+        if not 1 <= int(rank) <= 1024:
+            raise UserError("The rank is a whole number from 1 to 1024.")
+        stem = names.clean_name(f"{Path(name).stem}-{trainer}-rank{int(rank)}")
+        folder = self.host.lora_folder().absolute().parent / "i2l-training"
+        number = 1
+        while (target := folder / (stem if number == 1 else f"{stem}-{number}")).exists():
+            number += 1
+        return self._command("export", target.name, "export", path, "--for", trainer, "--rank", int(rank), "-o", target)
+
+    def models(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
+        """The models and what of them is here; None until that is known."""
+        if self._asked and self._asked.state in jobs.ENDED:
+            if self._asked.state == "done":
+                self._models = self._asked.result
+            self._asked = None if self._asked.state == "done" else self._asked
+        if self._asked is None and (anew or self._models is None):
+            self._asked = self.queue.submit("models", "", {})
+        return self._models
+
+    def download(self, name: str) -> Job:
+        """Fetch what a model lacks."""
+        return self.queue.submit("download", self._model(name), {"model": name})
+
+    def verify(self, name: str) -> Job:
+        """Hold a model's files against the hub's checksums."""
+        return self.queue.submit("verify", self._model(name), {"model": name})
+
+    def _model(self, name: str) -> str:
+        if name not in {row["name"] for row in self.models() or ()}:
+            raise UserError(f"There is no model {str(name)[:80]!r}.")
+        return name
+
+    def _command(self, kind: str, title: str, *words: object) -> Job:
+        return self.queue.submit(kind, title, {"arguments": [str(word) for word in words], **self._engine()})
+
+    def _engine(self) -> dict[str, Any]:
+        gigabytes = self.host.option("i2l_cache_gb")
+        return {
+            "device": self.host.option("i2l_device"),
+            "memory": self.host.option("i2l_memory"),
+            "cache_bytes": int(gigabytes * 10**9),
+        }
+
+    def _environment(self) -> Mapping[str, str]:
+        folders = [str(folder) for folder in self.host.models_folders()]
+        inherited = os.environ.get("I2L_MODELS")
+        named = [inherited] if inherited else []
+        return {"I2L_MODELS": os.pathsep.join(folders + named)} if folders else {}
+
+    def _after(self, job: Job) -> None:
+        if job.kind in ("make", "convert") and job.state == "done":
+            self.host.refresh()
+        if job.kind in ("download", "verify", "make"):
+            self.models(anew=job.kind != "make")
+
+
+def picture_list(form: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+    """Ids and weights of the page's tray. Raises UserError."""
+    tray = form.get("pictures")
+    if not isinstance(tray, list) or len(tray) > MOST_PICTURES:
+        raise UserError(f"At most {MOST_PICTURES} pictures make one LoRA. Remove some.")
+    ids, weights = [], []
+    for entry in tray:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise UserError("The list of pictures is damaged. Reload the page.")
+        if isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)) or not 0 < entry[1] <= 1000:
+            raise UserError("A picture's weight is a number greater than 0.")
+        ids.append(entry[0])
+        weights.append(float(entry[1]))
+    return ids, weights

@@ -1,0 +1,58 @@
+"""What differs between gradio 3.41, 4.40 and 6; nothing else asks for a version."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+
+def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options whose names the function has in this version."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    """Bind a handler that answers at once: beside gradio's queue, without its spinner, in no list of endpoints."""
+    quiet = {"queue": False, "show_progress": "hidden"}
+    hidden = {"api_visibility": "private"} if "api_visibility" in inspect.signature(event).parameters else {}
+    named = {} if hidden else {"api_name": False, **_accepted(event, {"show_api": False})}
+    event(function, inputs=list(inputs), outputs=list(outputs), **quiet, **hidden, **named)
+
+
+def files(**options: Any) -> Any:
+    """A place to drop files. Their values are to be read with ``claimed`` alone."""
+    return gr.File(**options)
+
+
+def claimed(value: Any) -> list[str]:
+    """The paths that the browser named for files it says it uploaded; they are not to be trusted.
+
+    gradio 3.41 gives wrappers, of copies that it has already made of whatever was named: the path that counts is
+    the one it copied from. Later versions give strings.
+    """
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [str(getattr(one, "orig_name", None) or getattr(one, "name", one)) for one in values]
+
+
+def upload_folders() -> list[Path]:
+    """Where gradio puts what a browser uploads."""
+    return [Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()]
+
+
+def launch(
+    blocks: Callable[[Any], None], *, title: str, css: str, head: str, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Build a page with ``blocks`` and serve it; (the FastAPI application, the Blocks). Returns at once."""
+    look = {"css": css, "head": head}
+    page = gr.Blocks(title=title, analytics_enabled=False, **_accepted(gr.Blocks.__init__, look))
+    with page:
+        blocks(page)
+    known = _accepted(page.launch, {**look, **options, "show_api": False, "footer_links": [], "ssr_mode": False})
+    return page.launch(prevent_thread_lock=True, quiet=True, **known)[0], page

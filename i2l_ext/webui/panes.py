@@ -1,0 +1,235 @@
+"""The panes of the tab: their controls, and what their buttons ask the desk for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from i2l_ext.converters.dialects import DIALECTS
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui.desk import Desk, Wish, picture_list
+from i2l_ext.webui.settings import DTYPES, OPTIONS
+from i2l_ext.webui.texts import WORDS, label
+from i2l_ext.webui.uploads import received
+
+RANKS = (WORDS["as_made"], "4", "8", "16", "32", "64")
+
+
+def _button(c: dict[str, Any], id: str, variant: str = "secondary") -> None:
+    c[id] = gr.Button(label(id), variant=variant, elem_id=f"i2l_{id}")
+
+
+def _add(c: dict[str, Any], kind: Callable[..., Any], id: str, **options: Any) -> None:
+    c[id] = kind(label=label(id), elem_id=f"i2l_{id}", **options)
+
+
+def _html(c: dict[str, Any], id: str, content: str = "") -> None:
+    c[id] = gr.HTML(content, elem_id=f"i2l_{id}")
+
+
+def make(desk: Desk, c: dict[str, Any]) -> None:
+    """Pictures, model, name; and what comes of it."""
+    with gr.Row(elem_id="i2l_make_columns"):
+        with gr.Column():
+            c["files"] = gradio_versions.files(
+                label=label("files"), file_count="multiple", file_types=["image"], elem_id="i2l_files", height=140
+            )
+            if desk.host.local:
+                with gr.Row():
+                    _add(c, gr.Textbox, "server_folder", lines=1)
+                    _button(c, "add_folder")
+            _html(c, "tray", html.tray([]))
+            _html(c, "models", html.quiet("looking"))
+        with gr.Column():
+            _add(c, gr.Textbox, "name", lines=1)
+            _html(c, "saved_as")
+            with gr.Accordion(WORDS["advanced"], open=False, elem_id="i2l_advanced"):
+                _add(c, gr.Slider, "strength", minimum=0.1, maximum=2.0, step=0.05, value=1.0)
+                with gr.Row():
+                    _add(c, gr.Dropdown, "rank", choices=list(RANKS), value=RANKS[0])
+                    _add(c, gr.Dropdown, "dialect", choices=list(DIALECTS), value=desk.host.option("i2l_dialect"))
+                    _add(c, gr.Dropdown, "dtype", choices=list(DTYPES), value=desk.host.option("i2l_dtype"))
+                _add(c, gr.Textbox, "subfolder", lines=1, value=desk.host.option("i2l_subfolder"))
+                _add(c, gr.Textbox, "description", lines=2)
+                _add(c, gr.Textbox, "activation", lines=1)
+            _button(c, "make", "primary")
+            _html(c, "make_error")
+            _html(c, "make_result")
+
+
+def train(desk: Desk, c: dict[str, Any]) -> None:
+    """From a LoRA to the folder that a trainer starts from."""
+    with gr.Row():
+        _add(c, gr.Dropdown, "train_file", choices=[], value=None)
+        _add(c, gr.Dropdown, "trainer", choices=list(TRAINERS), value=next(iter(TRAINERS)))
+        _add(c, gr.Slider, "train_rank", minimum=1, maximum=128, step=1, value=16)
+    with gr.Row():
+        _button(c, "curve")
+        _button(c, "export", "primary")
+    _html(c, "train_error")
+    _html(c, "train_result")
+
+
+def inspect(desk: Desk, c: dict[str, Any]) -> None:
+    """What a LoRA is, and how to say it otherwise."""
+    with gr.Row():
+        with gr.Column():
+            _add(c, gr.Dropdown, "inspect_file", choices=[], value=None)
+            c["inspect_drop"] = gradio_versions.files(
+                label=label("inspect_drop"), file_count="single", elem_id="i2l_inspect_drop", height=120
+            )
+        with gr.Column():
+            _button(c, "inspect", "primary")
+            _add(c, gr.Dropdown, "convert_to", choices=list(DIALECTS), value=next(iter(DIALECTS)))
+            _button(c, "convert")
+            _button(c, "reload_list")
+    _html(c, "inspect_error")
+    _html(c, "convert_result")
+    _html(c, "inspect_result")
+
+
+def models(desk: Desk, c: dict[str, Any]) -> None:
+    """What is on disk."""
+    _html(c, "catalogue", html.quiet("looking"))
+    with gr.Row():
+        _add(c, gr.Dropdown, "model_choice", choices=[], value=None)
+        _button(c, "download", "primary")
+        _button(c, "verify")
+    _html(c, "models_error")
+
+
+def settings(desk: Desk, c: dict[str, Any]) -> None:
+    """The settings, where there is no WebUI to show them. They are kept as soon as they are changed."""
+    values = desk.host.stored.read()
+    for option in OPTIONS:
+        kind, arguments = component(option)
+        c[option.key] = kind(
+            label=option.label, info=option.tip, value=values[option.key], elem_id=option.key, **arguments
+        )
+    _html(c, "settings_note")
+
+
+def component(option: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The gradio component for an option, and its arguments."""
+    if option.choices:
+        return gr.Dropdown, {"choices": list(option.choices)}
+    if isinstance(option.default, bool):
+        return gr.Checkbox, {}
+    return (gr.Textbox, {"lines": 1}) if isinstance(option.default, str) else (gr.Number, {})
+
+
+PANES: Mapping[str, Callable[[Desk, dict[str, Any]], None]] = {
+    "make": make, "train": train, "inspect": inspect, "models": models, "settings": settings,
+}  # fmt: skip
+"""In the order of their tabs."""
+
+
+def _pictures_in(folder: str) -> list[Path]:
+    """The pictures of a folder on this machine. Offered only where the page is bound to this machine."""
+    from i2l_ext import images
+
+    path = Path((folder or "").strip())
+    if not folder or not path.is_absolute() or not path.is_dir():
+        raise UserError("Give the whole path of a folder on this machine.")
+    return images.collect([path])
+
+
+def bind(desk: Desk, c: dict[str, Any]) -> None:
+    """What every button does."""
+    from i2l_ext.webui.tab import read_form, refused
+
+    def tray(ids: list[str], form: Mapping[str, Any]) -> str:
+        old, weights = picture_list({"pictures": form.get("pictures", [])})
+        kept = dict(zip(old, weights, strict=True))
+        seen = desk.look(list(dict.fromkeys([*old, *ids])))
+        cards = [{**one, "weight": kept.get(one["id"], 1.0)} for one in seen if "picture" in one]
+        return html.tray(cards, [one["error"] for one in seen if "error" in one])
+
+    def redraw(take: Callable[[], list[str]], form: str) -> Any:
+        try:
+            return tray(take(), read_form(form))
+        except UserError as error:
+            held = read_form(form)
+            try:
+                return tray([], held) + html.error(str(error))
+            except UserError:
+                return html.tray([], [str(error)])
+
+    def drop(files: Any, form: str) -> list[Any]:
+        claimed = gradio_versions.claimed(files)
+        if not claimed:
+            return [gr.update(), gr.update()]
+        folders = gradio_versions.upload_folders()
+        return [None, redraw(lambda: [desk.uploads.take(path) for path in received(claimed, folders)], form)]
+
+    def add_folder(folder: str, form: str) -> Any:
+        return redraw(lambda: [desk.uploads.take(path) for path in _pictures_in(folder)], form)
+
+    gradio_versions.on(c["files"].upload, drop, [c["files"], c["form"]], [c["files"], c["tray"]])
+    if "server_folder" in c:
+        gradio_versions.on(c["add_folder"].click, add_folder, [c["server_folder"], c["form"]], [c["tray"]])
+
+    def saved_as(name: str, subfolder: str) -> str:
+        if not (name or "").strip():
+            return ""
+        try:
+            stem = desk.saved_name(name, subfolder or "")
+        except UserError as error:
+            return html.error(str(error))
+        return html.quiet("saved_as", f"{stem}.safetensors")
+
+    for control in (c["name"], c["subfolder"]):
+        gradio_versions.on(control.change, saved_as, [c["name"], c["subfolder"]], [c["saved_as"]])
+
+    def start(form: str, name: str, strength: float, rank: str, *rest: str) -> None:
+        gathered = read_form(form)
+        pictures, weights = picture_list(gathered)
+        wish = Wish(pictures, name or "", str(gathered.get("model") or "mini"), weights, strength,
+                    int(rank) if rank in RANKS[1:] else None, *(text or "" for text in rest))  # fmt: skip
+        desk.make(wish)
+
+    names = ("form", "name", "strength", "rank", "dialect", "dtype", "subfolder", "description", "activation")
+    gradio_versions.on(c["make"].click, refused(start), [c[name] for name in names], [c["make_error"]])
+
+    def which(shown: str | None, dropped: Any) -> tuple[Path, str]:
+        claimed = gradio_versions.claimed(dropped)
+        if claimed:
+            [path] = received(claimed[:1], gradio_versions.upload_folders())
+            return path, path.name
+        if not shown:
+            raise UserError("Choose a LoRA of the list, or drop one.")
+        return desk.lora(shown), shown
+
+    ins, trs = [c["inspect_file"], c["inspect_drop"]], [c["train_file"]]
+    acts = {
+        "inspect": (lambda s, d: desk.inspect(*which(s, d)), ins, "inspect_error"),
+        "convert": (lambda s, d, to: desk.convert(*which(s, d), to), [*ins, c["convert_to"]], "inspect_error"),
+        "curve": (lambda s: desk.inspect(*which(s, None)), trs, "train_error"),
+        "export": (
+            lambda s, t, r: desk.export(*which(s, None), t, r), [*trs, c["trainer"], c["train_rank"]], "train_error"
+        ),
+        "download": (desk.download, [c["model_choice"]], "models_error"),
+        "verify": (desk.verify, [c["model_choice"]], "models_error"),
+    }  # fmt: skip
+    for id, (act, inputs, told) in acts.items():
+        gradio_versions.on(c[id].click, refused(act), inputs, [c[told]])
+
+    def reload_list() -> list[Any]:
+        files = list(desk.host.loras())
+        return [gr.update(choices=files)] * 2
+
+    gradio_versions.on(c["reload_list"].click, reload_list, [], [c["inspect_file"], c["train_file"]])
+
+    def keep(*values: Any) -> str:
+        held = {option.key: option.sound(value) for option, value in zip(OPTIONS, values, strict=True)}
+        desk.host.stored.write(held)
+        return html.quiet("saved")
+
+    for option in OPTIONS if desk.host.alone else ():
+        inputs = [c[other.key] for other in OPTIONS]
+        gradio_versions.on(c[option.key].change, keep, inputs, [c["settings_note"]])

@@ -1,0 +1,71 @@
+"""The settings: one table, shown on the WebUI's settings page, or stand-alone in a pane of the tab."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from i2l_ext.converters.dialects import DEFAULT, DIALECTS
+
+DTYPES = {"as made": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """``choices``: for a drop-down list; () for a text or, by the default's type, a tick box or a number."""
+
+    key: str
+    default: Any
+    label: str
+    tip: str
+    choices: Sequence[str] = ()
+
+    def sound(self, value: Any) -> Any:
+        """The value, or the default where the value is not of its kind."""
+        if self.choices:
+            return value if value in self.choices else self.default
+        if isinstance(self.default, bool) or not isinstance(self.default, (int, float)):
+            return value if isinstance(value, type(self.default)) else self.default
+        return value if isinstance(value, (int, float)) and value >= 0 else self.default
+
+
+OPTIONS = (
+    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: a folder of the system's."),
+    Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI."),
+    Option("i2l_device", "auto", "Device", "Where the engine computes: auto takes the graphics card if there is one.",
+           ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
+    Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),  # noqa: E501
+    Option("i2l_model", "", "Default model", "The one that is chosen at first. Empty: the first that is ready."),
+    Option("i2l_dialect", DEFAULT, "Default key names", "What is chosen at first under Advanced.", tuple(DIALECTS)),
+    Option("i2l_dtype", "as made", "Default number format", "What is chosen at first under Advanced.", tuple(DTYPES)),
+    Option("i2l_subfolder", "", "Default sub-folder", "Of the LoRA folder."),
+    Option("i2l_cache_gb", 2, "Cache size in GB", "Of what the models saw in pictures: making a LoRA of the same "
+           "pictures again is fast. 0: keep nothing."),
+    Option("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card, "
+           "and comes back with the next picture that you generate."),
+)  # fmt: skip
+
+
+class Stored:
+    """Settings in a file of our own, for the stand-alone page."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        held: Any = None
+        with suppress(OSError, ValueError):
+            held = json.loads(self.path.read_bytes())
+        held = held if isinstance(held, Mapping) else {}
+        return {option.key: option.sound(held.get(option.key, option.default)) for option in OPTIONS}
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(dict(values), indent=2), encoding="utf-8")
+        part.replace(self.path)

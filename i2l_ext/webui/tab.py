@@ -1,0 +1,123 @@
+"""The tab: its layout, and what happens when something is pressed. Panes are in panes.py, words in texts.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.jobs import ENDED, Job
+from i2l_ext.webui import gradio_versions, html, panes
+from i2l_ext.webui.desk import Desk
+from i2l_ext.webui.texts import WORDS
+
+RESULTS: Mapping[str, tuple[str, Callable[[Job, Desk], str]]] = {
+    "make": ("make_result", lambda job, desk: html.made(job, not desk.host.alone)),
+    "inspect": ("inspect_result", lambda job, desk: html.inspected(job)),
+    "convert": ("convert_result", lambda job, desk: html.converted(job)),
+    "export": ("train_result", lambda job, desk: html.exported(job)),
+}
+"""Kind of job -> the block that shows what came of it, and how."""
+
+
+def build(desk: Desk) -> dict[str, Any]:
+    """The whole tab, inside the gr.Blocks that is open; its components by name."""
+    note = "alone" if desk.host.alone else None if desk.host.applies else "not_applied"
+    c: dict[str, Any] = {}
+    c["heading"] = gr.HTML(html.heading(note), elem_id="i2l_heading")
+    with gr.Tabs(elem_id="i2l_panes"):
+        for id, pane in panes.PANES.items():
+            if id != "settings" or desk.host.alone:
+                with gr.Tab(WORDS[f"pane_{id}"], elem_id=f"i2l_pane_{id}"):
+                    pane(desk, c)
+    c["activity"] = gr.HTML(html.activity([], None), elem_id="i2l_activity")
+    with gr.Group(elem_id="i2l_hidden"):
+        for id in ("form", "target"):
+            c[id] = gr.Textbox(value="", label=id, elem_id=f"i2l_{id}")
+        c["poll"], c["cancel"] = (gr.Button(id, elem_id=f"i2l_{id}") for id in ("poll", "cancel"))
+        c["tips"] = gr.HTML(html.tips(), elem_id="i2l_tips")
+    c["seen"] = gr.State({})
+    for component in c.values():
+        component.do_not_save_to_config = True
+    _bind(desk, c)
+    return c
+
+
+def _bind(desk: Desk, c: dict[str, Any]) -> None:
+    shown = ["activity", "models", "catalogue", "model_choice", "inspect_file", "train_file",
+             *(block for block, _ in RESULTS.values())]  # fmt: skip
+
+    def poll(seen: dict[str, Any], form: str) -> list[Any]:
+        return _answer(desk, dict(seen or {}), read_form(form), shown)
+
+    def cancel(target: str, seen: dict[str, Any], form: str) -> list[Any]:
+        desk.queue.cancel(target)
+        return poll(seen, form)
+
+    outputs = [c["seen"], *(c[name] for name in shown)]
+    gradio_versions.on(c["poll"].click, poll, [c["seen"], c["form"]], outputs)
+    gradio_versions.on(c["cancel"].click, cancel, [c["target"], c["seen"], c["form"]], outputs)
+    panes.bind(desk, c)
+
+
+def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: list[str]) -> list[Any]:
+    """What has changed since this page asked last."""
+    told: dict[str, Any] = {}
+    jobs = desk.queue.jobs()
+    ended = [job for job in jobs if job.state in ENDED and job.kind not in ("look", "models")]
+    last = max(ended, key=lambda job: job.ended or 0, default=None)
+    told["activity"] = html.activity(desk.queue.active(), last if last and last.state != "done" else None)
+    for kind, (block, show) in RESULTS.items():
+        done = [job for job in ended if job.kind == kind and job.state == "done"]
+        if done and seen.get(kind) != done[-1].id:
+            seen[kind] = done[-1].id
+            told[block] = show(done[-1], desk)
+    models = desk.models()
+    state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
+    if models is not None and seen.get("models") != state:
+        seen["models"] = state
+        told["models"] = html.model_choice(models, chosen(desk, models, form))
+        told["catalogue"] = html.model_table(models)
+        choices = [row["name"] for row in models]
+        told["model_choice"] = gr.update(choices=choices, value=choices[0])
+    files = (
+        list(desk.host.loras()) if not seen.get("listed") or "make_result" in told or "convert_result" in told else None
+    )
+    if files is not None:
+        seen["listed"] = True
+        for name in ("inspect_file", "train_file"):
+            told[name] = gr.update(choices=files, value=files[0] if files else None)
+    return [seen, *(told.get(name, gr.update()) for name in shown)]
+
+
+def chosen(desk: Desk, models: list[dict[str, Any]], form: Mapping[str, Any]) -> str:
+    """The model that is ticked: the user's choice, the settings', or the first that is ready."""
+    ready = [row["name"] for row in models if row["ready"]]
+    wanted = (form.get("model"), desk.host.option("i2l_model"), *ready, models[0]["name"])
+    names = {row["name"] for row in models}
+    return next(name for name in wanted if name in names)
+
+
+def read_form(text: str) -> dict[str, Any]:
+    """What the page's script has gathered; {} for nothing, or for nonsense."""
+    try:
+        form = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return form if isinstance(form, dict) else {}
+
+
+def refused(function: Callable[..., Any]) -> Callable[..., str]:
+    """Run a handler of one output: "" where it went well, else the refusal for the page."""
+
+    def run(*values: Any) -> str:
+        try:
+            function(*values)
+        except UserError as error:
+            return html.error(str(error))
+        return ""
+
+    return run

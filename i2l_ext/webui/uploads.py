@@ -1,0 +1,94 @@
+"""Pictures from a browser, kept under the hash of their content until they are used, or a week has passed.
+
+Nothing that the browser says is believed: not that a path is an upload, not a name, not a type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from i2l_ext.converters.errors import UserError
+
+MOST_PICTURES = 64
+MOST_BYTES = 128 << 20
+"""Of one picture; the engine takes no larger one."""
+
+A_WEEK = 7 * 24 * 3600
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Uploads:
+    """The folder of uploaded pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def take(self, path: Path) -> str:
+        """Keep a copy of the file at a path that was found good; its id."""
+        try:
+            with path.open("rb") as stream:
+                return self.take_stream(stream)
+        except OSError as error:
+            raise UserError(f"A picture could not be taken in ({error.strerror}). Drop it again.") from None
+
+    def take_stream(self, stream: BinaryIO) -> str:
+        """Keep the bytes of a stream; their id. Raises UserError where there are too many."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{os.getpid()}-{time.monotonic_ns()}.part"
+        digest, size = hashlib.sha256(), 0
+        try:
+            with part.open("xb") as out:
+                while piece := stream.read(1 << 20):
+                    size += len(piece)
+                    if size > MOST_BYTES:
+                        raise UserError(f"A picture is larger than {MOST_BYTES >> 20} MB. Make it smaller.")
+                    digest.update(piece)
+                    out.write(piece)
+            if not size:
+                raise UserError("A picture is empty. Copy or download it again.")
+            part.replace(self.folder / digest.hexdigest())
+        finally:
+            part.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def paths(self, ids: Sequence[object]) -> list[Path]:
+        """Where the pictures of these ids lie. Raises UserError for an id that is none, or is gone."""
+        if len(ids) > MOST_PICTURES:
+            raise UserError(f"{len(ids)} pictures: at most {MOST_PICTURES} make one LoRA. Remove some.")
+        found = []
+        for id in ids:
+            path = self.folder / id if isinstance(id, str) and _HASH.fullmatch(id) else None
+            if path is None or not path.is_file():
+                raise UserError("A picture is no longer here. Remove it and drop it again.")
+            with suppress(OSError):
+                os.utime(path)
+            found.append(path)
+        return found
+
+    def sweep(self) -> None:
+        """Let go what nobody has used for a week."""
+        for path in self.folder.glob("*") if self.folder.is_dir() else ():
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > A_WEEK:
+                    path.unlink()
+
+
+def received(claimed: Iterable[str], folders: Iterable[Path]) -> list[Path]:
+    """The paths that really are uploads: plain files inside ``folders``, links followed. Raises UserError."""
+    roots = [folder.resolve() for folder in folders]
+    found = []
+    for name in claimed:
+        path = Path(name)
+        real = path.resolve() if path.is_absolute() and "\0" not in name else None
+        if real is None or not real.is_file() or not any(root in real.parents for root in roots):
+            raise UserError("That is not a file which this page uploaded. Drop it again.")
+        found.append(real)
+    return found

@@ -1,0 +1,363 @@
+"""The engine's process: one request from stdin, events to stdout, one JSON object a line.
+
+Request ``{kind, folder, outcome, …}``; events ``{event: plan | step | done | failed | cancelled, …}``. The end of
+stdin means stop: the one who asked wants no more of it, or is no more. What came of the work is also written to the
+file ``outcome``, for the case that nobody is left to hear it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from i2l_ext import private
+from i2l_ext.converters.errors import UserError
+
+if TYPE_CHECKING:
+    from i2l_ext.checkpoints.catalogue import Model
+    from i2l_ext.checkpoints.stream import Run
+
+PATIENCE = 10.0
+"""Seconds after the end of stdin in which work is to wind down; then the process ends itself."""
+
+EVERY = 0.1
+"""Seconds between two reports of progress."""
+
+Request = Mapping[str, Any]
+
+
+class Cancelled(Exception):
+    """Stop was said before the work proper, which has its own word for it, began."""
+
+
+class Teller:
+    """The worker's side of the conversation."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self.cancelled = threading.Event()
+        self._titles: list[str] = []
+        self._at, self._share, self._said = 0, 0.0, 0.0
+        self._skipped: list[int] = []
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Write an event. Where nobody listens any more the work is to stop."""
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        try:
+            with self._lock:
+                self._out.write(line)
+                self._out.flush()
+        except OSError:
+            self.cancelled.set()
+
+    def plan(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Tell what is to come: for each step ``title``, and as far as they are known ``bytes`` and ``layers``."""
+        self._titles = [step["title"] for step in steps]
+        self._at, self._share, self._skipped = 0, 0.0, []
+        self.say("plan", steps=list(steps))
+
+    def step(self, title: str) -> None:
+        """A step begins. One that ended without any progress found its work done already."""
+        if title in self._titles:
+            index = self._titles.index(title)
+            self._skipped += [self._at] if index > self._at > 0 and self._share == 0 else []
+            self._at, self._share = index, 0.0
+            self._report()
+
+    def progress(self, share: float) -> None:
+        """How much of the step is done, 0 to 1."""
+        self._share = share
+        if share >= 1 or time.monotonic() - self._said >= EVERY:
+            self._report()
+
+    def check(self) -> None:
+        """Raises Cancelled."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
+    def _report(self) -> None:
+        self._said = time.monotonic()
+        self.say("step", step=self._at, share=self._share, cached=self._skipped)
+
+
+def make(request: Request, tell: Teller) -> Any:
+    """Pictures in, LoRA out: the fields of ``i2l make --json``, and who loads the file."""
+    from i2l_ext import images, library
+    from i2l_ext.checkpoints import catalogue, store
+
+    order_facts = dict(request["order"])
+    pictures = [Path(path) for path in order_facts.pop("pictures")]
+    folder = Path(order_facts.pop("folder"))
+    model = catalogue.find(order_facts["model"])
+    tell.plan([{"title": "start"}, *steps(model)])
+    store.require(model)
+    library.check_folder(folder)
+    images.collect(pictures)
+    tell.progress(0.1)
+
+    from i2l_ext.pipeline import Order
+    from i2l_ext.pipeline import make as make_lora
+
+    run = _engine(request, tell)
+
+    def at(title: str) -> Run:
+        tell.step(title)
+        return run
+
+    made = make_lora(Order(pictures=pictures, folder=folder, **order_facts), at, _cache(request))
+    from PIL import Image
+
+    with Image.open(made.preview) as preview:
+        shown = _data_uri(preview.convert("RGB").resize((384, 384)))
+    drawn = _draw(Path(made.file)) if made.arch == "mini" and request.get("draw") else None
+    return {**made.json(), "picture": shown, "drawn": drawn, "consumers": _run("check", made.file)["consumers"]}
+
+
+PROMPTS = ("a circle left", "a star", "a square right", "a circle")
+
+
+def _draw(file: Path) -> str | None:
+    """The miniature's pictures with the LoRA, above the same without it, as a data URI."""
+    from PIL import Image
+
+    from i2l_ext.converters.lora import Lora
+    from i2l_ext.mini.draw import Painter
+
+    painter, seeds, side = Painter(), range(len(PROMPTS)), 128
+    sheet = Image.new("RGB", (side * len(PROMPTS), 2 * side))
+    for row, loras in enumerate(([(Lora.read(file), 1.0)], [])):
+        for column, picture in enumerate(painter.paint_all(PROMPTS, list(seeds), loras, side)):
+            sheet.paste(picture, (column * side, row * side))
+    return _data_uri(sheet)
+
+
+def steps(model: Model) -> list[dict[str, Any]]:
+    """The steps of a make, as the pipeline titles them, with the bytes that each reads."""
+    encoders = [part for part in (model.siglip2, model.dinov3, model.qwen_vl) if part]
+    heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
+    return [
+        *(
+            {"title": f"encode {part.id}", "bytes": part.nbytes, "layers": getattr(part.spec, "layers", None)}
+            for part in encoders
+        ),
+        {"title": "decode", "bytes": sum(part.nbytes for part in heads), "layers": len(model.arch.made)},
+    ]
+
+
+def _engine(request: Request, tell: Teller) -> Run:
+    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.commands import engine
+    from i2l_ext.commands.make import memory
+
+    bound = request.get("memory")
+    return Run(
+        device=engine.device(request.get("device") or "auto"),
+        dtype=engine.precision("auto"),
+        memory=memory(bound) if bound else None,
+        cancel=tell.cancelled.is_set,
+        progress=tell.progress,
+    )
+
+
+def _cache(request: Request) -> Any:
+    from i2l_ext.checkpoints.embeddings import LIMIT, Cache
+
+    limit = request.get("cache_bytes")
+    cache = replace(Cache.default(), limit=LIMIT if limit is None else int(limit))
+    return cache if cache.limit > 0 else None
+
+
+def look(request: Request, tell: Teller) -> Any:
+    """What the models see in pictures: for each ``{picture}``, its centre square as a data URI, or ``{error}``."""
+    from i2l_ext import images
+
+    seen = []
+    for number, path in enumerate(request["pictures"], 1):
+        tell.check()
+        try:
+            square = images.open_image(Path(path), name=f"picture {number}", sizes=()).square
+            seen.append({"picture": _data_uri(square.resize((192, 192)))})
+        except UserError as error:
+            seen.append({"error": str(error)})
+    return seen
+
+
+def _data_uri(image: Any) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{b64encode(stream.getvalue()).decode()}"
+
+
+def inspect(request: Request, tell: Teller) -> Any:
+    """What a LoRA is: the fields of ``i2l inspect --json``, the plot as a data URI, and who loads it."""
+    tell.plan([{"title": "inspect"}])
+    file, plot = request["file"], Path(request["folder"]) / "plot.png"
+    found = _run("inspect", file, "--plot", plot)
+    if plot.is_file():
+        found["plot"] = f"data:image/png;base64,{b64encode(plot.read_bytes()).decode()}"
+    tell.check()
+    return {**found, "consumers": _run("check", file)["consumers"]}
+
+
+def command(request: Request, tell: Teller) -> Any:
+    """What a command of ``i2l`` prints with ``--json``. Only those of COMMANDS, and only in the WebUI's own words:
+    whoever fills in ``arguments`` has checked them."""
+    words = [str(word) for word in request["arguments"]]
+    tell.plan([{"title": words[0]}])
+    result = _run(*words)
+    tell.check()
+    return result
+
+
+def export(request: Request, tell: Teller) -> Any:
+    """Write a trainer's folder; the fields of ``i2l export --json``, and what its starting script says."""
+    found = command(request, tell)
+    script = Path(found["folder"]) / found["run"]
+    return {**found, "said": script.read_text(encoding="utf-8") if script.is_file() else found["run"]}
+
+
+def models(request: Request, tell: Teller) -> Any:
+    """Every model and what of it is here."""
+    from i2l_ext.checkpoints.store import listing
+
+    return [row.as_json() for row in listing()]
+
+
+def download(request: Request, tell: Teller) -> Any:
+    """Fetch what a model lacks; what is broken off goes on there next time. The paths of the files."""
+    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.checkpoints.download import Job, missing
+    from i2l_ext.checkpoints.download import download as fetch
+    from i2l_ext.checkpoints.hubs import HUBS
+    from i2l_ext.checkpoints.store import Folders
+
+    folders = Folders.default()
+    parts = missing(catalogue.find(request["model"]), folders)
+    total = sum(part.nbytes for part in parts)
+    tell.plan([{"title": "download", "bytes": total}])
+    hub = HUBS[request.get("source") or "huggingface"]()
+    paths = fetch(parts, hub, folders.own, Job(_phases(tell), tell.cancelled.is_set)) if parts else []
+    return {"model": request["model"], "files": [str(path) for path in paths]}
+
+
+def verify(request: Request, tell: Teller) -> Any:
+    """Read every byte of a model's files; what each part was held against."""
+    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.checkpoints.download import Job
+    from i2l_ext.checkpoints.download import verify as hold
+    from i2l_ext.checkpoints.store import locate
+
+    found = []
+    for part in catalogue.find(request["model"]).parts:
+        tell.plan([{"title": f"verify {part.id}", "bytes": part.nbytes}])
+        paths = locate(part)
+        found.append({"id": part.id, "found": hold(part, paths, Job(_phases(tell), tell.cancelled.is_set))
+                      if paths else "not here"})  # fmt: skip
+    return {"model": request["model"], "parts": found}
+
+
+def _phases(tell: Teller) -> Callable[[str, int, int], None]:
+    """Bytes of a phase, told as a step of their own."""
+    now = ""
+
+    def progress(phase: str, done: int, total: int) -> None:
+        nonlocal now
+        if phase != now:
+            now = phase
+            tell.plan([{"title": phase, "bytes": total}])
+        tell.progress(done / max(total, 1))
+
+    return progress
+
+
+def _run(*words: object) -> Any:
+    """The JSON that ``i2l`` prints."""
+    from i2l_ext import cli
+
+    args = cli.parser().parse_args([*map(str, words), "--json"])
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        code = args.run(args)
+    text = printed.getvalue()
+    if code and not text:
+        raise UserError(f"{words[0]} ended with code {code}.")
+    return json.loads(text)
+
+
+WORK: dict[str, Callable[[Request, Teller], Any]] = {
+    "make": make,
+    "look": look,
+    "inspect": inspect,
+    "models": models,
+    "download": download,
+    "verify": verify,
+    "convert": command,
+    "export": export,
+}
+"""By kind of job."""
+
+
+def main() -> int:
+    """Serve one request; 0 unless it failed."""
+    private.use()
+    tell = Teller(_own_stdout())
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+    try:
+        result = WORK[request["kind"]](request, tell)
+        return _end(request, tell, "done", result=result)
+    except UserError as error:
+        return _end(request, tell, "failed", error=str(error))
+    except BaseException as error:  # noqa: BLE001
+        # whatever it is, the page is to show it; the traceback goes to stderr, whose end is shown with it
+        if _is_cancel(error) or tell.cancelled.is_set():
+            return _end(request, tell, "cancelled")
+        traceback.print_exc()
+        return _end(request, tell, "failed", error=f"{type(error).__name__}: {error}".strip(": "))
+
+
+def _is_cancel(error: BaseException) -> bool:
+    """Both the engine's word and ours, without importing the engine for it."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Cancelled"
+
+
+def _end(request: Request, tell: Teller, event: str, **facts: Any) -> int:
+    if outcome := request.get("outcome"):
+        with suppress(OSError):
+            part = Path(f"{outcome}.part")
+            part.write_text(json.dumps({"event": event, **facts}), encoding="utf-8")
+            part.replace(outcome)
+    tell.say(event, **facts)
+    return int(event == "failed")
+
+
+def _own_stdout() -> BinaryIO:
+    """stdout for events alone: what libraries print goes to stderr."""
+    own = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return own
+
+
+def _watch(tell: Teller) -> None:
+    """Wait for the end of stdin; then stop the work, and the process if the work does not listen."""
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    tell.cancelled.set()
+    time.sleep(PATIENCE)
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2 @@
+def torch_gc():
+    pass

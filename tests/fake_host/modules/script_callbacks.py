@@ -1,0 +1,13 @@
+tabs, settings, started = [], [], []
+
+
+def on_ui_tabs(function):
+    tabs.append(function)
+
+
+def on_ui_settings(function):
+    settings.append(function)
+
+
+def on_app_started(function):
+    started.append(function)

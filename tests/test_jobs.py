@@ -1,0 +1,261 @@
+"""Jobs: progress, cancel, queue, failures, and what is found after either side was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from i2l_ext import child, jobs, private
+from i2l_ext.jobs import Busy, Queue
+
+HERE = Path(__file__).resolve().parent
+SMALL = [sys.executable, str(HERE / "small_engine.py")]
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path / "state", SMALL)
+    yield queue
+    queue.close()
+
+
+def until(test, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_progress_moves_and_the_result_comes(queue):
+    job = queue.submit("slow", "Slow", {"times": 150})
+    until(lambda: job.total > 0)
+    seen = {job.total}
+    until(lambda: seen.add(job.total) or job.state == "done")
+    assert job.result == {"slept": True} and job.total == 1
+    assert len(seen) > 10
+    assert job.steps[1] == {"title": "slow", "bytes": 1000, "layers": 10}
+
+
+def test_the_time_left_is_estimated(queue):
+    job = queue.submit("slow", "Slow", {})
+    until(lambda: job.left is not None and job.total > 0.1)
+    assert 5 < job.left < 60
+    assert job.view()["left"] == pytest.approx(job.left, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["slow", "deaf"])
+def test_cancel_within_a_second(queue, kind):
+    job = queue.submit(kind, "Long", {})
+    until(lambda: job.steps)
+    process = queue._children[job.id].process
+    start = time.monotonic()
+    assert queue.cancel(job.id)
+    assert queue.wait(job.id, 5).state == "cancelled"
+    assert time.monotonic() - start < 1
+    assert not alive(process.pid)
+    assert not queue.cancel(job.id)
+
+
+def test_cancel_before_the_engine_is_up(queue):
+    job = queue.submit("slow", "Long", {})
+    until(lambda: job.state == "running")
+    queue.cancel(job.id)
+    assert queue.wait(job.id, 2).state == "cancelled"
+
+
+def test_one_at_a_time_and_the_others_wait(queue):
+    first, second = (queue.submit("slow", name, {"times": 4}) for name in ("one", "two"))
+    third = queue.submit("slow", "three", {})
+    until(lambda: first.state == "running")
+    assert [job.state for job in queue.active()] == ["running", "waiting", "waiting"]
+    assert queue.cancel(third.id) and third.state == "cancelled"
+    assert queue.wait(second.id, 20).state == "done"
+    assert second.started >= first.ended
+
+
+def test_a_look_does_not_wait_for_the_long_ones(queue):
+    long = queue.submit("slow", "Long", {})
+    look = queue.submit("models", "Models", {})
+    assert queue.wait(look.id, 30).state == "done", look.error
+    assert long.state == "running"
+    assert {row["name"] for row in look.result} >= {"qwen-image-style"}
+
+
+def test_the_queue_has_an_end(queue):
+    queue.submit("slow", "first", {})
+    until(lambda: not any(job.state == "waiting" for job in queue.jobs()))
+    for number in range(jobs.WAITING):
+        queue.submit("slow", str(number), {})
+    with pytest.raises(Busy):
+        queue.submit("slow", "one too many", {})
+
+
+def test_a_failure_shows_its_words_and_a_hint(queue):
+    job = queue.wait(queue.submit("fail", "Fail", {}).id, 20)
+    assert (job.state, job.error) == ("failed", "MemoryError: not enough of it")
+    assert "Memory ran out" in job.hint
+    assert any("Traceback" in line for line in job.tail) and "a line for nobody" in job.tail
+
+
+def test_a_refusal_is_one_line(queue):
+    job = queue.wait(queue.submit("refuse", "Refuse", {}).id, 20)
+    assert (job.state, job.error) == ("failed", "weights are missing: i2l models download")
+    assert job.tail == [] and "Models" in job.hint
+
+
+def test_a_killed_engine_is_told_of(queue):
+    job = queue.wait(queue.submit("die", "Die", {}).id, 20)
+    assert job.state == "failed" and "signal 9" in job.error and "Memory" in job.hint
+    assert queue.wait(queue.submit("slow", "next", {"times": 1}).id, 20).state == "done"
+
+
+def test_lines_that_are_no_events_do_no_harm(queue):
+    job = queue.wait(queue.submit("babble", "Babble", {}).id, 20)
+    assert (job.state, job.result) == ("done", "fine")
+    assert "not json" in job.tail
+
+
+def test_an_engine_that_cannot_start(tmp_path):
+    queue = Queue(tmp_path / "state", ["/nonexistent/python"])
+    assert queue.wait(queue.submit("slow", "x", {}).id, 5).error.startswith("The engine cannot be started")
+    queue.close()
+
+
+def test_around_and_after(tmp_path):
+    from contextlib import contextmanager
+
+    seen = []
+
+    @contextmanager
+    def around(job):
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    queue = Queue(tmp_path / "state", SMALL, around=around, after=lambda job: seen.append(job.state))
+    queue.submit("slow", "x", {"times": 1})
+    until(lambda: len(seen) == 3)
+    assert seen == ["in", "out", "done"]
+    queue.close()
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from i2l_ext.jobs import Queue
+queue = Queue(Path(sys.argv[1]), [sys.executable, sys.argv[2]])
+queue.submit(sys.argv[3], "Cut off", {"times": 1000})
+queue.submit("slow", "Never begun", {})
+time.sleep(0.2)
+while not any(child.process.pid for child in queue._children.values()):
+    time.sleep(0.01)
+print(*(child.process.pid for child in queue._children.values()), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no kill -9")
+@pytest.mark.parametrize("kind", ["slow", "deaf"])
+def test_a_killed_owner_leaves_no_engine_and_the_next_one_knows(tmp_path, monkeypatch, kind):
+    state = tmp_path / "state"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(state), SMALL[1], kind], stdout=subprocess.PIPE, cwd=child.ROOT
+    )
+    engine = int(owner.stdout.readline())
+    assert alive(engine)
+    records = next(state.iterdir())
+    other = Queue(state, SMALL)
+    assert other.jobs() == [], "the jobs of a living process are its own"
+    time.sleep(0.7)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    until(lambda: not alive(engine), 15)
+    heir = Queue(state, SMALL)
+    states = {job.title: job.state for job in heir.jobs()}
+    # the slow one heard that nobody listens any more, and could say so; of the deaf one nothing more is known
+    assert states == {"Cut off": "cancelled" if kind == "slow" else "failed", "Never begun": "failed"}
+    assert not records.exists()
+    heir.close()
+    other.close()
+    assert list(state.iterdir()) == []
+
+
+def test_what_an_engine_finished_alone_is_done(tmp_path):
+    old = tmp_path / "state" / "1-x"
+    old.mkdir(parents=True)
+    (old / "lock").touch()
+    view = jobs.Job("ab", "make", "Make", {}, old / "ab", state="running", started=1.0).view()
+    (old / "ab.json").write_text(json.dumps(view))
+    (old / "ab.outcome.json").write_text(json.dumps({"event": "done", "result": {"name": "it"}}))
+    (old / "cd.json").write_text("{half a rec")
+    queue = Queue(tmp_path / "state", SMALL)
+    [job] = queue.jobs()
+    assert (job.state, job.result) == ("done", {"name": "it"})
+    queue.close()
+
+
+def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
+    monkeypatch.setattr(jobs, "KEPT", 2)
+    ids = [queue.submit("slow", str(number), {"times": 0}).id for number in range(4)]
+    queue.wait(ids[-1], 30)
+    last = queue.submit("slow", "last", {"times": 0})
+    assert {job.id for job in queue.jobs()} == {*ids[2:], last.id}
+    queue.wait(last.id, 20)
+
+
+def test_the_queue_imports_nothing_heavy():
+    code = "import sys, i2l_ext.jobs; print(*sorted(m for m in sys.modules if m.split('.')[0] in " \
+           "('torch', 'transformers', 'numpy', 'PIL', 'gradio')))"  # fmt: skip
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=child.ROOT)
+    assert out.stdout.strip() == ""
+
+
+def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("I2L_TEST_SMALL", "1")
+    queue = Queue(tmp_path / "state", SMALL)
+    folder = tmp_path / "Lora"
+    order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small"}
+    first = queue.wait(queue.submit("make", "Make", {"order": order}).id, 120)
+    assert first.state == "done", first.tail
+    assert Path(first.result["file"]).is_file() and first.result["prompt"] == "<lora:it:1>"
+    assert [step["title"] for step in first.steps] == [
+        "start", "encode small-siglip2", "encode small-dinov3", "decode",
+    ]  # fmt: skip
+    assert first.view()["cached"] == []
+    again = queue.submit("make", "Make", {"order": {**order, "weights": [1, 2, 3]}})
+    assert queue.wait(again.id, 60).state == "done", again.tail
+    assert again.result["name"] == "it-2"
+    assert again.view()["cached"] == ["encode small-siglip2", "encode small-dinov3"]
+    queue.close()
+
+
+def test_a_cancelled_make_leaves_nothing(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("I2L_TEST_SMALL", "1")
+    queue, folder = Queue(tmp_path / "state", SMALL), tmp_path / "Lora"
+    order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small-all"}
+    job = queue.submit("make", "Make", {"order": order})
+    until(lambda: job.step > 0, 60)
+    queue.cancel(job.id)
+    assert queue.wait(job.id, 2).state == "cancelled"
+    assert not folder.exists() or not list(folder.iterdir())
+    queue.close()
+
+
+def test_state_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("I2L_STATE", str(tmp_path))
+    assert jobs.state_folder() == tmp_path
+    monkeypatch.delenv("I2L_STATE")
+    assert jobs.state_folder() in (child.ROOT / ".private" / "state", jobs.state_folder())
+    assert private.FOLDER.parent == child.ROOT / ".private"

@@ -1,0 +1,148 @@
+"""The tab's parts that need no browser: texts, pages, uploads, the desk, and what loading the extension costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.jobs import Job
+from i2l_ext.webui import html
+from i2l_ext.webui.desk import Desk, Wish, picture_list
+from i2l_ext.webui.host import Alone
+from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.webui.texts import everything
+from i2l_ext.webui.uploads import Uploads, received
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("language", ["zh_CN", "ru_RU"])
+def test_every_text_is_translated(language):
+    told = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf-8"))
+    assert set(told) == set(everything())
+    assert all(told.values())
+
+
+def test_pages_escape_what_is_not_theirs(tmp_path):
+    evil = '<script>"x"</script>'
+    job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
+    running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, steps=[{"title": evil}])
+    page = html.activity([running], job) + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
+    page += html.model_choice([{"name": evil, "line": evil, "ready": False, "download_bytes": 1}], evil)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65, "1:05"), (3600, "1:00:00"), (59.6, "1:00")])
+def test_durations(seconds, shown):
+    assert html.duration(seconds) == shown
+
+
+def test_only_uploads_are_received(tmp_path):
+    folder, outside = tmp_path / "gradio", tmp_path / "secret"
+    folder.mkdir()
+    outside.write_text("x")
+    good = folder / "a.png"
+    good.write_text("x")
+    (folder / "link.png").symlink_to(outside)
+    assert received([str(good)], [folder]) == [good.resolve()]
+    for name in (str(outside), str(folder / ".." / "secret"), str(folder / "link.png"), "a.png", str(folder), "/x\0y"):
+        with pytest.raises(UserError):
+            received([name], [folder])
+
+
+def test_uploads_are_known_by_their_hash_alone(tmp_path):
+    uploads = Uploads(tmp_path / "uploads")
+    (tmp_path / "a").write_bytes(b"one")
+    id = uploads.take(tmp_path / "a")
+    assert uploads.take(tmp_path / "a") == id and [p.read_bytes() for p in uploads.paths([id])] == [b"one"]
+    for bad in ("../a", "a" * 64, "", None, 7, f"{id}/../{id}", id.upper()):
+        with pytest.raises(UserError):
+            uploads.paths([bad])
+    with pytest.raises(UserError):
+        uploads.paths([id] * 65)
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError):
+        uploads.take(tmp_path / "empty")
+    assert len(list(uploads.folder.iterdir())) == 1
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    yield desk
+    desk.queue.close()
+
+
+@pytest.mark.parametrize(
+    "folder", ["../up", "/abs", "\\\\server\\share", "C:\\x", "a/../../b", "con", "a/b/c/d/e", "~x"]
+)
+def test_subfolders_stay_inside(desk, folder):
+    with pytest.raises(UserError):
+        desk.folder(folder)
+
+
+def test_a_subfolder_that_is_a_link_outside(desk, tmp_path):
+    (tmp_path / "Lora").mkdir()
+    (tmp_path / "Lora" / "out").symlink_to(tmp_path)
+    with pytest.raises(UserError):
+        desk.folder("out")
+    assert desk.folder("styles/mine") == tmp_path / "Lora" / "styles" / "mine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "a/b"}, {"name": ""}, {"strength": 0}, {"strength": float("nan")}, {"rank": 0}, {"dialect": "x"},
+     {"dtype": "x"}, {"weights": [1, 2]}, {"pictures": []}, {"pictures": ["../x"]}],
+)  # fmt: skip
+def test_wishes_that_are_refused(desk, tmp_path, change):
+    (tmp_path / "a").write_bytes(b"one")
+    good = {"pictures": [desk.uploads.take(tmp_path / "a")], "name": "x", "model": "mini"}
+    with pytest.raises(UserError):
+        desk.make(Wish(**{**good, **change}))
+    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+
+
+@pytest.mark.parametrize("tray", [None, 7, [["x"]], [[1, 1]], [["x", 0]], [["x", True]], [["x", "1"]], [["x", 1]] * 65])
+def test_trays_that_are_refused(tray):
+    with pytest.raises(UserError):
+        picture_list({"pictures": tray})
+
+
+def test_loras_are_asked_for_by_the_name_in_the_list(desk, tmp_path):
+    (tmp_path / "Lora" / "sub").mkdir(parents=True)
+    (tmp_path / "Lora" / "sub" / "a.safetensors").touch()
+    (tmp_path / "b.safetensors").touch()
+    assert desk.lora("sub/a.safetensors") == tmp_path / "Lora" / "sub" / "a.safetensors"
+    for name in ("../b.safetensors", str(tmp_path / "b.safetensors"), "a.safetensors", ""):
+        with pytest.raises(UserError):
+            desk.lora(name)
+
+
+def test_settings_that_are_not_sound_are_the_defaults(tmp_path):
+    stored = Stored(tmp_path / "settings.json")
+    defaults = {option.key: option.default for option in OPTIONS}
+    assert stored.read() == defaults
+    for held in ("[]", "{half", '{"i2l_device": 7, "i2l_cache_gb": -1, "i2l_free_vram": "yes", "other": 1}'):
+        stored.path.write_text(held)
+        assert stored.read() == defaults
+    stored.write({**defaults, "i2l_device": "cpu"})
+    assert stored.read()["i2l_device"] == "cpu"
+
+
+def test_the_webui_process_stays_light():
+    code = "import sys, i2l_ext.webui.extension, i2l_ext.webui.desk, i2l_ext.webui.html; print(*sorted(" \
+           "{m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'PIL', 'safetensors'}))"  # fmt: skip  # noqa: E501
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == ""
+
+
+def test_only_host_py_touches_the_webui():
+    import re
+
+    for path in (ROOT / "i2l_ext").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        touches = re.search(r"^\s*(from|import) modules\b", text, re.MULTILINE)
+        assert not touches or path.name == "host.py", path

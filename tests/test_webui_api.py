@@ -1,0 +1,161 @@
+"""The HTTP interface: what it answers, whom it lets in, and the examples of its documentation."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+pytest.importorskip("starlette")
+uvicorn = pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
+
+from starlette.applications import Starlette  # noqa: E402
+
+from i2l_ext.webui import api  # noqa: E402
+from i2l_ext.webui.desk import Desk  # noqa: E402
+from i2l_ext.webui.host import Alone  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def serve(tmp_path, credentials=()):
+    host = Alone(tmp_path, lora_folder=tmp_path / "Lora", api=True)
+    desk = Desk(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    app = Starlette()
+    api.add(app, desk, credentials)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    return server, thread, desk, server.servers[0].sockets[0].getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("api")
+    server, thread, desk, port = serve(tmp_path)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}/i2l/v1", timeout=60) as client:
+        client.desk, client.folder, client.port = desk, tmp_path / "Lora", port
+        while client.get("/models").status_code == 503:
+            time.sleep(0.2)
+        yield client
+    server.should_exit = True
+    thread.join(5)
+    desk.queue.close()
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    Image.effect_mandelbrot((200, 160), (-2, -1, 1, 1), 20).convert("RGB").save(path)
+    return path
+
+
+def wait(client, job):
+    while (seen := client.get(f"/loras/{job['id']}").json())["state"] in ("waiting", "running", "stopping"):
+        time.sleep(0.1)
+    return seen
+
+
+def test_pictures_in_a_lora_out(served, picture):
+    files = [("pictures", ("../../evil.png", picture.read_bytes())), ("pictures", ("b.png", picture.read_bytes()))]
+    answer = served.post("/loras", files=files, data={"name": "by_api", "model": "mini", "weights": "[1, 2]"})
+    assert answer.status_code == 202, answer.text
+    done = wait(served, answer.json())
+    assert done["state"] == "done", done
+    assert done["result"]["file"] == str(served.folder / "by_api.safetensors") and "picture" not in done["result"]
+    assert done["id"] in [job["id"] for job in served.get("/loras").json()]
+    seen = wait(served, served.post("/inspect", json={"lora": "by_api.safetensors"}).json())
+    assert seen["result"]["arch"] == "mini" and seen["result"]["consumers"]
+    made = wait(served, served.post("/convert", json={"lora": "by_api.safetensors", "to": "kohya"}).json())
+    assert Path(made["result"]["file"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status"),
+    [
+        ("POST", "/loras", {"data": {"name": "x"}}, 415),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "a/../b"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "x", "subfolder": "../up"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "x", "subfolder": "/tmp"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "x", "model": "no"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "x", "folder": "/"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"x")], "data": {"name": "x", "strength": "nan"}}, 422),
+        ("POST", "/loras", {"files": [("pictures", b"")], "data": {"name": "x"}}, 422),
+        ("POST", "/inspect", {"json": {"lora": "/etc/passwd"}}, 422),
+        ("POST", "/inspect", {"json": {"lora": "../../../etc/passwd"}}, 422),
+        ("POST", "/inspect", {"json": {"lora": 7}}, 422),
+        ("POST", "/inspect", {"json": []}, 422),
+        ("POST", "/inspect", {"content": b"{", "headers": {"content-type": "application/json"}}, 400),
+        ("POST", "/inspect", {"content": b"{}", "headers": {"content-type": "text/plain"}}, 415),
+        ("POST", "/inspect", {"json": {"lora": "x" * (1 << 17)}}, 413),
+        ("POST", "/export", {"json": {"lora": "x", "trainer": "rm -rf", "rank": 1}}, 422),
+        ("GET", "/loras/none", {}, 404),
+        ("DELETE", "/loras/none", {}, 404),
+    ],
+)  # fmt: skip
+def test_refusals(served, method, path, options, status):
+    answer = served.request(method, path, **options)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"} and "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:1"},
+        {"host": "evil.example"}, {"host": "127.0.0.1.evil.example:80"}, {"host": "[bad"}, {"host": ""},
+        {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
+    ],
+)  # fmt: skip
+def test_other_sites_are_kept_out(served, headers):
+    assert served.get("/models", headers=headers).status_code in (400, 403)
+
+
+def test_its_own_page_is_let_in(served):
+    headers = {"origin": f"http://127.0.0.1:{served.port}", "sec-fetch-site": "same-origin"}
+    assert served.get("/models", headers=headers).status_code == 200
+
+
+def test_a_body_without_length(served):
+    answer = served.post("/inspect", content=iter([b"{}"]), headers={"content-type": "application/json"})
+    assert answer.status_code == 411
+
+
+def test_credentials(tmp_path):
+    server, thread, desk, port = serve(tmp_path, [("me", "secret")])
+    url = f"http://127.0.0.1:{port}/i2l/v1/loras"
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, auth=("me", "wrong")).status_code == 401
+    assert httpx.get(url, headers={"authorization": "Basic !!"}).status_code == 401
+    assert httpx.get(url, auth=("me", "secret")).status_code == 200
+    server.should_exit = True
+    thread.join(5)
+    desk.queue.close()
+
+
+def test_the_description_names_every_route(served):
+    told = served.get("/openapi.json").json()
+    assert set(told["paths"]) == {"/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models"}
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not here")
+def test_the_examples_of_the_documentation(served, picture):
+    text = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert len(examples) >= 4
+    folder = picture.parent
+    for example in examples:
+        script = example.replace("127.0.0.1:7860", f"127.0.0.1:{served.port}")
+        out = subprocess.run(["sh", "-ec", script], cwd=folder, capture_output=True, text=True, timeout=60)
+        assert out.returncode == 0 and '"error": "' not in out.stdout.replace('"error":"', '"error": "'), (example, out)
+        for job in served.get("/loras").json():
+            wait(served, job)
