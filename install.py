@@ -3,7 +3,8 @@
     python install.py          the WebUI's part: the WebUI runs it at every launch
     python install.py demo     makes .venv, installs, turns sample pictures into a LoRA and draws with it
     python install.py test     makes .venv, installs what the tests need, runs them all
-    python install.py ui       makes .venv, installs, opens the tab in a browser without a WebUI
+    python install.py browser  the same for the tests of the tab in a real browser, in three gradios
+    python install.py ui       makes .venv, installs, serves the tab without a WebUI
 
 The stand-alone set-up has exact versions (requirements/lock.txt). The WebUI's packages are never touched: what its
 Python lacks goes into a folder that only the engine's own process sees.
@@ -80,10 +81,16 @@ def demo(rest: Sequence[str]) -> int:
 
 def test(rest: Sequence[str]) -> int:
     python = _environment("test", peers=True)
+    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+
+
+def browser(rest: Sequence[str]) -> int:
+    python = _environment("test", peers=True)
     _browser()
     for version in GRADIOS:
         _gradio(version)
-    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+    command = [python, "-m", "pytest", *(rest or ("tests/browser",))]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "I2L_BROWSER": "1"}).returncode
 
 
 def ui(rest: Sequence[str]) -> int:
@@ -93,7 +100,7 @@ def ui(rest: Sequence[str]) -> int:
 GRADIOS = ("3.41", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""
 
-TASKS = {"host": host, "demo": demo, "test": test, "ui": ui}
+TASKS = {"host": host, "demo": demo, "test": test, "browser": browser, "ui": ui}
 
 
 def _environment(extras: str, *, peers: bool = False) -> str:

@@ -33,6 +33,13 @@ def python_of(version: str) -> str:
     return sys.executable if version == "6" else str(ROOT / ".private" / f"gradio-{version}" / "bin" / "python")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def asked_for() -> None:
+    """They take minutes and a browser, so they run when they are meant to."""
+    if not os.environ.get("I2L_BROWSER"):
+        pytest.skip("run with `python install.py browser`")
+
+
 @dataclass
 class Place:
     """A running page. ``kill`` it, ``start`` it again: its folders stay."""
