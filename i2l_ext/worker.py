@@ -121,7 +121,7 @@ def make(request: Request, tell: Teller) -> Any:
     with Image.open(made.preview) as preview:
         shown = _data_uri(preview.convert("RGB").resize((384, 384)))
     drawn = _draw(Path(made.file)) if made.arch == "mini" and request.get("draw") else None
-    return {**made.json(), "picture": shown, "drawn": drawn, "consumers": _run("check", made.file)["consumers"]}
+    return {**made.json(), "picture": shown, "drawn": drawn, "check": _run("check", made.file)}
 
 
 PROMPTS = ("a circle left", "a star", "a square right", "a circle")
@@ -207,7 +207,7 @@ def inspect(request: Request, tell: Teller) -> Any:
     if plot.is_file():
         found["plot"] = f"data:image/png;base64,{b64encode(plot.read_bytes()).decode()}"
     tell.check()
-    return {**found, "consumers": _run("check", file)["consumers"]}
+    return {**found, "check": _run("check", file)}
 
 
 def command(request: Request, tell: Teller) -> Any:

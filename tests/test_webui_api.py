@@ -74,7 +74,7 @@ def test_pictures_in_a_lora_out(served, picture):
     assert done["result"]["file"] == str(served.folder / "by_api.safetensors") and "picture" not in done["result"]
     assert done["id"] in [job["id"] for job in served.get("/loras").json()]
     seen = wait(served, served.post("/inspect", json={"lora": "by_api.safetensors"}).json())
-    assert seen["result"]["arch"] == "mini" and seen["result"]["consumers"]
+    assert seen["result"]["arch"] == "mini" and seen["result"]["check"]["consumers"]
     made = wait(served, served.post("/convert", json={"lora": "by_api.safetensors", "to": "kohya"}).json())
     assert Path(made["result"]["file"]).is_file()
 

@@ -128,7 +128,8 @@ def check(args: argparse.Namespace) -> int:
         *filter(None, [reading.arch.caution]),
         *consumers.lines(verdicts, len(reading.slots)),
     ]
-    _tell(args, {"file": str(args.file), "consumers": [verdict.json() for verdict in verdicts]}, report)
+    found = {"caution": reading.arch.caution, "consumers": [verdict.json() for verdict in verdicts]}
+    _tell(args, {"file": str(args.file), **found}, report)
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from i2l_ext.jobs import Job
@@ -185,7 +186,7 @@ def made(job: Job, in_webui: bool) -> str:
         buttons += "".join(button(f"to_{where}", "insert", r["prompt"], where) for where in ("txt2img", "img2img"))
         buttons += button("open_lora", "open", "")
     rows = facts((
-        ("file", value(r["file"])), ("rank", value(r["rank"])), ("modules", value(r["modules"])),
+        ("file", value(PurePath(r["file"]).name)), ("rank", value(r["rank"])), ("modules", value(r["modules"])),
         ("size", value(size(r["bytes"]))), ("time", f"{value(took)}{cached}"), ("dialect", value(r["dialect"])),
     ))  # fmt: skip
     drawn = _drawn(r.get("drawn"))
@@ -193,7 +194,7 @@ def made(job: Job, in_webui: bool) -> str:
         f'<article class="i2l-result" data-i2l-id="{job.id}" data-i2l-made="1">'
         f'<img src="{escape(r["picture"])}" alt=""><div><h3>{value(r["name"])}</h3>{rows}'
         f'<code class="i2l-prompt">{prompt}</code><div class="i2l-buttons">{buttons}</div></div>'
-        f"{drawn}{who_loads(r.get('consumers'))}</article>"
+        f"{drawn}{who_loads(r.get('check'))}</article>"
     )
 
 
@@ -209,9 +210,9 @@ def button(key: str, action: str, text: str, target: str = "") -> str:
     )
 
 
-def who_loads(verdicts: Sequence[Mapping[str, Any]] | None) -> str:
-    """The table of programs; nothing where it is not known."""
-    if not verdicts:
+def who_loads(check: Mapping[str, Any] | None) -> str:
+    """The table of programs, as `i2l check --json` has it; nothing where it is not known."""
+    if not check:
         return ""
     rows = [
         [
@@ -219,9 +220,10 @@ def who_loads(verdicts: Sequence[Mapping[str, Any]] | None) -> str:
             value(": ".join(filter(None, (one["status"], one["detail"])))),
             value(one.get("mend") or ""),
         ]
-        for one in verdicts
+        for one in check["consumers"]
     ]
-    return f"<h4>{word('who_loads')}</h4>{table(('program', 'verdict', 'mend'), rows)}"
+    caution = f"<p>{value(check['caution'])}</p>" if check["caution"] else ""
+    return f"<h4>{word('who_loads')}</h4>{caution}{table(('program', 'verdict', 'mend'), rows)}"
 
 
 def inspected(job: Job) -> str:
@@ -242,7 +244,7 @@ def inspected(job: Job) -> str:
     )
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}"><h3>{value(job.title)}</h3>{facts(pairs)}{plot}'
-        f"{who_loads(r.get('consumers'))}</article>"
+        f"{who_loads(r.get('check'))}</article>"
     )
 
 
