@@ -28,6 +28,7 @@ from importlib import util
 from pathlib import Path
 
 import torch
+from bench import record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -225,9 +226,8 @@ def main() -> int:
     if args.json:
         print(json.dumps({"machine": about, "rows": rows}))
     else:
-        print(about)
-        for row in rows:
-            print(row.pop("work") + ": " + ", ".join(f"{key} {value}" for key, value in row.items()))
+        lines = [f"- {row.pop('work')}: " + ", ".join(f"{key} {value}" for key, value in row.items()) for row in rows]
+        record("LoRA files", "\n".join(lines), script=__file__)
     return 0
 
 

@@ -225,10 +225,16 @@ def test_check_command(tmp_path, capsys):
 
 def test_summary_names_who_loads_it_and_who_needs_help(tmp_path):
     path = tmp_path / "f.safetensors"
-    random(MINI, MINI.made).save(path)
+    block = {module: m for module, m in QWEN_IMAGE.made.items() if m.block == 0}
+    random(QWEN_IMAGE, block).save(path)
     told = consumers.summary(path)
     assert told.startswith("loads in Forge Neo, ComfyUI, diffusers") and "\n" not in told
     assert f"for musubi-tuner, flymyai-lora-trainer: i2l check {path}" in told
+
+
+def test_a_miniatures_lora_is_told_to_be_one(tmp_path):
+    random(MINI, MINI.made).save(tmp_path / "f")
+    assert consumers.summary(tmp_path / "f") == MINI.caution
 
 
 def test_check_of_what_is_no_lora(tmp_path):
