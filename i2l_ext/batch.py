@@ -14,15 +14,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from i2l_ext import images, names
-from i2l_ext.checkpoints import store
+from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
 
 if TYPE_CHECKING:
+    from i2l_ext.checkpoints.catalogue import Model
     from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.checkpoints.stream import Run
     from i2l_ext.converters.lora import Lora, Pair
@@ -90,7 +91,7 @@ def make_each(
 
     All orders are for one model. Raises UserError for what fails for all, Cancelled when the run says so.
     """
-    weights = store.require(prepare_model(orders))
+    weights = store.require(_model_of(orders))
     rest = iter(orders)
     while some := list(islice(rest, AT_ONCE)):
         jobs: list[Job] = []
@@ -109,10 +110,8 @@ def make_each(
             yield from _make_some(jobs, weights, run, cache)
 
 
-def prepare_model(orders: Sequence[Order]) -> Any:
+def _model_of(orders: Sequence[Order]) -> Model:
     """The one model of all orders. Raises UserError where it is unknown."""
-    from i2l_ext.checkpoints import catalogue
-
     [name] = {order.model for order in orders}
     return catalogue.find(name)
 

@@ -104,6 +104,7 @@ def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) ->
 def prepare(order: Order) -> Job:
     """Check what can be checked before the slow part, and open the pictures. Raises UserError."""
     names.check_name(order.name)
+    library.check_folder(order.folder)
     model = catalogue.find(order.model)
     paths = images.collect(order.pictures)
     scales = shares(order.weights, len(paths))
