@@ -11,7 +11,7 @@ import gradio as gr
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui import door, gradio_versions, html
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.settings import DTYPES, OPTIONS
 from i2l_ext.webui.texts import WORDS, label
@@ -129,10 +129,15 @@ PANES: Mapping[str, Callable[[Desk, dict[str, Any]], None]] = {
 """In the order of their tabs."""
 
 
-def _pictures_in(folder: str) -> list[Path]:
-    """The pictures of a folder on this machine. Offered only where the page is bound to this machine."""
+def _pictures_in(folder: str, headers: Mapping[str, str]) -> list[Path]:
+    """The pictures of a folder on this machine. Offered only where the page is bound to this machine, and then only
+    to those who reach it by its own name: not through a tunnel."""
     from i2l_ext import images
 
+    try:
+        door.Gate(door.NEAR).check("POST", headers)
+    except door.Refused:
+        raise UserError("Folders are taken only on a page that was opened as localhost or 127.0.0.1.") from None
     path = Path((folder or "").strip())
     if not folder or not path.is_absolute() or not path.is_dir():
         raise UserError("Give the whole path of a folder on this machine.")
@@ -167,8 +172,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         folders = gradio_versions.upload_folders()
         return [None, redraw(lambda: [desk.uploads.take(path) for path in received(claimed, folders)], form)]
 
-    def add_folder(folder: str, form: str) -> Any:
-        return redraw(lambda: [desk.uploads.take(path) for path in _pictures_in(folder)], form)
+    def add_folder(request: gr.Request, folder: str, form: str) -> Any:
+        return redraw(lambda: [desk.uploads.take(path) for path in _pictures_in(folder, request.headers)], form)
 
     gradio_versions.on(c["files"].upload, drop, [c["files"], c["form"]], [c["files"], c["tray"]])
     if "server_folder" in c:

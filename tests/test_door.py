@@ -1,0 +1,190 @@
+"""Who is let in, and what a client can make us touch. Each guard that is tried here is taken out in turn by
+``python benchmarks/guards.py``, and these tests must notice."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+
+from starlette.datastructures import Headers  # noqa: E402
+
+from i2l_ext.converters.errors import UserError  # noqa: E402
+from i2l_ext.webui import alone, panes  # noqa: E402
+from i2l_ext.webui.door import NEAR, Gate, Refused  # noqa: E402
+
+GOOD = {"host": "localhost:7860"}
+PAGE = {"host": "sd.example:7860", "origin": "http://sd.example:7860"}
+
+STRANGERS = {
+    "a page of another site": {"origin": "http://evil.example"},
+    "a page from a file": {"origin": "null"},
+    "another server on this machine": {"origin": "http://localhost:3000"},
+    "a form of another site": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    "another port's form": {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
+    "a frame": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+    "a picture": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+}
+REBOUND = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "localhost.", "",
+           "[bad", "0x7f000001", "2130706433", "127.1", "loc\u0430lhost")  # fmt: skip
+VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+@pytest.mark.parametrize("headers", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize("names", [NEAR, None])
+def test_pages_of_other_sites_are_refused(headers, names):
+    with pytest.raises(Refused):
+        Gate(names).check("GET", {**GOOD, **headers})
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_a_name_that_was_made_to_point_here_is_refused(host):
+    with pytest.raises(Refused):
+        Gate(NEAR).check("GET", {"host": host, "origin": f"http://{host}"})
+    with pytest.raises(Refused):
+        Gate(NEAR).check("GET", {"host": host})
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:7860", "[::1]:7860", "192.168.1.5:7860"])
+def test_our_own_page_is_let_in(host):
+    Gate(NEAR).check("POST", {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"})
+    Gate(NEAR).check("GET", {"host": host, **VISIT})
+
+
+def test_a_visit_by_a_link_does_nothing():
+    with pytest.raises(Refused):
+        Gate(NEAR).check("POST", {**GOOD, **VISIT})
+
+
+def test_names_are_those_that_were_given():
+    Gate(["SD.example"]).check("POST", PAGE)
+    Gate(None).check("POST", PAGE)
+    with pytest.raises(Refused):
+        Gate(NEAR).check("POST", PAGE)
+
+
+@pytest.mark.parametrize("said", ["", "Basic", "Basic !!", "Basic bWU6", "Basic bWU6d3Jvbmc=", "Bearer bWU6c2VjcmV0"])
+def test_credentials_that_are_wrong(said):
+    gate = Gate(NEAR, [("me", "secret"), ("you", "other")])
+    with pytest.raises(Refused) as refused:
+        gate.check("GET", {**GOOD, "authorization": said})
+    assert refused.value.status == 401
+    gate.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The stand-alone page, served: (a client, the folder it keeps its things in)."""
+    folder = tmp_path_factory.mktemp("door")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("I2L_STATE", str(folder / "state"))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        engine = [sys.executable, "-c", "raise SystemExit(9)"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        blocks, desk = alone.serve("127.0.0.1", port, lora_folder=folder / "Lora", names=["sd.example"], command=engine)
+        with httpx.Client(base_url=blocks.local_url, timeout=30, follow_redirects=True) as client:
+            client.desk, client.blocks, client.folder = desk, blocks, folder
+            yield client
+        blocks.close()
+        desk.queue.close()
+
+
+def test_the_stand_alone_page_answers_to_its_names(page):
+    for headers in ({}, PAGE, VISIT, {"host": "localhost"}):
+        assert page.get("/", headers=headers).status_code == 200
+        assert page.get("/config", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/file=x", "/i2l/v1/models"])
+@pytest.mark.parametrize("headers", [*STRANGERS.values(), *({"host": name} for name in REBOUND[:5])])
+def test_the_stand_alone_page_refuses_strangers(page, path, headers):
+    assert page.get(path, headers=headers).status_code == 403
+
+
+def test_strangers_cannot_upload(page):
+    sent = {"files": ("a.png", b"x")}
+    assert page.post("/gradio_api/upload", files=sent, headers={"origin": "http://evil.example"}).status_code == 403
+    assert page.post("/gradio_api/upload", files=sent).status_code == 200
+
+
+def test_a_socket_is_refused_to_strangers():
+    import asyncio
+
+    from i2l_ext.webui.door import Door
+
+    async def inside(scope, receive, send):
+        await send({"type": "websocket.accept"})
+
+    def knock(headers):
+        said = []
+
+        async def send(message):
+            said.append(message["type"])
+
+        scope = {"type": "websocket", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        asyncio.run(Door(inside, Gate(NEAR))(scope, None, send))
+        return said
+
+    assert knock(GOOD) == ["websocket.accept"]
+    assert knock({**GOOD, "origin": "http://evil.example"}) == ["websocket.close"]
+
+
+@pytest.mark.parametrize("path", ["{root}/pyproject.toml", "../../../../etc/passwd", "/etc/passwd", "{state}/settings.json"])  # fmt: skip  # noqa: E501
+def test_gradio_hands_out_none_of_our_files(page, path):
+    (page.folder / "state" / "settings.json").write_text("{}")
+    root = Path(__file__).resolve().parent.parent
+    answer = page.get(f"/gradio_api/file={path.format(root=root, state=page.folder / 'state')}")
+    assert answer.status_code in (403, 404)
+
+
+def test_a_folder_on_the_server_is_for_those_who_sit_at_it(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    near = Headers({"host": "localhost:7860"})
+    assert panes._pictures_in(str(tmp_path), near) == [tmp_path / "a.png"]
+    for folder, headers in [
+        (str(tmp_path), Headers({"host": "x.tunnel.example"})),
+        ("", near), ("relative", near), (str(tmp_path / "a.png"), near), (str(tmp_path / "none"), near),
+    ]:  # fmt: skip
+        with pytest.raises(UserError):
+            panes._pictures_in(folder, headers)
+
+
+@pytest.mark.parametrize(("address", "offered"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
+def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address, offered):
+    import gradio as gr
+
+    from i2l_ext.webui.desk import Desk
+    from i2l_ext.webui.host import LOCAL, Alone
+    from i2l_ext.webui.tab import build
+
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=address in LOCAL), tmp_path, [sys.executable, "-c", ""])
+    with gr.Blocks():
+        assert ("server_folder" in build(desk)) is offered
+    desk.queue.close()
+
+
+def call(page, name, *values):
+    """Press a button of the served page, as a browser does."""
+    config = page.get("/config").json()
+    id = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == f"i2l_{name}")
+    index = next(one["id"] for one in config["dependencies"] if [id, "click"] in [list(t) for t in one["targets"]])
+    return page.post("/gradio_api/run/predict", json={"fn_index": index, "data": list(values), "session_hash": "x"})
+
+
+def test_the_served_button_for_folders(page, tmp_path):
+    """The handler is given the request by gradio, and refuses by its Host."""
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    answer = call(page, "add_folder", str(tmp_path), json.dumps({"pictures": []}))
+    assert answer.status_code == 200, answer.text
+    assert len(list(page.desk.uploads.folder.iterdir())) == 1
