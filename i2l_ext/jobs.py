@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -307,10 +308,16 @@ def state_folder() -> Path:
         return own / "state"
     user = getattr(os, "getuid", lambda: "user")()
     folder = Path(tempfile.gettempdir()) / f"i2l-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.name == "posix" and folder.stat().st_uid != user:
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if os.name == "posix" and not _is_own(folder.lstat(), user):
         raise UserError(f"{folder} belongs to somebody else. Name a folder of your own in I2L_STATE.")
     return folder
+
+
+def _is_own(status: os.stat_result, user: object) -> bool:
+    """A folder, not a link that somebody laid there, which is the user's and into which no one else writes."""
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
 
 
 def _ending(code: int) -> str:

@@ -2,8 +2,10 @@
 ``python benchmarks/guards.py``, and these tests must notice."""
 
 import json
+import os
 import socket
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,14 @@ httpx = pytest.importorskip("httpx")
 
 from starlette.datastructures import Headers  # noqa: E402
 
+from i2l_ext import jobs  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
-from i2l_ext.webui import alone, panes  # noqa: E402
+from i2l_ext.names import check_name  # noqa: E402
+from i2l_ext.webui import alone, panes, uploads  # noqa: E402
+from i2l_ext.webui.desk import Desk, Wish  # noqa: E402
 from i2l_ext.webui.door import NEAR, Gate, Refused  # noqa: E402
+from i2l_ext.webui.host import Alone  # noqa: E402
+from i2l_ext.webui.settings import OPTIONS  # noqa: E402
 
 GOOD = {"host": "localhost:7860"}
 PAGE = {"host": "sd.example:7860", "origin": "http://sd.example:7860"}
@@ -172,12 +179,13 @@ def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address,
     desk.queue.close()
 
 
-def call(page, name, *values):
+def call(page, name, event, *values, headers=None):
     """Press a button of the served page, as a browser does."""
     config = page.get("/config").json()
-    id = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == f"i2l_{name}")
-    index = next(one["id"] for one in config["dependencies"] if [id, "click"] in [list(t) for t in one["targets"]])
-    return page.post("/gradio_api/run/predict", json={"fn_index": index, "data": list(values), "session_hash": "x"})
+    id = next(one["id"] for one in config["components"] if one["props"].get("elem_id") in (name, f"i2l_{name}"))
+    index = next(one["id"] for one in config["dependencies"] if [id, event] in [list(t) for t in one["targets"]])
+    asked = {"fn_index": index, "data": list(values), "session_hash": "x"}
+    return page.post("/gradio_api/run/predict", json=asked, headers=headers)
 
 
 def test_the_served_button_for_folders(page, tmp_path):
@@ -185,6 +193,121 @@ def test_the_served_button_for_folders(page, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    answer = call(page, "add_folder", str(tmp_path), json.dumps({"pictures": []}))
-    assert answer.status_code == 200, answer.text
+    asked = (page, "add_folder", "click", str(tmp_path), json.dumps({"pictures": []}))
+    assert panes.FAR in call(*asked, headers={"host": "sd.example"}).json()["data"][0]
+    assert not page.desk.uploads.folder.exists()
+    assert panes.FAR not in call(*asked).json()["data"][0]
     assert len(list(page.desk.uploads.folder.iterdir())) == 1
+
+
+def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp_path):
+    def keep(headers, **changed):
+        values = [changed.get(option.key, option.default) for option in OPTIONS]
+        call(page, OPTIONS[0].key, "change", *values, headers=headers)
+        return page.desk.host.stored.read()
+
+    far = {"host": "sd.example"}
+    assert keep(far, i2l_lora_folder=str(tmp_path))["i2l_lora_folder"] == ""
+    assert keep(far, i2l_device="cpu")["i2l_device"] == "cpu"
+    assert keep(None, i2l_lora_folder=str(tmp_path))["i2l_lora_folder"] == str(tmp_path)
+    assert keep(far, i2l_lora_folder=str(tmp_path), i2l_device="cpu")["i2l_device"] == "cpu"
+    assert keep(None)["i2l_lora_folder"] == ""
+
+
+# --- what a client can make us touch ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    yield desk
+    desk.queue.close()
+
+
+OUTSIDE = (
+    "..", "../up", "/abs", "\\\\server\\share", "\\\\?\\C:\\x", "//server/share", "C:\\x", "C:x", "a/../../b", "~",
+    "a:stream", "con", "NUL.txt", "com1", "LPT9.a", "prn", "aux.b.c", "a\0b", "a\nb", "a b", "x" * 101, "a.", ".hidden",
+    "-rf", "\u2025", "\uff0e\uff0e", "a\u2215b", "a\uff0fb", "a\u2044b", "con\u00b9", "\u0430dmin", "a\u202egnp.b",
+    "a\u200bb", "none",
+)  # fmt: skip
+"""Names that mean another place, or nothing, on some system; or look like another name."""
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
+def test_names_of_other_places(desk, name):
+    (desk.uploads.folder.parent / "a.png").write_bytes(b"x")
+    picture = desk.uploads.take(desk.uploads.folder.parent / "a.png")
+    for wish in (Wish([picture], name, "mini"), Wish([picture], "good", "mini", subfolder=name or "/")):
+        with pytest.raises(UserError):
+            desk.make(wish)
+    with pytest.raises(UserError):
+        desk.lora(name)
+    with pytest.raises(UserError):
+        desk.uploads.paths([name])
+    assert not (desk.host.lora_folder()).exists()
+    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
+def test_an_uploaded_file_of_that_name_is_given_a_clean_one(desk, tmp_path, name):
+    desk.host.lora_folder().mkdir()
+    job = desk.convert(tmp_path / "upload.safetensors", f"{name}.safetensors", "kohya")
+    output = Path(job.request["arguments"][-1])
+    assert output.parent == desk.host.lora_folder() and check_name(output.stem)
+    job = desk.export(tmp_path / "upload.safetensors", f"{name}.safetensors", "diffusers", 8)
+    output = Path(job.request["arguments"][-1])
+    assert output.parent == desk.host.lora_folder().parent / "i2l-training" and check_name(output.name)
+
+
+@pytest.mark.parametrize(("act", "words"), [("convert", ["--help"]), ("export", ["--help", 8]), ("export", ["diffusers", 0])])  # fmt: skip  # noqa: E501
+def test_words_of_a_client_do_not_become_options(desk, tmp_path, act, words):
+    with pytest.raises(UserError):
+        getattr(desk, act)(tmp_path / "a.safetensors", "a", *words)
+
+
+def test_only_models_of_the_catalogue_are_fetched(desk):
+    desk._models = [{"name": "mini"}]
+    for name in ("../evil", "someone/weights", "--to"):
+        for act in (desk.download, desk.verify):
+            with pytest.raises(UserError):
+                act(name)
+
+
+def test_pictures_that_are_kept_have_a_bound(desk, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_KEPT", 250)
+    ids = []
+    for number in range(4):
+        ids.append(desk.uploads.take_stream(BytesIO(bytes([number]) * 100)))
+        os.utime(desk.uploads.folder / ids[-1], (number + 1, number + 1))
+    assert [path.name for path in desk.uploads.paths(ids[2:])] == ids[2:]
+    assert len(list(desk.uploads.folder.iterdir())) == 2
+
+
+def test_a_picture_that_does_not_end(desk, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError):
+        desk.uploads.take_stream(BytesIO(bytes((1 << 20) + 1)))
+    assert not list(desk.uploads.folder.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
+def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("I2L_STATE", raising=False)
+    monkeypatch.setattr(jobs.child, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(jobs.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
+    other.mkdir()
+    folder.symlink_to(other)  # laid by somebody else before our first start
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.rmdir()
+    assert jobs.state_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(jobs.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    (tmp_path / f"i2l-{jobs.os.getuid()}").mkdir(mode=0o700)
+    with pytest.raises(UserError):
+        jobs.state_folder()

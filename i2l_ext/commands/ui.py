@@ -19,7 +19,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--auth", action="append", default=[], metavar="USER:PASSWORD", help="ask for this; may be repeated"
     )
     ui.add_argument(
-        "--name", action="append", default=[], metavar="HOST", help="a name that a proxy in front goes by; may be repeated"
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a name that a proxy in front goes by; may be repeated",
     )
     ui.add_argument("--browser", action="store_true", help="open the browser")
     ui.set_defaults(run=run)

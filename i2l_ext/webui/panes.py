@@ -20,6 +20,9 @@ from i2l_ext.webui.uploads import received
 RANKS = (WORDS["as_made"], "4", "8", "16", "32", "64")
 
 
+FAR = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
+
+
 def _button(c: dict[str, Any], id: str, variant: str = "secondary") -> None:
     c[id] = gr.Button(label(id), variant=variant, elem_id=f"i2l_{id}")
 
@@ -107,6 +110,8 @@ def settings(desk: Desk, c: dict[str, Any]) -> None:
     """The settings, where there is no WebUI to show them. They are kept as soon as they are changed."""
     values = desk.host.stored.read()
     for option in OPTIONS:
+        if option.folder and not desk.host.local:
+            continue
         kind, arguments = component(option)
         c[option.key] = kind(
             label=option.label, info=option.tip, value=values[option.key], elem_id=option.key, **arguments
@@ -129,15 +134,21 @@ PANES: Mapping[str, Callable[[Desk, dict[str, Any]], None]] = {
 """In the order of their tabs."""
 
 
-def _pictures_in(folder: str, headers: Mapping[str, str]) -> list[Path]:
-    """The pictures of a folder on this machine. Offered only where the page is bound to this machine, and then only
-    to those who reach it by its own name: not through a tunnel."""
-    from i2l_ext import images
-
+def _near(headers: Mapping[str, str]) -> bool:
+    """Whether the page was opened by this machine's own name, not through a tunnel."""
     try:
         door.Gate(door.NEAR).check("POST", headers)
     except door.Refused:
-        raise UserError("Folders are taken only on a page that was opened as localhost or 127.0.0.1.") from None
+        return False
+    return True
+
+
+def _pictures_in(folder: str, headers: Mapping[str, str]) -> list[Path]:
+    """The pictures of a folder on this machine. Offered only where the page is bound to this machine."""
+    from i2l_ext import images
+
+    if not _near(headers):
+        raise UserError(FAR)
     path = Path((folder or "").strip())
     if not folder or not path.is_absolute() or not path.is_dir():
         raise UserError("Give the whole path of a folder on this machine.")
@@ -230,11 +241,18 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
 
     gradio_versions.on(c["reload_list"].click, reload_list, [], [c["inspect_file"], c["train_file"]])
 
-    def keep(*values: Any) -> str:
-        held = {option.key: option.sound(value) for option, value in zip(OPTIONS, values, strict=True)}
-        desk.host.stored.write(held)
+    shown = [option for option in OPTIONS if option.key in c]
+
+    def keep(request: gr.Request, *values: Any) -> str:
+        held = desk.host.stored.read()
+        new = {option.key: option.sound(value) for option, value in zip(shown, values, strict=True)}
+        if any(option.folder and new[option.key] != held[option.key] for option in shown) and not _near(
+            request.headers
+        ):
+            return html.error(FAR)
+        desk.host.stored.write(held | new)
         return html.quiet("saved")
 
-    for option in OPTIONS if desk.host.alone else ():
-        inputs = [c[other.key] for other in OPTIONS]
+    for option in shown:
+        inputs = [c[other.key] for other in shown]
         gradio_versions.on(c[option.key].change, keep, inputs, [c["settings_note"]])
