@@ -7,6 +7,7 @@ import socket
 import sys
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -83,6 +84,12 @@ def test_credentials_that_are_wrong(said):
     gate.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The stand-alone page, served: (a client, the folder it keeps its things in)."""
@@ -92,10 +99,9 @@ def page(tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         engine = [sys.executable, "-c", "raise SystemExit(9)"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        blocks, desk = alone.serve("127.0.0.1", port, lora_folder=folder / "Lora", names=["sd.example"], command=engine)
+        blocks, desk = alone.serve(
+            "127.0.0.1", free_port(), lora_folder=folder / "Lora", names=["sd.example"], command=engine
+        )
         with httpx.Client(base_url=blocks.local_url, timeout=30, follow_redirects=True) as client:
             client.desk, client.blocks, client.folder = desk, blocks, folder
             yield client
@@ -311,3 +317,60 @@ def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     (tmp_path / f"i2l-{jobs.os.getuid()}").mkdir(mode=0o700)
     with pytest.raises(UserError):
         jobs.state_folder()
+
+
+def test_settings_of_folders_are_not_shown_in_the_network(tmp_path):
+    import gradio as gr
+
+    from i2l_ext.webui.tab import build
+
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=False), tmp_path, [sys.executable, "-c", ""])
+    with gr.Blocks():
+        shown = set(build(desk))
+    desk.queue.close()
+    assert {option.key for option in OPTIONS if option.key in shown} == {o.key for o in OPTIONS if not o.folder}
+
+
+def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
+    """They stand before the page and before the HTTP interface."""
+    monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
+    engine = [sys.executable, "-c", "raise SystemExit(9)"]
+    blocks, desk = alone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
+                               auth=[("me", "secret")])  # fmt: skip
+    with httpx.Client(base_url=blocks.local_url, timeout=30) as client:
+        for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):
+            assert client.get(path).status_code == 401, path
+            assert client.get(path, auth=("me", "wrong")).status_code == 401, path
+        assert client.get("/i2l/v1/loras", auth=("me", "secret")).status_code == 200
+    blocks.close()
+    desk.queue.close()
+
+
+def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
+    """All that the WebUI knows, each of which opens; and the extension puts them before its routes."""
+    from i2l_ext.webui import api, extension, host
+
+    users = tmp_path / "users"
+    users.write_text("e:f,g:h\n", encoding="utf-8")
+    flags = SimpleNamespace(api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
+    modules = ModuleType("modules")
+    modules.shared = SimpleNamespace(cmd_opts=flags)
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    known = [("a", "b"), ("c", "d:e"), ("u", "p"), ("e", "f"), ("g", "h")]
+    assert host.credentials() == known
+    added = []
+    monkeypatch.setattr(extension, "desk", lambda: SimpleNamespace(host=SimpleNamespace(api=True)))
+    monkeypatch.setattr(api, "add", lambda app, desk, credentials=(): added.extend(credentials))
+    extension._started(None, None)
+    assert added == known
+
+
+@pytest.mark.parametrize("flags", [{"listen": True}, {"share": True}, {"ngrok": "x"}, {"server_name": "0.0.0.0"}, {}])  # noqa: S104  # fmt: skip
+def test_a_webui_in_the_network_is_not_local(monkeypatch, tmp_path, flags):
+    from i2l_ext.webui.host import WebUI
+
+    modules = ModuleType("modules")
+    modules.shared = SimpleNamespace(cmd_opts=SimpleNamespace(**flags), opts=SimpleNamespace())
+    modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    assert WebUI().local is (not flags)

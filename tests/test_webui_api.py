@@ -125,6 +125,11 @@ def test_its_own_page_is_let_in(served):
     assert served.get("/models", headers=headers).status_code == 200
 
 
+def test_too_many_pictures(served):
+    answer = served.post("/loras", files=[("pictures", b"x")] * 65, data={"name": "x"})
+    assert answer.status_code == 413 and "64" in answer.json()["error"]
+
+
 def test_a_body_without_length(served):
     answer = served.post("/inspect", content=iter([b"{}"]), headers={"content-type": "application/json"})
     assert answer.status_code == 411
