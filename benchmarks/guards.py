@@ -83,7 +83,8 @@ GUARDS = (
         ("folders of the server: not through a tunnel", "if not _near(headers):", "if False:", "folder"),
         ("folders of the settings: not offered in the network", "if option.folder and not desk.host.local:",
          "if False:", "not_shown"),
-        ("folders of the settings: not through a tunnel", "not _near(request.headers)", "False", "settings"),
+        ("folders of the settings: not through a tunnel", "far = not _near(request.headers)", "far = False",
+         "settings"),
     ),
     *_of(
         "i2l_ext/webui/api.py", "test_webui_api",
@@ -225,6 +226,8 @@ def noticed(guard: Guard, tree: Path) -> int:
     """How many tests fail without the guard. Raises RuntimeError where they could not be run."""
     path = tree / guard.file
     whole = path.read_text(encoding="utf-8")
+    if whole.count(guard.text) != 1:
+        raise RuntimeError(f"{guard.what}: its text does not stand once in {guard.file}")
     path.write_text(whole.replace(guard.text, guard.instead), encoding="utf-8")
     file, _, expression = guard.tests.partition(".py ")
     command = [sys.executable, "-m", "pytest", f"{file}.py", "-k", expression, "--tb=no", "-p", "no:cacheprovider"]

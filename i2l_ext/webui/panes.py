@@ -246,9 +246,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
     def keep(request: gr.Request, *values: Any) -> str:
         held = desk.host.stored.read()
         new = {option.key: option.sound(value) for option, value in zip(shown, values, strict=True)}
-        if any(option.folder and new[option.key] != held[option.key] for option in shown) and not _near(
-            request.headers
-        ):
+        far = not _near(request.headers)
+        if far and any(option.folder and new[option.key] != held[option.key] for option in shown):
             return html.error(FAR)
         desk.host.stored.write(held | new)
         return html.quiet("saved")
