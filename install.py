@@ -115,7 +115,7 @@ def _environment(extras: str) -> str:
         print("Installing exact versions; torch is large, so the first time takes some minutes", flush=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--no-deps", *_hashed(*locks)], check=True)
-        subprocess.run([*pip, "-r", str(torch)], check=True)
+        subprocess.run([*pip, "--only-binary=:all:", "-r", str(torch)], check=True)
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
         stamp.write_text(wanted)
     return str(python)
@@ -146,8 +146,9 @@ def _browser() -> None:
 
 
 def _hashed(*files: Path) -> list[str]:
-    """For pip: take what is in ``files`` and nothing else, and hold each file that comes against its hashes."""
-    return ["--require-hashes", *(word for file in files for word in ("-r", str(file)))]
+    """For pip: take what is in ``files`` and nothing else, hold each file that comes against its hashes, and run no
+    code of it: no source that would have to be built."""
+    return ["--require-hashes", "--only-binary=:all:", *(word for file in files for word in ("-r", str(file)))]
 
 
 def _digest(*files: Path) -> str:

@@ -24,12 +24,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
     doctor = subparsers.add_parser("doctor", help="print what a bug report needs", description="What a report needs.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("--licences", action="store_true", help="print the licences of all that is used, instead")
     doctor.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
-    facts = dict(examine())
+    facts = dict(_licences() if args.licences else examine())
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -51,6 +52,14 @@ def examine() -> Iterator[tuple[str, str]]:
     yield "devices", _devices()
     yield "own packages", "in use" if any(".private" in Path(entry).parts for entry in sys.path) else "not in use"
     yield from _models()
+
+
+def _licences() -> Iterator[tuple[str, str]]:
+    from i2l_ext.licences import licences
+
+    yield "i2l", f"{__version__}: Apache-2.0"
+    for one in licences():
+        yield one.name, f"{one.version}: {one.text or 'not stated'}"
 
 
 def _version(name: str) -> str:

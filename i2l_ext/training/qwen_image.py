@@ -26,6 +26,9 @@ PATCH = 2
 PROMPT_TOKENS = 256
 """Longer captions are cut; shorter ones are masked."""
 
+SAFE = {"local_files_only": True, "use_safetensors": True}
+"""To every ``from_pretrained``: nothing is fetched, and nothing unpickled."""
+
 
 class QwenImage(nn.Module):
     """The frozen transformer as a base for experts."""
@@ -40,7 +43,7 @@ class QwenImage(nn.Module):
         if not (folder / "transformer" / "config.json").is_file():
             raise UserError(f"base.path: {folder} has no transformer/config.json: name a folder in diffusers' layout.")
         self.transformer = QwenImageTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype or torch.float32
+            folder, subfolder="transformer", torch_dtype=dtype or torch.float32, **SAFE
         )
         self.transformer.requires_grad_(False)
         if checkpointing:
@@ -80,7 +83,8 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
 
     from diffusers import QwenImagePipeline
 
-    pipe = QwenImagePipeline.from_pretrained(config.base.path, transformer=None, torch_dtype=torch.bfloat16).to(device)
+    pipe = QwenImagePipeline.from_pretrained(config.base.path, transformer=None, torch_dtype=torch.bfloat16, **SAFE)
+    pipe = pipe.to(device)
     captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
     told = [_caption(pipe, caption) for caption in [*captions, ""]]
     latents = [_latents(pipe, picture.view(config.data.size)) for picture in opened]
