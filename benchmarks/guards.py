@@ -150,7 +150,7 @@ GUARDS = (
     ),
     *_of(
         "i2l_ext/jobs.py", "test_door",
-        ("a link in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
+        ("something else in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
         ("our folder in temp: somebody else's", "status.st_uid == user", "True", "in_temp"),
         ("our folder in temp: open to others", "not status.st_mode & 0o022", "True", "in_temp"),
     ),
@@ -259,11 +259,17 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-def table(counts: dict[Guard, int]) -> str:
+def table(counts: dict[Guard, int], recorded: str) -> str:
+    """A row for each guard, as measured now or, where it was not, as it stands in ``recorded``."""
+    known = {}
+    for guard in GUARDS:
+        old = re.search(rf"^\| {re.escape(guard.what)} \| .* (\d+) \|$", recorded, re.MULTILINE)
+        if guard in counts or old:
+            known[guard] = counts.get(guard, int(old[1]) if old else 0)
     rows = [f"| {guard.what} | {guard.file} | {guard.tests.partition('.py ')[0]}.py | {count} |"
-            for guard, count in counts.items()]  # fmt: skip
-    missed = sum(not count for count in counts.values())
-    head = f"`python benchmarks/guards.py --out docs/trust.md`: {len(counts)} guards, {missed} of them unnoticed."
+            for guard, count in known.items()]  # fmt: skip
+    missed = sum(not count for count in known.values())
+    head = f"`python benchmarks/guards.py --out docs/trust.md`: {len(known)} guards, {missed} of them unnoticed."
     return "\n".join((head, "", "| guard | file | tests | that notice |", "|---|---|---|---|", *rows))
 
 
@@ -282,8 +288,8 @@ def main() -> int:
     if args.out:
         start, end = MARKS
         before, _, rest = args.out.read_text(encoding="utf-8").partition(start)
-        after = rest.partition(end)[2]
-        args.out.write_text(f"{before}{start}\n{table(counts)}\n{end}{after}", encoding="utf-8")
+        recorded, _, after = rest.partition(end)
+        args.out.write_text(f"{before}{start}\n{table(counts, recorded)}\n{end}{after}", encoding="utf-8")
     missed = [guard.what for guard, count in counts.items() if not count]
     print(f"{len(counts)} guards; unnoticed: {', '.join(missed) or 'none'}")
     return int(bool(missed))

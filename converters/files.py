@@ -87,15 +87,18 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _entry(name: str, raw: object) -> Entry:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
-    dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
+    dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
     if dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or len(numbers) > 16 or not all(_is_count(n) for n in numbers):
-            raise ValueError(f"tensor {name!r} has no proper shape or offsets")
+    if shape is None or offsets is None:
+        raise ValueError(f"tensor {name!r} has no proper shape or offsets")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"tensor {name!r} has offsets that do not fit its shape")
     return Entry(dtype, tuple(shape), *offsets)
+
+
+def _counts(raw: object) -> list[int] | None:
+    return raw if isinstance(raw, list) and len(raw) <= 16 and all(map(_is_count, raw)) else None
 
 
 def _is_count(n: object) -> bool:

@@ -218,8 +218,8 @@ class Queue:
     def _run_lane(self, lane: str) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next(lane))
-                job = self._next(lane)
+                while (job := self._next(lane)) is None:
+                    self._changed.wait()
             try:
                 with self._around(job):
                     self._run(job)

@@ -46,14 +46,14 @@ def _needs(package: metadata.Distribution) -> Iterator[str]:
     for line in package.requires or ():
         name, _, marker = line.partition(";")
         if "extra" not in marker:
-            yield re.match(r"[\w.-]+", name)[0]
+            yield re.split(r"[^\w.-]", name.strip(), maxsplit=1)[0]
 
 
 def _stated(facts: metadata.PackageMetadata) -> str:
-    if expression := facts.get("License-Expression"):
-        return expression
-    classified = [line.rpartition("::")[2].strip() for line in facts.get_all("Classifier", ()) if _CLASSIFIER in line]
-    first = next(iter((facts.get("License") or "").strip().splitlines()), "")
+    if expression := facts.get_all("License-Expression", []):
+        return expression[0]
+    classified = [line.rpartition("::")[2].strip() for line in facts.get_all("Classifier", []) if _CLASSIFIER in line]
+    first = next(iter("".join(facts.get_all("License", [])).strip().splitlines()), "")
     return ", ".join(classified) or first[:60]
 
 

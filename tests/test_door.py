@@ -102,7 +102,7 @@ def page(tmp_path_factory):
         blocks, desk = alone.serve(
             "127.0.0.1", free_port(), lora_folder=folder / "Lora", names=["sd.example"], command=engine
         )
-        with httpx.Client(base_url=blocks.local_url, timeout=30, follow_redirects=True) as client:
+        with httpx.Client(base_url=blocks.local_url, timeout=120, follow_redirects=True) as client:
             client.desk, client.blocks, client.folder = desk, blocks, folder
             yield client
         blocks.close()
@@ -307,6 +307,10 @@ def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         jobs.state_folder()
     folder.unlink()
+    folder.touch(mode=0o600)
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.unlink()
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(UserError):
@@ -337,7 +341,7 @@ def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
     engine = [sys.executable, "-c", "raise SystemExit(9)"]
     blocks, desk = alone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
                                auth=[("me", "secret")])  # fmt: skip
-    with httpx.Client(base_url=blocks.local_url, timeout=30) as client:
+    with httpx.Client(base_url=blocks.local_url, timeout=120) as client:
         for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):
             assert client.get(path).status_code == 401, path
             assert client.get(path, auth=("me", "wrong")).status_code == 401, path

@@ -70,9 +70,11 @@ def _version(name: str) -> str:
 
 
 def _memory() -> str:
+    if sys.platform == "win32":  # which has no sysconf
+        return "unknown"
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+    except (ValueError, OSError):
         return "unknown"
 
 

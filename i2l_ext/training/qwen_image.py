@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,7 +103,7 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
     )
 
 
-def _caption(pipe: object, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _caption(pipe: Any, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Text [1, 256, D] and mask [1, 256], padded."""
     text, mask = pipe.encode_prompt(caption, max_sequence_length=PROMPT_TOKENS)
     if mask is None:
@@ -111,7 +112,7 @@ def _caption(pipe: object, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
     return nn.functional.pad(text, (0, 0, 0, room)), nn.functional.pad(mask.bool(), (0, room))
 
 
-def _latents(pipe: object, image: object) -> torch.Tensor:
+def _latents(pipe: Any, image: object) -> torch.Tensor:
     """Normalised latents [1, 16, side / 8, side / 8]."""
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(image).unsqueeze(2).to(vae.device, vae.dtype)

@@ -50,7 +50,7 @@ def upload_folders() -> list[Path]:
 
 
 def launch(
-    blocks: Callable[[Any], None], *, title: str, css: str, head: str, options: Mapping[str, Any]
+    blocks: Callable[[Any], object], *, title: str, css: str, head: str, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Build a page with ``blocks`` and serve it; (the FastAPI application, the Blocks). Returns at once."""
     look = {"css": css, "head": head, "delete_cache": (3600, 24 * 3600)}

@@ -222,7 +222,7 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         return desk.lora(shown), shown
 
     ins, trs = [c["inspect_file"], c["inspect_drop"]], [c["train_file"]]
-    acts = {
+    acts: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
         "inspect": (lambda s, d: desk.inspect(*which(s, d)), ins, "inspect_error"),
         "convert": (lambda s, d, to: desk.convert(*which(s, d), to), [*ins, c["convert_to"]], "inspect_error"),
         "curve": (lambda s: desk.inspect(*which(s, None)), trs, "train_error"),
