@@ -285,11 +285,11 @@ def main() -> int:
         for guard in chosen:
             counts[guard] = noticed(guard, tree)
             print(f"{counts[guard]:4}  {guard.file}: {guard.what}", flush=True)
-    if args.out:
-        start, end = MARKS
-        before, _, rest = args.out.read_text(encoding="utf-8").partition(start)
-        recorded, _, after = rest.partition(end)
-        args.out.write_text(f"{before}{start}\n{table(counts, recorded)}\n{end}{after}", encoding="utf-8")
+            if args.out:  # at once, so that a run that is broken off was not for nothing
+                start, end = MARKS
+                before, _, rest = args.out.read_text(encoding="utf-8").partition(start)
+                recorded, _, after = rest.partition(end)
+                args.out.write_text(f"{before}{start}\n{table(counts, recorded)}\n{end}{after}", encoding="utf-8")
     missed = [guard.what for guard, count in counts.items() if not count]
     print(f"{len(counts)} guards; unnoticed: {', '.join(missed) or 'none'}")
     return int(bool(missed))
