@@ -71,12 +71,18 @@ def test_pictures_in_a_lora_out(served, picture):
     assert answer.status_code == 202, answer.text
     done = wait(served, answer.json())
     assert done["state"] == "done", done
-    assert done["result"]["file"] == str(served.folder / "by_api.safetensors") and "picture" not in done["result"]
+    assert done["result"]["file"] == "by_api.safetensors" and "picture" not in done["result"]
     assert done["id"] in [job["id"] for job in served.get("/loras").json()]
     seen = wait(served, served.post("/inspect", json={"lora": "by_api.safetensors"}).json())
     assert seen["result"]["arch"] == "mini" and seen["result"]["check"]["consumers"]
     made = wait(served, served.post("/convert", json={"lora": "by_api.safetensors", "to": "kohya"}).json())
-    assert Path(made["result"]["file"]).is_file()
+    assert (served.folder / made["result"]["file"]).is_file()
+    said = wait(
+        served, served.post("/export", json={"lora": "by_api.safetensors", "trainer": "diffusers", "rank": 4}).json()
+    )
+    assert (served.folder.parent / said["result"]["folder"] / said["result"]["run"]).is_file()
+    told = served.get("/loras").text + served.get("/models").text
+    assert str(served.folder.parent) not in told and str(ROOT) not in told and str(Path.home()) + "/" not in told
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import gradio_versions
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.host import LOCAL, Alone
-from i2l_ext.webui.tab import build
+from i2l_ext.webui.tab import LANGUAGES, build
 from i2l_ext.webui.texts import WORDS
 
 
@@ -32,7 +33,9 @@ def serve(
     """Start the page; its Blocks and its desk. Returns at once."""
     state = jobs.state_folder()
     desk = Desk(Alone(state, lora_folder=lora_folder, local=address in LOCAL, api=api), state, command)
-    head = f"<script>{asset('javascript/image_to_lora.js')}</script>"
+    words = {code: json.loads(asset(f"localizations/{code}.json")) for code in LANGUAGES if code != "en"}
+    told = json.dumps(words, ensure_ascii=False).replace("</", "<\\/")
+    head = f"<script>window.i2lWords = {told};</script><script>{asset('javascript/image_to_lora.js')}</script>"
     options = {"server_name": address, "server_port": port, "inbrowser": browser, "auth": list(auth) or None}
     app, page = gradio_versions.launch(
         lambda _: build(desk), title=WORDS["title"], css=asset("style.css"), head=head, options=options

@@ -145,6 +145,7 @@ def open_page(browser, place):
 
     def open_page(dark=False):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light")
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
