@@ -221,7 +221,7 @@ def curve(request: Request, tell: Teller) -> Any:
     most = max(map(len, values.values()))
     tell.check()
     at = [rank.kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
-    return {"arch": lora.arch.name, "kept": {kind: [round(one[kind], 5) for one in at] for kind in at[0]}}
+    return {"kept": {kind: [round(one[kind], 5) for one in at] for kind in at[0]}}
 
 
 def mend(request: Request, tell: Teller) -> Any:

@@ -305,6 +305,19 @@ def exported(job: Job) -> str:
     )
 
 
+def downloaded(job: Job) -> str:
+    """What came of a download."""
+    return f'<p class="i2l-result i2l-wide">{word("downloaded")} <b>{value(job.title)}</b></p>'
+
+
+def verified(job: Job) -> str:
+    """What each part of a model was held against."""
+    rows = [[value(part["id"]), value(part["found"])] for part in job.result["parts"]]
+    return (
+        f'<article class="i2l-result i2l-wide"><h4>{value(job.title)}</h4>{table(("part", "verified"), rows)}</article>'
+    )
+
+
 def doctor(job: Job) -> str:
     """The text of a bug report, to be copied."""
     text = job.result["text"]

@@ -104,6 +104,7 @@ def models(desk: Desk, c: dict[str, Any]) -> None:
         _button(c, "download", "primary")
         _button(c, "verify")
     _html(c, "models_error")
+    _html(c, "models_result")
     _button(c, "doctor")
     _html(c, "doctor_result")
 
@@ -256,4 +257,4 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
 
     for option in OPTIONS if desk.host.alone else ():
         inputs = [c[other.key] for other in OPTIONS]
-        gradio_versions.on(c[option.key].change, keep, inputs, [c["settings_note"]])
+        gradio_versions.on(c[option.key].input, keep, inputs, [c["settings_note"]])

@@ -13,7 +13,11 @@ from i2l_ext.jobs import ENDED, Job
 from i2l_ext.webui import gradio_versions, html, panes
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk
+from i2l_ext.webui.settings import OPTIONS
 from i2l_ext.webui.texts import WORDS
+
+DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
+"""Setting -> the control of the Make pane that begins with it."""
 
 LANGUAGES = {"en": "English", "zh_CN": "简体中文", "ru_RU": "Русский"}
 
@@ -26,6 +30,8 @@ RESULTS: Mapping[str, tuple[tuple[str, ...], Show]] = {
     "mend": (("make_mended", "inspect_mended"), lambda job, desk, form: html.mended(job)),
     "curve": (("train_curve",), lambda job, desk, form: curve(job, panes.slider(form.get("rank")))),
     "export": (("train_result",), lambda job, desk, form: html.exported(job)),
+    "download": (("models_result",), lambda job, desk, form: html.downloaded(job)),
+    "verify": (("models_result",), lambda job, desk, form: html.verified(job)),
     "doctor": (("doctor_result",), lambda job, desk, form: html.doctor(job)),
 }
 """Kind of job -> the blocks that show what came of it, and how."""
@@ -59,8 +65,9 @@ def build(desk: Desk) -> dict[str, Any]:
 
 
 def _bind(desk: Desk, c: dict[str, Any]) -> None:
-    shown = ["activity", "models", "catalogue", "model_choice", "inspect_file", "train_file",
-             *(block for blocks, _ in RESULTS.values() for block in blocks)]  # fmt: skip
+    settings = [option.key for option in OPTIONS] if desk.host.alone else []
+    shown = [*settings, *DEFAULTS.values(), "activity", "models", "catalogue", "model_choice", "inspect_file",
+             "train_file", *dict.fromkeys(block for blocks, _ in RESULTS.values() for block in blocks)]  # fmt: skip
 
     def poll(seen: dict[str, Any], form: str) -> list[Any]:
         return _answer(desk, dict(seen or {}), read_form(form), shown)
@@ -87,6 +94,8 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
         if done and seen.get(kind) != done[-1].id:
             seen[kind] = done[-1].id
             told |= dict.fromkeys(blocks, show(done[-1], desk, form))
+    if last and last.kind == "make" and last.state == "done":
+        told["make_mended"] = ""  # what was mended was another one
     models = desk.models()
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
     if models is not None and seen.get("models") != state:
@@ -95,6 +104,11 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
         told["catalogue"] = html.model_table(models, places=desk.host.local)
         choices = [row["name"] for row in models]
         told["model_choice"] = gr.update(choices=choices, value=choices[0])
+    if not seen.get("greeted"):  # the page was built when the process began; settings have changed since
+        seen["greeted"] = True
+        values = {option.key: desk.host.option(option.key) for option in OPTIONS}
+        told |= {control: gr.update(value=values[key]) for key, control in DEFAULTS.items()}
+        told |= {key: gr.update(value=value) for key, value in values.items()}
     if not seen.get("listed") or {"make_result", "convert_result", "inspect_mended"} & set(told):
         files = list(desk.host.loras())
         first = {} if seen.get("listed") or not files else {"value": files[0]}  # later, the user's choice stays

@@ -137,6 +137,8 @@ WORDS = {
     "place": "Place",
     "not_here": "not here",
     "here": "here",
+    "downloaded": "Downloaded",
+    "verified": "Verified against",
     "part": "Part",
     "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",  # noqa: E501
     "drawn": "Drawn by the miniature with this LoRA, and without it",
