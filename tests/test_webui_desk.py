@@ -1,4 +1,4 @@
-"""What the tab and the HTTP interface ask for, done by the real engine: curves, mending, downloads; and no folder told."""
+"""What the tab and the HTTP interface ask for, done by the real engine; and that no folder is told of."""
 
 import os
 import sys
