@@ -114,9 +114,8 @@ def settings(desk: Desk, c: dict[str, Any]) -> None:
     values = desk.host.stored.read()
     for option in OPTIONS:
         kind, arguments = component(option)
-        c[option.key] = kind(
-            label=option.label, info=option.tip, value=values[option.key], elem_id=option.key, **arguments
-        )
+        id = option.key.replace("i2l_", "i2l_setting_")
+        c[option.key] = kind(label=option.label, info=option.tip, value=values[option.key], elem_id=id, **arguments)
     _html(c, "settings_note")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -84,13 +85,101 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     page.locator("#i2l_make").click()
     page.locator("#i2l_make_result h3", has_text="my_style-2").wait_for()
     assert "taken from the cache" in page.locator("#i2l_make_result").first.inner_text()
+    page.locator("#i2l_make_result button", has_text="Copy").click()
+    page.locator("#i2l_make_result button", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "<lora:my_style-2:1>"
     if place.version != "6":
-        page.locator("#i2l_make_result button", has_text="Insert into txt2img").click()
-        assert page.locator("#txt2img_prompt textarea").input_value() == "<lora:my_style-2:1>"
+        for where in ("txt2img", "img2img"):
+            page.locator("#i2l_make_result button", has_text=f"Insert into {where}").click()
+            prompt = page.locator(f"#{where}_prompt textarea")
+            assert prompt.input_value() == "<lora:my_style-2:1>" and prompt.is_visible()
+            page.locator("button", has_text="Image to LoRA").first.click()
+        page.locator("#i2l_make_result button", has_text="Open the Lora tab").click()
+        page.locator('#txt2img_lora_cards [data-name="my_style-2"]').wait_for()
         facts = page.request.get(place.url + "fake/facts").json()
         assert {"my_style", "my_style-2"} <= set(facts["loras"]) and facts["hash"] is None
         assert facts["heavy"] == [] and facts["unloaded"] >= 1 and "i2l_device" in facts["options"]
-        page.locator('#txt2img_lora_cards [data-name="my_style-2"]').wait_for(state="attached")
+
+
+PASTE = """async (bytes) => {
+    const carrier = new DataTransfer();
+    carrier.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
+    document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: carrier, bubbles: true, cancelable: true}));
+}"""
+
+
+def test_pictures_pasted_and_from_a_folder(place, open_page, pictures):
+    page = open_page()
+    page.evaluate(PASTE, list(Path(pictures[0]).read_bytes()))
+    page.evaluate(PASTE, list(Path(pictures[1]).read_bytes()))  # the second waits for the first
+    cards = page.locator("#i2l_tray .i2l-card")
+    cards.nth(1).wait_for()
+    folder = place.root / "some pictures"
+    folder.mkdir()
+    for path in (pictures[1], pictures[2]):
+        shutil.copy(path, folder)
+    page.locator("#i2l_server_folder textarea, #i2l_server_folder input").first.fill("some pictures")
+    page.locator("#i2l_add_folder").click()
+    page.locator("#i2l_tray .i2l-error", has_text="whole path").first.wait_for()
+    page.locator("#i2l_server_folder textarea, #i2l_server_folder input").first.fill(str(folder))
+    page.locator("#i2l_add_folder").click()
+    cards.nth(2).wait_for()  # one of the two was there already
+    assert cards.count() == 3 and page.locator("#i2l_tray .i2l-error").count() == 0
+
+
+def test_models_and_the_bug_report(place, open_page):
+    page = open_page()
+    pane(page, "Models")
+    page.locator("#i2l_catalogue details", has_text="z-image-style").first.locator("summary").click()
+    assert "not here" in page.locator("#i2l_catalogue").first.inner_text()
+    page.locator("#i2l_verify").click()  # mini is the first of the list
+    page.locator("#i2l_models_result table").wait_for()
+    assert "mini" in page.locator("#i2l_models_result h4").inner_text()
+    choice = page.locator("#i2l_model_choice input").first
+    choice.click()
+    page.get_by_role("option", name="z-image-style").click()
+    page.locator("#i2l_download").click()
+    job(page, "z-image-style").locator('[role="progressbar"]').wait_for()
+    assert "19.0 GB" in job(page, "z-image-style").inner_text()
+    stop(page, "z-image-style")
+    page.locator("#i2l_doctor").click()
+    report = page.locator("#i2l_doctor_result pre")
+    report.wait_for()
+    page.locator("#i2l_doctor_result button", has_text="Copy").click()
+    page.locator("#i2l_doctor_result button", has_text="Copied").wait_for()
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert text == report.inner_text() and "torch" in text and str(place.root) not in text
+
+
+def test_settings_are_kept(place, open_page):
+    if place.version != "6":
+        return  # they are on the host's own page: test_pictures_to_a_lora sees them registered
+    page = open_page()
+    pane(page, "Settings")
+    page.locator("#i2l_setting_subfolder").locator("textarea, input").first.fill("mine")
+    page.locator("#i2l_settings_note", has_text="Saved.").first.wait_for()
+    page = open_page()
+    page.locator("#i2l_advanced button").first.click()
+    field = page.locator("#i2l_subfolder").locator("textarea, input").first
+    assert field.input_value() == "mine"
+    pane(page, "Settings")
+    page.locator("#i2l_setting_subfolder").locator("textarea, input").first.fill("")
+    page.locator("#i2l_settings_note", has_text="Saved.").first.wait_for()
+
+
+def test_it_speaks_the_browsers_language(place, browser):
+    if place.version != "6":
+        return  # the host's localisation does it, with the same files
+    for locale, words in (("zh-CN", ("生成 LoRA", "模型", "就绪")), ("ru-RU", ("Создать LoRA", "Модели", "готово"))):
+        context = browser.new_context(locale=locale)
+        page = context.new_page()
+        page.goto(place.url, wait_until="domcontentloaded")
+        page.locator("#i2l_models input").first.wait_for()
+        for word in words:
+            page.locator("#i2l", has_text=word).first.wait_for()
+        page.locator("[data-i2l-language]").select_option("en")
+        page.locator("#i2l_make", has_text="Make the LoRA").wait_for()
+        context.close()
 
 
 def test_refusals_are_one_line(place, open_page, pictures):
