@@ -49,7 +49,8 @@ def stop(page, title):
 
 def pane(page, title):
     """gradio 3.41 gives its tabs no role; later ones keep hidden twins of them to measure."""
-    page.locator("#i2l_panes button:visible", has_text=re.compile(f"^\\s*{title}\\s*$")).first.click()
+    tabs = page.locator('#i2l_panes button[role="tab"], #i2l_panes > .tab-nav > button')
+    tabs.filter(has_text=re.compile(f"^\\s*{title}\\s*$")).first.click()
 
 
 def look(page, place, name, dark=False):
