@@ -1,11 +1,16 @@
 """The ways in: a wheel, a plain checkout in a WebUI's extensions folder, and install.py as the WebUI calls it."""
 
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
+import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +50,27 @@ def test_the_wheel_holds_everything(tmp_path, picture):
     made = run(command, "make", picture, "--model", "mini", "--lora-dir", tmp_path / "Lora", cwd=tmp_path, path=site)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "Lora" / "red.safetensors").is_file()
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = subprocess.Popen(
+        [command, "ui", "--port", str(port), "--lora-dir", tmp_path / "Lora"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(site), "I2L_STATE": str(tmp_path / "state"), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        url = next(word for word in page.stdout.readline().split() if word.startswith("http"))
+        with urllib.request.urlopen(url) as answer:
+            shown = answer.read().decode()
+        for asset in ("javascript/image_to_lora.js", "localizations/zh_CN.json", "localizations/ru_RU.json"):
+            assert (site / "i2l_ext" / "webui" / "assets" / Path(asset).name).read_bytes() == (
+                ROOT / asset
+            ).read_bytes()
+        assert "window.imageToLora" in shown and "图片转 LoRA" in shown and "i2l_make" in shown
+    finally:
+        page.kill()
+        page.wait()
 
 
 def test_a_plain_checkout_in_a_webui_finds_its_lora_folder(tmp_path, picture):
@@ -98,6 +124,57 @@ def test_pip_failing_does_not_keep_the_webui_from_starting(install, monkeypatch,
     monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
     assert install.main([]) == 0
     assert "unharmed" in capsys.readouterr().out
+
+
+def wheel(folder, name, version):
+    """A package with nothing in it but its version."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{module}/__init__.py", f"__version__ = {version!r}\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of a Unix environment")
+def test_a_hosts_packages_stay_byte_for_byte(install, tmp_path, monkeypatch):
+    """A WebUI with an old transformers and no network but a folder of wheels: its packages before and after."""
+    monkeypatch.undo()
+    wheels, webui = tmp_path / "wheels", tmp_path / "webui"
+    wheels.mkdir()
+    for pin in (*install.PINNED, "transformers==4.46.1", "numpy==1.26.4"):
+        wheel(wheels, *pin.split("=="))
+    checkout = webui / "extensions" / "image-to-lora"
+    shutil.copytree(ROOT / "i2l_ext", checkout / "i2l_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "install.py", checkout)
+    venv.EnvBuilder(with_pip=True).create(webui / "venv")
+    python = webui / "venv" / "bin" / "python"
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+           "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # fmt: skip
+
+    def call(*words):
+        return subprocess.run([python, *words], cwd=webui, env=own, capture_output=True, text=True, check=True).stdout
+
+    call("-m", "pip", "install", "--quiet", "transformers==4.46.1", "numpy==1.26.4")
+
+    def state():
+        files = sorted(path for path in (webui / "venv").rglob("*") if path.is_file())
+        return call("-m", "pip", "freeze", "--all"), {
+            path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        }
+
+    before = state()
+    assert "transformers==4.46.1" in before[0] and len(before[1]) > 100
+    assert "installing newer transformers" in call(str(checkout / "install.py"))
+    assert state() == before
+    assert call(str(checkout / "install.py")) == ""  # the next launch has nothing to do
+    assert state() == before
+    code = "import transformers, numpy; print(transformers.__version__, numpy.__version__)"
+    engine = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private; private.use(); {code}"
+    assert call("-c", code).split() == ["4.46.1", "1.26.4"]
+    assert call("-c", engine).split() == ["4.57.6", "1.26.4"]
 
 
 def test_an_unknown_task_is_a_usage_error(install, capsys):

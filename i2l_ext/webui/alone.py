@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import time
@@ -18,7 +19,7 @@ from i2l_ext.webui import gradio_versions
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.door import NEAR, Door, Gate
 from i2l_ext.webui.host import LOCAL, Alone
-from i2l_ext.webui.tab import build
+from i2l_ext.webui.tab import LANGUAGES, build
 from i2l_ext.webui.texts import WORDS
 
 
@@ -38,7 +39,9 @@ def serve(
     """Start the page; its Blocks and its desk. Returns at once. ``names``: what it is also called, as by a proxy."""
     state = jobs.state_folder()
     desk = Desk(Alone(state, lora_folder=lora_folder, local=address in LOCAL, api=api), state, command)
-    head = f"<script>{asset('javascript/image_to_lora.js')}</script>"
+    words = {code: json.loads(asset(f"localizations/{code}.json")) for code in LANGUAGES if code != "en"}
+    told = json.dumps(words, ensure_ascii=False).replace("</", "<\\/")
+    head = f"<script>window.i2lWords = {told};</script><script>{asset('javascript/image_to_lora.js')}</script>"
     options = {"server_name": address, "server_port": port, "inbrowser": browser, "auth": list(auth) or None}
     gate = Gate({*NEAR, address, *names, *(() if address in LOCAL else _own_names())})
     options["app_kwargs"] = {"middleware": [Middleware(Door, gate)]}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -27,26 +24,6 @@ def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Sequence
     hidden = {"api_visibility": "private"} if "api_visibility" in inspect.signature(event).parameters else {}
     named = {} if hidden else {"api_name": False, **_accepted(event, {"show_api": False})}
     event(function, inputs=list(inputs), outputs=list(outputs), **quiet, **hidden, **named)
-
-
-def files(**options: Any) -> Any:
-    """A place to drop files. Their values are to be read with ``claimed`` alone."""
-    return gr.File(**options)
-
-
-def claimed(value: Any) -> list[str]:
-    """The paths that the browser named for files it says it uploaded; they are not to be trusted.
-
-    gradio 3.41 gives wrappers, of copies that it has already made of whatever was named: the path that counts is
-    the one it copied from. Later versions give strings.
-    """
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return [str(getattr(one, "orig_name", None) or getattr(one, "name", one)) for one in values]
-
-
-def upload_folders() -> list[Path]:
-    """Where gradio puts what a browser uploads."""
-    return [Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()]
 
 
 def launch(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -92,6 +93,11 @@ class Uploads:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > A_WEEK:
                     path.unlink()
+
+
+def upload_folders() -> list[Path]:
+    """Where gradio puts what a browser uploads."""
+    return [Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()]
 
 
 def received(claimed: Iterable[str], folders: Iterable[Path]) -> list[Path]:
