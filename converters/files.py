@@ -333,8 +333,7 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
     sent = 0
     for plan in plans:
         before = stream.tell()
-        for chunk in plan.chunks():
-            stream.write(chunk)
+        stream.writelines(plan.chunks())
         end = stream.tell()
         if end - before != plan.nbytes:
             raise RuntimeError(f"{plan.name}: {end - before} bytes for {plan.nbytes}")

@@ -99,8 +99,7 @@ class ModelScope:
             if start and response.status_code != 206:
                 sink.seek(0)
                 sink.truncate()
-            for chunk in response.iter_content(CHUNK):
-                sink.write(chunk)
+            sink.writelines(response.iter_content(CHUNK))
 
 
 HUBS: dict[str, type[HuggingFace] | type[ModelScope]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
