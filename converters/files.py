@@ -333,7 +333,8 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
     sent = 0
     for plan in plans:
         before = stream.tell()
-        stream.writelines(plan.chunks())
+        for chunk in plan.chunks():
+            stream.write(chunk)
         end = stream.tell()
         if end - before != plan.nbytes:
             raise RuntimeError(f"{plan.name}: {end - before} bytes for {plan.nbytes}")

@@ -99,7 +99,8 @@ class ModelScope:
             if start and response.status_code != 206:
                 sink.seek(0)
                 sink.truncate()
-            sink.writelines(response.iter_content(CHUNK))
+            for chunk in response.iter_content(CHUNK):
+                sink.write(chunk)
 
 
 HUBS: dict[str, type[HuggingFace] | type[ModelScope]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
