@@ -61,7 +61,7 @@ _ORIENTATION = 0x0112
 
 _BROKEN = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError, ArithmeticError,
-    struct.error, zlib.error,
+    AssertionError, struct.error, zlib.error,
 )  # fmt: skip
 """What Pillow raises for broken data. Only calls into Pillow stand under it."""
 
@@ -92,7 +92,7 @@ def open_image(
 ) -> Picture:
     """Read a picture from a file, or from a file's bytes (then ``name`` is what messages call it).
 
-    Memory peaks at about 12 bytes a pixel of the original. Raises UserError for whatever cannot be used.
+    Memory peaks at 4 to 9 bytes a pixel of the original. Raises UserError for whatever cannot be used.
     """
     data = source if isinstance(source, bytes) else _read(Path(source))
     name = _printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
@@ -103,7 +103,7 @@ def open_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's hints on size and on odd files: both are dealt with here
-            upright = _upright(_decode(data, name))
+            upright = _upright(_decode(data, name), name)
         views = {size: cover(upright, size) for size in {SIDE, *sizes}}
     except MemoryError:
         raise UserError(f"{name}: not enough memory to open it. Make the picture smaller.") from None
@@ -220,13 +220,16 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """RGB, on white, turned as EXIF says."""
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """RGB, on white, turned as EXIF says. Raises UserError where a palette turns out to be damaged only now."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except _BROKEN:
         turn = None  # a damaged note beside a sound picture
-    image = _on_white(image)
+    try:
+        image = _on_white(image)
+    except _BROKEN:
+        raise UserError(_damaged(name)) from None
     return image if turn is None else image.transpose(turn)
 
 
@@ -234,11 +237,16 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return _in_mode(image, "RGB")
+    image = _in_mode(image, "RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return white
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow would copy a picture that is in the mode already: 400 MB of the largest."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
