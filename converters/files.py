@@ -88,7 +88,7 @@ def _entry(name: str, raw: object) -> Entry:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
     dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
-    if dtype not in BYTES:
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or len(numbers) > 16 or not all(_is_count(n) for n in numbers):
@@ -133,6 +133,10 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
     metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
+    try:
+        "".join((*raw, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError:  # JSON can spell half a character, which no file that we write could hold
+        raise ValueError("its names are not text") from None
     entries = [(name, _entry(name, value)) for name, value in raw.items()]
     end = 0
     for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, printable
 
 SIDE = 1024
 """Pixels. The side of the centre square that every encoder sees, but for Coarse's Qwen-VL view."""
@@ -95,7 +95,7 @@ def open_image(
     Memory peaks at 4 to 9 bytes a pixel of the original. Raises UserError for whatever cannot be used.
     """
     data = source if isinstance(source, bytes) else _read(Path(source))
-    name = _printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
+    name = printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
     if not data:
         raise UserError(f"{name}: the file is empty. Copy or download it again.")
     if len(data) > MAX_BYTES:
@@ -117,15 +117,15 @@ def collect(paths: Sequence[Path | str]) -> list[Path]:
         try:
             inside = list(path.iterdir()) if path.is_dir() else None
             if inside is None and not path.exists():
-                raise UserError(f"{_printable(path.name)}: no such file or folder.")
+                raise UserError(f"{printable(path.name)}: no such file or folder.")
         except OSError as error:
-            raise UserError(f"{_printable(path.name)}: cannot be opened ({error.strerror}).") from None
+            raise UserError(f"{printable(path.name)}: cannot be opened ({error.strerror}).") from None
         if inside is None:
             found.append(path)
             continue
         pictures = [file for file in inside if _is_picture(file)]
         if not pictures:
-            raise UserError(f"{_printable(path.name) or path}: no pictures in this folder ({_readable()}).")
+            raise UserError(f"{printable(path.name) or path}: no pictures in this folder ({_readable()}).")
         found += sorted(pictures, key=_natural)
     if not found:
         raise UserError("No picture given. Name at least one picture, or a folder of pictures.")
@@ -180,7 +180,7 @@ def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
 
 def _read(path: Path) -> bytes:
     """At most one byte more than allowed."""
-    name = _printable(path.name)
+    name = printable(path.name)
     try:
         if path.is_file():
             with path.open("rb") as stream:
@@ -287,8 +287,3 @@ def _is_picture(file: Path) -> bool:
 def _natural(file: Path) -> tuple[list[int | str], str]:
     parts = re.split(r"(\d+)", file.name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
-
-
-def _printable(name: str) -> str:
-    """A file name that is safe to print: no control codes, no bytes that are not text."""
-    return "".join(char if char.isprintable() else "?" for char in name)
