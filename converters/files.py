@@ -165,6 +165,8 @@ class TensorFile:
             raise UserError(f"{self.path.name}: there is no such file.") from None
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be opened ({error.strerror}).") from None
+        except ValueError:
+            raise UserError(f"{self.path.name}: no disk has files of such a name.") from None
         try:
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
