@@ -11,14 +11,14 @@ import json
 import math
 import os
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
+from . import parts
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -343,22 +343,19 @@ def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
     """
-    part = path.with_name(f".i2l-{uuid.uuid4().hex[:12]}.part")
     try:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError
-        part.touch(exist_ok=False)
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        place(part, path, overwrite=overwrite)
+        parts.reap(path.parent)
+        with parts.held(path.parent) as part:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            place(part, path, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def place(part: Path, path: Path, *, overwrite: bool) -> None:

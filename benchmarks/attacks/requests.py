@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from attacks.bytes import damaged
-from attacks.drawn import CHUNK, drawn
+from attacks.drawn import drawn
 from attacks.judge import Flaw, unclear
 from attacks.lines import ODD, twisted
 from i2l_ext.converters.errors import UserError
@@ -70,7 +70,7 @@ def start_schema(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path,
     def make(random: Random) -> Any:
         while not waiting:
             for strategy in usable:
-                waiting.extend(drawn(strategy, random.getrandbits(32), CHUNK))
+                waiting.extend(drawn(strategy, random.getrandbits(32), 20))
             random.shuffle(waiting)
         return waiting.pop()
 
