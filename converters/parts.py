@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,23 @@ def held(folder: Path) -> Iterator[Path]:
                 path.unlink(missing_ok=True)
 
 
+@contextmanager
+def held_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder with all that is in it. Raises OSError."""
+    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    path.mkdir()
+    descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def reap(folder: Path) -> None:
     """Remove from ``folder`` what dead processes left. Never fails: it is no reason not to write."""
     with suppress(OSError):
@@ -50,7 +68,7 @@ def reap(folder: Path) -> None:
                 status = path.stat()
                 quiet = time.time() - max(status.st_mtime, status.st_ctime)  # less than 0 where the clock was set back
                 if quiet > A_DAY or (abs(quiet) > QUIET and _is_free(path)):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_free(path: Path) -> bool:

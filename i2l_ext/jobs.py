@@ -122,8 +122,9 @@ class Job:
                 self.past.popleft()
             self.past.append((now, self.total))
         elif kind in ENDED:
-            error = event.get("error")
-            self.state, self.result, self.error = kind, event.get("result"), None if error is None else one_line(str(error))
+            said = event.get("error")
+            self.state, self.result = kind, event.get("result")
+            self.error = None if said is None else one_line(str(said))
 
 
 def _planned(step: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
     from PIL import Image
 
     Image.linear_gradient("L").save(picture, "PNG")
-    order = {"pictures": [str(picture)], "weights": [1.0], "name": "style", "folder": "BOX", "model": "style",
+    order = {"pictures": [str(picture)], "weights": [1.0], "name": "style", "folder": "BOX", "model": "mini",
              "strength": 1.0, "rank": None, "dtype": None, "dialect": "webui", "description": "", "activation_text": "",
              "host": ""}  # fmt: skip
     engine = {"device": "cpu", "memory": "2GB", "cache_bytes": 0}
@@ -120,7 +120,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         {"kind": "look", "pictures": [str(picture)]},
         {"kind": "inspect", "file": str(good)},
         {"kind": "models"},
-        {"kind": "verify", "model": "style"},
+        {"kind": "verify", "model": "mini"},
         {"kind": "download", "model": "no-such-model", "source": "huggingface"},
         {"kind": "convert", "arguments": ["convert", str(good), "--to", "kohya", "-o", "BOX/out.safetensors"], **engine},
         {"kind": "export", "arguments": ["export", str(good), "--for", "diffusers", "--rank", "2", "-o", "BOX/out"], **engine},
