@@ -27,20 +27,37 @@ from attacks.report import record, table  # noqa: E402
 TARGETS = {
     target.name: target
     for target in (
-        Target("pictures", "every format that Pillow writes, damaged blindly, in chunks, in EXIF, inflated; into `open_image`",
-               0.25, pictures.start),
-        Target("loras", "safetensors whose headers lie, into `i2l inspect`, `check`, `convert`, `rank`, `merge`",
-               0.20, headers.start_loras),
-        Target("checkpoints", "the same and lists of shards, into the store, the structure and the streaming of weights",
-               0.12, headers.start_checkpoints),
+        Target(
+            "pictures",
+            "every format that Pillow writes, damaged blindly, in chunks, in EXIF, inflated; into `open_image`",
+            0.25,
+            pictures.start,
+        ),
+        Target(
+            "loras",
+            "safetensors whose headers lie, into `i2l inspect`, `check`, `convert`, `rank`, `merge`",
+            0.20,
+            headers.start_loras,
+        ),
+        Target(
+            "checkpoints",
+            "the same and lists of shards, into the store, the structure and the streaming of weights",
+            0.12,
+            headers.start_checkpoints,
+        ),
         Target("names", "names, sub-folders, paths and ids that hypothesis draws", 0.12, words.start),
         Target("events", "JSON lines that an engine might say, into the WebUI's queue", 0.06, lines.start_events),
         Target("orders", "JSON lines that a WebUI might send, into the engine", 0.04, lines.start_requests),
-        Target("records", "our own small files, damaged: job records, settings, notes, the cache", 0.06, lines.start_records),
+        Target(
+            "records",
+            "our own small files, damaged: job records, settings, notes, the cache",
+            0.06,
+            lines.start_records,
+        ),
         Target("schema", "schemathesis from our OpenAPI, as it says and against it", 0.05, requests.start_schema),
         Target("bodies", "raw HTTP bodies, types, lengths and paths", 0.10, requests.start_raw),
     )
-}  # fmt: skip
+}
 
 
 def run(inputs: int, seed: int, names: Sequence[str], folder: Path) -> dict[str, Tally]:
@@ -56,8 +73,16 @@ def run(inputs: int, seed: int, names: Sequence[str], folder: Path) -> dict[str,
 
 
 def _row(target: Target, tally: Tally) -> list[object]:
-    return [target.name, target.what, f"{tally.inputs:,}", f"{tally.sound:,}", f"{tally.refused:,}", f"{tally.seconds:.2f}",
-            f"{tally.megabytes:.0f}", len(tally.findings)]  # fmt: skip
+    return [
+        target.name,
+        target.what,
+        f"{tally.inputs:,}",
+        f"{tally.sound:,}",
+        f"{tally.refused:,}",
+        f"{tally.seconds:.2f}",
+        f"{tally.megabytes:.0f}",
+        len(tally.findings),
+    ]
 
 
 def main() -> int:
@@ -92,10 +117,10 @@ def told(tallies: dict[str, Tally]) -> str:
     total = sum(tally.inputs for tally in tallies.values())
     found = sum(len(tally.findings) for tally in tallies.values())
     return (
-        f"{total:,} inputs, {found} findings. A finding is an input that ends in anything but success or one printable line "
-        f"of at most 1,000 characters, that takes more than {SECONDS:.0f} s of processor time or {MEGABYTES} MB more memory "
-        "than the process had, that hangs, kills its process, changes what it was given or leaves a file that it should "
-        f"not.\n\n{table(head, rows)}"
+        f"{total:,} inputs, {found} findings. A finding is an input that ends in anything but success or one printable "
+        f"line of at most 1,000 characters, that takes more than {SECONDS:.0f} s of processor time or {MEGABYTES} MB more "
+        "memory than the process had, that hangs, kills its process, changes what it was given or leaves a file that "
+        f"it should not.\n\n{table(head, rows)}"
     )
 
 

@@ -1,6 +1,5 @@
 """What the person at the keyboard is told, and what he or she may say: stop."""
 
-
 LONGEST = 900
 """Characters of a message. What a file or a client calls its things may be as long as it likes."""
 

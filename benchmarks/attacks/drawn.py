@@ -20,8 +20,13 @@ def drawn(strategy: SearchStrategy[Any], number: int, count: int = CHUNK) -> lis
     found: list[Any] = []
 
     @seed(number)
-    @settings(max_examples=count, database=None, phases=[Phase.generate], deadline=None,
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=count,
+        database=None,
+        phases=[Phase.generate],
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def collect(value: Any) -> None:
         found.append(value)

@@ -28,13 +28,41 @@ from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import HeadSpec
 
-COUNTS = (0, 1, 2, 3, 7, 96, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 48) - 1, 1 << 48, 1 << 63, 1 << 64, 10**400)
+COUNTS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    96,
+    1 << 16,
+    (1 << 31) - 1,
+    1 << 31,
+    1 << 32,
+    (1 << 48) - 1,
+    1 << 48,
+    1 << 63,
+    1 << 64,
+    10**400,
+)
 """Sizes at which programs go wrong."""
 THINGS = (None, True, -1, 1.5, -0.0, float("nan"), float("inf"), "", "F32", "4", [], {}, [[0]], {"a": 1}, *COUNTS)
 """What may stand where something else should."""
 DTYPES = (*BYTES, "F4", "F8_E8M0", "C64", "f32", "float32", "", "BF16\0", "F16" * 5000)
-NAMES = ("", "__metadata__", "\0", "\x1b[31mred", "‮lora", "\ud800", "a" * 50_000, "../../etc/passwd", "C:\\con", "\n\nok",
-         "transformer_blocks.0.attn.to_q.lora_A.weight", "lora_unet_layers_0_attention_qkv.alpha")  # fmt: skip
+NAMES = (
+    "",
+    "__metadata__",
+    "\0",
+    "\x1b[31mred",
+    "‮lora",
+    "\ud800",
+    "a" * 50_000,
+    "../../etc/passwd",
+    "C:\\con",
+    "\n\nok",
+    "transformer_blocks.0.attn.to_q.lora_A.weight",
+    "lora_unet_layers_0_attention_qkv.alpha",
+)
 
 
 @dataclass
@@ -59,7 +87,9 @@ class Draft:
 def _of(lora_bytes: bytes) -> Draft:
     size = struct.unpack("<Q", lora_bytes[:8])[0]
     raw = json.loads(lora_bytes[8 : 8 + size])
-    return Draft([(k, v) for k, v in raw.items() if k != "__metadata__"], lora_bytes[8 + size :], raw.get("__metadata__"))
+    return Draft(
+        [(k, v) for k, v in raw.items() if k != "__metadata__"], lora_bytes[8 + size :], raw.get("__metadata__")
+    )
 
 
 def loras(folder: Path) -> list[bytes]:
@@ -82,7 +112,12 @@ def loras(folder: Path) -> list[bytes]:
 
 
 HEADS = Checkpoint(
-    "small-heads", "heads", HeadSpec(ARCHITECTURES["mini"], 24, compress=2), "attack/heads", ("heads.safetensors",), 1000
+    "small-heads",
+    "heads",
+    HeadSpec(ARCHITECTURES["mini"], 24, compress=2),
+    "attack/heads",
+    ("heads.safetensors",),
+    1000,
 )
 """A checkpoint of the shape of an i2L model, smaller than any real one."""
 
@@ -91,7 +126,10 @@ def checkpoint(folder: Path) -> bytes:
     """One that is sound."""
     file = folder / "heads.safetensors"
     with file.open("wb") as out:
-        write(out, [Plan.of(name, torch.zeros(tuple(shape), dtype=torch.bfloat16)) for name, shape in HEADS.shapes.items()])
+        write(
+            out,
+            [Plan.of(name, torch.zeros(tuple(shape), dtype=torch.bfloat16)) for name, shape in HEADS.shapes.items()],
+        )
     raw = file.read_bytes()
     file.unlink()
     return raw
@@ -141,8 +179,10 @@ def _whole(random: Random, draft: Draft) -> None:
     elif draw == 1:
         draft.tensors.pop(random.randrange(len(draft.tensors)))
     elif draw == 2:
-        draft.tensors += [(f"{index}", {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
-                          for index in range(random.choice((10, 1000, 8000)))]  # fmt: skip
+        draft.tensors += [
+            (f"{index}", {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+            for index in range(random.choice((10, 1000, 8000)))
+        ]
     elif draw == 3:
         first, second = random.choice(draft.tensors)[1], random.choice(draft.tensors)[1]
         if isinstance(first, dict) and isinstance(second, dict) and "data_offsets" in second:
@@ -155,7 +195,9 @@ def _whole(random: Random, draft: Draft) -> None:
         other = random.choice(NAMES)
         draft.tensors = [(other + name if random.random() < 0.5 else name, said) for name, said in draft.tensors]
     else:
-        swap = random.choice((".alpha", ".lora_A.weight", ".lora_down.weight", ".lokr_w1", ".bias", "_B.default.weight"))
+        swap = random.choice(
+            (".alpha", ".lora_A.weight", ".lora_down.weight", ".lokr_w1", ".bias", "_B.default.weight")
+        )
         index = random.randrange(len(draft.tensors))
         draft.tensors[index] = (draft.tensors[index][0].rpartition(".lora")[0] + swap, draft.tensors[index][1])
 
@@ -175,15 +217,23 @@ def _around(random: Random, draft: Draft) -> None:
         draft.header = lambda text: text.encode(random.choice(("utf-16", "utf-32", "utf-8-sig")), "surrogatepass")
     elif draw == 5:
         deep = random.choice((10, 500, 20_000))
-        draft.header = lambda text: (text[:-1] + ',"x":' + "[" * deep + "]" * deep + "}").encode("utf-8", "surrogatepass")
+        draft.header = lambda text: (text[:-1] + ',"x":' + "[" * deep + "]" * deep + "}").encode(
+            "utf-8", "surrogatepass"
+        )
     elif draw == 6:
-        draft.data = random.choice((b"", draft.data[:-1], draft.data + b"\0", draft.data * 2, damaged(random, draft.data)))
+        draft.data = random.choice(
+            (b"", draft.data[:-1], draft.data + b"\0", draft.data * 2, damaged(random, draft.data))
+        )
     elif draw == 7:
-        value = random.choice((b"\xff\xff", b"\0\x7c", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\0\0\0"))  # NaN, infinity, zero
+        value = random.choice(
+            (b"\xff\xff", b"\0\x7c", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\0\0\0")
+        )  # NaN, infinity, zero
         at = random.randrange(0, max(1, len(draft.data) - 4), 2)
         draft.data = draft.data[:at] + value + draft.data[at + len(value) :]
     else:
-        draft.header = lambda text: text.replace('"', random.choice(("'", '\\u0022')), 2).encode("utf-8", "surrogatepass")
+        draft.header = lambda text: text.replace('"', random.choice(("'", "\\u0022")), 2).encode(
+            "utf-8", "surrogatepass"
+        )
 
 
 LIES: Sequence[Callable[[Random, Draft], None]] = (_tensor, _tensor, _tensor, _whole, _whole, _around)
@@ -199,14 +249,21 @@ def lying(random: Random, sound: bytes) -> bytes:
 
 
 COMMANDS: Sequence[Sequence[str]] = (
-    ("inspect", "IN"), ("inspect", "IN"), ("inspect", "IN", "--header"), ("check", "IN"), ("check", "IN"),
+    ("inspect", "IN"),
+    ("inspect", "IN"),
+    ("inspect", "IN", "--header"),
+    ("check", "IN"),
+    ("check", "IN"),
     *(("convert", "IN", "--to", dialect, "-o", "OUT") for dialect in DIALECTS),
-    ("convert", "IN", "-o", "OUT", "--dtype", "fp16"), ("convert", "IN", "-o", "OUT", "--dtype", "fp32"),
+    ("convert", "IN", "-o", "OUT", "--dtype", "fp16"),
+    ("convert", "IN", "-o", "OUT", "--dtype", "fp32"),
     ("convert", "IN", "-o", "OUT", "--blocks", "0:0.5", "--kinds", "attn"),
-    ("rank", "IN", "--rank", "1", "-o", "OUT"), ("rank", "IN", "--rank", "3", "-o", "OUT"),
+    ("rank", "IN", "--rank", "1", "-o", "OUT"),
+    ("rank", "IN", "--rank", "3", "-o", "OUT"),
     ("rank", "IN", "--energy", "0.9", "--per-module", "-o", "OUT"),
-    ("merge", "IN:0.5", "IN:-2", "-o", "OUT"), ("merge", "IN", "GOOD", "--rank", "2", "-o", "OUT"),
-)  # fmt: skip
+    ("merge", "IN:0.5", "IN:-2", "-o", "OUT"),
+    ("merge", "IN", "GOOD", "--rank", "2", "-o", "OUT"),
+)
 """What `i2l` does with LoRA files; GOOD is a sound one."""
 
 
@@ -228,7 +285,9 @@ def start_loras(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, 
     return make, feed
 
 
-def run_command(parse: Callable[[list[str]], Namespace], box: Path, good: Path, data: bytes, words: Sequence[str]) -> None:
+def run_command(
+    parse: Callable[[list[str]], Namespace], box: Path, good: Path, data: bytes, words: Sequence[str]
+) -> None:
     """One command on one file. Raises UserError, or Flaw where what was written or said is not as promised."""
     file, out = box / "in.safetensors", box / "out.safetensors"
     file.write_bytes(data)

@@ -96,7 +96,9 @@ def attack(target: Target, count: int, seed: int, folder: Path, first: int = 0) 
             _note(found, Finding(target.name, int(numbers[NEXT]), kind, _last(folder / "stderr")))
             numbers[NEXT] += 1
     findings = [Finding(**json.loads(line)) for line in found.read_text(encoding="utf-8").splitlines()]
-    return Tally(count - first, int(numbers[SOUND]), int(numbers[REFUSED]), numbers[SLOWEST], numbers[HUNGRIEST], findings)  # noqa: E501
+    return Tally(
+        count - first, int(numbers[SOUND]), int(numbers[REFUSED]), numbers[SLOWEST], numbers[HUNGRIEST], findings
+    )
 
 
 def _watch(pid: int, numbers: Any) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -197,11 +198,13 @@ def training() -> Deed:
         raw = yaml.safe_load((ROOT / "configs" / "train" / "mini.yaml").read_text())
         raw.update(output=str(folder / "run"), lanes=1, precision="no", experts=raw["experts"][:1])
         raw["data"] = {"kind": "world", "styles": 6, "contents": 3}
-        raw["foundations"] = {name: {"steps": 2, "batch": 2} for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge")}
+        raw["foundations"] = {
+            name: {"steps": 2, "batch": 2} for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge")
+        }
         raw["foundations"]["pictures"] = 16
         for expert in raw["experts"]:
             expert["schedule"] = {"steps": 4, "batch": 2, "log_every": 1, "save_every": 1}
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "small.yaml").write_text(yaml.safe_dump(raw))
 
     def own(name: str) -> bool:
@@ -221,11 +224,14 @@ def downloading(size: int = 12_000_000) -> Iterator[Deed]:
     from hubs import FakeHub
     from i2l_ext.checkpoints.download import download
     from i2l_ext.checkpoints.hubs import HuggingFace
+    from i2l_ext.converters.files import Plan, write
 
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
     hub = FakeHub()
     part = replace(HEADS, structure_md5=None)
-    hub.add(part.repo, part.files[0], Random(0).randbytes(size))
+    stream = BytesIO()
+    write(stream, [Plan("noise", "U8", (size,), lambda: [Random(0).randbytes(size)])])
+    hub.add(part.repo, part.files[0], stream.getvalue())
 
     def do(folder: Path) -> int:
         return 0 if download([part], HuggingFace(endpoint=hub.url), folder / "models") else 1
@@ -292,7 +298,9 @@ def webuis(times: int, seed: int, folder: Path) -> Toll:
     for number in range(times):
         before = shelf.state(folder / "Lora")
         with Server(folder) as server:
-            if number and not any(job["state"] in ("done", "failed", "cancelled") for job in server.get("/loras").json()):
+            if number and not any(
+                job["state"] in ("done", "failed", "cancelled") for job in server.get("/loras").json()
+            ):
                 toll.harm.append(f"kill {number}: the next server does not know of the job")
             server.make(folder / "photo.png", f"made-{number}")
             time.sleep(random.uniform(0, 8))

@@ -34,8 +34,31 @@ EVENTS: Sequence[dict[str, Any]] = (
     {"event": "failed", "error": "The disk is full."},
     {"event": "cancelled"},
 )
-ODD = (None, True, 0, -1, 10**30, 1e308, float("nan"), float("inf"), "", "\0\x1b[2J", "x" * 5000, [], [[]], {}, {"a": [1]},
-       ["steps"], "plan", [0, "0", None], [{"title": 7, "bytes": -1}], [{"bytes": "many"}], [10**6], -0.5, "\ud800")  # fmt: skip
+ODD = (
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0\x1b[2J",
+    "x" * 5000,
+    [],
+    [[]],
+    {},
+    {"a": [1]},
+    ["steps"],
+    "plan",
+    [0, "0", None],
+    [{"title": 7, "bytes": -1}],
+    [{"bytes": "many"}],
+    [10**6],
+    -0.5,
+    "\ud800",
+)
 """What may stand where something else should."""
 
 
@@ -111,9 +134,20 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
     from PIL import Image
 
     Image.linear_gradient("L").save(picture, "PNG")
-    order = {"pictures": [str(picture)], "weights": [1.0], "name": "style", "folder": "BOX", "model": "mini",
-             "strength": 1.0, "rank": None, "dtype": None, "dialect": "webui", "description": "", "activation_text": "",
-             "host": ""}  # fmt: skip
+    order = {
+        "pictures": [str(picture)],
+        "weights": [1.0],
+        "name": "style",
+        "folder": "BOX",
+        "model": "mini",
+        "strength": 1.0,
+        "rank": None,
+        "dtype": None,
+        "dialect": "webui",
+        "description": "",
+        "activation_text": "",
+        "host": "",
+    }
     engine = {"device": "cpu", "memory": "2GB", "cache_bytes": 0}
     asked = (
         {"kind": "make", "order": order, "draw": True, **engine},
@@ -122,9 +156,17 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         {"kind": "models"},
         {"kind": "verify", "model": "mini"},
         {"kind": "download", "model": "no-such-model", "source": "huggingface"},
-        {"kind": "convert", "arguments": ["convert", str(good), "--to", "kohya", "-o", "BOX/out.safetensors"], **engine},
-        {"kind": "export", "arguments": ["export", str(good), "--for", "diffusers", "--rank", "2", "-o", "BOX/out"], **engine},
-    )  # fmt: skip
+        {
+            "kind": "convert",
+            "arguments": ["convert", str(good), "--to", "kohya", "-o", "BOX/out.safetensors"],
+            **engine,
+        },
+        {
+            "kind": "export",
+            "arguments": ["export", str(good), "--for", "diffusers", "--rank", "2", "-o", "BOX/out"],
+            **engine,
+        },
+    )
 
     def make(random: Random) -> bytes:
         request = {**random.choice(asked), "outcome": "BOX/in.json", "folder": "BOX/in"}
@@ -184,8 +226,19 @@ def _engine(stdin: int, keep: int, said: Path, warned: Path) -> None:
 
 def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], None]]:
     """Files that we wrote ourselves, and that a disk or another program has damaged since."""
-    record = {"id": "0123456789abcdef", "kind": "make", "title": "a", "state": "running", "created": 1.0, "started": 2.0,
-              "ended": None, "result": None, "error": None, "hint": None, "tail": []}  # fmt: skip
+    record = {
+        "id": "0123456789abcdef",
+        "kind": "make",
+        "title": "a",
+        "state": "running",
+        "created": 1.0,
+        "started": 2.0,
+        "ended": None,
+        "result": None,
+        "error": None,
+        "hint": None,
+        "tail": [],
+    }
     texts: dict[str, Any] = {
         "record": record,
         "outcome": EVENTS[2],

@@ -43,9 +43,18 @@ def seeds() -> dict[str, list[bytes]]:
     colours = Image.merge("RGB", (picture, picture.rotate(180), Image.linear_gradient("L").resize(picture.size)))
     rgba = colours.copy()
     rgba.putalpha(picture)
-    modes = {"RGB": colours, "L": picture, "RGBA": rgba, "P": colours.quantize(31), "1": picture.convert("1"),
-             "CMYK": colours.convert("CMYK"), "LA": rgba.convert("LA"), "I;16": picture.convert("I;16"),
-             "I": picture.convert("I"), "F": picture.convert("F")}  # fmt: skip
+    modes = {
+        "RGB": colours,
+        "L": picture,
+        "RGBA": rgba,
+        "P": colours.quantize(31),
+        "1": picture.convert("1"),
+        "CMYK": colours.convert("CMYK"),
+        "LA": rgba.convert("LA"),
+        "I;16": picture.convert("I;16"),
+        "I": picture.convert("I"),
+        "F": picture.convert("F"),
+    }
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
     found: dict[str, list[bytes]] = {}
@@ -107,19 +116,39 @@ def _inflated(random: Random, data: bytes) -> bytes:
     width, height = (random.choice((1, 40, 4000, 7600, 30_000, 1 << 20, 1 << 31)) for _ in range(2))
     kind = random.randrange(4)
     if kind == 0:  # claimed only
-        head = struct.pack(">IIBBBBB", width % (1 << 31), height % (1 << 31), 8, random.choice((0, 2, 3, 4, 6)), 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(bytes(4000))) + _chunk(b"IEND", b"")
+        head = struct.pack(
+            ">IIBBBBB", width % (1 << 31), height % (1 << 31), 8, random.choice((0, 2, 3, 4, 6)), 0, 0, 0
+        )
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + _chunk(b"IHDR", head)
+            + _chunk(b"IDAT", zlib.compress(bytes(4000)))
+            + _chunk(b"IEND", b"")
+        )
     if kind == 1:
         screen = struct.pack("<HHBBB", width & 0xFFFF, height & 0xFFFF, 0x80, 0, 0)
         return b"GIF89a" + screen + bytes(6) + data[random.randrange(len(data)) :][:300] + b";"
     if kind == 2:
         size = (random.choice(ODD), random.choice(ODD))
-        head = struct.pack("<IiiHHIIiiII", 40, *(n - (1 << 32) if n >> 31 else n for n in size), 1,
-                           random.choice((1, 4, 8, 16, 24, 32)), random.choice((0, 1, 2, 3)), 0, 0, 0, 0, 0)  # fmt: skip
+        head = struct.pack(
+            "<IiiHHIIiiII",
+            40,
+            *(n - (1 << 32) if n >> 31 else n for n in size),
+            1,
+            random.choice((1, 4, 8, 16, 24, 32)),
+            random.choice((0, 1, 2, 3)),
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
         return b"BM" + struct.pack("<IHHI", 54 + len(data), 0, 0, 54) + head + data
     side = random.choice((1, 2)) * 3000
     stream = BytesIO()  # all of it there
-    Image.new(random.choice(("RGB", "L", "P", "1")), (side, min(side, LARGEST // side))).save(stream, "PNG", compress_level=1)
+    Image.new(random.choice(("RGB", "L", "P", "1")), (side, min(side, LARGEST // side))).save(
+        stream, "PNG", compress_level=1
+    )
     return stream.getvalue()
 
 

@@ -31,6 +31,10 @@ def record(section: str, text: str, *, script: str) -> None:
     if mark in page:
         page = re.sub(f"{re.escape(mark)}.*{re.escape(mark)}", lambda _: block, page, flags=re.DOTALL)
     else:
-        page = re.sub(rf"^## {section}\n(.*?)(?=^## |\Z)", lambda found: f"## {section}\n{found[1].rstrip()}\n\n{block}\n\n",
-                      page, flags=re.DOTALL | re.MULTILINE)  # fmt: skip
+        page = re.sub(
+            rf"^## {section}\n(.*?)(?=^## |\Z)",
+            lambda found: f"## {section}\n{found[1].rstrip()}\n\n{block}\n\n",
+            page,
+            flags=re.DOTALL | re.MULTILINE,
+        )
     PAGE.write_text(page.rstrip() + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.host import Alone
 
 KNOWN = {int(code) for code in api._REFUSALS} | {200, 202}
-ENGINE = ["sh", "-c", "read line; echo '{\"event\": \"done\", \"result\": []}'"]
+ENGINE = ["sh", "-c", 'read line; echo \'{"event": "done", "result": []}\'']
 """Does nothing, and says that it is done: what is attacked is the door, not the engine behind it."""
 
 
@@ -85,8 +85,15 @@ def start_schema(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path,
 
         response = case.call(base_url="http://127.0.0.1" + api.ROOT)
         try:
-            case.validate_response(response, checks=[not_a_server_error, status_code_conformance,
-                                                     content_type_conformance, response_schema_conformance])  # fmt: skip
+            case.validate_response(
+                response,
+                checks=[
+                    not_a_server_error,
+                    status_code_conformance,
+                    content_type_conformance,
+                    response_schema_conformance,
+                ],
+            )
         except FailureGroup as group:
             raise Flaw(f"{case.method} {case.path}: {group.exceptions[0]}") from None
         judge(desk, response.status_code, response.content)
@@ -102,7 +109,9 @@ def start_raw(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, An
         method, path, headers, body = given
         coded = [(name, value.encode()) for name, value in headers.items()]
         response = client.request(method, path, headers=coded, content=body)
-        if response.status_code in (404, 405) and not response.headers.get("content-type", "").startswith("application/json"):
+        if response.status_code in (404, 405) and not response.headers.get("content-type", "").startswith(
+            "application/json"
+        ):
             raise UserError("no such place")  # the framework's own answer
         judge(desk, response.status_code, response.content)
 
@@ -114,17 +123,67 @@ BODIES = {
     "/convert": {"lora": "a.safetensors", "to": "kohya"},
     "/export": {"lora": "a.safetensors", "trainer": "diffusers", "rank": 8},
 }
-PATHS = ("/loras", "/loras/0", "/models", "/openapi.json", "/loras/..%2f..%2fetc", "/loras/%00", "/" + "x" * 5000, "/loras/",
-         "//evil/loras", "/inspect?x=1", "/loras/\u00e9")  # fmt: skip
-VALUES = {"name": "a", "model": "mini", "weights": "[1, 0.5]", "strength": "1", "rank": "4", "dialect": "webui", "dtype": "bf16",
-          "subfolder": "b", "description": "c", "activation_text": "d"}  # fmt: skip
-TEXTS = ("", "nan", "inf", "-1", "1e400", "9" * 5000, "[1,", "[NaN]", "[" * 9000, "[1e400]", "../..", "C:\\x", "\0", "\x1b[2J", "\ud83d",
-         "a" * 9000, "None", "true", "[[1]]", "[true]", "\u202e", "0x10", "1_0", "١")  # fmt: skip
+PATHS = (
+    "/loras",
+    "/loras/0",
+    "/models",
+    "/openapi.json",
+    "/loras/..%2f..%2fetc",
+    "/loras/%00",
+    "/" + "x" * 5000,
+    "/loras/",
+    "//evil/loras",
+    "/inspect?x=1",
+    "/loras/\u00e9",
+)
+VALUES = {
+    "name": "a",
+    "model": "mini",
+    "weights": "[1, 0.5]",
+    "strength": "1",
+    "rank": "4",
+    "dialect": "webui",
+    "dtype": "bf16",
+    "subfolder": "b",
+    "description": "c",
+    "activation_text": "d",
+}
+TEXTS = (
+    "",
+    "nan",
+    "inf",
+    "-1",
+    "1e400",
+    "9" * 5000,
+    "[1,",
+    "[NaN]",
+    "[" * 9000,
+    "[1e400]",
+    "../..",
+    "C:\\x",
+    "\0",
+    "\x1b[2J",
+    "\ud83d",
+    "a" * 9000,
+    "None",
+    "true",
+    "[[1]]",
+    "[true]",
+    "\u202e",
+    "0x10",
+    "1_0",
+    "١",
+)
 
 
 def _raw(random: Random) -> tuple[str, str, dict[str, str], bytes]:
     if random.random() < 0.1:
-        return random.choice(("GET", "DELETE", "POST", "PUT", "PATCH", "OPTIONS")), api.ROOT + random.choice(PATHS), {}, b""
+        return (
+            random.choice(("GET", "DELETE", "POST", "PUT", "PATCH", "OPTIONS")),
+            api.ROOT + random.choice(PATHS),
+            {},
+            b"",
+        )
     if random.random() < 0.5:
         path = random.choice(list(BODIES))
         value = twisted(random, BODIES[path]) if random.random() < 0.8 else BODIES[path]
@@ -140,8 +199,23 @@ def _raw(random: Random) -> tuple[str, str, dict[str, str], bytes]:
     draw = random.random()
     if draw < 0.1:
         name = random.choice(("content-type", "content-length", "host", "origin", "authorization", "sec-fetch-site"))
-        headers[name] = random.choice(("", "0", "-1", "9" * 30, "²", "text/plain", "null", "http://[", "Basic %%%", "[::1", "cross-site",
-                                       "multipart/form-data", "multipart/form-data; boundary=" + "x" * 500))  # fmt: skip
+        headers[name] = random.choice(
+            (
+                "",
+                "0",
+                "-1",
+                "9" * 30,
+                "²",
+                "text/plain",
+                "null",
+                "http://[",
+                "Basic %%%",
+                "[::1",
+                "cross-site",
+                "multipart/form-data",
+                "multipart/form-data; boundary=" + "x" * 500,
+            )
+        )
     return "POST", api.ROOT + path, headers, body
 
 
@@ -153,11 +227,17 @@ def _form(random: Random) -> bytes:
         parts.append((f'name="{name}"', text.encode("utf-8", "surrogatepass")))
     for _ in range(random.choice((0, 1, 1, 3, 70))):
         file = random.choice(("a.png", "../../a.png", "", "a" * 500, "a\x1b.png"))
-        parts.append((f'name="pictures"; filename="{file}"\r\nContent-Type: image/png', random.randbytes(random.choice((0, 9, 999)))))
+        parts.append(
+            (
+                f'name="pictures"; filename="{file}"\r\nContent-Type: image/png',
+                random.randbytes(random.choice((0, 9, 999))),
+            )
+        )
     if random.random() < 0.1:
         parts.append(('name="unknown"', b"1"))
     random.shuffle(parts)
-    joined = b"".join(b"--XX\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + body + b"\r\n" for head, body in parts)
+    joined = b"".join(
+        b"--XX\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + body + b"\r\n"
+        for head, body in parts
+    )
     return joined + b"--XX--\r\n"
-
-

@@ -29,13 +29,25 @@ class Server:
             self.port = free.getsockname()[1]
         for name in ("tmp", "state", "home"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "I2L_STATE": str(folder / "state"), "TMPDIR": str(folder / "tmp"),
-                       "HOME": str(folder / "home"), "I2L_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1",
-                       "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(HERE)}  # fmt: skip
+        environment = {
+            **os.environ,
+            "I2L_STATE": str(folder / "state"),
+            "TMPDIR": str(folder / "tmp"),
+            "HOME": str(folder / "home"),
+            "I2L_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "PYTHONPATH": str(HERE),
+        }
         words = ("ui", "--api", "--port", self.port, "--lora-dir", folder / "Lora")
         self.said = (folder / "server.said").open("ab")
-        self.process = subprocess.Popen([sys.executable, "-m", "i2l_ext", *map(str, words)], cwd=HERE, env=environment,
-                                        stdout=self.said, stderr=self.said)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "i2l_ext", *map(str, words)],
+            cwd=HERE,
+            env=environment,
+            stdout=self.said,
+            stderr=self.said,
+        )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}{ROOT}", timeout=60)
         self.patience = patience
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,10 +23,51 @@ from i2l_ext.webui.uploads import received
 ALLOWED = set(string.ascii_letters + string.digits + "._-")
 
 PIECES = st.sampled_from(
-    ("..", ".", "", "/", "\\", "//", "~", "C:", "\\\\host\\share", "%2e%2e", "con", "NUL.txt", "com1", "aux", "link", "Lora",
-     "secret", "none", "a" * 101, "a" * 300, "-rf", "a.safetensors", "style.preview", "\0", "\n", "\x1b]0;", "\u202e", "\u2024",
-     "\uff0e\uff0e\uff0f", "\u2215", "ａ", "é", "e\u0301", "\ud800", " ", "a:b", "a|b", "*", "?", "$HOME", "`id`", "sub")
-)  # fmt: skip
+    (
+        "..",
+        ".",
+        "",
+        "/",
+        "\\",
+        "//",
+        "~",
+        "C:",
+        "\\\\host\\share",
+        "%2e%2e",
+        "con",
+        "NUL.txt",
+        "com1",
+        "aux",
+        "link",
+        "Lora",
+        "secret",
+        "none",
+        "a" * 101,
+        "a" * 300,
+        "-rf",
+        "a.safetensors",
+        "style.preview",
+        "\0",
+        "\n",
+        "\x1b]0;",
+        "\u202e",
+        "\u2024",
+        "\uff0e\uff0e\uff0f",
+        "\u2215",
+        "ａ",
+        "é",
+        "e\u0301",
+        "\ud800",
+        " ",
+        "a:b",
+        "a|b",
+        "*",
+        "?",
+        "$HOME",
+        "`id`",
+        "sub",
+    )
+)
 WILD = st.one_of(
     st.lists(PIECES, max_size=6).map("".join),
     st.lists(PIECES, min_size=1, max_size=6).map("/".join),
@@ -113,12 +153,19 @@ def _file(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
         file.write_bytes(b"\x08\0\0\0\0\0\0\0{}      rest")
     except (OSError, UnicodeEncodeError):
         raise UserError("the disk does not take that name") from None
-    if os.fsencode(file.name) not in os.listdir(os.fsencode(box)):
+    if file not in box.iterdir():
         raise Flaw(f"{text!a} is called otherwise")
     images.open_image(file) if len(stem) % 2 else TensorFile(file).close()
 
 
 KINDS: Mapping[str, Callable[[str, Path, Desk, Image.Image], None]] = {
-    "check": _check, "folder": _folder, "lora": _lora, "upload": _upload, "received": _received, "save": _save,
-    "picture": _picture, "header": _header, "file": _file,
-}  # fmt: skip
+    "check": _check,
+    "folder": _folder,
+    "lora": _lora,
+    "upload": _upload,
+    "received": _received,
+    "save": _save,
+    "picture": _picture,
+    "header": _header,
+    "file": _file,
+}
