@@ -119,8 +119,8 @@ def told(tallies: dict[str, Tally]) -> str:
     return (
         f"{total:,} inputs, {found} findings. A finding is an input that ends in anything but success or one printable "
         f"line of at most 1,000 characters, that takes more than {SECONDS:.0f} s of processor time or {MEGABYTES} MB "
-        "more memory than the process had, that hangs, kills its process, changes what it was given or leaves a file that "
-        f"it should not.\n\n{table(head, rows)}"
+        "more memory than the process had, that hangs, kills its process, changes what it was given or leaves a file "
+        f"that it should not.\n\n{table(head, rows)}"
     )
 
 
