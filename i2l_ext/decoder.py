@@ -201,7 +201,8 @@ class _Decoder:
 
 def _block_of(key: str) -> str:
     """The key "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" lies in the block "layers_lora.blocks.3"."""
-    return re.match(r"(?:\w+_lora\.)?blocks\.\d+", key)[0]
+    found = re.match(r"(?:\w+_lora\.)?blocks\.\d+", key)
+    return found[0] if found else key
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -187,7 +187,7 @@ def _aligned(numbers: int) -> int:
 
 def stream(
     files: TensorFiles, groups: Sequence[Mapping[str, str]], run: Run, *, ahead: int = 1
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield the tensors of each group, ``{name: key in the files}``, on the device and in the dtype of ``run``.
 
     A group's tensors hold until the next is asked for; then their memory serves another. ``ahead`` groups are read
