@@ -129,6 +129,11 @@ def start_events(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Pat
 def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Path, bytes], None]]:
     """What a WebUI asks, into the engine: a fork of this process for each request."""
     torch.set_num_threads(1)
+    os.environ["MPLCONFIGDIR"] = str(folder.parent / "matplotlib")
+    import matplotlib.pyplot  # so that the forks need not  # noqa: F401
+
+    import i2l_ext.pipeline  # noqa: F401
+
     good, picture = folder / "good.safetensors", folder / "picture.bin"
     good.write_bytes(headers.loras(folder)[-1])
     from PIL import Image
@@ -138,7 +143,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         "pictures": [str(picture)],
         "weights": [1.0],
         "name": "style",
-        "folder": "BOX",
+        "folder": "BOX/out",
         "model": "mini",
         "strength": 1.0,
         "rank": None,
@@ -150,7 +155,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
     }
     engine = {"device": "cpu", "memory": "2GB", "cache_bytes": 0}
     asked = (
-        {"kind": "make", "order": order, "draw": True, **engine},
+        {"kind": "make", "order": order, "draw": False, **engine},
         {"kind": "look", "pictures": [str(picture)]},
         {"kind": "inspect", "file": str(good)},
         {"kind": "models"},
@@ -206,8 +211,7 @@ def _engine(stdin: int, keep: int, said: Path, warned: Path) -> None:
     """The engine's main on one request, in a fork. It does not return."""
     try:
         os.close(keep)
-        os.chdir(said.parent)
-        os.environ["MPLCONFIGDIR"] = str(said.parent / "in")
+        os.chdir(said.parent / "in")
         os.dup2(stdin, 0)
         for path, stream in ((said, 1), (warned, 2)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
