@@ -103,35 +103,8 @@ def export(
             kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
             error=error,
         )
-<<<<<<< HEAD
         for file, text in {**texts, "README.md": readme(trainer, told)}.items():
             (here / file).write_text(text, encoding="utf-8", newline="\n")
-=======
-        worst = self_check(path, trainer, lora, init, resizer.seen)
-    except UserError:
-        path.unlink(missing_ok=True)
-        if created and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    told = Export(
-        trainer=trainer.id,
-        arch=lora.arch.id,
-        folder=str(folder),
-        init=str(path),
-        run=trainer.run,
-        name=name,
-        rank=wanted,
-        modules=len(init),
-        filled=len(extra),
-        fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _trained(start, p)]),
-        left_out=_kinds(lora, left_out),
-        kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
-        error=worst,
-    )
-    for file, text in {**texts, "README.md": readme(trainer, told)}.items():
-        with files.appearing(folder / file, overwrite=overwrite) as part:
-            part.write_text(text, encoding="utf-8", newline="\n")
->>>>>>> main
     return told
 
 

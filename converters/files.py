@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,13 +89,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _entry(name: str, raw: object) -> Entry:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
-<<<<<<< HEAD
-    dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in BYTES:
-=======
     dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
-    if dtype not in BYTES:
->>>>>>> main
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
     if shape is None or offsets is None:
         raise ValueError(f"tensor {name!r} has no proper shape or offsets")

@@ -156,12 +156,8 @@ class Queue:
         self._children: dict[str, child.Child] = {}
         self._lanes: dict[str, threading.Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
         for job in sorted(_recover(folder), key=lambda job: job.created):
-=======
-        for job in _recover(folder):
             self._hide(job)
->>>>>>> main
             self._jobs[job.id] = job
         self.folder = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
         self.folder.mkdir()

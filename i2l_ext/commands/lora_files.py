@@ -267,25 +267,15 @@ def _write(
         "bytes": (size := output.stat().st_size),
     }
     rank = f"rank {lora.rank}" if len({spec.rank for spec in lora.specs.values()}) == 1 else f"ranks to {lora.rank}"
-<<<<<<< HEAD
-    size = told["bytes"] / 1e6
-    lines = [f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size:.1f} MB"]
-    if resizer:
-        from i2l_ext.converters.rank import kept
-
-        told["kept"] = kept(lora.arch, resizer.seen, resizer.ranks)
-        lines += [f"  energy kept {share:8.4%}  {kind}" for kind, share in told["kept"].items()]
-    _tell(args, told, lines)
-=======
     line = f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size / 1e6:.1f} MB"
+    lines = [line]
     if resizer:
         from i2l_ext.converters.rank import kept
 
         shares = kept(lora.arch, resizer.seen, resizer.ranks)
         told["kept"] = shares
-        line += "".join(f"\n  energy kept {share:8.4%}  {kind}" for kind, share in shares.items())
-    _tell(args, told, [line])
->>>>>>> main
+        lines += [f"  energy kept {share:8.4%}  {kind}" for kind, share in shares.items()]
+    _tell(args, told, lines)
     return 0
 
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from i2l_ext import __version__
-from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import Busy, Job
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.door import NEAR, Gate, Refused
@@ -41,17 +41,6 @@ FIELDS: Mapping[str, tuple[type, str]] = {
 """The form fields of POST /loras beside ``pictures``."""
 
 
-<<<<<<< HEAD
-class Refused(Exception):
-    """An answer other than 200 and 202: status and text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(one_line(text))
-        self.status = status
-
-
-=======
->>>>>>> main
 Handler = Callable[[Request], Awaitable[tuple[int, Any]]]
 
 
