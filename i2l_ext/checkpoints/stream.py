@@ -1,24 +1,28 @@
 """Weights pass by: groups of tensors are read from safetensors files one after the other, never all at once.
 
-The next group is read on a thread of its own while this one is in use. Reading is by plain reads into buffers that
+The next group is read on threads of its own while this one is in use. Reading is by plain reads into buffers that
 are used again and again; nothing is mapped, so that a file which is cut short under us is an error with a name and
-not a dead process.
+not a dead process. Where the weights are used as they lie on disk, they are read to where they are used: a tensor
+is a view of the file's bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from i2l_ext.checkpoints.source import PAGE, Source, too_large_to_keep
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
 
@@ -26,7 +30,12 @@ PIECE = 16 << 20
 """Bytes read between two looks at whether to stop."""
 
 ALIGN = 128
-"""Numbers: each tensor in a buffer starts at a multiple of this."""
+"""Numbers: each tensor that is converted starts at a multiple of this in its buffer."""
+
+READERS = 2
+"""Threads that read: while one waits for the disk, the other's next piece is asked for already."""
+
+Result = TypeVar("Result")
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
@@ -71,6 +80,8 @@ class TensorFiles:
         self._where: dict[str, TensorFile] = {}
         with ExitStack() as opened:
             self.files = [opened.enter_context(TensorFile(path)) for path in paths]
+            direct = too_large_to_keep(sum(file.size for file in self.files))
+            self.sources = {file: opened.enter_context(closing(Source(file, direct=direct))) for file in self.files}
             for file in self.files:
                 for key in file.header.tensors:
                     if self._where.setdefault(key, file) is not file:
@@ -120,69 +131,179 @@ class TensorFiles:
         return table
 
 
-class _Loader:
-    """Brings groups of tensors to the device, on a thread of its own and, on CUDA, on a stream of its own."""
+@dataclass
+class Piece:
+    """Neighbours in a file that are read at once: the bytes [start, end) of it, to be put at ``at`` of a buffer.
+
+    ``parts``: of which tensors, from which byte to which of each.
+    """
+
+    source: Source
+    start: int
+    end: int
+    at: int
+    parts: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+class Loader:
+    """Brings groups of tensors to the device; on CUDA through pinned memory, on a stream of its own.
+
+    A group that is wanted as it lies in the file, on the CPU, is read to where it stays; any other goes through a
+    stage, of which each thread that reads has one.
+    """
 
     def __init__(self, files: TensorFiles, run: Run) -> None:
         self.files, self.device, self.dtype = files, torch.device(run.device), run.torch_dtype
         self.stop = Event()
-        cuda = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if cuda else None
-        self._stages = deque(torch.empty(PIECE, dtype=torch.uint8, pin_memory=cuda) for _ in range(2))
-        self._copied: deque[torch.cuda.Event | None] = deque([None, None])
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stages: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
-    def _on_stream(self) -> AbstractContextManager[object]:
+    def on_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def numbers(self, names: Mapping[str, str]) -> int:
+    def in_place(self, names: Mapping[str, str]) -> bool:
+        """Whether a group is used as it lies on disk."""
+        return self.device.type == "cpu" and all(
+            torch_dtype(entry.dtype) == self.dtype and (file.header.data_start + entry.start) % self.dtype.itemsize == 0
+            for file, entry in map(self.files.locate, names.values())
+        )
+
+    def _dtype(self, key: str) -> torch.dtype:
+        return torch_dtype(self.files.locate(key)[1].dtype)
+
+    def nbytes(self, names: Mapping[str, str]) -> int:
         """The length of the buffer that a group of tensors needs."""
-        return sum(_aligned(math.prod(self.files.locate(key)[1].shape)) for key in names.values())
+        if self.in_place(names):
+            return max((piece.at + piece.end - piece.start for piece in self.pieces(names)), default=0) + PAGE
+        return self.dtype.itemsize * sum(_aligned(self._numbers(key)) for key in names.values())
 
-    def buffer(self, numbers: int) -> Tensor:
-        with self._on_stream():
-            return torch.empty(numbers, dtype=self.dtype, device=self.device)
+    def _numbers(self, key: str) -> int:
+        return math.prod(self.files.locate(key)[1].shape)
 
-    def fill(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """Read ``{name: key in the files}`` into ``buffer``; also the event after which it is there."""
-        tensors, offset = {}, 0
-        with self._on_stream():
-            for name, key in names.items():
-                shape = self.files.locate(key)[1].shape
-                flat = buffer[offset : offset + math.prod(shape)]
-                self._read(key, flat)
-                tensors[name] = flat.view(shape)
-                offset += _aligned(flat.numel())
-            return tensors, self.stream.record_event() if self.stream else None
+    def buffer(self, nbytes: int) -> Tensor:
+        """Uninitialised bytes that begin on a page of memory."""
+        with self.on_stream():
+            return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))
 
-    def _read(self, key: str, flat: Tensor) -> None:
-        file, entry = self.files.locate(key)
-        source = torch_dtype(entry.dtype)
-        direct = self.device.type == "cpu" and source == self.dtype
-        count = PIECE // source.itemsize
-        for start in range(0, flat.numel(), count):
-            if self.stop.is_set():
-                raise Cancelled
-            part = flat[start : start + count]
-            read = part if direct else self._stage(part.numel(), source)
-            try:
-                file.readinto(entry, bytes_of(read), start * source.itemsize)
-            except UserError as error:
-                raise UserError(f"{error} (at the tensor {key!r})") from None
-            if not direct:
-                part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
-                self._copied.append(self.stream.record_event() if self.stream else None)
+    def pieces(self, names: Mapping[str, str]) -> list[Piece]:
+        """What there is to read for a group, in the order of the files. Each piece stands in the buffer as in its
+        file with regard to pages, and behind its neighbour."""
+        located = [(name, *self.files.locate(key)) for name, key in names.items()]
+        located.sort(key=lambda place: (self.files.files.index(place[1]), place[2].start))
+        found: list[Piece] = []
+        for name, file, entry in located:
+            source, begin = self.files.sources[file], file.header.data_start + entry.start
+            for offset in range(0, entry.nbytes, PIECE):
+                until = min(offset + PIECE, entry.nbytes)
+                start, end = begin + offset, begin + until
+                last = found[-1] if found else Piece(source, 0, 0, 0)
+                near = last.source is source and last.end == start
+                if not (near and end - last.start <= PIECE):
+                    behind = last.at + last.end - last.start
+                    found.append(
+                        Piece(source, start, start, behind if near else -(-behind // PAGE) * PAGE + start % PAGE)
+                    )
+                found[-1].end = end
+                found[-1].parts.append((name, offset, until))
+        return found
 
-    def _stage(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """The stage that was filled longest ago, once its copy has gone out."""
-        stage, copied = self._stages.popleft(), self._copied.popleft()
+    def plan(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
+        """The tensors of a group as they will stand in ``buffer``, and the reading that has to be done before, in
+        parts that may be done at once."""
+        pieces = self.pieces(names)
+        if self.in_place(names):
+            return self._views(names, pieces, buffer), [partial(self._read, piece, names, buffer) for piece in pieces]
+        tensors, offset, flat = {}, 0, buffer[: len(buffer) // self.dtype.itemsize * self.dtype.itemsize]
+        flat = flat.view(self.dtype)
+        for name, key in names.items():
+            tensors[name] = flat[offset : offset + self._numbers(key)].view(self.files.locate(key)[1].shape)
+            offset += _aligned(self._numbers(key))
+        return tensors, [partial(self._convert, piece, names, tensors) for piece in pieces]
+
+    def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
+        """A group's tensors in ``buffer``, read on this thread. They hold until the buffer is used again."""
+        tensors, work = self.plan(names, buffer)
+        for job in work:
+            job()
+        return tensors
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute on the stream of the reading, so that nothing is used before it is there, nor read over before it
+        has been used; at the end all is done."""
+        if not self.stream:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self.on_stream():
+            yield
+        self.stream.synchronize()
+
+    def _views(self, names: Mapping[str, str], pieces: Sequence[Piece], buffer: Tensor) -> dict[str, Tensor]:
+        starts = {}
+        for piece in pieces:
+            at = piece.at
+            for name, offset, until in piece.parts:
+                starts.setdefault(name, at)
+                at += until - offset
+        tensors = {}
+        for name, key in names.items():
+            entry = self.files.locate(key)[1]
+            start = starts.get(name, 0)
+            tensors[name] = buffer[start : start + entry.nbytes].view(self.dtype).view(entry.shape)
+        return tensors
+
+    def _read(self, piece: Piece, names: Mapping[str, str], buffer: Tensor) -> None:
+        if self.stop.is_set():
+            raise Cancelled
+        lead = piece.start % PAGE
+        try:
+            piece.source.read(piece.start, piece.end, bytes_of(buffer[piece.at - lead :]))
+        except UserError as error:
+            raise UserError(f"{error} (at the tensor {names[piece.parts[0][0]]!r})") from None
+
+    def _convert(self, piece: Piece, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+        stage, copied = self._stage()
         if copied:
             copied.synchronize()
-        self._stages.append(stage)
-        return stage[: numbers * dtype.itemsize].view(dtype)
+        lead = piece.start % PAGE
+        self._read(replace(piece, at=lead), names, stage)
+        with self.on_stream():
+            for name, offset, until in piece.parts:
+                source = self._dtype(names[name])
+                read = stage[lead : lead + until - offset]
+                read = (read if lead % source.itemsize == 0 else read.clone()).view(source)
+                part = tensors[name].view(-1)[offset // source.itemsize : until // source.itemsize]
+                part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
+                lead += until - offset
+            self._stages.append((stage, self.stream.record_event() if self.stream else None))
+
+    def _stage(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The stage that was filled longest ago, and when its copy has gone out."""
+        try:
+            return self._stages.popleft()
+        except IndexError:  # on each thread's first calls
+            room = torch.empty(PIECE + 3 * PAGE, dtype=torch.uint8, pin_memory=self.stream is not None)
+            return _on_a_page(room), None
 
 
 def _aligned(numbers: int) -> int:
     return -(-numbers // ALIGN) * ALIGN
+
+
+def _on_a_page(memory: Tensor) -> Tensor:
+    return memory[-memory.data_ptr() % PAGE :]
+
+
+def outcome(futures: Iterable[Future[Result]], run: Run) -> list[Result]:
+    """What they came to. Raises what they raised, and Cancelled as soon as ``run`` says so."""
+    results = []
+    for future in futures:
+        while not future.done():
+            run.check()
+            wait([future], timeout=0.05)
+        results.append(future.result())
+    return results
 
 
 def stream(
@@ -194,30 +315,28 @@ def stream(
     while one is in use: 1 + ahead buffers of the largest group are taken. Close the iterator (``closing``) when it
     is left early. Raises UserError as TensorFile does, Cancelled when ``run`` says so.
     """
-    loader = _Loader(files, run)
-    size = max((loader.numbers(names) for names in groups), default=0)
+    loader = Loader(files, run)
+    size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
-    waiting: deque[tuple[Tensor, Future]] = deque()
+    waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[None]]]] = deque()
     todo = iter(groups)
-    with ThreadPoolExecutor(1, thread_name_prefix="i2l-read") as reader:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="i2l-read") as readers:
 
         def launch() -> None:
             while free and (names := next(todo, None)) is not None:
                 buffer = free.popleft()
-                waiting.append((buffer, reader.submit(loader.fill, names, buffer)))
+                tensors, work = loader.plan(names, buffer)
+                waiting.append((buffer, tensors, [readers.submit(job) for job in work]))
 
         try:
             launch()
             while waiting:
-                buffer, future = waiting.popleft()
-                while not future.done():
-                    run.check()
-                    wait([future], timeout=0.05)
-                tensors, arrived = future.result()
-                if arrived:
-                    torch.cuda.current_stream(loader.device).wait_event(arrived)
+                buffer, tensors, reading = waiting.popleft()
+                outcome(reading, run)
+                if loader.stream:
+                    torch.cuda.current_stream(loader.device).wait_stream(loader.stream)
                 yield tensors
-                if arrived:  # the buffer may be filled anew only when the device has done with it
+                if loader.stream:  # the buffer may be filled anew only when the device has done with it
                     torch.cuda.current_stream(loader.device).synchronize()
                 free.append(buffer)
                 launch()
