@@ -293,8 +293,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _columns(up: torch.Tensor) -> torch.Tensor:
-    """[N, d_out, rank] to [d_out, N x rank]."""
-    return up.transpose(0, 1).flatten(1)
+    """[N, d_out, rank] to [d_out, N x rank]. The numbers of a row go as one where there is a type as wide."""
+    import torch
+
+    wide = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(up.shape[2] * up.itemsize)
+    if wide is None or not up.is_contiguous():
+        return up.transpose(0, 1).flatten(1)
+    return up.view(wide)[:, :, 0].T.clone(memory_format=torch.contiguous_format).view(up.dtype)
 
 
 @dataclass(frozen=True)

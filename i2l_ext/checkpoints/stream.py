@@ -82,6 +82,7 @@ class TensorFiles:
             self.files = [opened.enter_context(TensorFile(path)) for path in paths]
             direct = too_large_to_keep(sum(file.size for file in self.files))
             self.sources = {file: opened.enter_context(closing(Source(file, direct=direct))) for file in self.files}
+            self.order = {file: number for number, file in enumerate(self.files)}
             for file in self.files:
                 for key in file.header.tensors:
                     if self._where.setdefault(key, file) is not file:
@@ -131,6 +132,30 @@ class TensorFiles:
         return table
 
 
+@dataclass(frozen=True)
+class Place:
+    """A tensor by its name in a group, and where it lies."""
+
+    name: str
+    key: str
+    file: TensorFile
+    entry: Entry
+
+    @property
+    def start(self) -> int:
+        """Its first byte in the file."""
+        return self.file.header.data_start + self.entry.start
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """On disk."""
+        return torch_dtype(self.entry.dtype)
+
+    def tensor(self, buffer: Tensor, at: int) -> Tensor:
+        """Its bytes in ``buffer`` from ``at`` on."""
+        return buffer[at : at + self.entry.nbytes].view(self.dtype).view(self.entry.shape)
+
+
 @dataclass
 class Piece:
     """Neighbours in a file that are read at once: the bytes [start, end) of it, to be put at ``at`` of a buffer.
@@ -138,11 +163,11 @@ class Piece:
     ``parts``: of which tensors, from which byte to which of each.
     """
 
-    source: Source
+    file: TensorFile
     start: int
     end: int
     at: int
-    parts: list[tuple[str, int, int]] = field(default_factory=list)
+    parts: list[tuple[Place, int, int]] = field(default_factory=list)
 
 
 class Loader:
@@ -161,64 +186,61 @@ class Loader:
     def on_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def in_place(self, names: Mapping[str, str]) -> bool:
-        """Whether a group is used as it lies on disk."""
-        return self.device.type == "cpu" and all(
-            torch_dtype(entry.dtype) == self.dtype and (file.header.data_start + entry.start) % self.dtype.itemsize == 0
-            for file, entry in map(self.files.locate, names.values())
-        )
-
-    def _dtype(self, key: str) -> torch.dtype:
-        return torch_dtype(self.files.locate(key)[1].dtype)
-
     def nbytes(self, names: Mapping[str, str]) -> int:
-        """The length of the buffer that a group of tensors needs."""
-        if self.in_place(names):
-            return max((piece.at + piece.end - piece.start for piece in self.pieces(names)), default=0) + PAGE
-        return self.dtype.itemsize * sum(_aligned(self._numbers(key)) for key in names.values())
-
-    def _numbers(self, key: str) -> int:
-        return math.prod(self.files.locate(key)[1].shape)
+        """How long a buffer is enough for a group of tensors."""
+        entries = [self.files.locate(key)[1] for key in names.values()]
+        converted = sum(_aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
+        return max(converted, sum(entry.nbytes + 2 * PAGE for entry in entries))
 
     def buffer(self, nbytes: int) -> Tensor:
         """Uninitialised bytes that begin on a page of memory."""
         with self.on_stream():
             return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))
 
-    def pieces(self, names: Mapping[str, str]) -> list[Piece]:
-        """What there is to read for a group, in the order of the files. Each piece stands in the buffer as in its
-        file with regard to pages, and behind its neighbour."""
-        located = [(name, *self.files.locate(key)) for name, key in names.items()]
-        located.sort(key=lambda place: (self.files.files.index(place[1]), place[2].start))
-        found: list[Piece] = []
-        for name, file, entry in located:
-            source, begin = self.files.sources[file], file.header.data_start + entry.start
-            for offset in range(0, entry.nbytes, PIECE):
-                until = min(offset + PIECE, entry.nbytes)
-                start, end = begin + offset, begin + until
-                last = found[-1] if found else Piece(source, 0, 0, 0)
-                near = last.source is source and last.end == start
-                if not (near and end - last.start <= PIECE):
-                    behind = last.at + last.end - last.start
-                    found.append(
-                        Piece(source, start, start, behind if near else -(-behind // PAGE) * PAGE + start % PAGE)
-                    )
-                found[-1].end = end
-                found[-1].parts.append((name, offset, until))
-        return found
-
     def plan(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
         """The tensors of a group as they will stand in ``buffer``, and the reading that has to be done before, in
         parts that may be done at once."""
-        pieces = self.pieces(names)
-        if self.in_place(names):
-            return self._views(names, pieces, buffer), [partial(self._read, piece, names, buffer) for piece in pieces]
-        tensors, offset, flat = {}, 0, buffer[: len(buffer) // self.dtype.itemsize * self.dtype.itemsize]
-        flat = flat.view(self.dtype)
-        for name, key in names.items():
-            tensors[name] = flat[offset : offset + self._numbers(key)].view(self.files.locate(key)[1].shape)
-            offset += _aligned(self._numbers(key))
-        return tensors, [partial(self._convert, piece, names, tensors) for piece in pieces]
+        places = [Place(name, key, *self.files.locate(key)) for name, key in names.items()]
+        places.sort(key=lambda place: (self.files.order[place.file], place.start))
+        pieces = list(self._pieces(places))
+        if self._in_place(places):
+            starts: dict[str, int] = {}
+            for piece in pieces:
+                for place, offset, _ in piece.parts:
+                    starts.setdefault(place.name, piece.at + place.start + offset - piece.start)
+            tensors = {place.name: place.tensor(buffer, starts.get(place.name, 0)) for place in places}
+            return tensors, [partial(self._read, piece, buffer) for piece in pieces]
+        flat, tensors, end = buffer[: len(buffer) // 8 * 8].view(self.dtype), {}, 0
+        for place in places:
+            numbers = math.prod(place.entry.shape)
+            tensors[place.name] = flat[end : end + numbers].view(place.entry.shape)
+            end += _aligned(numbers)
+        return tensors, [partial(self._convert, piece, tensors) for piece in pieces]
+
+    def _in_place(self, places: Sequence[Place]) -> bool:
+        """Whether a group is used as it lies on disk."""
+        return self.device.type == "cpu" and all(
+            place.dtype == self.dtype and place.start % self.dtype.itemsize == 0 for place in places
+        )
+
+    def _pieces(self, places: Sequence[Place]) -> Iterator[Piece]:
+        """What there is to read, in the order of the files. Each piece stands in the buffer as in its file with
+        regard to pages, and behind its neighbour."""
+        piece = None
+        for place in places:
+            for offset in range(0, place.entry.nbytes, PIECE):
+                until = min(offset + PIECE, place.entry.nbytes)
+                start, end = place.start + offset, place.start + until
+                near = piece is not None and piece.file is place.file and piece.end == start
+                if not (piece and near and end - piece.start <= PIECE):
+                    behind = piece.at + piece.end - piece.start if piece else 0
+                    if piece:
+                        yield piece
+                    piece = Piece(place.file, start, end, behind if near else -(-behind // PAGE) * PAGE + start % PAGE)
+                piece.end = end
+                piece.parts.append((place, offset, until))
+        if piece:
+            yield piece
 
     def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
         """A group's tensors in ``buffer``, read on this thread. They hold until the buffer is used again."""
@@ -239,43 +261,28 @@ class Loader:
             yield
         self.stream.synchronize()
 
-    def _views(self, names: Mapping[str, str], pieces: Sequence[Piece], buffer: Tensor) -> dict[str, Tensor]:
-        starts = {}
-        for piece in pieces:
-            at = piece.at
-            for name, offset, until in piece.parts:
-                starts.setdefault(name, at)
-                at += until - offset
-        tensors = {}
-        for name, key in names.items():
-            entry = self.files.locate(key)[1]
-            start = starts.get(name, 0)
-            tensors[name] = buffer[start : start + entry.nbytes].view(self.dtype).view(entry.shape)
-        return tensors
-
-    def _read(self, piece: Piece, names: Mapping[str, str], buffer: Tensor) -> None:
+    def _read(self, piece: Piece, buffer: Tensor) -> None:
         if self.stop.is_set():
             raise Cancelled
-        lead = piece.start % PAGE
         try:
-            piece.source.read(piece.start, piece.end, bytes_of(buffer[piece.at - lead :]))
+            area = bytes_of(buffer[piece.at - piece.start % PAGE :])
+            self.files.sources[piece.file].read(piece.start, piece.end, area)
         except UserError as error:
-            raise UserError(f"{error} (at the tensor {names[piece.parts[0][0]]!r})") from None
+            raise UserError(f"{error} (at the tensor {piece.parts[0][0].key!r})") from None
 
-    def _convert(self, piece: Piece, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    def _convert(self, piece: Piece, tensors: Mapping[str, Tensor]) -> None:
         stage, copied = self._stage()
         if copied:
             copied.synchronize()
-        lead = piece.start % PAGE
-        self._read(replace(piece, at=lead), names, stage)
+        at = piece.start % PAGE
+        self._read(replace(piece, at=at), stage)
         with self.on_stream():
-            for name, offset, until in piece.parts:
-                source = self._dtype(names[name])
-                read = stage[lead : lead + until - offset]
-                read = (read if lead % source.itemsize == 0 else read.clone()).view(source)
-                part = tensors[name].view(-1)[offset // source.itemsize : until // source.itemsize]
+            for place, offset, until in piece.parts:
+                size, read = place.dtype.itemsize, stage[at : at + until - offset]
+                read = (read.clone() if at % size else read).view(place.dtype)
+                part = tensors[place.name].view(-1)[offset // size : until // size]
                 part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
-                lead += until - offset
+                at += until - offset
             self._stages.append((stage, self.stream.record_event() if self.stream else None))
 
     def _stage(self) -> tuple[Tensor, torch.cuda.Event | None]:
