@@ -203,7 +203,11 @@ class TensorFile:
 
     def check(self) -> None:
         """Raises UserError where the file is no longer what it was when it was opened."""
-        if self._stat() != self._stamp:
+        try:
+            same = self._stat() == self._stamp
+        except OSError as error:
+            raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+        if not same:
             raise UserError(f"{self.path.name}: the file changed while it was read. Try again.")
 
     def read(self, position: int, buffer: memoryview) -> None:
@@ -215,9 +219,9 @@ class TensorFile:
                 if not count:
                     raise UserError(f"{self.path.name}: the file became shorter while it was read.")
                 done += count
-            self.check()
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+        self.check()
 
     def _read(self, position: int, buffer: memoryview) -> int:
         if hasattr(os, "preadv"):

@@ -223,6 +223,7 @@ def _on_one_processor(others: int) -> None:
     """
     import torch
 
+    torch.get_num_threads()  # else a thread's first operation sets it anew
     torch.set_num_threads(1)
     restore = Thread(target=torch.set_num_threads, args=(others,))
     restore.start()
