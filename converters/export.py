@@ -75,7 +75,7 @@ def export(
         raise UserError(f"{trainer.title} has no place for any module of this file.")
     extra = _fillable(lora, stays, by_default) if fill else []
     init = rank.resize(_part(lora, stays), wanted, exact=exact, seed=seed, fill=extra)
-    resizer = init.load
+    resizer = rank.resizer(init)
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{wanted}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{wanted}.safetensors"
     start = Start(lora.arch, path, name, wanted, seed, tuple(init))
@@ -91,7 +91,7 @@ def export(
         init.save(
             path, trainer.dialect, metadata=rewritten(init, trainer.dialect, path.stem, **fields), overwrite=overwrite
         )
-        error = self_check(path, trainer, lora, init, resizer.seen)
+        worst = self_check(path, trainer, lora, init, resizer.seen)
     except UserError:
         path.unlink(missing_ok=True)
         if created and not any(folder.iterdir()):
@@ -110,7 +110,7 @@ def export(
         fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _trained(start, p)]),
         left_out=_kinds(lora, left_out),
         kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
-        error=error,
+        error=worst,
     )
     for file, text in {**texts, "README.md": readme(trainer, told)}.items():
         with files.appearing(folder / file, overwrite=overwrite) as part:
@@ -153,13 +153,13 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, seen: dict[
     """
     written, worst = Lora.read(path), 0.0
     problems = []
-    if written.source.reading.dialect != trainer.dialect:
-        problems.append(f"its dialect is {written.source.reading.dialect}")
+    if written.read_from.reading.dialect != trainer.dialect:
+        problems.append(f"its dialect is {written.read_from.reading.dialect}")
     if written.specs.keys() != init.specs.keys():
         problems.append("its modules are not those that were to be written")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
         problems.append("its ranks or dtypes are not those that were to be written")
-    if any(scale != 1 for scale in written.source.scales.values()):
+    if any(scale != 1 for scale in written.read_from.scales.values()):
         problems.append("its alpha is not its rank")
     for module in written if not problems else ():
         down, up = written[module]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Thread, Timer
-from typing import Any
+from typing import IO, Any, cast
 
 import i2l_ext
 
@@ -65,17 +65,19 @@ class Child:
             list(command), cwd=ROOT, env={**os.environ, **environment}, creationflags=flags,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        pipes = self.process.stdin, self.process.stdout, self.process.stderr
+        self._stdin, self._stdout, self._stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
         self._lock = Lock()
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._ears = Thread(target=self._listen, name="i2l-stderr", daemon=True)
         self._ears.start()
         with suppress(BrokenPipeError, ConnectionError):  # it died at once: its exit code and its tail will tell
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What the child says, until it says no more. Whatever is no event counts as stderr."""
-        while line := self.process.stdout.readline(LONGEST_LINE):
+        while line := self._stdout.readline(LONGEST_LINE):
             try:
                 event = json.loads(line)
                 if not isinstance(event, dict) or not isinstance(event.get("event"), str):
@@ -93,7 +95,7 @@ class Child:
             self.process.kill()
             code = self.process.wait()
         self._ears.join(timeout=1)
-        for stream in (self.process.stdout, self.process.stderr):
+        for stream in (self._stdout, self._stderr):
             stream.close()
         self._close()
         return code
@@ -112,11 +114,11 @@ class Child:
 
     def _close(self) -> None:
         with self._lock, suppress(OSError):
-            self.process.stdin.close()
+            self._stdin.close()
 
     def _listen(self) -> None:
         with suppress(ValueError, OSError):  # closed under us
-            while line := self.process.stderr.readline(2000):
+            while line := self._stderr.readline(2000):
                 # a progress bar writes over its line: only what it shows last counts
                 if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
                     self.tail.append(text)

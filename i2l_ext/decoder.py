@@ -267,7 +267,8 @@ class _Decoder:
 def _owner_of(key: str) -> str:
     """Whose the tensor is: "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" is of the head
     "layers_lora.blocks.3.layers.0", "blocks.3.proj_residual.proj_in.weight" of the block "blocks.3"."""
-    return re.match(r"(?:\w+_lora\.)?blocks\.\d+(?:\.layers\.\d+)?", key)[0]
+    found = re.match(r"(?:\w+_lora\.)?blocks\.\d+(?:\.layers\.\d+)?", key)
+    return found[0] if found else key
 
 
 @dataclass(frozen=True)

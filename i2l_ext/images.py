@@ -66,7 +66,7 @@ _BROKEN = (
 """What Pillow raises for broken data. Only calls into Pillow stand under it."""
 
 # 16 bits to 8, rounded to the nearest. (Pillow's own conversion clips at 255.)
-_TO_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+_TO_EIGHT_BITS: np.ndarray = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from i2l_ext import child
 from i2l_ext.converters.errors import UserError
 from i2l_ext.locks import Lock
 
-LANES = {"look": "pictures", "models": "look", "inspect": "look", "check": "look"}
+LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
 """Kinds of jobs that take a moment and do not wait for the long ones."""
 
 WAITING, KEPT = 20, 60
@@ -89,7 +90,7 @@ class Job:
         return (1 - end) / rate if rate > 0 and end - start > 0.001 else None
 
     def view(self) -> dict[str, Any]:
-        """The job for a page, a program or a record: no path but those in its result."""
+        """The job for a page, a program or a record."""
         step = self.steps[self.step] if self.steps else None
         end = self.ended or time.time()
         return {
@@ -127,7 +128,8 @@ class Job:
 
 class Queue:
     """The jobs of one WebUI process. ``around(job)`` gives a context in which the job runs; ``after(job)`` is called
-    when it has ended. ``environment`` gives variables for the engine, asked anew for every job."""
+    when it has ended. ``environment`` gives variables for the engine, asked anew for every job. ``hide(job)`` takes
+    out of an ended job what a client is not to see."""
 
     def __init__(
         self,
@@ -137,14 +139,17 @@ class Queue:
         environment: Callable[[], Mapping[str, str]] = dict,
         around: Callable[[Job], AbstractContextManager[Any]] = lambda job: nullcontext(),
         after: Callable[[Job], None] = lambda job: None,
+        hide: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._command, self._environment, self._around, self._after = command, environment, around, after
+        self._hide = hide
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, child.Child] = {}
         self._lanes: dict[str, threading.Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for job in _recover(folder):
+            self._hide(job)
             self._jobs[job.id] = job
         self.folder = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
         self.folder.mkdir()
@@ -217,8 +222,8 @@ class Queue:
     def _run_lane(self, lane: str) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next(lane))
-                job = self._next(lane)
+                while (job := self._next(lane)) is None:
+                    self._changed.wait()
             try:
                 with self._around(job):
                     self._run(job)
@@ -273,6 +278,7 @@ class Queue:
         job.state, job.ended, job.error = state, time.time(), error
         if state == "failed":
             job.hint = child.hint("\n".join((error or "", *job.tail)))
+        self._hide(job)
         self._record(job)
         self._changed.notify_all()
 
@@ -307,10 +313,16 @@ def state_folder() -> Path:
         return own / "state"
     user = getattr(os, "getuid", lambda: "user")()
     folder = Path(tempfile.gettempdir()) / f"i2l-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.name == "posix" and folder.stat().st_uid != user:
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if os.name == "posix" and not _is_own(folder.lstat(), user):
         raise UserError(f"{folder} belongs to somebody else. Name a folder of your own in I2L_STATE.")
     return folder
+
+
+def _is_own(status: os.stat_result, user: object) -> bool:
+    """A folder, not a link that somebody laid there, which is the user's and into which no one else writes."""
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
 
 
 def _ending(code: int) -> str:

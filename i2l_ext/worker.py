@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -210,6 +211,43 @@ def inspect(request: Request, tell: Teller) -> Any:
     return {**found, "check": _run("check", file)}
 
 
+def curve(request: Request, tell: Teller) -> Any:
+    """The energy that each rank keeps: {kind, or "all" for the whole: [share at rank 1, at rank 2, …]}."""
+    tell.plan([{"title": "curve"}])
+    from i2l_ext.converters import Lora, rank
+
+    lora = Lora.read(request["file"])
+    values = rank.spectra(lora)
+    most = max(map(len, values.values()))
+    tell.check()
+    at = [rank.kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
+    return {"kept": {kind: [round(one[kind], 5) for one in at] for kind in at[0]}}
+
+
+def mend(request: Request, tell: Teller) -> Any:
+    """Do what ``i2l check`` advises for a program: the fields of that command's ``--json``."""
+    tell.plan([{"title": "mend"}])
+    found = _run("check", request["file"])["consumers"]
+    advised = next((one["mend"] for one in found if one["consumer"] == request["consumer"]), None)
+    if advised is None:
+        raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
+    words = shlex.split(advised)[1:]
+    if "-o" in words:
+        del words[words.index("-o") :]
+    target = request["folder_of_export" if words[0] == "export" else "output"]
+    told = _run(*words, "-o", target)
+    return {**told, "command": words[0], "consumer": request["consumer"], "file": target}
+
+
+def doctor(request: Request, tell: Teller) -> Any:
+    """The lines of ``i2l doctor``, as the engine's own process finds them."""
+    from i2l_ext.commands.doctor import examine
+
+    facts = {"host": request["host"], **dict(examine())}
+    width = max(map(len, facts))
+    return {"text": "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())}
+
+
 def command(request: Request, tell: Teller) -> Any:
     """What a command of ``i2l`` prints with ``--json``. Only those of COMMANDS, and only in the WebUI's own words:
     whoever fills in ``arguments`` has checked them."""
@@ -299,6 +337,9 @@ WORK: dict[str, Callable[[Request, Teller], Any]] = {
     "make": make,
     "look": look,
     "inspect": inspect,
+    "curve": curve,
+    "mend": mend,
+    "doctor": doctor,
     "models": models,
     "download": download,
     "verify": verify,

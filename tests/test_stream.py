@@ -181,7 +181,7 @@ def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypa
     for broken in (lambda number: None, lambda number: os.open(path, os.O_WRONLY)):
         monkeypatch.setattr(source, "_reopened", broken)
         out_of_cache(path)
-        monkeypatch.setattr(source.Source, "_cached", lambda *_: False)
+        monkeypatch.setattr(source, "_cached", lambda *_: False)
         assert plainly_read() == whole
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from i2l_ext.converters.files import TensorFile
@@ -48,40 +50,41 @@ class Source:
         The bytes of ``area`` around them, up to the borders of the pages, may become the file's too. Raises
         UserError as TensorFile does.
         """
-        lead, length = start % PAGE, end - start
-        wanted = area[lead : lead + length]
-        if self._direct is None or not (self._cached(start, wanted) or self._read_pages(start - lead, end, area)):
+        lead = start % PAGE
+        wanted = area[lead : lead + end - start]
+        if self._direct is None:
             self.file.read(start, wanted)
-        else:
+        elif _cached(self.file.fileno(), start, wanted) or _read_pages(self._direct, start - lead, end, area):
             self.file.check()
+        else:
+            self.file.read(start, wanted)
 
-    def _cached(self, start: int, wanted: memoryview) -> bool:
-        """Read from the page cache, if all lies there."""
-        try:
-            return os.preadv(self.file.fileno(), [wanted], start, os.RWF_NOWAIT) == len(wanted)
-        except OSError:  # nothing of it does, or the file system cannot say
-            return False
 
-    def _read_pages(self, start: int, end: int, area: memoryview) -> bool:
-        """Read from the disk; False where that did not work, and the plain way will say why."""
-        area = area[: -(-(end - start) // PAGE) * PAGE]
-        done = 0
-        while start + done < end:
-            try:
-                count = os.preadv(self._direct, [area[done:]], start + done)
-            except OSError:
-                return False
-            if count % PAGE and start + done + count < end:  # cut short
-                return False
-            if not count:
-                return False
-            done += count
-        return True
+def _cached(number: int, start: int, wanted: memoryview) -> bool:
+    """Read from the page cache, if all lies there."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # nothing of it does, or the file system cannot say
+            return os.preadv(number, [wanted], start, os.RWF_NOWAIT) == len(wanted)
+    return False
+
+
+def _read_pages(number: int, start: int, end: int, area: memoryview) -> bool:
+    """Read whole pages from the disk; False where that did not work, and the plain way will say why."""
+    area, done = area[: -(-(end - start) // PAGE) * PAGE], 0
+    if sys.platform == "linux":
+        with suppress(OSError):
+            while start + done < end:
+                count = os.preadv(number, [area[done:]], start + done)
+                done += count
+                if not count or (count % PAGE and start + done < end):  # cut short
+                    return False
+            return True
+    return False
 
 
 def _reopened(number: int) -> int | None:
     """The same file once more, for direct reads; None where there is no such thing."""
-    try:
-        return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_DIRECT)
-    except (AttributeError, OSError):
-        return None
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_DIRECT)
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -315,7 +315,7 @@ def outcome(futures: Iterable[Future[Result]], run: Run) -> list[Result]:
 
 def stream(
     files: TensorFiles, groups: Sequence[Mapping[str, str]], run: Run, *, ahead: int = 1
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield the tensors of each group, ``{name: key in the files}``, on the device and in the dtype of ``run``.
 
     A group's tensors hold until the next is asked for; then their memory serves another. ``ahead`` groups are read

@@ -1,0 +1,27 @@
+"""The table of guards fits the code, so that ``python benchmarks/guards.py`` takes out what it says."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("guards", ROOT / "benchmarks" / "guards.py")
+guards = importlib.util.module_from_spec(spec)
+sys.modules["guards"] = guards  # where its dataclass looks for itself
+spec.loader.exec_module(guards)
+
+
+@pytest.mark.parametrize("guard", guards.GUARDS, ids=lambda guard: guard.what)
+def test_every_guard_stands_once(guard):
+    text = (ROOT / guard.file).read_text(encoding="utf-8")
+    assert text.count(guard.text) == 1
+    compile(text.replace(guard.text, guard.instead), guard.file, "exec")
+    assert (ROOT / f"{guard.tests.partition('.py ')[0]}.py").is_file()
+
+
+def test_all_are_recorded():
+    recorded = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8").partition(guards.MARKS[0])[2]
+    assert [guard.what for guard in guards.GUARDS if f"| {guard.what} |" not in recorded] == []
+    assert "0 of them unnoticed" in recorded
