@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import torch
-from bench import ROOT, random_file, record, table
 from PIL import Image
 
+from bench import ROOT, random_file, record, table
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.converters.architectures import QWEN_IMAGE
