@@ -54,7 +54,7 @@ NAMES = (
     "__metadata__",
     "\0",
     "\x1b[31mred",
-    "‮lora",
+    "\u202elora",
     "\ud800",
     "a" * 50_000,
     "../../etc/passwd",
