@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -164,6 +165,7 @@ class TensorFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._buffer: memoryview | None = None
+        self._seeking = Lock()
         try:
             self._stream = self.path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -203,20 +205,44 @@ class TensorFile:
         except KeyError:
             raise UserError(f"{self.path.name}: the tensor {name!r} is missing.") from None
 
-    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
-        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
+    @property
+    def size(self) -> int:
+        return self._stamp[0]
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def check(self) -> None:
+        """Raises UserError where the file is no longer what it was when it was opened."""
         try:
-            self._stream.seek(self.header.data_start + entry.start + offset)
-            done = 0
-            while done < len(buffer):
-                count = self._stream.readinto(buffer[done:])
-                if not count:
-                    raise UserError(f"{self.path.name}: the file became shorter while it was read.")
-                done += count
             if self._stat() != self._stamp:
                 raise UserError(f"{self.path.name}: the file changed while it was read. Try again.")
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+
+    def read(self, position: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``position`` of the file on. Several threads may do so at once."""
+        try:
+            done = 0
+            while done < len(buffer):
+                count = self._read(position + done, buffer[done:])
+                if not count:
+                    raise UserError(f"{self.path.name}: the file became shorter while it was read.")
+                done += count
+        except OSError as error:
+            raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+        self.check()
+
+    def _read(self, position: int, buffer: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._stream.fileno(), [buffer], position)
+        with self._seeking:  # Windows
+            self._stream.seek(position)
+            return self._stream.readinto(buffer) or 0
+
+    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
+        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
+        self.read(self.header.data_start + entry.start + offset, buffer)
 
     def raw(self, name: str) -> bytearray:
         """The bytes of a tensor as they lie in the file (little-endian, row-major)."""

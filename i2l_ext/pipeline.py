@@ -234,7 +234,10 @@ class Clock:
         def load(path: str) -> Pair:
             run.check()
             start = time.perf_counter()
-            pair = lora.load(path)
+            try:
+                pair = lora.load(path)
+            except OSError as error:  # or it would be taken for one of the file that is being written
+                raise UserError(f"The weights cannot be read ({error.strerror or error}).") from error
             self.seconds[phase] += time.perf_counter() - start
             done.add(path)
             run.progress(len(done) / len(lora))

@@ -15,10 +15,10 @@ if sys.platform != "linux":
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
 
-import fuzz  # noqa: E402
 from i2l_ext import asked, child, cli, jobs  # noqa: E402
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
