@@ -199,6 +199,10 @@ def _split(key: str) -> list[_Key]:
     return [_Key(key, prefix, stem[len(prefix) :], suffix[0]) for prefix in PREFIXES if stem.startswith(prefix)]
 
 
+Target = tuple[str, "tuple[int, int] | None"]
+"""A module, and its rows where it is a part of a fused layer."""
+
+
 @dataclass(frozen=True)
 class _Spelling:
     """A name in a key: the modules it stands for, each with its rows where it is a fused layer.
@@ -206,7 +210,7 @@ class _Spelling:
     ``dotted`` and ``native`` as in Dialect; None where the name is the same either way.
     """
 
-    targets: tuple[tuple[str, tuple[int, int] | None], ...]
+    targets: tuple[Target, ...]
     dotted: bool | None
     native: bool | None
 
@@ -243,15 +247,16 @@ def native_layers(arch_id: str) -> dict[str, Layer]:
 def _spellings(arch_id: str) -> dict[str, _Spelling]:
     """Every name of the architecture's modules, dotted or underscored, ours or native."""
     arch, native = ARCHITECTURES[arch_id], native_layers(arch_id)
+    named: dict[str, tuple[tuple[Target, ...], bool | None]]
     named = {path: (((path, None),), False if path in native else None) for path in arch.modules}
     for layer in native.values():
-        start, targets = 0, []
+        start, parts = 0, list[Target]()
         for path in layer.paths:
             end = start + arch.modules[path].shape[0]
-            targets.append((path, (start, end) if len(layer.paths) > 1 else None))
+            parts.append((path, (start, end) if len(layer.paths) > 1 else None))
             start = end
-        named[layer.name] = (tuple(targets), True)
-    spellings = {}
+        named[layer.name] = (tuple(parts), True)
+    spellings: dict[str, _Spelling] = {}
     for name, (targets, is_native) in named.items():
         flat = name.replace(".", "_")
         spellings[name] = _Spelling(targets, None if flat == name else True, is_native)
@@ -324,7 +329,7 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) ->
     found: dict[str, dict[str, _Key]] = defaultdict(dict)
     rows: dict[str, tuple[int, int] | None] = {}
     spoken: dict[str, list[str]] = {}
-    foreign, text_encoder = [], []
+    foreign, text_encoder = list[str](), list[str]()
     for key, ways in split.items():
         taken = next((way for way in ways if way.stem in names), None)
         if taken is None:

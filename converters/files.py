@@ -11,14 +11,15 @@ import json
 import math
 import os
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
+from . import parts
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -89,15 +90,18 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _entry(name: str, raw: object) -> Entry:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
-    dtype, shape, offsets = raw.get("dtype"), raw.get("shape"), raw.get("data_offsets")
-    if dtype not in BYTES:
+    dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or len(numbers) > 16 or not all(_is_count(n) for n in numbers):
-            raise ValueError(f"tensor {name!r} has no proper shape or offsets")
+    if shape is None or offsets is None:
+        raise ValueError(f"tensor {name!r} has no proper shape or offsets")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"tensor {name!r} has offsets that do not fit its shape")
     return Entry(dtype, tuple(shape), *offsets)
+
+
+def _counts(raw: object) -> list[int] | None:
+    return raw if isinstance(raw, list) and len(raw) <= 16 and all(map(_is_count, raw)) else None
 
 
 def _is_count(n: object) -> bool:
@@ -135,6 +139,10 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
     metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
+    try:
+        "".join((*raw, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError:  # JSON can spell half a character, which no file that we write could hold
+        raise ValueError("its names are not text") from None
     entries = [(name, _entry(name, value)) for name, value in raw.items()]
     end = 0
     for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
@@ -157,12 +165,15 @@ class TensorFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._buffer: memoryview | None = None
+        self._seeking = Lock()
         try:
             self._stream = self.path.open("rb", buffering=0)
         except FileNotFoundError:
             raise UserError(f"{self.path.name}: there is no such file.") from None
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be opened ({error.strerror}).") from None
+        except ValueError:
+            raise UserError(f"{self.path.name}: no disk has files of such a name.") from None
         try:
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
@@ -194,20 +205,44 @@ class TensorFile:
         except KeyError:
             raise UserError(f"{self.path.name}: the tensor {name!r} is missing.") from None
 
-    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
-        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
+    @property
+    def size(self) -> int:
+        return self._stamp[0]
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def check(self) -> None:
+        """Raises UserError where the file is no longer what it was when it was opened."""
         try:
-            self._stream.seek(self.header.data_start + entry.start + offset)
-            done = 0
-            while done < len(buffer):
-                count = self._stream.readinto(buffer[done:])
-                if not count:
-                    raise UserError(f"{self.path.name}: the file became shorter while it was read.")
-                done += count
             if self._stat() != self._stamp:
                 raise UserError(f"{self.path.name}: the file changed while it was read. Try again.")
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+
+    def read(self, position: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from byte ``position`` of the file on. Several threads may do so at once."""
+        try:
+            done = 0
+            while done < len(buffer):
+                count = self._read(position + done, buffer[done:])
+                if not count:
+                    raise UserError(f"{self.path.name}: the file became shorter while it was read.")
+                done += count
+        except OSError as error:
+            raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
+        self.check()
+
+    def _read(self, position: int, buffer: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._stream.fileno(), [buffer], position)
+        with self._seeking:  # Windows
+            self._stream.seek(position)
+            return self._stream.readinto(buffer) or 0
+
+    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
+        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
+        self.read(self.header.data_start + entry.start + offset, buffer)
 
     def raw(self, name: str) -> bytearray:
         """The bytes of a tensor as they lie in the file (little-endian, row-major)."""
@@ -354,22 +389,19 @@ def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
     """
-    part = path.with_name(f".i2l-{uuid.uuid4().hex[:12]}.part")
     try:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError
-        part.touch(exist_ok=False)
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        place(part, path, overwrite=overwrite)
+        parts.reap(path.parent)
+        with parts.held(path.parent) as part:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            place(part, path, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def place(part: Path, path: Path, *, overwrite: bool) -> None:

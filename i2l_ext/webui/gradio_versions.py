@@ -8,6 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+MOST_UPLOAD = 4 << 30
+"""Bytes of a file that is dropped on the stand-alone page: a LoRA is the largest."""
+
 
 def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options whose names the function has in this version."""
@@ -24,12 +27,15 @@ def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Sequence
 
 
 def launch(
-    blocks: Callable[[Any], None], *, title: str, css: str, head: str, options: Mapping[str, Any]
+    blocks: Callable[[Any], object], *, title: str, css: str, head: str, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Build a page with ``blocks`` and serve it; (the FastAPI application, the Blocks). Returns at once."""
-    look = {"css": css, "head": head}
+    look = {"css": css, "head": head, "delete_cache": (3600, 24 * 3600)}
     page = gr.Blocks(title=title, analytics_enabled=False, **_accepted(gr.Blocks.__init__, look))
     with page:
         blocks(page)
-    known = _accepted(page.launch, {**look, **options, "show_api": False, "footer_links": [], "ssr_mode": False})
+    known = _accepted(
+        page.launch,
+        {**look, **options, "max_file_size": MOST_UPLOAD, "show_api": False, "footer_links": [], "ssr_mode": False},
+    )
     return page.launch(prevent_thread_lock=True, quiet=True, **known)[0], page

@@ -11,7 +11,7 @@ import gradio as gr
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui import door, gradio_versions, html
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.settings import DTYPES, OPTIONS
@@ -22,6 +22,9 @@ RANK = 16
 """To train, at first."""
 
 RANKS = (WORDS["as_made"], "4", "8", "16", "32", "64")
+
+
+FAR = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
 
 
 def _button(c: dict[str, Any], id: str, variant: str = "secondary", **options: Any) -> None:
@@ -113,6 +116,8 @@ def settings(desk: Desk, c: dict[str, Any]) -> None:
     """The settings, where there is no WebUI to show them. They are kept as soon as they are changed."""
     values = desk.host.stored.read()
     for option in OPTIONS:
+        if option.folder and not desk.host.local:
+            continue
         kind, arguments = component(option)
         id = option.key.replace("i2l_", "i2l_setting_")
         c[option.key] = kind(label=option.label, info=option.tip, value=values[option.key], elem_id=id, **arguments)
@@ -134,10 +139,21 @@ PANES: Mapping[str, Callable[[Desk, dict[str, Any]], None]] = {
 """In the order of their tabs."""
 
 
-def _pictures_in(folder: str) -> list[Path]:
+def _near(headers: Mapping[str, str]) -> bool:
+    """Whether the page was opened by this machine's own name, not through a tunnel."""
+    try:
+        door.Gate(door.NEAR).check("POST", headers)
+    except door.Refused:
+        return False
+    return True
+
+
+def _pictures_in(folder: str, headers: Mapping[str, str]) -> list[Path]:
     """The pictures of a folder on this machine. Offered only where the page is bound to this machine."""
     from i2l_ext import images
 
+    if not _near(headers):
+        raise UserError(FAR)
     path = Path((folder or "").strip())
     if not folder or not path.is_absolute() or not path.is_dir():
         raise UserError("Give the whole path of a folder on this machine.")
@@ -177,8 +193,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         take = lambda: [desk.uploads.take(path) for path in received(claimed, upload_folders())]  # noqa: E731
         return redraw(take, form, told.get("turn"))
 
-    def add_folder(folder: str, form: str) -> Any:
-        return redraw(lambda: [desk.uploads.take(path) for path in _pictures_in(folder)], form)
+    def add_folder(request: gr.Request, folder: str, form: str) -> Any:
+        return redraw(lambda: [desk.uploads.take(path) for path in _pictures_in(folder, request.headers)], form)
 
     gradio_versions.on(c["take"].click, drop, [c["uploaded"], c["form"]], [c["tray"]])
     if "server_folder" in c:
@@ -220,7 +236,7 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         desk.mend(id, consumer)
 
     ins, trs = [c["inspect_file"], c["form"]], [c["train_file"]]
-    acts = {
+    acts: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
         "inspect": (lambda s, d: desk.inspect(*which(s, d)), ins, "inspect_error"),
         "convert": (lambda s, d, to: desk.convert(*which(s, d), to), [*ins, c["convert_to"]], "inspect_error"),
         "curve": (lambda s: desk.curve(*which(s)), trs, "train_error"),
@@ -249,11 +265,17 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
 
     gradio_versions.on(c["reload_list"].click, reload_list, [], [c["inspect_file"], c["train_file"]])
 
-    def keep(*values: Any) -> str:
-        held = {option.key: option.sound(value) for option, value in zip(OPTIONS, values, strict=True)}
-        desk.host.stored.write(held)
+    shown = [option for option in OPTIONS if option.key in c]
+
+    def keep(request: gr.Request, *values: Any) -> str:
+        held = desk.host.stored.read()
+        new = {option.key: option.sound(value) for option, value in zip(shown, values, strict=True)}
+        far = not _near(request.headers)
+        if far and any(option.folder and new[option.key] != held[option.key] for option in shown):
+            return html.error(FAR)
+        desk.host.stored.write(held | new)
         return html.quiet("saved")
 
-    for option in OPTIONS if desk.host.alone else ():
-        inputs = [c[other.key] for other in OPTIONS]
+    for option in shown if desk.host.alone else ():
+        inputs = [c[other.key] for other in shown]
         gradio_versions.on(c[option.key].input, keep, inputs, [c["settings_note"]])

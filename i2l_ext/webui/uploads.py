@@ -21,6 +21,9 @@ MOST_PICTURES = 64
 MOST_BYTES = 128 << 20
 """Of one picture; the engine takes no larger one."""
 
+MOST_KEPT = 8 << 30
+"""Bytes of all pictures; beyond them the ones that nobody has used for the longest time go."""
+
 A_WEEK = 7 * 24 * 3600
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -58,6 +61,7 @@ class Uploads:
             part.replace(self.folder / digest.hexdigest())
         finally:
             part.unlink(missing_ok=True)
+        self._trim()
         return digest.hexdigest()
 
     def paths(self, ids: Sequence[object]) -> list[Path]:
@@ -73,6 +77,15 @@ class Uploads:
                 os.utime(path)
             found.append(path)
         return found
+
+    def _trim(self) -> None:
+        kept = 0
+        with suppress(OSError):  # another process may take them away as well
+            pictures = [path for path in self.folder.glob("*") if _HASH.fullmatch(path.name)]
+            for path in sorted(pictures, key=lambda path: -path.stat().st_mtime):
+                kept += path.stat().st_size
+                if kept > MOST_KEPT:
+                    path.unlink()
 
     def sweep(self) -> None:
         """Let go what nobody has used for a week."""
