@@ -2,7 +2,7 @@
 
     python install.py          the WebUI's part: the WebUI runs it at every launch
     python install.py demo     makes .venv, installs, turns sample pictures into a LoRA and draws with it
-    python install.py test     makes .venv, installs what the tests need, runs them all
+    python install.py test     makes .venv, installs what the tests need, runs the checks and all tests
     python install.py browser  the same for the tests of the tab in a real browser, in three gradios
     python install.py ui       makes .venv, installs, serves the tab without a WebUI
 
@@ -79,7 +79,9 @@ def demo(rest: Sequence[str]) -> int:
 
 def test(rest: Sequence[str]) -> int:
     python = _environment("test")
-    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+    steps = ["-m pytest"] if rest else CHECKS
+    codes = [subprocess.run([python, *step.split(), *rest], cwd=ROOT).returncode for step in steps]
+    return next(filter(None, codes), 0)
 
 
 def browser(rest: Sequence[str]) -> int:
@@ -94,6 +96,9 @@ def browser(rest: Sequence[str]) -> int:
 def ui(rest: Sequence[str]) -> int:
     return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
 
+
+CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "tests/measured.py --all")
+"""All of them, whatever the first ones say. The types are held by a test (tests/test_types.py)."""
 
 GRADIOS = ("3.41", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""

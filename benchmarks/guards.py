@@ -98,7 +98,8 @@ GUARDS = (
         ("a body without length", "if not length.isdecimal():", "if False:", "length"),
         ("a body too large", "if int(length) > most:", "if False:", "refusals"),
         ("unknown fields", 'set(form) - set(FIELDS) - {"pictures"}', "()", "refusals"),
-        ("fields of another type", "if type(body[name]) is not kind:", "if False:", "refusals"),
+        ("fields of another type", "if type(body[name]) is not kind:", "if False:",
+         "of_their_type"),
         ("too many pictures", "if len(files) > MOST_PICTURES:", "if False:", "too_many"),
     ),
     *_of(
@@ -166,7 +167,6 @@ GUARDS = (
         "i2l_ext/library.py", "test_library",
         ("only our own file is taken back", "if ours.st_ino and os.path.samestat(final.lstat(), ours):", "if True:",
          "taken_meanwhile or at_once"),
-        ("two that want one name", "os.link(final, backup)", "final.replace(backup)", "overwrite or whatever"),
     ),
     *_of(
         "converters/files.py", "test_library",

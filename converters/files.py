@@ -11,7 +11,6 @@ import json
 import math
 import os
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
+from . import parts
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _entry(name: str, raw: object) -> Entry:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
     dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
-    if dtype not in BYTES:
+    if not isinstance(dtype, str) or dtype not in BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
     if shape is None or offsets is None:
         raise ValueError(f"tensor {name!r} has no proper shape or offsets")
@@ -139,6 +139,10 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
     metadata = raw.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata are not text")
+    try:
+        "".join((*raw, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError:  # JSON can spell half a character, which no file that we write could hold
+        raise ValueError("its names are not text") from None
     entries = [(name, _entry(name, value)) for name, value in raw.items()]
     end = 0
     for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
@@ -168,6 +172,8 @@ class TensorFile:
             raise UserError(f"{self.path.name}: there is no such file.") from None
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be opened ({error.strerror}).") from None
+        except ValueError:
+            raise UserError(f"{self.path.name}: no disk has files of such a name.") from None
         try:
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
@@ -383,22 +389,19 @@ def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
     """
-    part = path.with_name(f".i2l-{uuid.uuid4().hex[:12]}.part")
     try:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError
-        part.touch(exist_ok=False)
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        place(part, path, overwrite=overwrite)
+        parts.reap(path.parent)
+        with parts.held(path.parent) as part:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            place(part, path, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def place(part: Path, path: Path, *, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from threading import Lock, Thread, Timer
 from typing import IO, Any, cast
@@ -56,6 +57,22 @@ def hint(text: str) -> str | None:
     return next((help for pattern, help in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
 
 
+def heard(line: bytes) -> Any:
+    """A JSON value without what JSON has not, though Python writes it: numbers that are none become null, and half
+    characters, as in names of files that are not text, question marks. Raises ValueError, RecursionError."""
+    return _sound(json.loads(line))
+
+
+def _sound(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, list):
+        return [_sound(one) for one in value]
+    return {_sound(key): _sound(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 class Child:
     """A running engine. ``stop`` may be called from any thread, at any time, more than once."""
 
@@ -79,7 +96,7 @@ class Child:
         """What the child says, until it says no more. Whatever is no event counts as stderr."""
         while line := self._stdout.readline(LONGEST_LINE):
             try:
-                event = json.loads(line)
+                event = heard(line)
                 if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                     raise ValueError
             except (ValueError, RecursionError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from i2l_ext import child
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.locks import Lock
 
 LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
@@ -95,7 +96,7 @@ class Job:
         end = self.ended or time.time()
         return {
             "id": self.id, "kind": self.kind, "title": self.title, "state": self.state,
-            "share": round(self.total, 4), "seconds": round(end - self.started, 1) if self.started else 0.0,
+            "share": round(self.total, 4), "seconds": round(max(end - self.started, 0.0), 1) if self.started else 0.0,
             "left": None if self.left is None else round(self.left, 1),
             "step": None if step is None else {
                 **step, "number": self.step + 1, "of": len(self.steps), "share": round(self.share, 4)
@@ -109,12 +110,11 @@ class Job:
         """Take in an event of the worker."""
         kind = event["event"]
         if kind == "plan":
-            self.steps, self.step, self.share = list(event["steps"]), 0, 0.0
+            self.steps, self.step, self.share = [_planned(step) for step in event["steps"]], 0, 0.0
             self.past.clear()
         elif kind == "step" and self.steps:
             self.step = min(max(int(event["step"]), 0), len(self.steps) - 1)
             self.share = min(max(float(event["share"]), 0.0), 1.0)
-            self.steps[self.step].update(event.get("facts", {}))
             for index in event.get("cached", ()):
                 self.steps[index]["cached"] = True
                 self.past.clear()  # what is skipped says nothing of the rate
@@ -123,7 +123,15 @@ class Job:
                 self.past.popleft()
             self.past.append((now, self.total))
         elif kind in ENDED:
-            self.state, self.result, self.error = kind, event.get("result"), event.get("error")
+            said = event.get("error")
+            self.state, self.result = kind, event.get("result")
+            self.error = None if said is None else one_line(str(said))
+
+
+def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step as the worker plans it. Raises what a wrong one raises."""
+    size = step.get("bytes")
+    return {**step, "title": str(step["title"]), "bytes": None if size is None else max(int(size), 0)}
 
 
 class Queue:
@@ -148,7 +156,7 @@ class Queue:
         self._children: dict[str, child.Child] = {}
         self._lanes: dict[str, threading.Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for job in _recover(folder):
+        for job in sorted(_recover(folder), key=lambda job: job.created):
             self._hide(job)
             self._jobs[job.id] = job
         self.folder = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
@@ -181,7 +189,7 @@ class Queue:
     def jobs(self) -> list[Job]:
         """Every job that is remembered, in the order in which they were asked for."""
         with self._changed:
-            return sorted(self._jobs.values(), key=lambda job: job.created)
+            return list(self._jobs.values())  # not by the clock, which may jump
 
     def active(self) -> list[Job]:
         """Those that wait or run."""
@@ -234,8 +242,7 @@ class Queue:
                         self._end(job, "failed", f"The WebUI did not let it run: {type(error).__name__}: {error}")
 
     def _next(self, lane: str) -> Job | None:
-        waiting = (job for job in self._jobs.values() if job.lane == lane and job.state == "waiting")
-        return min(waiting, key=lambda job: job.created, default=None)
+        return next((job for job in self._jobs.values() if job.lane == lane and job.state == "waiting"), None)
 
     def _run(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +263,7 @@ class Queue:
             if event["event"] in ENDED:
                 outcome = event
                 continue
-            with self._changed, suppress(ValueError, TypeError, LookupError, AttributeError):
+            with self._changed, suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
                 job.hear(event)
             if time.monotonic() - noted > 1:
                 noted = time.monotonic()
@@ -296,7 +303,7 @@ class Queue:
 
     def _forget(self) -> None:
         ended = [job for job in self._jobs.values() if job.state in ENDED]
-        for job in sorted(ended, key=lambda job: job.created)[: max(len(ended) - KEPT, 0)]:
+        for job in ended[: max(len(ended) - KEPT, 0)]:
             del self._jobs[job.id]
             shutil.rmtree(job.folder, ignore_errors=True)
             for path in (self.folder / f"{job.id}.json", self._outcome(job)):
@@ -338,22 +345,41 @@ def _recover(folder: Path) -> Iterator[Job]:
         if not lock.acquire():
             continue
         for record in sorted(old.glob("*.json")):
-            with suppress(OSError, ValueError, LookupError, TypeError):
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
                 if not record.name.endswith(".outcome.json"):
                     yield _read(record)
         lock.release()
         shutil.rmtree(old, ignore_errors=True)
 
 
+_STATES = ENDED | {"waiting", "running", "stopping"}
+_RECORDED: Mapping[str, Callable[[Any], bool]] = {
+    "id": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value) is not None,
+    "kind": lambda value: isinstance(value, str),
+    "title": lambda value: isinstance(value, str),
+    "state": lambda value: isinstance(value, str) and value in _STATES,
+    "created": lambda value: isinstance(value, float),
+    "started": lambda value: value is None or isinstance(value, float),
+    "ended": lambda value: value is None or isinstance(value, float),
+    "error": lambda value: value is None or isinstance(value, str),
+    "hint": lambda value: value is None or isinstance(value, str),
+    "tail": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
+}
+"""What a record must look like: a disk may have damaged it."""
+
+
 def _read(record: Path) -> Job:
-    view = json.loads(record.read_bytes())
+    """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
+    view = child.heard(record.read_bytes())
+    if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
+        raise ValueError(f"{record}: {wrong[0]}")
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
     for name in ("state", "created", "started", "ended", "result", "error", "hint", "tail"):
         setattr(job, name, view[name])
     if job.state not in ENDED:
         job.ended = record.stat().st_mtime
-        with suppress(OSError, ValueError):
-            job.hear(json.loads(record.with_suffix(".outcome.json").read_bytes()))
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            job.hear(child.heard(record.with_suffix(".outcome.json").read_bytes()))
     if job.state not in ENDED:
         job.state = "failed"
         job.error = (

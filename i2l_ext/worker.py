@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from argparse import ArgumentTypeError
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -22,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from i2l_ext import private
-from i2l_ext.converters.errors import UserError
+from i2l_ext import asked, private
+from i2l_ext.converters.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
@@ -162,10 +163,14 @@ def _engine(request: Request, tell: Teller) -> Run:
     from i2l_ext.commands.make import memory
 
     bound = request.get("memory")
+    try:
+        bytes_of_memory = memory(bound) if bound else None
+    except (ArgumentTypeError, OverflowError):
+        raise UserError(f"The memory bound {bound!r} is not a size such as 6GB. Change it in the settings.") from None
     return Run(
         device=engine.device(request.get("device") or "auto"),
         dtype=engine.precision("auto"),
-        memory=memory(bound) if bound else None,
+        memory=bytes_of_memory,
         cancel=tell.cancelled.is_set,
         progress=tell.progress,
     )
@@ -323,8 +328,11 @@ def _run(*words: object) -> Any:
     """The JSON that ``i2l`` prints."""
     from i2l_ext import cli
 
-    args = cli.parser().parse_args([*map(str, words), "--json"])
     printed = io.StringIO()
+    try:
+        args = cli.parser().parse_args([*map(str, words), "--json"])
+    except SystemExit:  # argparse has told stderr why
+        raise UserError("The engine does not understand this command. Restart the WebUI.") from None
     with redirect_stdout(printed):
         code = args.run(args)
     text = printed.getvalue()
@@ -353,10 +361,14 @@ def main() -> int:
     """Serve one request; 0 unless it failed."""
     private.use()
     tell = Teller(_own_stdout())
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+    request: Request = {}
     try:
-        result = WORK[request["kind"]](request, tell)
+        request = asked.read(sys.stdin.buffer.readline())
+        threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+        work = WORK.get(request["kind"])
+        if work is None:
+            raise UserError("The engine does not know this kind of job. Restart the WebUI.")
+        result = work(request, tell)
         return _end(request, tell, "done", result=result)
     except UserError as error:
         return _end(request, tell, "failed", error=str(error))
@@ -365,7 +377,7 @@ def main() -> int:
         if _is_cancel(error) or tell.cancelled.is_set():
             return _end(request, tell, "cancelled")
         traceback.print_exc()
-        return _end(request, tell, "failed", error=f"{type(error).__name__}: {error}".strip(": "))
+        return _end(request, tell, "failed", error=one_line(f"{type(error).__name__}: {error}".strip(": ")))
 
 
 def _is_cancel(error: BaseException) -> bool:

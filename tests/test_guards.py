@@ -1,6 +1,7 @@
 """The table of guards fits the code, so that ``python benchmarks/guards.py`` takes out what it says."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def test_every_guard_stands_once(guard):
     assert text.count(guard.text) == 1
     compile(text.replace(guard.text, guard.instead), guard.file, "exec")
     assert (ROOT / f"{guard.tests.partition('.py ')[0]}.py").is_file()
+
+
+def test_the_tests_that_trust_is_built_on_are_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")))
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named and not [name for name in named if f"def {name}(" not in written]
 
 
 def test_all_are_recorded():

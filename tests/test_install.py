@@ -129,13 +129,15 @@ def test_pip_failing_does_not_keep_the_webui_from_starting(install, monkeypatch,
 def wheel(folder, name, version):
     """A package with nothing in it but its version."""
     module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as file:
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr(f"{module}/__init__.py", f"__version__ = {version!r}\n")
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         file.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         file.writestr(f"{info}/RECORD", "")
+    return path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths of a Unix environment")
@@ -144,9 +146,13 @@ def test_a_hosts_packages_stay_byte_for_byte(install, tmp_path, monkeypatch):
     monkeypatch.undo()
     wheels, webui = tmp_path / "wheels", tmp_path / "webui"
     wheels.mkdir()
-    for pin in (*install.PINNED, "transformers==4.46.1", "numpy==1.26.4"):
-        wheel(wheels, *pin.split("=="))
     checkout = webui / "extensions" / "image-to-lora"
+    pins = re.findall(r"^(\S+==\S+)", (ROOT / "requirements" / "host.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert any(pin.startswith("transformers==4.57.") for pin in pins)
+    made = {pin: wheel(wheels, *pin.split("==")) for pin in (*pins, "transformers==4.46.1", "numpy==1.26.4")}
+    (checkout / "requirements").mkdir(parents=True)
+    lines = [f"{pin} --hash=sha256:{hashlib.sha256(made[pin].read_bytes()).hexdigest()}\n" for pin in pins]
+    (checkout / "requirements" / "host.txt").write_text("".join(lines))
     shutil.copytree(ROOT / "i2l_ext", checkout / "i2l_ext", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "install.py", checkout)
     venv.EnvBuilder(with_pip=True).create(webui / "venv")

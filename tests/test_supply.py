@@ -121,7 +121,7 @@ def test_weights_come_from_the_catalogue_alone():
 
 FREE = re.compile(
     r"MIT|BSD|Apache|ISC|MPL|Mozilla|PSF|Python Software Foundation|CNRI|Zlib|CC0|Unlicense|Public Domain|HPND|BSL",
-    re.I,
+    re.IGNORECASE,
 )
 
 

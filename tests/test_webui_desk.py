@@ -46,7 +46,7 @@ def made(desk, place):
 
 
 def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
-    told = str({key: value for key, value in made.view().items()})
+    told = str(made.view())
     assert str(place) not in told and made.result["file"] == "mine/looked_at.safetensors"
     assert "i2l convert mine/looked_at.safetensors --to kohya" in told
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, one_line, printable
 from i2l_ext.converters.trainers import TRAINERS
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _read(path: Path, args: argparse.Namespace) -> Lora:
     for what, keys in (("text-encoder", source.reading.text_encoder), ("foreign", source.reading.foreign)):
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
-            print(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}", file=sys.stderr)
+            print(one_line(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}"), file=sys.stderr)
     return lora
 
 
@@ -268,15 +268,17 @@ def _write(
     }
     rank = f"rank {lora.rank}" if len({spec.rank for spec in lora.specs.values()}) == 1 else f"ranks to {lora.rank}"
     line = f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size / 1e6:.1f} MB"
+    lines = [line]
     if resizer:
         from i2l_ext.converters.rank import kept
 
         shares = kept(lora.arch, resizer.seen, resizer.ranks)
         told["kept"] = shares
-        line += "".join(f"\n  energy kept {share:8.4%}  {kind}" for kind, share in shares.items())
-    _tell(args, told, [line])
+        lines += [f"  energy kept {share:8.4%}  {kind}" for kind, share in shares.items()]
+    _tell(args, told, lines)
     return 0
 
 
 def _tell(args: argparse.Namespace, data: dict[str, object], lines: list[str]) -> None:
-    print(json.dumps(data, ensure_ascii=False) if args.json else "\n".join(lines))
+    # a file's own words are shown, but cannot move the cursor of a terminal
+    print(json.dumps(data, ensure_ascii=False) if args.json else "\n".join(map(printable, lines)))

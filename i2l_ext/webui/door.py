@@ -18,6 +18,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocketClose
 
+from i2l_ext.converters.errors import one_line
+
 NEAR = ("localhost",)
 """The names of a server that only this machine reaches."""
 
@@ -26,7 +28,7 @@ class Refused(Exception):
     """An answer other than 200 and 202: status and text."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
+        super().__init__(one_line(text))
         self.status = status
 
 
@@ -63,7 +65,7 @@ class Gate:
             said = base64.b64decode(coded, validate=True) if kind.lower() == "basic" else b""
         except (binascii.Error, ValueError):
             return False
-        return any([hmac.compare_digest(said, known) for known in self._known])  # all, whichever fits
+        return any([hmac.compare_digest(said, known) for known in self._known])  # noqa: C419 - all, whichever fits
 
 
 class Door:

@@ -39,7 +39,7 @@ class Alone:
     def lora_folder(self) -> Path:
         """Where LoRAs are written."""
         named = self.option("i2l_lora_folder")
-        return Path(named) if named else self._folder
+        return (Path(named) if named else self._folder).absolute()  # the engine works in a folder of its own
 
     def lora_folders(self) -> list[Path]:
         """Where LoRAs are looked for."""
@@ -48,7 +48,7 @@ class Alone:
     def models_folders(self) -> list[Path]:
         """Where weights are looked for, downloads first."""
         named = self.option("i2l_models_folder")
-        return [Path(named)] if named else []
+        return [Path(named).absolute()] if named else []
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA of the folders, by its path below them, the newest first."""
@@ -95,11 +95,11 @@ class WebUI(Alone):
 
     def lora_folder(self) -> Path:
         named = self.option("i2l_lora_folder")
-        return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora")
+        return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora").absolute()
 
     def lora_folders(self) -> list[Path]:
         more = getattr(self._shared.cmd_opts, "lora_dirs", None) or ()
-        return list(dict.fromkeys((self.lora_folder(), *map(Path, more))))
+        return list(dict.fromkeys((self.lora_folder(), *(Path(folder).absolute() for folder in more))))
 
     def models_folders(self) -> list[Path]:
         return [*super().models_folders(), self._models() / "i2l"]

@@ -65,7 +65,7 @@ def build(desk: Desk) -> dict[str, Any]:
 
 
 def _bind(desk: Desk, c: dict[str, Any]) -> None:
-    settings = [option.key for option in OPTIONS] if desk.host.alone else []
+    settings = [option.key for option in OPTIONS if option.key in c] if desk.host.alone else []
     shown = [*settings, *DEFAULTS.values(), "activity", "models", "catalogue", "model_choice", "inspect_file",
              "train_file", *dict.fromkeys(block for blocks, _ in RESULTS.values() for block in blocks)]  # fmt: skip
 
