@@ -88,16 +88,13 @@ def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) ->
 
     Raises UserError for what the user can mend, Cancelled when the run says so; then nothing is left behind.
     """
-    from i2l_ext.checkpoints.ahead import Ahead
     from i2l_ext.embed import embed
 
     job = prepare(order)
     weights = store.require(job.model)
     clock = Clock()
-    ahead = Ahead([path for expert in job.model.experts for path in weights[expert.heads.id]])
     with ExitStack() as opened:
-        meanwhile = ahead.during(run, f"encode {(job.model.qwen_vl or job.model.dinov3).id}")
-        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, meanwhile, cache))
+        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, run, cache))
         step = run("decode")
         parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], step, opened)
         whole = complete(parts, job, weights, opened)

@@ -16,7 +16,7 @@ from torch import nn
 
 import i2l_ext.checkpoints.stream as streaming
 import i2l_ext.checkpoints.walk as walking
-from i2l_ext.checkpoints import ahead, source
+from i2l_ext.checkpoints import source
 from i2l_ext.checkpoints.stream import Cancelled, Run, TensorFiles, load, stream
 from i2l_ext.checkpoints.walk import Stack, plan, run_through
 from i2l_ext.converters.errors import UserError
@@ -175,13 +175,12 @@ def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypa
     if possible:
         os.close(number)
     whole = sum(tensor.nbytes for tensor in tensors.values())
-    assert plainly_read() == (0 if possible else whole)  # from the page cache, where they were written
+    assert plainly_read() == (0 if possible else whole)  # what is not on the disk yet is seen too
     out_of_cache(path)
-    assert plainly_read() == (0 if possible else whole)  # from the disk
+    assert plainly_read() == (0 if possible else whole)
     for broken in (lambda number: None, lambda number: os.open(path, os.O_WRONLY)):
         monkeypatch.setattr(source, "_reopened", broken)
         out_of_cache(path)
-        monkeypatch.setattr(source, "_cached", lambda *_: False)
         assert plainly_read() == whole
 
 
@@ -370,34 +369,3 @@ def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
         run_through(files, stack, [numbers(256)[None]], stop)
     assert time.monotonic() - start < 10  # of 39 s; the machine may be busy
     assert not reading()
-
-
-# ---- ahead
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no such call here")
-def test_later_files_are_read_while_a_step_gets_on(tmp_path, monkeypatch):
-    paths = [tmp_path / name for name in ("one", "large", "two")]
-    sizes = dict(zip(paths, (1000, 5000, 400), strict=True))
-    for path, size in sizes.items():
-        path.write_bytes(bytes(size))
-    asked = {path: [] for path in paths}
-
-    def fadvise(number, start, length, advice):
-        path = next(path for path in paths if os.path.samestat(path.stat(), os.fstat(number)))
-        assert advice == os.POSIX_FADV_WILLNEED
-        asked[path].append((start, length))
-
-    monkeypatch.setattr(os, "posix_fadvise", fadvise)
-    monkeypatch.setattr(ahead, "too_large_to_keep", lambda size: size == 5000)
-    told = []
-    step = ahead.Ahead(paths).during(lambda title: Run(progress=told.append), "encode")
-    step("another").progress(1.0)
-    assert not any(asked.values())
-    for share in (0.1, 0.1, 0.5, 0.99, 1.0):
-        step("encode").progress(share)
-    assert told == [1.0, 0.1, 0.1, 0.5, 0.99, 1.0]
-    for path in paths:
-        ends = [0, *(start + length for start, length in asked[path])]
-        assert [start for start, _ in asked[path]] == ends[:-1]  # each byte once, in order
-        assert ends[-1] == (0 if sizes[path] == 5000 else sizes[path])
