@@ -32,7 +32,7 @@ def too_large_to_keep(size: int) -> bool:
 
 
 class Source:
-    """An open file. ``direct``: read past the page cache what does not lie there already, where the system can."""
+    """An open file. ``direct``: read past the page cache, where the system can."""
 
     def __init__(self, file: TensorFile, *, direct: bool = False) -> None:
         self.file = file
@@ -54,18 +54,10 @@ class Source:
         wanted = area[lead : lead + end - start]
         if self._direct is None:
             self.file.read(start, wanted)
-        elif _cached(self.file.fileno(), start, wanted) or _read_pages(self._direct, start - lead, end, area):
+        elif _read_pages(self._direct, start - lead, end, area):
             self.file.check()
         else:
             self.file.read(start, wanted)
-
-
-def _cached(number: int, start: int, wanted: memoryview) -> bool:
-    """Read from the page cache, if all lies there."""
-    if sys.platform == "linux":
-        with suppress(OSError):  # nothing of it does, or the file system cannot say
-            return os.preadv(number, [wanted], start, os.RWF_NOWAIT) == len(wanted)
-    return False
 
 
 def _read_pages(number: int, start: int, end: int, area: memoryview) -> bool:
