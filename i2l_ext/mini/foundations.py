@@ -155,7 +155,7 @@ def tasks(config: Foundations, seed: int) -> dict[str, Callable[[], Task]]:
     """What is to be trained, by name; its data are made when it is called."""
     return {
         "base": lambda: _base(config, seed),
-        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=1.0),
+        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=0.5),
         "dinov3": lambda: _encoder(config.dinov3, config.pictures, seed, "dinov3", content=0.2),
         "qwen_vl": lambda: _qwen_vl(config.qwen_vl, config.pictures, seed),
         "judge": lambda: _judge(config.judge, config.pictures, seed),

@@ -20,11 +20,13 @@ from i2l_ext.converters.errors import UserError
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast something is trained. ``batch`` counts samples over all processes; ``average`` is the
-    decay of the averaged weights that are kept in the end (0: the last weights)."""
+    decay of the averaged weights that are kept in the end (0: the last weights). ``learning_rate`` is AdamW's;
+    matrices are left to Muon where ``matrix_rate``, its own, is not 0."""
 
     steps: int
     batch: int = 32
     learning_rate: float = 2e-3
+    matrix_rate: float = 0.0
     warmup: int = 100
     weight_decay: float = 0.0
     average: float = 0.99
