@@ -111,7 +111,10 @@ class Plan:
                 ready = [s for s in waiting if all(self.done(need) for need in s.needs)]
                 for step in ready[: self.config.lanes - len(running)]:
                     waiting.remove(step)
-                    running[step.name] = subprocess.Popen([*command, "--only", step.name], env=environment)
+                    line = [*command, "--only", step.name]
+                    # A session of its own: Ctrl-C is answered here, once, and schedulers that share out time by
+                    # session (Linux's autogroup) see two lanes and not one.
+                    running[step.name] = subprocess.Popen(line, env=environment, start_new_session=True)
                 time.sleep(0.2)
                 ended = {name: process for name, process in running.items() if process.poll() is not None}
                 for name, process in ended.items():
