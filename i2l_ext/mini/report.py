@@ -39,11 +39,13 @@ def run(
     *,
     quick: bool = False,
     only: Sequence[str] = (),
+    against: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Measures, and writes the table to ``out`` unless it is None; the rows whose bound does not hold, one line each.
 
-    Raises UserError for a row or a folder that does not exist.
+    ``against`` is the folder of another training run, whose figures are set beside the first. Raises UserError for a
+    row or a folder that does not exist.
     """
     for name in only:
         if name not in TRIALS:
@@ -51,16 +53,22 @@ def run(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"The folder {out.parent} does not exist.")
     trials = Trials(Lab(weights), quick)
+    rows = _rows(trials, only or tuple(TRIALS), say)
+    others = _rows(Trials(Lab(against), quick), only or tuple(TRIALS), say) if against else []
+    if out is not None:
+        _write(out, rows, others, trials)
+    return [f"{row.claim}: {row.value}, bound {row.bound}" for row in rows if row.broken]
+
+
+def _rows(trials: Trials, names: Sequence[str], say: Callable[[str], None]) -> list[Row]:
     rows: list[Row] = []
-    for name in only or TRIALS:
+    for name in names:
         began = time.monotonic()
         found = trials.run([name])
         rows += found
         for row in found:
             say(f"{_verdict(row):7} {row.claim}: {row.value} [{row.bound}] {time.monotonic() - began:.0f} s")
-    if out is not None:
-        _write(out, rows, trials)
-    return [f"{row.claim}: {row.value}, bound {row.bound}" for row in rows if row.broken]
+    return rows
 
 
 def _verdict(row: Row) -> str:
@@ -69,7 +77,7 @@ def _verdict(row: Row) -> str:
     return {True: "holds", False: "no", None: "-"}[row.holds]
 
 
-def _write(out: Path, rows: Sequence[Row], trials: Trials) -> None:
+def _write(out: Path, rows: Sequence[Row], others: Sequence[Row], trials: Trials) -> None:
     lines = [HEAD, "| row | claim | measure | bound | measured | holds | over |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         holds = {True: "yes", False: "**no**", None: "-"}[row.holds]
@@ -79,6 +87,13 @@ def _write(out: Path, rows: Sequence[Row], trials: Trials) -> None:
     notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note and row.holds is False]
     if notes:
         lines += ["", "What could not be shown in miniature:", "", *notes]
+    if others:
+        lines += ["", "The same from a second training run from nothing, by the same command (`--against`):", ""]
+        lines += ["| row | measure | first run | second run |", "|---|---|---|---|"]
+        pairs = {(row.name, row.measure): row.value for row in others}
+        lines += [
+            f"| {row.name} | {row.measure} | {row.value} | {pairs.get((row.name, row.measure), '-')} |" for row in rows
+        ]
     folder = out.with_suffix("")
     if trials.pictures:
         folder.mkdir(exist_ok=True)

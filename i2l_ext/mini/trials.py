@@ -141,7 +141,17 @@ class Trials:
         return (judged == asked).float().mean().item()
 
     def strength(self) -> list[Row]:
-        curves = torch.stack([_distances(measures.style_distance, self.by_weight[w], self.samples) for w in WEIGHTS])
+        prompts = PROMPTS * (1 if self.quick else 3)  # noise of the drawings is no matter of the weight
+        curves = torch.stack(
+            [
+                _distances(
+                    measures.style_distance,
+                    torch.stack([self.lab.draw(prompts, lora, weight) for lora in self.style_loras]),
+                    self.samples,
+                )
+                for weight in WEIGHTS
+            ]
+        )
         down = curves.diff(dim=0) < 0
         falls, each = down.all(0).float().mean().item(), down.float().mean(1)
         means = ", ".join(f"{value:.3f}" for value in curves.mean(1).tolist())
@@ -149,7 +159,7 @@ class Trials:
             Row(
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
                 "for >= 95 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
-                f"{_shares(each)})", falls >= 0.95, self._n("x 8 prompts"),
+                f"{_shares(each)})", falls >= 0.95, self._n(f"x 8 prompts x {len(prompts) // 8} seeds"),
                 note=NOTES["strength"], guard=bool((curves.mean(1).diff() < 0).all()),
             )
         ]  # fmt: skip
@@ -257,21 +267,27 @@ class Trials:
 
     def start(self) -> list[Row]:
         seeds = 1 if self.quick else 5
-        runs = [start.compare(self.lab, seed, pictures=not self.quick and seed == 0) for seed in range(seeds)]
-        reached = [[run.reached(which) for run in runs] for which in (0, 1)]
-        share = sum(reached[0]) / seeds / start.STEPS
+        by_rate = {
+            rate: [start.compare(self.lab, seed, rate, not self.quick and seed == 0) for seed in range(seeds)]
+            for rate in start.RATES[: 1 if self.quick else None]
+        }
         if not self.quick:
+            runs = by_rate[start.RATES[0]]
             self.pictures["start"] = start.curves(runs)
             self.pictures["start-pictures"] = start.table(runs[0])
-        return [
-            Row(
-                "start", "i2L as the start of a LoRA training",
-                f"steps to the loss that a random start has after {start.STEPS}, share of {start.STEPS}",
-                "<= 1/3", f"{share:.3f} (steps: {_list(reached[0])}; on held-out pictures: {_list(reached[1])}); the "
-                f"random start is where i2L begins after {_list([run.worth(0) for run in runs])} steps",
-                share <= 1 / 3, f"{seeds} styles, 8 pictures each", note=NOTES["start"],
-            )
-        ]  # fmt: skip
+        return [self._started(rate, runs, main=rate == start.RATES[0]) for rate, runs in by_rate.items()]
+
+    def _started(self, rate: float, runs: Sequence[start.Run], main: bool) -> Row:
+        reached = [[run.reached(which) for run in runs] for which in (0, 1)]
+        share = sum(reached[0]) / len(runs) / start.STEPS
+        return Row(
+            "start", "i2L as the start of a LoRA training" if main else "(for reference) at another learning rate",
+            f"steps to the loss that a random start has after {start.STEPS}, share of {start.STEPS}; rate {rate:g}",
+            "<= 1/3" if main else "none",
+            f"{share:.3f} (steps: {_list(reached[0])}; on held-out pictures: {_list(reached[1])}); the "
+            f"random start is where i2L begins after {_list([run.worth(0) for run in runs])} steps",
+            share <= 1 / 3 if main else None, f"{len(runs)} styles, 8 pictures each", note=NOTES["start"] if main else "",
+        )  # fmt: skip
 
     def apart(self) -> list[Row]:
         groups = unseen(self.size // 2, 2, offset=20_000)
