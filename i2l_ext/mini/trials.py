@@ -286,7 +286,8 @@ class Trials:
             "<= 1/3" if main else "none",
             f"{share:.3f} (steps: {_list(reached[0])}; on held-out pictures: {_list(reached[1])}); the "
             f"random start is where i2L begins after {_list([run.worth(0) for run in runs])} steps",
-            share <= 1 / 3 if main else None, f"{len(runs)} styles, 8 pictures each", note=NOTES["start"] if main else "",
+            share <= 1 / 3 if main else None, f"{len(runs)} styles, 8 pictures each",
+            note=NOTES["start"] if main else "",
         )  # fmt: skip
 
     def apart(self) -> list[Row]:
