@@ -22,7 +22,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.decoder import HeadSpec, Residual
 from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style
-from i2l_ext.training.heads import Heads
+from i2l_ext.training.heads import Heads, evening
 from i2l_ext.training.loop import Checkpoint, optimizer_of, read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +104,26 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
         for module, (down, up) in pairs.items():
             expected = sum(scale * up[n] @ down[n] for n, scale in enumerate(scales))
             assert torch.allclose(lora.delta(module), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["direct", "core"])
+def test_evened_heads_are_saved_as_plain_ones(kind):
+    torch.manual_seed(0)
+    x = torch.randn(50, 10) @ torch.diag(torch.logspace(-2, 1, 10)) + 0.3
+    residual = (5, 7, 3)
+    evened, plain = (Heads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual) for _ in range(2))
+    for parameter in evened.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    evened.evened = evening(x, 1e-3)
+    through = x @ evened.evened
+    assert torch.linalg.cond(through.T @ through) < 0.01 * torch.linalg.cond(x.T @ x)
+    assert through.square().mean().item() == pytest.approx(x.square().mean().item(), rel=1e-4)
+    plain.load_state_dict(evened.folded())
+    tokens = torch.randn(50, 5, 7)
+    with torch.no_grad():
+        for one, other in zip(evened(x, tokens).values(), plain(x, tokens).values(), strict=True):
+            assert torch.allclose(one[1], other[1], rtol=1e-3, atol=1e-3 * other[1].abs().max())
+            assert torch.allclose(one[0], other[0], rtol=1e-3, atol=1e-3 * other[0].abs().max())
 
 
 def test_new_heads_change_nothing_and_learn():

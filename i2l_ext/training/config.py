@@ -76,8 +76,9 @@ class Expert:
 
     ``target``: ``pair`` learns to draw another picture of the reference's style, ``self`` the reference itself,
     ``base`` the base's own pictures. ``neutral`` is the share of samples whose caption says nothing. ``view`` is the
-    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. The experts in
-    ``upon`` are frozen and work underneath.
+    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. ``even`` evens out the
+    directions of the embeddings down to this share of their mean power (0: as they are), for many more pictures than
+    an embedding has numbers. The experts in ``upon`` are frozen and work underneath.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Expert:
     view: int = 0
     middle: int = 16
     neutral: float = 0.0
+    even: float = 0.0
     upon: tuple[str, ...] = ()
 
 
