@@ -141,7 +141,7 @@ class Trials:
         return (judged == asked).float().mean().item()
 
     def strength(self) -> list[Row]:
-        prompts = PROMPTS * (1 if self.quick else 3)  # noise of the drawings is no matter of the weight
+        prompts = PROMPTS * (1 if self.quick else 2)  # noise of the drawings is no matter of the weight
         curves = torch.stack(
             [
                 _distances(
@@ -266,10 +266,10 @@ class Trials:
         ]  # fmt: skip
 
     def start(self) -> list[Row]:
-        seeds = 1 if self.quick else 5
+        seeds = {start.RATES[0]: 1} if self.quick else dict(zip(start.RATES, (5, 2), strict=True))
         by_rate = {
-            rate: [start.compare(self.lab, seed, rate, not self.quick and seed == 0) for seed in range(seeds)]
-            for rate in start.RATES[: 1 if self.quick else None]
+            rate: [start.compare(self.lab, seed, rate, not self.quick and seed == 0) for seed in range(count)]
+            for rate, count in seeds.items()
         }
         if not self.quick:
             runs = by_rate[start.RATES[0]]
