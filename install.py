@@ -2,12 +2,12 @@
 
     python install.py          the WebUI's part: the WebUI runs it at every launch
     python install.py demo     makes .venv, installs, turns sample pictures into a LoRA and draws with it
-    python install.py test     makes .venv, installs what the tests need, runs them all
+    python install.py test     makes .venv, installs what the tests need, runs the checks and all tests
     python install.py browser  the same for the tests of the tab in a real browser, in three gradios
     python install.py ui       makes .venv, installs, serves the tab without a WebUI
 
-The stand-alone set-up has exact versions (requirements/lock.txt). The WebUI's packages are never touched: what its
-Python lacks goes into a folder that only the engine's own process sees.
+Versions are exact, and files are held against their hashes (requirements/), but for torch, whose builds differ. The
+WebUI's packages are never touched: what its Python lacks goes into a folder that only the engine's own process sees.
 """
 
 from __future__ import annotations
@@ -24,16 +24,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
-LOCK = ROOT / "requirements" / "lock.txt"
-PEERS = ROOT / "requirements" / "peers.txt"
+REQUIREMENTS = ROOT / "requirements"
+LOCKS = {"mini": ("mini",), "mini,ui": ("mini", "ui"), "test": ("mini", "ui", "test", "peers")}
+"""Extras -> the files of requirements/ that hold them: each adds to the last."""
 PRIVATE = ROOT / ".private" / "site-packages"
 
 OLDEST = {"transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4"}
 """What the engine needs of a host's Python."""
-
-PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2", "safetensors==0.6.2",
-          "platformdirs==4.12.4", "tqdm==4.67.3", "regex==2025.11.3", "hf-xet==1.2.0")  # fmt: skip
-"""One set that fits together, for a host that has not all of it. Its torch and numpy are used as they are."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,12 +57,13 @@ def host(_: Sequence[str]) -> int:
     """The WebUI's part. Nothing is done, and nothing printed, where its Python has all that the engine needs."""
     lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
     stamp = PRIVATE / "i2l-python.txt"
-    wanted = "\n".join((sys.prefix, sys.version.replace("\n", " "), *PINNED))
+    pinned = REQUIREMENTS / "host.txt"
+    wanted = "\n".join((sys.prefix, sys.version.replace("\n", " "), _digest(pinned)))
     if not lacking or (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
         return 0
     print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
     PRIVATE.mkdir(parents=True, exist_ok=True)
-    command = ("install", "--quiet", "--no-deps", "--upgrade", "--target", PRIVATE, *PINNED)
+    command = ("install", "--quiet", "--no-deps", "--upgrade", "--target", PRIVATE, *_hashed(pinned))
     try:
         subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
         stamp.write_text(wanted, encoding="utf-8")
@@ -80,12 +78,14 @@ def demo(rest: Sequence[str]) -> int:
 
 
 def test(rest: Sequence[str]) -> int:
-    python = _environment("test", peers=True)
-    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+    python = _environment("test")
+    steps = ["-m pytest"] if rest else CHECKS
+    codes = [subprocess.run([python, *step.split(), *rest], cwd=ROOT).returncode for step in steps]
+    return next(filter(None, codes), 0)
 
 
 def browser(rest: Sequence[str]) -> int:
-    python = _environment("test", peers=True)
+    python = _environment("test")
     _browser()
     for version in GRADIOS:
         _gradio(version)
@@ -97,41 +97,44 @@ def ui(rest: Sequence[str]) -> int:
     return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
 
 
+CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "-m pytest")
+"""All of them, whatever the first ones say. The types are held by a test (tests/test_types.py)."""
+
 GRADIOS = ("3.41", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""
 
 TASKS = {"host": host, "demo": demo, "test": test, "browser": browser, "ui": ui}
 
 
-def _environment(extras: str, *, peers: bool = False) -> str:
-    """The Python of .venv, with this checkout and ``extras`` installed at the locked versions."""
+def _environment(extras: str) -> str:
+    """The Python of .venv, with this checkout and what ``extras`` need installed at the locked versions."""
     python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.is_file():
         print(f"Making {ENVIRONMENT.name}", flush=True)
         venv.EnvBuilder(with_pip=True, clear=ENVIRONMENT.exists()).create(ENVIRONMENT)
-    parts = [path.read_bytes() for path in (LOCK, PEERS, ROOT / "pyproject.toml")]
-    wanted = hashlib.sha256(b"\0".join((*parts, sys.version.encode()))).hexdigest()
+    locks = [REQUIREMENTS / f"{'' if name == 'peers' else 'lock-'}{name}.txt" for name in LOCKS[extras]]
+    torch = REQUIREMENTS / "torch.txt"
+    wanted = _digest(*locks, torch, ROOT / "pyproject.toml")
     stamp = ENVIRONMENT / f"i2l-{extras.replace(',', '-')}.sha256"
     if not (stamp.is_file() and stamp.read_text() == wanted):
         print("Installing exact versions; torch is large, so the first time takes some minutes", flush=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", str(LOCK), "hatchling", "editables"], check=True)
-        subprocess.run([*pip, "-c", str(LOCK), "--no-build-isolation", "-e", f"{ROOT}[{extras}]"], check=True)
-        if peers:
-            subprocess.run([*pip, "--no-deps", "-r", str(PEERS)], check=True)
+        subprocess.run([*pip, "--no-deps", *_hashed(*locks)], check=True)
+        subprocess.run([*pip, "--only-binary=:all:", "-r", str(torch)], check=True)
+        subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
         stamp.write_text(wanted)
     return str(python)
 
 
 def _gradio(version: str) -> None:
     """A host's gradio in an environment of its own, for the browser tests; they skip what cannot be had here."""
-    folder, lock = ROOT / ".private" / f"gradio-{version}", ROOT / "requirements" / f"gradio-{version}.txt"
-    stamp, wanted = folder / "i2l.sha256", hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+    folder, lock = ROOT / ".private" / f"gradio-{version}", REQUIREMENTS / f"gradio-{version}.txt"
+    stamp, wanted = folder / "i2l.sha256", _digest(lock)
     if os.name == "nt" or (stamp.is_file() and stamp.read_text() == wanted):
         return
     print(f"Installing gradio {version} for the browser tests", flush=True)
     venv.EnvBuilder(with_pip=True, clear=True).create(folder)
-    pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(lock))
+    pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", *_hashed(lock))
     if subprocess.run(pip).returncode:
         print(f"gradio {version} cannot be installed here (it wants Python 3.11): its tests are skipped.")
     else:
@@ -145,6 +148,17 @@ def _browser() -> None:
         print("Installing Chromium for the browser tests", flush=True)
         subprocess.run([apt, "update", "-qq"], stdout=subprocess.DEVNULL)
         subprocess.run([apt, "install", "-y", "-qq", "chromium"], stdout=subprocess.DEVNULL)
+
+
+def _hashed(*files: Path) -> list[str]:
+    """For pip: take what is in ``files`` and nothing else, hold each file that comes against its hashes, and run no
+    code of it: no source that would have to be built."""
+    return ["--require-hashes", "--only-binary=:all:", *(word for file in files for word in ("-r", str(file)))]
+
+
+def _digest(*files: Path) -> str:
+    """What tells whether these files, or the Python, have changed."""
+    return hashlib.sha256(b"\0".join((*(file.read_bytes() for file in files), sys.version.encode()))).hexdigest()
 
 
 def _version(name: str) -> tuple[int, ...]:

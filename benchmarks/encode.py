@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,26 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from i2l_ext.checkpoints.stream import Run  # noqa: E402
-from i2l_ext.converters.files import Plan, write  # noqa: E402
-from i2l_ext.encoders import dinov3  # noqa: E402
-from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims  # noqa: E402
-from peers import diffsynth  # noqa: E402
-
-
-def checkpoint(path: Path, dims: Dinov3Dims) -> None:
-    """A file of the real structure: matrices of gain one, scales of one."""
-    with path.open("wb") as stream:
-        write(stream, [Plan.of(key, values(key, shape)) for key, shape in dinov3.structure(dims).items()])
-
-
-def values(key: str, shape: tuple[int, ...]) -> Tensor:
-    if len(shape) == 1:
-        return torch.full(shape, float(key.endswith(("weight", "lambda1")))).bfloat16()
-    return (torch.randn(shape) / shape[-1] ** 0.5).bfloat16()
+from bench import random_file, record, table
+from i2l_ext.checkpoints.stream import Run
+from i2l_ext.encoders import dinov3
+from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims
+from peers import diffsynth
 
 
 def reference(dims: Dinov3Dims, path: Path, offload: bool) -> nn.Module:
@@ -129,7 +113,7 @@ def main() -> None:
     pixels = torch.randn(args.images, 3, dims.image, dims.image)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = Path(folder) / "model.safetensors"
-        checkpoint(path, dims)
+        random_file(path, dinov3.structure(dims))
         jobs: dict[str, Callable[[], Any]] = {"ours": lambda: dinov3.encode([path], dims, [pixels], Run())[0]}
         for name, title in (("memory", "reference, in memory"), ("disk", "reference, from disk")):
             if name not in args.skip:
@@ -163,11 +147,13 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], results: d
     if args.json:
         print(json.dumps({**vars(args), "dir": None, "seconds": rows, "difference_from_ours": apart}))
         return
-    print(f"DINOv3-7B, {args.layers} of 40 layers, {args.images} pictures, bfloat16, {args.threads} threads, "
-          f"{args.repeat} rounds")  # fmt: skip
-    print("| | median s | min | max | over ours | differs from ours by |\n|---|---|---|---|---|---|")
-    for title, row in rows.items():
-        print(f"| {title} | {' | '.join(str(value) for value in row.values())} | {apart.get(title, '')} |")
+    text = (
+        f"{args.layers} of 40 layers, {args.images} pictures, bfloat16, {args.threads} threads, {args.repeat} rounds; "
+        "ours and the reference from disk read from the page cache.\n\n"
+    )
+    head = ["", "median s", "least", "most", "times ours", "differs from ours by"]
+    lines = [[title, *row.values(), apart.get(title, "")] for title, row in rows.items()]
+    record(f"DINOv3-7B on a CPU, {args.images} pictures", text + table(head, lines), script=__file__)
 
 
 if __name__ == "__main__":

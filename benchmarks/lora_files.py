@@ -4,10 +4,10 @@
 
 The files are made first, in DIR (about 2.5 GB; on the disk that is to be measured): 720 modules of Qwen-Image in
 bfloat16, rank 20 (295 MB) and rank 48 (708 MB). Copies and conversions alternate, each to a new file that is written
-through to the disk, and the fastest round of each counts: other work on the machine only ever adds time. The rate of
-`convert` is that of the function in this process; memory and the time of `inspect` are those of whole processes. The
-peer's rank reset is timed on a sample of modules of every shape and scaled up by how many there are of each, since
-all 720 take it minutes; --full runs them all.
+through to the disk, each in a fresh process as on the command line (timed from after its imports); the fastest round
+of each and the medians are told, as other work on the machine only ever adds time. Memory and the time of `inspect`
+are those of whole processes. The peer's rank reset is timed on a sample of modules of every shape and scaled up by
+how many there are of each, since all 720 take it minutes; --full runs them all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from importlib import util
 from pathlib import Path
 
 import torch
+
 from bench import record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,9 +59,21 @@ def random_lora(size: int, dtype: str = "BF16") -> Lora:
     return Lora(QWEN_IMAGE, specs, load).cast(dtype)
 
 
-def to_disk(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
+TIMED = """
+import os, shutil, sys, time
+sys.path.insert(0, {root!r})
+from i2l_ext.converters import Lora
+source, target = sys.argv[1:]
+start = time.perf_counter()
+{work}
+print(time.perf_counter() - start)
+"""
+COPY = """
+shutil.copyfile(source, target)
+with open(target, "rb+") as stream:
+    os.fsync(stream.fileno())
+"""
+CONVERT = 'Lora.read(source).save(target, "webui")'
 
 
 def measure_convert(folder: Path, rounds: int) -> list[dict[str, object]]:
@@ -71,20 +83,14 @@ def measure_convert(folder: Path, rounds: int) -> list[dict[str, object]]:
         source, target = folder / f"rank{size}.safetensors", folder / "target.safetensors"
         random_lora(size).save(source, "kohya", overwrite=True)
         source.read_bytes()  # both read from the page cache
-
-        def copy(source: Path = source, target: Path = target) -> None:
-            shutil.copyfile(source, target)
-            to_disk(target)
-
-        def convert(source: Path = source, target: Path = target) -> None:
-            Lora.read(source).save(target, "webui")
-
         times: dict[str, list[float]] = defaultdict(list)
         for _ in range(rounds):
-            for name, work in (("copy", copy), ("convert", convert)):
+            for name, work in (("copy", COPY), ("convert", CONVERT)):
                 target.unlink(missing_ok=True)
                 os.sync()
-                times[name].append(seconds(work))
+                command = [sys.executable, "-c", TIMED.format(root=str(ROOT), work=work), str(source), str(target)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                times[name].append(float(done.stdout))
         best = {name: min(values) for name, values in times.items()}
         middle = {name: statistics.median(values) for name, values in times.items()}
         folded = peak_of_convert(folder, source, target)

@@ -1,7 +1,8 @@
 """Who loads what: the programs that take a LoRA, what each makes of a file, and the command that mends it.
 
 The rules are data. Those marked TRIED were found with each project's own loader (diffusers 0.42, DiffSynth 2.1.12,
-musubi-tuner of June 2026, ai-toolkit of August 2026, a Forge Neo 2.26 bundle); those marked READ by reading its source.
+musubi-tuner of June 2026, ai-toolkit of August 2026, ComfyUI 0.19.3, a Forge Neo 2.26 bundle); those marked READ by
+reading its source.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         {QWEN: ("webui", "kohya", "diffusers", "diffsynth"), Z: ("webui", "kohya-fused", "diffusers", "diffsynth")},
         refuses_above=0.5,
     ),
-    Consumer("comfyui", "ComfyUI", READ, {QWEN: (*_COMFY, "kohya"), Z: (*_COMFY, "kohya-fused")}),
+    Consumer("comfyui", "ComfyUI", TRIED, {QWEN: (*_COMFY, "kohya"), Z: (*_COMFY, "kohya-fused")}),
     Consumer("forge", "Forge (lllyasviel)", TRIED),
     Consumer("a1111", "AUTOMATIC1111", TRIED),
     Consumer(

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from .architectures import ARCHITECTURES, Architecture
 from .errors import UserError
@@ -170,9 +171,8 @@ class Reading:
         return next(iter(self.dialects)) if len(self.dialects) == 1 else "mixed"
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A key taken apart."""
+class _Key(NamedTuple):
+    """A key taken apart. (A tuple, as thousands are made for a file.)"""
 
     key: str
     prefix: str
@@ -184,10 +184,23 @@ class _Key:
         return SUFFIXES[self.suffix]
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    """(all before the suffix, the suffix), or None where it is no LoRA key."""
-    matches = [suffix for suffix in SUFFIXES if key.endswith(suffix)]
-    return (key[: -len(max(matches, key=len))], max(matches, key=len)) if matches else None
+_SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})\Z")
+
+
+def _split(key: str) -> list[_Key]:
+    """Every way to take a key apart, the longest prefix first; none where it is no LoRA key.
+
+    The suffix is the longest that fits: that is the match which begins first.
+    """
+    suffix = _SUFFIX.search(key)
+    if suffix is None:
+        return []
+    stem = key[: suffix.start()]
+    return [_Key(key, prefix, stem[len(prefix) :], suffix[0]) for prefix in PREFIXES if stem.startswith(prefix)]
+
+
+Target = tuple[str, "tuple[int, int] | None"]
+"""A module, and its rows where it is a part of a fused layer."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +210,7 @@ class _Spelling:
     ``dotted`` and ``native`` as in Dialect; None where the name is the same either way.
     """
 
-    targets: tuple[tuple[str, tuple[int, int] | None], ...]
+    targets: tuple[Target, ...]
     dotted: bool | None
     native: bool | None
 
@@ -234,27 +247,21 @@ def native_layers(arch_id: str) -> dict[str, Layer]:
 def _spellings(arch_id: str) -> dict[str, _Spelling]:
     """Every name of the architecture's modules, dotted or underscored, ours or native."""
     arch, native = ARCHITECTURES[arch_id], native_layers(arch_id)
+    named: dict[str, tuple[tuple[Target, ...], bool | None]]
     named = {path: (((path, None),), False if path in native else None) for path in arch.modules}
     for layer in native.values():
-        start, targets = 0, []
+        start, parts = 0, list[Target]()
         for path in layer.paths:
             end = start + arch.modules[path].shape[0]
-            targets.append((path, (start, end) if len(layer.paths) > 1 else None))
+            parts.append((path, (start, end) if len(layer.paths) > 1 else None))
             start = end
-        named[layer.name] = (tuple(targets), True)
-    spellings = {}
+        named[layer.name] = (tuple(parts), True)
+    spellings: dict[str, _Spelling] = {}
     for name, (targets, is_native) in named.items():
         flat = name.replace(".", "_")
         spellings[name] = _Spelling(targets, None if flat == name else True, is_native)
         spellings.setdefault(flat, _Spelling(targets, False, is_native))
     return spellings
-
-
-def _take_apart(key: str, stem: str, suffix: str, names: Mapping[str, _Spelling]) -> _Key | None:
-    for prefix in PREFIXES:
-        if stem.startswith(prefix) and stem[len(prefix) :] in names:
-            return _Key(key, prefix, stem[len(prefix) :], suffix)
-    return None
 
 
 def spelled(name: str, arch: Architecture) -> str | None:
@@ -305,29 +312,26 @@ def parse(shapes: Mapping[str, Shape], name: str) -> Reading:
         if unsupported.search(key):
             kind = next(kind for mark, kind in UNSUPPORTED.items() if re.search(mark, key))
             raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
-    split = {key: parts for key in shapes if (parts := _split(key))}
-    if not split:
+    split = {key: _split(key) for key in shapes}
+    if not any(split.values()):
         seen = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {seen!r})." if seen else "it is empty."))
-    candidates = [_parse_as(arch, shapes, split, name) for arch in ARCHITECTURES.values()]
+    candidates = [_parse_as(arch, split, name) for arch in ARCHITECTURES.values()]
     readings = [reading for reading in candidates if reading.slots or reading.halves]
     fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
     if not fitting:
-        raise UserError(_strange(readings, shapes, split, name))
+        raise UserError(_strange(readings, shapes, next(key for key, ways in split.items() if ways), name))
     return max(fitting, key=lambda reading: len(reading.slots))
 
 
-def _parse_as(
-    arch: Architecture, shapes: Mapping[str, Shape], split: Mapping[str, tuple[str, str]], name: str
-) -> Reading:
+def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) -> Reading:
     names = _spellings(arch.id)
     found: dict[str, dict[str, _Key]] = defaultdict(dict)
     rows: dict[str, tuple[int, int] | None] = {}
     spoken: dict[str, list[str]] = {}
-    foreign, text_encoder = [], []
-    for key in shapes:
-        parts = split.get(key)
-        taken = _take_apart(key, *parts, names) if parts else None
+    foreign, text_encoder = list[str](), list[str]()
+    for key, ways in split.items():
+        taken = next((way for way in ways if way.stem in names), None)
         if taken is None:
             (text_encoder if key.startswith(TEXT_ENCODER) else foreign).append(key)
             continue
@@ -376,18 +380,14 @@ def _misfits(reading: Reading, shapes: Mapping[str, Shape]) -> list[tuple[str, s
     return [(path, reason) for path, reason in reasons if reason]
 
 
-def _strange(
-    readings: Iterable[Reading], shapes: Mapping[str, Shape], split: Mapping[str, tuple[str, str]], name: str
-) -> str:
-    """One line for a LoRA of no known architecture: what was seen, beside the nearest that we know."""
+def _strange(readings: Iterable[Reading], shapes: Mapping[str, Shape], first: str, name: str) -> str:
+    """One line for a LoRA of no known architecture: what was seen (its ``first`` key), beside the nearest we know."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
     named = [reading for reading in readings if reading.slots]
     other = next((reason for reading in named if (reason := _other_model(reading))), None)
     if other or not named:
-        key = next(iter(split))
-        return (
-            f"{name}: a LoRA of another model ({other or f'key {key!r}, shape {list(shapes[key])}'}). Known: {known}."
-        )
+        other = other or f"key {first!r}, shape {list(shapes[first])}"
+        return f"{name}: a LoRA of another model ({other}). Known: {known}."
     nearest = min(named, key=lambda reading: len(_misfits(reading, shapes)))
     path, reason = _misfits(nearest, shapes)[0]
     return f"{name}: has the names of {nearest.arch.title} but not its shapes: {path}: {reason}. Known: {known}."

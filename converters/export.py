@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import dialects, files, rank
+from . import dialects, files, parts, rank
 from .errors import UserError
 from .lora import Lora
 from .metadata import rewritten
@@ -75,47 +77,60 @@ def export(
         raise UserError(f"{trainer.title} has no place for any module of this file.")
     extra = _fillable(lora, stays, by_default) if fill else []
     init = rank.resize(_part(lora, stays), wanted, exact=exact, seed=seed, fill=extra)
-    resizer = init.load
+    resizer = rank.resizer(init)
     name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{wanted}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{wanted}.safetensors"
     start = Start(lora.arch, path, name, wanted, seed, tuple(init))
     texts = dict(model.files(start))
     _refuse_taken(folder, [path.name, *texts, "README.md"], overwrite)
-    created = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}).") from None
-    try:
-        fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
-        init.save(
-            path, trainer.dialect, metadata=rewritten(init, trainer.dialect, path.stem, **fields), overwrite=overwrite
+    fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
+    metadata = rewritten(init, trainer.dialect, path.stem, **fields)
+    with _appearing(folder, overwrite) as here:
+        init.save(here / path.name, trainer.dialect, metadata=metadata)
+        error = self_check(here / path.name, trainer, lora, init, resizer.seen)
+        told = Export(
+            trainer=trainer.id,
+            arch=lora.arch.id,
+            folder=str(folder),
+            init=str(path),
+            run=trainer.run,
+            name=name,
+            rank=wanted,
+            modules=len(init),
+            filled=len(extra),
+            fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _trained(start, p)]),
+            left_out=_kinds(lora, left_out),
+            kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
+            error=error,
         )
-        error = self_check(path, trainer, lora, init, resizer.seen)
-    except UserError:
-        path.unlink(missing_ok=True)
-        if created and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    told = Export(
-        trainer=trainer.id,
-        arch=lora.arch.id,
-        folder=str(folder),
-        init=str(path),
-        run=trainer.run,
-        name=name,
-        rank=wanted,
-        modules=len(init),
-        filled=len(extra),
-        fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _trained(start, p)]),
-        left_out=_kinds(lora, left_out),
-        kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
-        error=error,
-    )
-    for file, text in {**texts, "README.md": readme(trainer, told)}.items():
-        with files.appearing(folder / file, overwrite=overwrite) as part:
-            part.write_text(text, encoding="utf-8", newline="\n")
+        for file, text in {**texts, "README.md": readme(trainer, told)}.items():
+            (here / file).write_text(text, encoding="utf-8", newline="\n")
     return told
+
+
+@contextmanager
+def _appearing(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder to write into. At the end it becomes ``folder``, or its files go there if that exists already.
+
+    Raises UserError, also where a file of such a name has come meanwhile.
+    """
+    try:
+        home = folder if folder.exists() else folder.parent
+        home.mkdir(parents=True, exist_ok=True)
+        parts.reap(home)
+        with parts.held_folder(home) as here:
+            yield here
+            if home is not folder:
+                here.rename(folder)
+                return
+            for file in sorted(here.iterdir()):
+                files.place(file, folder / file.name, overwrite=overwrite)
+    except FileExistsError:
+        raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise UserError(f"{folder}: exists already. Choose another folder.") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
 def _part(lora: Lora, paths: Iterable[str]) -> Lora:
@@ -153,13 +168,13 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, seen: dict[
     """
     written, worst = Lora.read(path), 0.0
     problems = []
-    if written.source.reading.dialect != trainer.dialect:
-        problems.append(f"its dialect is {written.source.reading.dialect}")
+    if written.read_from.reading.dialect != trainer.dialect:
+        problems.append(f"its dialect is {written.read_from.reading.dialect}")
     if written.specs.keys() != init.specs.keys():
         problems.append("its modules are not those that were to be written")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
         problems.append("its ranks or dtypes are not those that were to be written")
-    if any(scale != 1 for scale in written.source.scales.values()):
+    if any(scale != 1 for scale in written.read_from.scales.values()):
         problems.append("its alpha is not its rank")
     for module in written if not problems else ():
         down, up = written[module]

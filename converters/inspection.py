@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import dialects, files
 from .architectures import Architecture
@@ -200,7 +201,7 @@ def _named(paths: list[str], kind: str) -> str:
     return f"{len(paths)}: {where}" if paths and len(where) < 60 else f"{len(paths) or ''}"
 
 
-def _list(counts: Mapping[object, int]) -> str:
+def _list(counts: Mapping[Any, int]) -> str:
     """``a`` where there is one, ``a (3), b (2)`` where there are several."""
     if len(counts) == 1:
         return str(next(iter(counts)))

@@ -78,6 +78,13 @@ class Lora:
         return self.load if isinstance(self.load, FileFactors) else None
 
     @property
+    def read_from(self) -> FileFactors:
+        """The same for a LoRA that was read and is whole. Raises TypeError for another."""
+        if self.source is None:
+            raise TypeError("This LoRA was not read from a file, or was changed since.")
+        return self.source
+
+    @property
     def rank(self) -> int:
         """The largest rank of a module."""
         return max((spec.rank for spec in self.specs.values()), default=0)

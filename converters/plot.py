@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .files import appearing
 from .lora import Lora
@@ -59,7 +59,7 @@ def _row(stack: str | None, block: int | None) -> str:
     return "single" if stack is None else f"{stack.removesuffix('_blocks')}.{block}"
 
 
-def _curve(axes: object, spectra: list[torch.Tensor], label: str, *, width: float, color: str | None = None) -> None:
+def _curve(axes: Any, spectra: list[torch.Tensor], label: str, *, width: float, color: str | None = None) -> None:
     longest = max(len(spectrum) for spectrum in spectra)
     summed = spectra[0].new_zeros(longest)
     for spectrum in spectra:

@@ -139,6 +139,13 @@ def resize(
     return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed))
 
 
+def resizer(resized: Lora) -> Resizer:
+    """What makes the factors of a LoRA that `resize` gave. Raises TypeError for another."""
+    if not isinstance(resized.load, Resizer):
+        raise TypeError("This LoRA was not resized.")
+    return resized.load
+
+
 def energy(values: torch.Tensor, rank: int) -> float:
     """The part of sum(s^2) in the first ``rank`` singular values."""
     squares = values.square()

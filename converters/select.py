@@ -34,7 +34,7 @@ THIRDS = {"early": (0, 1), "middle": (1, 2), "late": (2, 3)}
 
 REST = "rest"
 
-Rule = tuple[Callable[[Module], bool], float]
+Rule = tuple[Callable[[Module], bool] | None, float]
 
 
 def select(lora: Lora, blocks: str | None = None, kinds: str | None = None) -> Lora:
@@ -113,7 +113,8 @@ def _block_rule(name: str, arch: Architecture) -> Callable[[Module], bool]:
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
     if not first <= last < stack.depth:
         raise UserError(f"{name!r} is not within the blocks of {arch.title}: {_blocks(arch)}.")
-    return lambda module: module.stack == stack.name and first <= module.block <= last
+    blocks = range(first, last + 1)
+    return lambda module: module.stack == stack.name and module.block in blocks
 
 
 def _blocks(arch: Architecture) -> str:

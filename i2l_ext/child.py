@@ -14,9 +14,10 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from threading import Lock, Thread, Timer
-from typing import Any
+from typing import IO, Any, cast
 
 import i2l_ext
 
@@ -56,6 +57,22 @@ def hint(text: str) -> str | None:
     return next((help for pattern, help in HINTS if re.search(pattern, text, re.IGNORECASE)), None)
 
 
+def heard(line: bytes) -> Any:
+    """A JSON value without what JSON has not, though Python writes it: numbers that are none become null, and half
+    characters, as in names of files that are not text, question marks. Raises ValueError, RecursionError."""
+    return _sound(json.loads(line))
+
+
+def _sound(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, list):
+        return [_sound(one) for one in value]
+    return {_sound(key): _sound(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 class Child:
     """A running engine. ``stop`` may be called from any thread, at any time, more than once."""
 
@@ -65,19 +82,21 @@ class Child:
             list(command), cwd=ROOT, env={**os.environ, **environment}, creationflags=flags,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        pipes = self.process.stdin, self.process.stdout, self.process.stderr
+        self._stdin, self._stdout, self._stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
         self._lock = Lock()
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._ears = Thread(target=self._listen, name="i2l-stderr", daemon=True)
         self._ears.start()
         with suppress(BrokenPipeError, ConnectionError):  # it died at once: its exit code and its tail will tell
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What the child says, until it says no more. Whatever is no event counts as stderr."""
-        while line := self.process.stdout.readline(LONGEST_LINE):
+        while line := self._stdout.readline(LONGEST_LINE):
             try:
-                event = json.loads(line)
+                event = heard(line)
                 if not isinstance(event, dict) or not isinstance(event.get("event"), str):
                     raise ValueError
             except (ValueError, RecursionError):
@@ -93,7 +112,7 @@ class Child:
             self.process.kill()
             code = self.process.wait()
         self._ears.join(timeout=1)
-        for stream in (self.process.stdout, self.process.stderr):
+        for stream in (self._stdout, self._stderr):
             stream.close()
         self._close()
         return code
@@ -112,11 +131,11 @@ class Child:
 
     def _close(self) -> None:
         with self._lock, suppress(OSError):
-            self.process.stdin.close()
+            self._stdin.close()
 
     def _listen(self) -> None:
         with suppress(ValueError, OSError):  # closed under us
-            while line := self.process.stderr.readline(2000):
+            while line := self._stderr.readline(2000):
                 # a progress bar writes over its line: only what it shows last counts
                 if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
                     self.tail.append(text)

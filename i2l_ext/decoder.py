@@ -1,5 +1,8 @@
 """Embeddings -> LoRA: the heads of an i2L model, read from disk one at a time and used for all pictures at once.
 
+The heads are thousands of small matrices, each used once. So several threads each read one and use it while it is
+still in the processor's cache; they are a few blocks ahead of whoever asks.
+
 For each target matrix two small maps without bias or activation: embedding -> compress -> rank x d_in gives down,
 embedding -> compress -> rank x d_out gives up. The later kind, ``core`` (arXiv 2606.13809), has a learned pair of
 factors a matrix, and one small map, embedding -> compress -> rank x rank, for what stands between them. Some models
@@ -10,11 +13,14 @@ a block and group.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from i2l_ext.checkpoints.structure import check_structure
@@ -27,9 +33,14 @@ if TYPE_CHECKING:
     import torch
 
     from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.converters.lora import Pair
 
 RESIDUAL_SCALE = 0.05
 """The residual's factor before its first map: part of the model as it was trained, not a choice."""
+
+
+WORKERS = 8
+"""Threads at most: with more, the memory they read from is the bound."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class HeadSpec:
 
 
 class Heads:
-    """An i2L checkpoint, open for use. Its blocks are read in the order of the file, one ahead of the one in use."""
+    """An i2L checkpoint, open for use. Its blocks are read in the order of the file, a few ahead of the one in use."""
 
     def __init__(self, path: Path, spec: HeadSpec, run: Run) -> None:
         """Raises UserError where the file is not what ``spec`` says, naming the tensor."""
@@ -109,13 +120,17 @@ class Heads:
             heads = sorted(spec.heads.values(), key=lambda head: self._entry(head).start)
             self.dtype = self._entry(heads[0]).dtype
         except UserError:
-            self.close()
+            self.files.close()
             raise
         self.run = replace(run, dtype=TORCH_NAMES[self.dtype])
         self.order = {head.module.path: number for number, head in enumerate(heads)}
-        self.blocks: dict[str, dict[str, str]] = {head.block: {} for head in heads}
-        for key in sorted(spec.shapes, key=lambda key: self.files.locate(key)[1].start):
-            self.blocks[_block_of(key)][key] = key
+        self.blocks: dict[str, list[Head]] = {}
+        for head in heads:
+            self.blocks.setdefault(head.block, []).append(head)
+        self.groups: dict[str, dict[str, str]] = {}
+        for key in spec.shapes:
+            self.groups.setdefault(_owner_of(key), {})[key] = key
+        self.workers = _Workers(self)
 
     def __enter__(self) -> Heads:
         return self
@@ -124,6 +139,7 @@ class Heads:
         self.close()
 
     def close(self) -> None:
+        self.workers.close()
         self.files.close()
 
     def _entry(self, head: Head) -> Entry:
@@ -142,88 +158,173 @@ class Heads:
         due = spec.residual and (count, spec.residual.length, spec.residual.dim)
         if due and (residual is None or residual.shape != due):
             raise ValueError(f"{spec.arch.title}: a residual of {list(due)} is due")
+        seen = self.run.place(embeddings)
+        sight = Sight(seen, seen.new_tensor(scales), self.run.place(residual) * RESIDUAL_SCALE if due else None)
         return Lora(
-            spec.arch,
-            dict.fromkeys(self.order, Spec(spec.rank * count, self.dtype)),
-            _Decoder(self, self.run.place(embeddings), scales, self.run.place(residual) if due else None),
+            spec.arch, dict.fromkeys(self.order, Spec(spec.rank * count, self.dtype)), _Decoder(self.workers, sight)
         )
 
 
+@dataclass(frozen=True)
+class Sight:
+    """N pictures as the maps take them: embeddings [N, embed], the factors of their updates [N], and where the model
+    has one their residual [N, length, dim], scaled."""
+
+    embeddings: torch.Tensor
+    scales: torch.Tensor
+    residual: torch.Tensor | None
+
+
+class _Workers:
+    """Threads that read blocks and use them, each on one processor with a buffer of its own; for a device, one."""
+
+    def __init__(self, heads: Heads) -> None:
+        import torch
+
+        from i2l_ext.checkpoints.stream import Loader
+
+        self.heads, self.loader = heads, Loader(heads.files, heads.run)
+        everywhere = torch.get_num_threads()
+        self.count = min(WORKERS, everywhere) if heads.run.device == "cpu" else 1
+        self.size = max(map(self.loader.nbytes, heads.groups.values()))
+        self.buffers: deque[torch.Tensor] = deque()
+        self.pool = ThreadPoolExecutor(self.count, "i2l-decode", _on_one_processor, (everywhere,))
+
+    def close(self) -> None:
+        self.loader.stop.set()
+        self.pool.shutdown(cancel_futures=True)
+
+    def make(self, block: str, sight: Sight) -> dict[str, Pair]:
+        """The factors of a block's modules. On a worker's thread."""
+        heads = self.heads
+        try:
+            buffer = self.buffers.pop()
+        except IndexError:  # each thread's first block
+            buffer = self.loader.buffer(self.size)
+        with self.loader.computing():
+            middle = None
+            if sight.residual is not None:
+                weights = self.loader.read(heads.groups[block], buffer)
+                tokens = sight.residual @ weights[f"{block}.proj_residual.proj_in.weight"].T
+                middle = tokens.flatten(1) @ weights[f"{block}.proj_residual.proj_out.weight"].T
+            made = {}
+            for head in heads.blocks[block]:
+                maps = Maps(self.loader.read(heads.groups[head.key], buffer), sight, middle)
+                made[head.module.path] = KINDS[heads.spec.kind].factors(maps, head, heads.spec.rank)
+        self.buffers.append(buffer)
+        return made
+
+
+def _on_one_processor(others: int) -> None:
+    """Have torch use one processor on this thread, and ``others`` on those to come as before.
+
+    The number that is set holds for the thread that sets it and for all that start later; so it is put back on a
+    thread that does nothing else.
+    """
+    import torch
+
+    torch.get_num_threads()  # else a thread's first operation sets it anew
+    torch.set_num_threads(1)
+    restore = Thread(target=torch.set_num_threads, args=(others,))
+    restore.start()
+    restore.join()
+
+
 class _Decoder:
-    """Makes one module's factors after the other, holding the weights of the block at work and no others."""
+    """Hands out modules' factors, and holds those of the block at work and of a few to come."""
 
-    def __init__(
-        self, heads: Heads, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None
-    ) -> None:
-        self.heads, self.embeddings, self.scales, self.residual = heads, embeddings, scales, residual
-        self.names = list(heads.blocks)
+    def __init__(self, workers: _Workers, sight: Sight) -> None:
+        self.workers, self.sight = workers, sight
+        self.names = list(workers.heads.blocks)
+        self.numbers = {name: number for number, name in enumerate(self.names)}
         self.at = -1
-        self.walk: Iterator[dict[str, torch.Tensor]] = iter(())
-        self.weights: dict[str, torch.Tensor] = {}
-        self.middle: torch.Tensor | None = None
+        self.made: dict[str, Pair] = {}
+        self.next = 0
+        self.coming: deque[tuple[int, Future[dict[str, Pair]]]] = deque()
 
-    def __call__(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        head, count = self.heads.spec.heads[path], len(self.scales)
-        self._go_to(self.names.index(head.block))
-        down, up = KINDS[self.heads.spec.kind].factors(self, head)
-        scales = down.new_tensor(self.scales).view(count, 1, 1)
-        return (down * scales).flatten(0, 1), up.transpose(0, 1).flatten(1)
-
-    def plain(self, key: str) -> torch.Tensor:
-        """A tensor of the block at work; it holds until the next block is."""
-        return self.weights[key]
+    def __call__(self, path: str) -> Pair:
+        number = self.numbers[self.workers.heads.spec.heads[path].block]
+        if number != self.at:
+            self._go_to(number)
+        return self.made[path]
 
     def _go_to(self, number: int) -> None:
-        """Have the weights of that block; the next one is on its way already, any other is a new start."""
-        from i2l_ext.checkpoints.stream import stream
+        """Have the factors of that block; it is on its way already, unless it is one long before or behind."""
+        from i2l_ext.checkpoints.stream import outcome
 
-        if number == self.at:
-            return
-        if number != self.at + 1 or self.at < 0:
-            self.walk = stream(self.heads.files, list(self.heads.blocks.values())[number:], self.heads.run)
-        self.at, self.weights = number, next(self.walk)
-        self.middle = self._compress(self.names[number])
+        while self.coming and self.coming[0][0] != number:
+            self.coming.popleft()[1].cancel()
+        if not self.coming:
+            self.next = number
+        while self.next < len(self.names) and len(self.coming) <= 2 * self.workers.count:
+            job = self.workers.pool.submit(self.workers.make, self.names[self.next], self.sight)
+            self.coming.append((self.next, job))
+            self.next += 1
+        self.at, job = self.coming.popleft()
+        [self.made] = outcome([job], self.workers.heads.run)
 
-    def map(self, key: str) -> torch.Tensor:
-        """A small map of all embeddings, [N, its width]."""
-        x = self.embeddings @ self.weights[f"{key}.proj_in.weight"].T
+
+def _owner_of(key: str) -> str:
+    """Whose the tensor is: "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" is of the head
+    "layers_lora.blocks.3.layers.0", "blocks.3.proj_residual.proj_in.weight" of the block "blocks.3"."""
+    found = re.match(r"(?:\w+_lora\.)?blocks\.\d+(?:\.layers\.\d+)?", key)
+    return found[0] if found else key
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The weights of a head, and what goes in: ``middle`` [N, compress] is added between the two maps."""
+
+    weights: Mapping[str, torch.Tensor]
+    sight: Sight
+    middle: torch.Tensor | None
+
+    def __call__(self, key: str, *, scaled: bool = False) -> torch.Tensor:
+        """A small map of all embeddings, [N, its width]; ``scaled`` by the factors of their updates."""
+        x = linear(self.sight.embeddings, self.weights[f"{key}.proj_in.weight"])
         if self.middle is not None:
             x = x + self.middle
-        return x @ self.weights[f"{key}.proj_out.weight"].T
-
-    def _compress(self, block: str) -> torch.Tensor | None:
-        """The residual [N, length, dim] as the block's maps compress it, [N, compress]; None where there is none."""
-        if self.residual is None:
-            return None
-        tokens = (self.residual * RESIDUAL_SCALE) @ self.weights[f"{block}.proj_residual.proj_in.weight"].T
-        return tokens.flatten(1) @ self.weights[f"{block}.proj_residual.proj_out.weight"].T
+        if scaled:
+            x = x * self.sight.scales[:, None]
+        return linear(x, self.weights[f"{key}.proj_out.weight"])
 
 
-def _block_of(key: str) -> str:
-    """The key "layers_lora.blocks.3.layers.0.proj_a.proj_in.weight" lies in the block "layers_lora.blocks.3"."""
-    return re.match(r"(?:\w+_lora\.)?blocks\.\d+", key)[0]
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x`` [N, inputs] to [N, outputs]."""
+    return x @ weight.T
+
+
+def _columns(up: torch.Tensor) -> torch.Tensor:
+    """[N, d_out, rank] to [d_out, N x rank]. The numbers of a row go as one where there is a type as wide."""
+    import torch
+
+    wide = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(up.shape[2] * up.itemsize)
+    if wide is None or not up.is_contiguous():
+        return up.transpose(0, 1).flatten(1)
+    return up.view(wide)[:, :, 0].T.clone(memory_format=torch.contiguous_format).view(up.dtype)
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of head. ``mark``: the tensor that is in every head. ``tensors``(rank, d_out, d_in): its small maps,
-    {name: width}, and its other tensors, {name: shape}. ``factors``: down [N, rank, d_in] and up [N, d_out, rank]."""
+    {name: width}, and its other tensors, {name: shape}. ``factors``(maps, head, rank): down [N x rank, d_in], which
+    carries the scales, and up [d_out, N x rank]."""
 
     mark: str
     tensors: Callable[[int, int, int], tuple[dict[str, int], dict[str, tuple[int, ...]]]]
-    factors: Callable[[_Decoder, Head], tuple[torch.Tensor, torch.Tensor]]
+    factors: Callable[[Maps, Head, int], Pair]
 
 
-def _direct(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
-    count, rank, (d_out, d_in) = len(made.scales), made.heads.spec.rank, head.module.shape
-    down = made.map(f"{head.key}.proj_a").view(count, rank, d_in)
-    return down, made.map(f"{head.key}.proj_b").view(count, d_out, rank)
+def _direct(maps: Maps, head: Head, rank: int) -> Pair:
+    d_out, d_in = head.module.shape
+    down = maps(f"{head.key}.proj_a", scaled=True).view(-1, d_in)
+    return down, _columns(maps(f"{head.key}.proj_b").view(-1, d_out, rank))
 
 
-def _core(made: _Decoder, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
-    count, rank = len(made.scales), made.heads.spec.rank
-    core = made.map(f"{head.key}.core").view(count, rank, rank)
-    return made.plain(f"{head.key}.query_a").expand(count, -1, -1), made.plain(f"{head.key}.query_b") @ core
+def _core(maps: Maps, head: Head, rank: int) -> Pair:
+    core = maps(f"{head.key}.core").view(-1, rank, rank)
+    down = maps.weights[f"{head.key}.query_a"] * maps.sight.scales[:, None, None]
+    return down.flatten(0, 1), _columns(maps.weights[f"{head.key}.query_b"] @ core)
 
 
 KINDS = {

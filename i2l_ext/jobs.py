@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -22,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from i2l_ext import child
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.locks import Lock
 
-LANES = {"look": "pictures", "models": "look", "inspect": "look", "check": "look"}
+LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
 """Kinds of jobs that take a moment and do not wait for the long ones."""
 
 WAITING, KEPT = 20, 60
@@ -89,12 +91,12 @@ class Job:
         return (1 - end) / rate if rate > 0 and end - start > 0.001 else None
 
     def view(self) -> dict[str, Any]:
-        """The job for a page, a program or a record: no path but those in its result."""
+        """The job for a page, a program or a record."""
         step = self.steps[self.step] if self.steps else None
         end = self.ended or time.time()
         return {
             "id": self.id, "kind": self.kind, "title": self.title, "state": self.state,
-            "share": round(self.total, 4), "seconds": round(end - self.started, 1) if self.started else 0.0,
+            "share": round(self.total, 4), "seconds": round(max(end - self.started, 0.0), 1) if self.started else 0.0,
             "left": None if self.left is None else round(self.left, 1),
             "step": None if step is None else {
                 **step, "number": self.step + 1, "of": len(self.steps), "share": round(self.share, 4)
@@ -108,12 +110,11 @@ class Job:
         """Take in an event of the worker."""
         kind = event["event"]
         if kind == "plan":
-            self.steps, self.step, self.share = list(event["steps"]), 0, 0.0
+            self.steps, self.step, self.share = [_planned(step) for step in event["steps"]], 0, 0.0
             self.past.clear()
         elif kind == "step" and self.steps:
             self.step = min(max(int(event["step"]), 0), len(self.steps) - 1)
             self.share = min(max(float(event["share"]), 0.0), 1.0)
-            self.steps[self.step].update(event.get("facts", {}))
             for index in event.get("cached", ()):
                 self.steps[index]["cached"] = True
                 self.past.clear()  # what is skipped says nothing of the rate
@@ -122,12 +123,21 @@ class Job:
                 self.past.popleft()
             self.past.append((now, self.total))
         elif kind in ENDED:
-            self.state, self.result, self.error = kind, event.get("result"), event.get("error")
+            said = event.get("error")
+            self.state, self.result = kind, event.get("result")
+            self.error = None if said is None else one_line(str(said))
+
+
+def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step as the worker plans it. Raises what a wrong one raises."""
+    size = step.get("bytes")
+    return {**step, "title": str(step["title"]), "bytes": None if size is None else max(int(size), 0)}
 
 
 class Queue:
     """The jobs of one WebUI process. ``around(job)`` gives a context in which the job runs; ``after(job)`` is called
-    when it has ended. ``environment`` gives variables for the engine, asked anew for every job."""
+    when it has ended. ``environment`` gives variables for the engine, asked anew for every job. ``hide(job)`` takes
+    out of an ended job what a client is not to see."""
 
     def __init__(
         self,
@@ -137,14 +147,17 @@ class Queue:
         environment: Callable[[], Mapping[str, str]] = dict,
         around: Callable[[Job], AbstractContextManager[Any]] = lambda job: nullcontext(),
         after: Callable[[Job], None] = lambda job: None,
+        hide: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._command, self._environment, self._around, self._after = command, environment, around, after
+        self._hide = hide
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, child.Child] = {}
         self._lanes: dict[str, threading.Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for job in _recover(folder):
+        for job in sorted(_recover(folder), key=lambda job: job.created):
+            self._hide(job)
             self._jobs[job.id] = job
         self.folder = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
         self.folder.mkdir()
@@ -176,7 +189,7 @@ class Queue:
     def jobs(self) -> list[Job]:
         """Every job that is remembered, in the order in which they were asked for."""
         with self._changed:
-            return sorted(self._jobs.values(), key=lambda job: job.created)
+            return list(self._jobs.values())  # not by the clock, which may jump
 
     def active(self) -> list[Job]:
         """Those that wait or run."""
@@ -217,8 +230,8 @@ class Queue:
     def _run_lane(self, lane: str) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next(lane))
-                job = self._next(lane)
+                while (job := self._next(lane)) is None:
+                    self._changed.wait()
             try:
                 with self._around(job):
                     self._run(job)
@@ -229,8 +242,7 @@ class Queue:
                         self._end(job, "failed", f"The WebUI did not let it run: {type(error).__name__}: {error}")
 
     def _next(self, lane: str) -> Job | None:
-        waiting = (job for job in self._jobs.values() if job.lane == lane and job.state == "waiting")
-        return min(waiting, key=lambda job: job.created, default=None)
+        return next((job for job in self._jobs.values() if job.lane == lane and job.state == "waiting"), None)
 
     def _run(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +263,7 @@ class Queue:
             if event["event"] in ENDED:
                 outcome = event
                 continue
-            with self._changed, suppress(ValueError, TypeError, LookupError, AttributeError):
+            with self._changed, suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
                 job.hear(event)
             if time.monotonic() - noted > 1:
                 noted = time.monotonic()
@@ -273,6 +285,7 @@ class Queue:
         job.state, job.ended, job.error = state, time.time(), error
         if state == "failed":
             job.hint = child.hint("\n".join((error or "", *job.tail)))
+        self._hide(job)
         self._record(job)
         self._changed.notify_all()
 
@@ -290,7 +303,7 @@ class Queue:
 
     def _forget(self) -> None:
         ended = [job for job in self._jobs.values() if job.state in ENDED]
-        for job in sorted(ended, key=lambda job: job.created)[: max(len(ended) - KEPT, 0)]:
+        for job in ended[: max(len(ended) - KEPT, 0)]:
             del self._jobs[job.id]
             shutil.rmtree(job.folder, ignore_errors=True)
             for path in (self.folder / f"{job.id}.json", self._outcome(job)):
@@ -307,10 +320,16 @@ def state_folder() -> Path:
         return own / "state"
     user = getattr(os, "getuid", lambda: "user")()
     folder = Path(tempfile.gettempdir()) / f"i2l-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.name == "posix" and folder.stat().st_uid != user:
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if os.name == "posix" and not _is_own(folder.lstat(), user):
         raise UserError(f"{folder} belongs to somebody else. Name a folder of your own in I2L_STATE.")
     return folder
+
+
+def _is_own(status: os.stat_result, user: object) -> bool:
+    """A folder, not a link that somebody laid there, which is the user's and into which no one else writes."""
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
 
 
 def _ending(code: int) -> str:
@@ -326,22 +345,41 @@ def _recover(folder: Path) -> Iterator[Job]:
         if not lock.acquire():
             continue
         for record in sorted(old.glob("*.json")):
-            with suppress(OSError, ValueError, LookupError, TypeError):
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
                 if not record.name.endswith(".outcome.json"):
                     yield _read(record)
         lock.release()
         shutil.rmtree(old, ignore_errors=True)
 
 
+_STATES = ENDED | {"waiting", "running", "stopping"}
+_RECORDED: Mapping[str, Callable[[Any], bool]] = {
+    "id": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value) is not None,
+    "kind": lambda value: isinstance(value, str),
+    "title": lambda value: isinstance(value, str),
+    "state": lambda value: isinstance(value, str) and value in _STATES,
+    "created": lambda value: isinstance(value, float),
+    "started": lambda value: value is None or isinstance(value, float),
+    "ended": lambda value: value is None or isinstance(value, float),
+    "error": lambda value: value is None or isinstance(value, str),
+    "hint": lambda value: value is None or isinstance(value, str),
+    "tail": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
+}
+"""What a record must look like: a disk may have damaged it."""
+
+
 def _read(record: Path) -> Job:
-    view = json.loads(record.read_bytes())
+    """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
+    view = child.heard(record.read_bytes())
+    if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
+        raise ValueError(f"{record}: {wrong[0]}")
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
     for name in ("state", "created", "started", "ended", "result", "error", "hint", "tail"):
         setattr(job, name, view[name])
     if job.state not in ENDED:
         job.ended = record.stat().st_mtime
-        with suppress(OSError, ValueError):
-            job.hear(json.loads(record.with_suffix(".outcome.json").read_bytes()))
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            job.hear(child.heard(record.with_suffix(".outcome.json").read_bytes()))
     if job.state not in ENDED:
         job.state = "failed"
         job.error = (

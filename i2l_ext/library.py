@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from i2l_ext.converters import parts
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import place
 from i2l_ext.names import LONGEST, check_name
@@ -41,8 +41,6 @@ _REASONS = {
     errno.ENOTDIR: "it is a file, not a folder",
     errno.EEXIST: "it is a file, not a folder",
 }
-
-_A_DAY = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def check_folder(folder: Path | str, need: int = 0) -> None:
     folder = Path(folder)
     with _explained(folder), ExitStack() as gone:
         _make_folder(folder, gone)
-        gone.enter_context(_part(folder)).touch()
+        gone.enter_context(parts.held(folder))
         if shutil.disk_usage(folder).free < need:
             raise OSError(errno.ENOSPC, "")
 
@@ -112,7 +110,7 @@ def save(
     folder, name = Path(folder), check_name(name)
     with _explained(folder), ExitStack() as undo:
         _make_folder(folder, undo)
-        _sweep(folder)
+        parts.reap(folder)
         for _ in range(100):
             target = Saved.at(folder, name if overwrite else fresh_name(folder, name))
             if _save_as(target, write, preview, sidecar, overwrite):
@@ -133,8 +131,8 @@ def _save_as(
     for final in finals if overwrite else ():
         if final.is_dir():
             raise UserError(f"{final.name} is a folder in {final.parent}. Choose another name.")
-    with ExitStack() as parts, ExitStack() as undo:
-        note, picture, lora = (parts.enter_context(_part(final.parent)) for final in finals)
+    with ExitStack() as passing, ExitStack() as undo:
+        note, picture, lora = (passing.enter_context(parts.held(final.parent)) for final in finals)
         note.write_text(json.dumps(sidecar, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
         picture.write_bytes(_png(preview))
         write(lora, target.name)
@@ -142,7 +140,7 @@ def _save_as(
             _flush(part)
         for part, final in zip((note, picture, lora), finals, strict=True):
             if overwrite:
-                _keep(final, parts.enter_context(_part(final.parent)), undo)
+                _keep(final, passing.enter_context(_spare(final.parent)), undo)
             undo.callback(_withdraw, final, part.stat())
             try:
                 place(part, final, overwrite=overwrite)
@@ -159,8 +157,8 @@ def _png(image: Image.Image) -> bytes:
 
 
 @contextmanager
-def _part(folder: Path) -> Iterator[Path]:
-    """A path for a file that is gone at the end, under a name that no host lists."""
+def _spare(folder: Path) -> Iterator[Path]:
+    """A path of which a file may be that is gone at the end, under a name that no host lists."""
     path = folder / f".i2l-{secrets.token_hex(8)}.part"
     try:
         yield path
@@ -209,15 +207,6 @@ def _make_folder(folder: Path, undo: ExitStack) -> None:
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left, once no living one can own it: a day without a write."""
-    for part in folder.glob(".i2l-*.part"):
-        with suppress(OSError):
-            stats = part.stat()
-            if time.time() - max(stats.st_mtime, stats.st_ctime) > _A_DAY:
-                part.unlink()
 
 
 def _names_below(folder: Path) -> set[str]:

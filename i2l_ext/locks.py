@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _take(stream: BinaryIO) -> None:

@@ -29,6 +29,7 @@ _FAULTS: tuple[tuple[Callable[[str], object], str], ...] = (
 
 def check_name(name: str) -> str:
     """The name itself, if every host and every system takes it as a stem. Raises UserError with a better one."""
+    fault: str | None
     if foreign := _FOREIGN.search(name):
         fault = f"contains {_called(foreign[0])}"
     else:

@@ -175,7 +175,12 @@ def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Pat
 def save(job: Job, lora: Lora, clock: Clock) -> Made:
     """The file, its preview and its sidecar. Raises UserError; then nothing is left behind."""
     order, model = job.order, job.model
-    facts = {"arch_id": model.arch.id, "model": model.name, "rank": lora.rank, "description": order.description}
+    facts: dict[str, Any] = {
+        "arch_id": model.arch.id,
+        "model": model.name,
+        "rank": lora.rank,
+        "description": order.description,
+    }
 
     def write(part: Path, name: str) -> None:
         made = labels.metadata(name, **facts, images=job.origins, strength=order.strength)
@@ -229,7 +234,10 @@ class Clock:
         def load(path: str) -> Pair:
             run.check()
             start = time.perf_counter()
-            pair = lora.load(path)
+            try:
+                pair = lora.load(path)
+            except OSError as error:  # or it would be taken for one of the file that is being written
+                raise UserError(f"The weights cannot be read ({error.strerror or error}).") from error
             self.seconds[phase] += time.perf_counter() - start
             done.add(path)
             run.progress(len(done) / len(lora))

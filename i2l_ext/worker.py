@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
 import threading
 import time
 import traceback
+from argparse import ArgumentTypeError
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
@@ -21,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from i2l_ext import private
-from i2l_ext.converters.errors import UserError
+from i2l_ext import asked, private
+from i2l_ext.converters.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
@@ -161,10 +163,14 @@ def _engine(request: Request, tell: Teller) -> Run:
     from i2l_ext.commands.make import memory
 
     bound = request.get("memory")
+    try:
+        bytes_of_memory = memory(bound) if bound else None
+    except (ArgumentTypeError, OverflowError):
+        raise UserError(f"The memory bound {bound!r} is not a size such as 6GB. Change it in the settings.") from None
     return Run(
         device=engine.device(request.get("device") or "auto"),
         dtype=engine.precision("auto"),
-        memory=memory(bound) if bound else None,
+        memory=bytes_of_memory,
         cancel=tell.cancelled.is_set,
         progress=tell.progress,
     )
@@ -208,6 +214,43 @@ def inspect(request: Request, tell: Teller) -> Any:
         found["plot"] = f"data:image/png;base64,{b64encode(plot.read_bytes()).decode()}"
     tell.check()
     return {**found, "check": _run("check", file)}
+
+
+def curve(request: Request, tell: Teller) -> Any:
+    """The energy that each rank keeps: {kind, or "all" for the whole: [share at rank 1, at rank 2, …]}."""
+    tell.plan([{"title": "curve"}])
+    from i2l_ext.converters import Lora, rank
+
+    lora = Lora.read(request["file"])
+    values = rank.spectra(lora)
+    most = max(map(len, values.values()))
+    tell.check()
+    at = [rank.kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
+    return {"kept": {kind: [round(one[kind], 5) for one in at] for kind in at[0]}}
+
+
+def mend(request: Request, tell: Teller) -> Any:
+    """Do what ``i2l check`` advises for a program: the fields of that command's ``--json``."""
+    tell.plan([{"title": "mend"}])
+    found = _run("check", request["file"])["consumers"]
+    advised = next((one["mend"] for one in found if one["consumer"] == request["consumer"]), None)
+    if advised is None:
+        raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
+    words = shlex.split(advised)[1:]
+    if "-o" in words:
+        del words[words.index("-o") :]
+    target = request["folder_of_export" if words[0] == "export" else "output"]
+    told = _run(*words, "-o", target)
+    return {**told, "command": words[0], "consumer": request["consumer"], "file": target}
+
+
+def doctor(request: Request, tell: Teller) -> Any:
+    """The lines of ``i2l doctor``, as the engine's own process finds them."""
+    from i2l_ext.commands.doctor import examine
+
+    facts = {"host": request["host"], **dict(examine())}
+    width = max(map(len, facts))
+    return {"text": "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())}
 
 
 def command(request: Request, tell: Teller) -> Any:
@@ -285,8 +328,11 @@ def _run(*words: object) -> Any:
     """The JSON that ``i2l`` prints."""
     from i2l_ext import cli
 
-    args = cli.parser().parse_args([*map(str, words), "--json"])
     printed = io.StringIO()
+    try:
+        args = cli.parser().parse_args([*map(str, words), "--json"])
+    except SystemExit:  # argparse has told stderr why
+        raise UserError("The engine does not understand this command. Restart the WebUI.") from None
     with redirect_stdout(printed):
         code = args.run(args)
     text = printed.getvalue()
@@ -299,6 +345,9 @@ WORK: dict[str, Callable[[Request, Teller], Any]] = {
     "make": make,
     "look": look,
     "inspect": inspect,
+    "curve": curve,
+    "mend": mend,
+    "doctor": doctor,
     "models": models,
     "download": download,
     "verify": verify,
@@ -312,10 +361,14 @@ def main() -> int:
     """Serve one request; 0 unless it failed."""
     private.use()
     tell = Teller(_own_stdout())
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+    request: Request = {}
     try:
-        result = WORK[request["kind"]](request, tell)
+        request = asked.read(sys.stdin.buffer.readline())
+        threading.Thread(target=_watch, args=(tell,), daemon=True).start()
+        work = WORK.get(request["kind"])
+        if work is None:
+            raise UserError("The engine does not know this kind of job. Restart the WebUI.")
+        result = work(request, tell)
         return _end(request, tell, "done", result=result)
     except UserError as error:
         return _end(request, tell, "failed", error=str(error))
@@ -324,7 +377,7 @@ def main() -> int:
         if _is_cancel(error) or tell.cancelled.is_set():
             return _end(request, tell, "cancelled")
         traceback.print_exc()
-        return _end(request, tell, "failed", error=f"{type(error).__name__}: {error}".strip(": "))
+        return _end(request, tell, "failed", error=one_line(f"{type(error).__name__}: {error}".strip(": ")))
 
 
 def _is_cancel(error: BaseException) -> bool:

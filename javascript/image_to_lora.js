@@ -10,7 +10,9 @@
     const all = (selector) => Array.from(document.querySelectorAll(selector));
     const root = (id) => document.getElementById(id);
     const translated = (text) => (window.localization && window.localization[text]) || text;
-    let asked = 0, first = true, lost = false, fresh = new Set();
+    const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
+    const dropped = {};
+    let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve();
 
     function box(id) {
         const place = root(id);
@@ -37,7 +39,71 @@
         };
         const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, weight(card)]);
         const model = find('#i2l_models input[name="i2l_model"]:checked');
-        write(box("i2l_form"), JSON.stringify({pictures: pictures, model: model ? model.value : ""}));
+        const rank = find('#i2l_train_rank input[type="number"]');
+        write(box("i2l_form"), JSON.stringify({
+            pictures: pictures, model: model ? model.value : "", dropped: dropped.inspect_drop || "",
+            rank: rank ? parseFloat(rank.value) : null,
+        }));
+    }
+
+    // Files go to gradio's own upload route, beside its component: in gradio 3.41 that one forgets an upload when
+    // anything on the page is updated meanwhile.
+    async function send(file) {
+        const prefix = (window.gradio_config && window.gradio_config.api_prefix) || "";
+        const form = new FormData();
+        form.append("files", file);
+        const answer = await fetch(location.pathname.replace(/\/$/, "") + prefix + "/upload", {method: "POST", body: form});
+        if (!answer.ok) throw new Error(String(answer.status));
+        return (await answer.json())[0];
+    }
+
+    async function upload(id, files) {
+        const zone = find('[data-i2l-drop="' + id + '"]');
+        const busy = find("em", zone), refused = find(".i2l-error", zone);
+        refused.hidden = true;
+        busy.hidden = false;
+        try {
+            const paths = [];
+            for (const file of files) {
+                find("i", busy).textContent = (paths.length + 1) + " / " + files.length;
+                paths.push(await send(file));
+            }
+            if (id === "files") await take(paths);
+            else drop(zone, id, files[0].name, paths[0]);
+        } catch (error) {
+            refused.hidden = false;
+        } finally {
+            busy.hidden = true;
+        }
+    }
+
+    async function take(paths) {
+        turn += 1;
+        gather();
+        write(box("i2l_uploaded"), JSON.stringify({turn: turn, paths: paths}));
+        await wait(50);
+        press("i2l_take");
+        for (let n = 0; n < 1200 && !find('#i2l_tray [data-i2l-turn="' + turn + '"]'); n++) await wait(100);
+        gather();
+    }
+
+    function drop(zone, id, name, path) {
+        dropped[id] = path;
+        let shown = find(".i2l-dropped", zone.parentElement);
+        if (!shown) {
+            shown = document.createElement("p");
+            shown.className = "i2l-dropped";
+            zone.after(shown);
+        }
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "i2l-button";
+        button.dataset.i2l = "undrop";
+        button.dataset.i2lTarget = id;
+        button.title = translated("Remove");
+        button.textContent = "×";
+        shown.replaceChildren(name, button);
+        gather();
     }
 
     function insert(text, where) {
@@ -74,6 +140,11 @@
         else fallback();
     }
 
+    function aim(target, button) {
+        write(box("i2l_target"), target);
+        setTimeout(() => press(button), 50);
+    }
+
     const actions = {
         remove: (item) => { item.closest(".i2l-card").remove(); gather(); },
         copy: (item) => copy(item.dataset.i2lText, item),
@@ -83,9 +154,11 @@
             const tab = all("#txt2img_extra_tabs button").find((button) => button.textContent.trim() === "Lora");
             if (tab) tab.click();
         },
-        cancel: (item) => {
-            write(box("i2l_target"), item.dataset.i2lJob);
-            setTimeout(() => press("i2l_cancel"), 30);
+        undrop: (item) => { delete dropped[item.dataset.i2lTarget]; item.parentElement.remove(); gather(); },
+        cancel: (item) => aim(item.dataset.i2lJob, "i2l_cancel"),
+        mend: (item) => {
+            aim(item.dataset.i2lText + " " + item.dataset.i2lTarget, "i2l_mend");
+            asked = Date.now() - SLOW + 300;
         },
     };
 
@@ -93,7 +166,7 @@
         const target = event.target instanceof Element ? event.target : null;
         const item = target && target.closest("[data-i2l]");
         if (item && actions[item.dataset.i2l]) actions[item.dataset.i2l](item);
-        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_download, #i2l_verify")) {
+        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_download, #i2l_verify")) {
             gather();
             asked = Date.now() - SLOW + 200;
         }
@@ -101,19 +174,28 @@
     document.addEventListener("input", (event) => {
         if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models")) gather();
     }, true);
+    document.addEventListener("change", (event) => {
+        const zone = event.target.closest && event.target.closest("[data-i2l-drop]");
+        const files = zone ? Array.from(event.target.files) : [];
+        if (!files.length) return;
+        event.target.value = "";
+        uploads = uploads.then(() => upload(zone.dataset.i2lDrop, files));
+    }, true);
     document.addEventListener("paste", (event) => {
-        const drop = find('#i2l_files input[type="file"]');
         const files = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith("image/"));
-        if (!drop || !files.length || !shown()) return;
-        const carrier = new DataTransfer();
-        files.forEach((file) => carrier.items.add(file));
-        drop.files = carrier.files;
-        drop.dispatchEvent(new Event("change", {bubbles: true}));
+        if (!files.length || !shown("i2l_files")) return;
         event.preventDefault();
+        uploads = uploads.then(() => upload("files", files));
     });
+    for (const kind of ["dragenter", "dragleave", "drop"]) {
+        document.addEventListener(kind, (event) => {
+            const zone = event.target.closest && event.target.closest("[data-i2l-drop]");
+            if (zone) zone.classList.toggle("i2l-over", kind === "dragenter");
+        }, true);
+    }
 
-    function shown() {
-        const place = root("i2l_panes");
+    function shown(id) {
+        const place = root(id);
         return place && place.offsetParent !== null;
     }
 
@@ -125,6 +207,13 @@
             place.title = translated(tip.textContent);
             const input = place.matches("button") ? place : find("input, textarea, button", place);
             if (input) input.setAttribute("aria-description", place.title);
+        });
+    }
+
+    function tidy() {
+        all('#i2l_activity, [id^="i2l_"][id$="_error"], [id^="i2l_"][id$="_mended"], [id^="i2l_"][id$="_result"], #i2l_saved_as, ' +
+            "#i2l_train_curve").forEach((block) => {
+            block.style.display = block.textContent.trim() || find("img", block) ? "" : "none";
         });
     }
 
@@ -141,7 +230,7 @@
         const jobs = root("i2l_jobs");
         const busy = jobs && jobs.dataset.active === "1";
         const now = Date.now();
-        if (!root("i2l_poll") || document.hidden || (!first && !busy && !shown())) return;
+        if (!root("i2l_poll") || document.hidden || (!first && !busy && !shown("i2l_panes"))) return;
         if (!first && now - asked < (busy && !lost ? FAST : SLOW)) return;
         asked = now;
         fetch(location.pathname, {method: "HEAD", cache: "no-store"}).then(() => true, () => false).then((there) => {
@@ -152,5 +241,52 @@
         });
     }
 
-    setInterval(() => { gather(); tips(); news(); ask(); }, 200);
+    // Alone there is no WebUI that translates: window.i2lWords has the words (see alone.py).
+    function language() {
+        const words = window.i2lWords;
+        if (!words) return;
+        const chosen = localStorage.getItem("i2l_language");
+        const wanted = chosen ? [chosen] : navigator.languages || [navigator.language];
+        const codes = ["en", ...Object.keys(words)];
+        const code = wanted.map((one) => codes.find((code) => code.slice(0, 2) === one.slice(0, 2))).find(Boolean);
+        window.localization = words[code] || {};
+        document.addEventListener("change", (event) => {
+            if (!event.target.matches("[data-i2l-language]")) return;
+            localStorage.setItem("i2l_language", event.target.value);
+            location.reload();
+        }, true);
+        if (words[code]) {
+            document.documentElement.lang = code.replace("_", "-");
+            new MutationObserver(() => translate(document.body)).observe(document.body,
+                {subtree: true, childList: true, characterData: true});
+        }
+    }
+
+    function translate(place) {
+        const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+            const told = window.localization[node.nodeValue.trim()];
+            if (told && !node.parentElement.closest("#i2l_tips, .i2l-value, script, style")) {
+                node.nodeValue = node.nodeValue.replace(node.nodeValue.trim(), told);
+            }
+        }
+        for (const name of ["title", "aria-label", "placeholder", "alt"]) {
+            place.querySelectorAll("[" + name + "]").forEach((item) => {
+                const told = window.localization[item.getAttribute(name)];
+                if (told) item.setAttribute(name, told);
+            });
+        }
+    }
+
+    function choice() {
+        const list = find("[data-i2l-language]");
+        if (list && !list.dataset.i2lSet) {
+            list.dataset.i2lSet = "1";
+            list.value = localStorage.getItem("i2l_language") || "";
+        }
+    }
+
+    if (document.body) language();
+    else document.addEventListener("DOMContentLoaded", language);
+    setInterval(() => { gather(); tips(); tidy(); choice(); news(); ask(); }, 200);
 })();

@@ -156,6 +156,6 @@ class FakeHub:
                     self.wfile.flush()
                     hub.stall.wait(30)
                 self.close_connection = True
-                return None
+                return
 
         return Handler

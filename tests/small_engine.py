@@ -62,5 +62,6 @@ if __name__ == "__main__":
 
     worker.WORK.update(slow=slow, deaf=deaf, die=die, fail=fail, refuse=refuse, babble=babble)
     if os.environ.get("I2L_TEST_SMALL"):
-        worker.WORK.update(make=with_small(worker.make), models=with_small(worker.models))
+        names = ("make", "models", "download", "verify")
+        worker.WORK.update({name: with_small(worker.WORK[name]) for name in names})
     sys.exit(worker.main())

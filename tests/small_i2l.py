@@ -12,7 +12,7 @@ from i2l_ext import cli, decoder
 from i2l_ext.checkpoints import catalogue
 
 catalogue.MODELS.update(conftest.SMALL)
-if pause := float(os.environ.get("I2L_TEST_SLEEP", 0)):
+if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):
     decode = decoder._Decoder.__call__
 
     def slowly(self, path):

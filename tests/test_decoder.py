@@ -1,5 +1,6 @@
 """Our decoder against the authors' classes, on random weights of the real widths with few blocks."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,25 @@ def test_modules_may_be_asked_for_in_any_order(tmp_path):
         for path in [*reversed(list(other)), *other]:
             for ours, theirs in zip(other[path], straight[path], strict=True):
                 assert torch.equal(ours, theirs)
+
+
+def test_the_decoder_leaves_torchs_threads_alone(tmp_path):
+    spec = HeadSpec(shallow(QWEN_IMAGE, depth=1), 8, 2)
+    save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
+    counts, before = [], torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Heads(tmp_path / "heads.safetensors", spec, Run()) as heads:
+            lora = heads.lora(torch.randn(2, 8), [0.5, 0.5])
+            assert len([lora[path] for path in lora]) == 12
+            heads.workers.pool.submit(lambda: counts.append(torch.get_num_threads())).result()
+        thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert counts == [1, 3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("i2l-decode")]
 
 
 def test_experts_and_bias_are_joined_as_the_authors_do(tmp_path):

@@ -1,10 +1,16 @@
 """The ways in: a wheel, a plain checkout in a WebUI's extensions folder, and install.py as the WebUI calls it."""
 
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
+import venv
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +51,27 @@ def test_the_wheel_holds_everything(tmp_path, picture):
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "Lora" / "red.safetensors").is_file()
 
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = subprocess.Popen(
+        [command, "ui", "--port", str(port), "--lora-dir", tmp_path / "Lora"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(site), "I2L_STATE": str(tmp_path / "state"), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        url = next(word for word in page.stdout.readline().split() if word.startswith("http"))
+        with urllib.request.urlopen(url) as answer:
+            shown = answer.read().decode()
+        for asset in ("javascript/image_to_lora.js", "localizations/zh_CN.json", "localizations/ru_RU.json"):
+            assert (site / "i2l_ext" / "webui" / "assets" / Path(asset).name).read_bytes() == (
+                ROOT / asset
+            ).read_bytes()
+        assert "window.imageToLora" in shown and "图片转 LoRA" in shown and "i2l_make" in shown
+    finally:
+        page.kill()
+        page.wait()
+
 
 def test_a_plain_checkout_in_a_webui_finds_its_lora_folder(tmp_path, picture):
     checkout = tmp_path / "webui" / "extensions" / "image-to-lora"
@@ -83,7 +110,9 @@ def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
     [command] = install.calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert "--no-deps" in command and command[command.index("--target") + 1] == str(install.PRIVATE)
-    wanted = {part.split("==")[0] for part in command if "==" in part}
+    assert {"--require-hashes", "--only-binary=:all:"} <= set(command)
+    wanted = {pin.name for pin, _ in pins(Path(command[command.index("-r") + 1]))}
+    assert {"transformers", "tokenizers"} <= wanted
     assert wanted.isdisjoint({"torch", "numpy", "pillow", "protobuf", "gradio", "pydantic"})
 
 
@@ -97,6 +126,63 @@ def test_pip_failing_does_not_keep_the_webui_from_starting(install, monkeypatch,
     assert "unharmed" in capsys.readouterr().out
 
 
+def wheel(folder, name, version):
+    """A package with nothing in it but its version."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{module}/__init__.py", f"__version__ = {version!r}\n")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of a Unix environment")
+def test_a_hosts_packages_stay_byte_for_byte(install, tmp_path, monkeypatch):
+    """A WebUI with an old transformers and no network but a folder of wheels: its packages before and after."""
+    monkeypatch.undo()
+    wheels, webui = tmp_path / "wheels", tmp_path / "webui"
+    wheels.mkdir()
+    checkout = webui / "extensions" / "image-to-lora"
+    pins = re.findall(r"^(\S+==\S+)", (ROOT / "requirements" / "host.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert any(pin.startswith("transformers==4.57.") for pin in pins)
+    made = {pin: wheel(wheels, *pin.split("==")) for pin in (*pins, "transformers==4.46.1", "numpy==1.26.4")}
+    (checkout / "requirements").mkdir(parents=True)
+    lines = [f"{pin} --hash=sha256:{hashlib.sha256(made[pin].read_bytes()).hexdigest()}\n" for pin in pins]
+    (checkout / "requirements" / "host.txt").write_text("".join(lines))
+    shutil.copytree(ROOT / "i2l_ext", checkout / "i2l_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "install.py", checkout)
+    venv.EnvBuilder(with_pip=True).create(webui / "venv")
+    python = webui / "venv" / "bin" / "python"
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+           "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # fmt: skip
+
+    def call(*words):
+        return subprocess.run([python, *words], cwd=webui, env=own, capture_output=True, text=True, check=True).stdout
+
+    call("-m", "pip", "install", "--quiet", "transformers==4.46.1", "numpy==1.26.4")
+
+    def state():
+        files = sorted(path for path in (webui / "venv").rglob("*") if path.is_file())
+        return call("-m", "pip", "freeze", "--all"), {
+            path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        }
+
+    before = state()
+    assert "transformers==4.46.1" in before[0] and len(before[1]) > 100
+    assert "installing newer transformers" in call(str(checkout / "install.py"))
+    assert state() == before
+    assert call(str(checkout / "install.py")) == ""  # the next launch has nothing to do
+    assert state() == before
+    code = "import transformers, numpy; print(transformers.__version__, numpy.__version__)"
+    engine = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private; private.use(); {code}"
+    assert call("-c", code).split() == ["4.46.1", "1.26.4"]
+    assert call("-c", engine).split() == ["4.57.6", "1.26.4"]
+
+
 def test_an_unknown_task_is_a_usage_error(install, capsys):
     assert install.main(["dmeo"]) == 2
     assert "demo" in capsys.readouterr().err
@@ -107,17 +193,65 @@ def test_versions_compare_as_numbers(install, text, numbers):
     assert install._numbers(text) == numbers
 
 
-def test_the_lock_names_every_dependency_once_a_python():
-    """Each requirement of pyproject is pinned exactly, torch among them at the version the hosts are told of."""
+LOCKS = [ROOT / "requirements" / f"lock-{name}.txt" for name in ("mini", "ui", "test")]
+
+
+def pins(file):
+    """(Requirement, its hashes) of a file that requirements/relock.py has written."""
     from packaging.requirements import Requirement
 
-    lines = (ROOT / "requirements" / "lock.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins)
-    for version in ("3.10", "3.11", "3.12", "3.13"):
-        python = {"python_version": version, "python_full_version": f"{version}.1"}
-        names = [pin.name.lower() for pin in pins if pin.marker is None or pin.marker.evaluate(python)]
-        assert len(names) == len(set(names)), version
-        needed = {Requirement(line).name.lower().replace("_", "-") for line in metadata.requires("image-to-lora") or ()}
-        assert needed - {"image-to-lora"} <= set(names)
-    assert "torch==2.13.0" in lines
+    entries = file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    for entry in filter(None, (entry.partition("#")[0].strip() for entry in entries)):
+        requirement, *hashes = entry.split(" --hash=")
+        yield Requirement(requirement), hashes
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda file: file.name)
+def test_every_version_is_exact_and_has_its_hashes(file):
+    """But for torch, which is alone in its file."""
+    found = list(pins(file))
+    assert found
+    for pin, hashes in found:
+        assert len(pin.specifier) == 1 and str(pin.specifier).startswith("=="), pin
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one.strip()) for one in hashes), pin
+        assert bool(hashes) is (file.name != "torch.txt"), pin
+    if file.name == "torch.txt":
+        assert [str(pin) for pin, _ in found] == ["torch==2.13.0"]
+
+
+@pytest.mark.parametrize("system", ["linux", "win32", "darwin"])
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_the_locks_name_every_dependency_once(version, system):
+    """For each Python and system: what pyproject asks for, each extra in the files that serve it."""
+    tomllib = pytest.importorskip("tomllib")
+    from packaging.requirements import Requirement
+
+    python = {"python_version": version, "python_full_version": f"{version}.1", "sys_platform": system, "extra": "",
+              "os_name": "nt" if system == "win32" else "posix", "platform_machine": "x86_64"}  # fmt: skip
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras, names = project["optional-dependencies"], ["torch"]
+    needed = [*project["dependencies"], "hatchling", "editables"]
+    for file, more in zip(LOCKS, (["mini"], ["ui"], ["test", "train", "modelscope"]), strict=True):
+        names += [pin.name for pin, _ in pins(file) if pin.marker is None or pin.marker.evaluate(python)]
+        needed += [line for extra in more for line in extras[extra] if not line.startswith("image-to-lora")]
+        assert {Requirement(line).name.lower().replace("_", "-") for line in needed} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_what_the_set_up_installs_is_held_against_hashes(install, monkeypatch, tmp_path):
+    made = tmp_path / "made"
+    for python in ("bin/python", "Scripts/python.exe"):
+        (made / python).parent.mkdir(parents=True)
+        (made / python).touch()
+    monkeypatch.setattr(install, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(install.venv.EnvBuilder, "create", lambda self, folder: shutil.copytree(made, folder))
+    for extras, count in (("mini", 1), ("mini,ui", 2), ("test", 4)):
+        install.calls.clear()
+        install._environment(extras)
+        locked, torch, ours = install.calls
+        assert {"--require-hashes", "--only-binary=:all:", "--no-deps"} <= set(locked) and locked.count("-r") == count
+        assert torch[-1].endswith("torch.txt") and torch.count("-r") == 1
+        assert "--no-deps" in ours and "--no-build-isolation" in ours and ours[-1] == str(ROOT)
+        install.calls.clear()
+        install._environment(extras)
+        assert install.calls == []

@@ -1,5 +1,6 @@
 """The main job from pictures to file, on small models of every variant, through the command line."""
 
+import errno
 import json
 import os
 import signal
@@ -210,6 +211,18 @@ def test_names_that_no_host_takes(make, tmp_path, name):
     code, err = make("--name", name)
     assert code == 1 and err.count("\n") == 1
     assert not (tmp_path / "Lora").exists()
+
+
+def test_a_disk_that_fails_while_the_file_is_written(make, tmp_path, monkeypatch):
+    """It is the weights' disk that fails, and that is what is said."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("i2l_ext.decoder._Workers.make", fail)
+    code, err = make()
+    assert code == 1 and "weights cannot be read (Input/output error)" in err and "Cannot write" not in err
+    assert not list((tmp_path / "Lora").glob("**/*"))
 
 
 def test_a_folder_that_cannot_be_written(make):

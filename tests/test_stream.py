@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 import i2l_ext.checkpoints.stream as streaming
 import i2l_ext.checkpoints.walk as walking
+from i2l_ext.checkpoints import source
 from i2l_ext.checkpoints.stream import Cancelled, Run, TensorFiles, load, stream
 from i2l_ext.checkpoints.walk import Stack, plan, run_through
 from i2l_ext.converters.errors import UserError
@@ -32,14 +34,14 @@ def numbers(count, seed=0):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Every (tensor's start, offset, bytes) that is read from a file."""
-    seen, plain = [], TensorFile.readinto
+    """Every (file, position, bytes) that is read."""
+    seen, plain = [], TensorFile.read
 
-    def readinto(self, entry, buffer, offset=0):
-        seen.append((self.path.name, entry.start, offset, len(buffer)))
-        plain(self, entry, buffer, offset)
+    def read(self, position, buffer):
+        seen.append((self.path.name, position, len(buffer)))
+        plain(self, position, buffer)
 
-    monkeypatch.setattr(TensorFile, "readinto", readinto)
+    monkeypatch.setattr(TensorFile, "read", read)
     return seen
 
 
@@ -113,16 +115,23 @@ def test_only_floats_are_weights(tmp_path):
     dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
     ahead=st.integers(0, 3),
     piece=st.sampled_from([64, 1 << 20]),
+    direct=st.booleans(),
+    odd=st.booleans(),
 )
-def test_every_value_arrives(tmp_path_factory, sizes, disk, dtype, ahead, piece):
+def test_every_value_arrives(tmp_path_factory, sizes, disk, dtype, ahead, piece, direct, odd):
     path = tmp_path_factory.mktemp("values") / "x.safetensors"
     groups = [{f"t{j}": f"g{i}.t{j}" for j in range(len(group))} for i, group in enumerate(sizes)]
     tensors = {f"g{i}.t{j}": numbers(n, 7 * i + j) for i, group in enumerate(sizes) for j, n in enumerate(group)}
     save(path, tensors, disk)
+    if odd:
+        at_odd_places(path)
+    if direct:
+        out_of_cache(path)
     pointers = set()
-    with pytest.MonkeyPatch.context() as patch, TensorFiles([path]) as files:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as opened:
         patch.setattr(streaming, "PIECE", piece)
-        count = 0
+        patch.setattr(streaming, "too_large_to_keep", lambda size: direct)
+        files, count = opened.enter_context(TensorFiles([path])), 0
         for names, got in zip(groups, stream(files, groups, Run(dtype=dtype), ahead=ahead), strict=True):
             count += 1
             for name, key in names.items():
@@ -131,6 +140,54 @@ def test_every_value_arrives(tmp_path_factory, sizes, disk, dtype, ahead, piece)
             pointers |= {got["t0"].untyped_storage().data_ptr()} - {0}
         assert count == len(groups)
     assert len(pointers) <= 1 + ahead
+
+
+def at_odd_places(path):
+    """One more space in the header, and every tensor starts at an odd byte."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    path.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+
+
+def out_of_cache(path):
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypatch, reads):
+    tensors = {f"t{i}": numbers(1_000_003, i) for i in range(3)}
+    path = save(tmp_path / "x.safetensors", tensors)
+    monkeypatch.setattr(streaming, "too_large_to_keep", lambda size: True)
+    names = {name: name for name in tensors}
+
+    def plainly_read():
+        reads.clear()
+        with TensorFiles([path]) as files:
+            (got,) = stream(files, [names], FP32)
+            assert all(torch.equal(got[name], tensor) for name, tensor in tensors.items())
+        return sum(count for *_, count in reads)
+
+    with TensorFile(path) as file:
+        number = source._reopened(file.fileno())
+    possible = number is not None
+    if possible:
+        os.close(number)
+    whole = sum(tensor.nbytes for tensor in tensors.values())
+    assert plainly_read() == (0 if possible else whole)  # what is not on the disk yet is seen too
+    out_of_cache(path)
+    assert plainly_read() == (0 if possible else whole)
+    for broken in (lambda number: None, lambda number: os.open(path, os.O_WRONLY)):
+        monkeypatch.setattr(source, "_reopened", broken)
+        out_of_cache(path)
+        assert plainly_read() == whole
+
+
+def test_only_what_memory_has_room_for_is_kept():
+    assert not source.too_large_to_keep(1)
+    if Path("/proc/meminfo").exists():
+        assert source.too_large_to_keep(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def test_every_byte_is_read_once_for_all_pictures(tmp_path, reads):
@@ -144,14 +201,14 @@ def test_every_byte_is_read_once_for_all_pictures(tmp_path, reads):
 
 def test_the_next_layer_is_read_ahead(tmp_path, reads):
     path, stack, _ = chain(tmp_path)
-    starts = [8 * 8 * 4 * i for i in range(4)]
     with TensorFiles([path]) as files:
+        starts = [files.files[0].header.data_start + 8 * 8 * 4 * i for i in range(4)]
         for ahead in (0, 1, 2):
             reads.clear()
             with closing(stream(files, stack.names, FP32, ahead=ahead)) as groups:
                 next(groups)
                 time.sleep(0.1)
-                assert [start for _, start, *_ in reads] == starts[: 1 + ahead]
+                assert sorted(start for _, start, _ in reads) == starts[: 1 + ahead]
     assert not reading()
 
 
@@ -298,14 +355,14 @@ def test_cancel_while_computing(tmp_path):
 
 def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
     path, stack, _ = chain(tmp_path, layers=3, width=256)
-    plain = TensorFile.readinto
+    plain = TensorFile.read
 
-    def slow(self, entry, buffer, offset=0):
-        time.sleep(0.05)
-        plain(self, entry, buffer, offset)
+    def slow(self, position, buffer):
+        time.sleep(0.1)
+        plain(self, position, buffer)
 
-    monkeypatch.setattr(TensorFile, "readinto", slow)
-    monkeypatch.setattr(streaming, "PIECE", 1 << 10)  # 256 reads a layer: 13 s
+    monkeypatch.setattr(TensorFile, "read", slow)
+    monkeypatch.setattr(streaming, "PIECE", 1 << 10)  # 256 reads a layer, two at a time: 13 s
     start = time.monotonic()
     stop = Run(dtype="float32", cancel=lambda: time.monotonic() - start > 0.2)
     with TensorFiles([path]) as files, pytest.raises(Cancelled):

@@ -16,7 +16,8 @@ httpx = pytest.importorskip("httpx")
 
 from starlette.applications import Starlette  # noqa: E402
 
-from i2l_ext.webui import api  # noqa: E402
+from i2l_ext import jobs  # noqa: E402
+from i2l_ext.webui import api, uploads  # noqa: E402
 from i2l_ext.webui.desk import Desk  # noqa: E402
 from i2l_ext.webui.host import Alone  # noqa: E402
 
@@ -71,12 +72,18 @@ def test_pictures_in_a_lora_out(served, picture):
     assert answer.status_code == 202, answer.text
     done = wait(served, answer.json())
     assert done["state"] == "done", done
-    assert done["result"]["file"] == str(served.folder / "by_api.safetensors") and "picture" not in done["result"]
+    assert done["result"]["file"] == "by_api.safetensors" and "picture" not in done["result"]
     assert done["id"] in [job["id"] for job in served.get("/loras").json()]
     seen = wait(served, served.post("/inspect", json={"lora": "by_api.safetensors"}).json())
     assert seen["result"]["arch"] == "mini" and seen["result"]["check"]["consumers"]
     made = wait(served, served.post("/convert", json={"lora": "by_api.safetensors", "to": "kohya"}).json())
-    assert Path(made["result"]["file"]).is_file()
+    assert (served.folder / made["result"]["file"]).is_file()
+    said = wait(
+        served, served.post("/export", json={"lora": "by_api.safetensors", "trainer": "diffusers", "rank": 4}).json()
+    )
+    assert (served.folder.parent / said["result"]["folder"] / said["result"]["run"]).is_file()
+    told = served.get("/loras").text + served.get("/models").text
+    assert str(served.folder.parent) not in told and str(ROOT) not in told and str(Path.home()) + "/" not in told
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,25 @@ def test_other_sites_are_kept_out(served, headers):
 def test_its_own_page_is_let_in(served):
     headers = {"origin": f"http://127.0.0.1:{served.port}", "sec-fetch-site": "same-origin"}
     assert served.get("/models", headers=headers).status_code == 200
+
+
+def test_limits(served, picture, monkeypatch):
+    def ask(pictures=1, **data):
+        files = [("pictures", (f"{number}.png", picture.read_bytes())) for number in range(pictures)]
+        return served.post("/loras", files=files, data={"name": "limits", "model": "mini", **data})
+
+    assert ask(65).status_code == 413 and "64" in ask(65).json()["error"]
+    assert served.post("/loras", files=[("pictures", b"x")], data={str(n): "x" for n in range(2000)}).status_code == 400
+    monkeypatch.setattr(api, "MOST_BODY", 1000)
+    assert ask().status_code == 413
+    monkeypatch.undo()
+    monkeypatch.setattr(uploads, "MOST_BYTES", 1000)
+    assert ask().status_code == 422
+    monkeypatch.undo()
+    monkeypatch.setattr(jobs, "WAITING", 0)
+    assert ask().status_code == 429 and "waiting" in ask().json()["error"]
+    monkeypatch.undo()
+    assert not [job for job in served.get("/loras").json() if job["title"].startswith("limits")]
 
 
 def test_a_body_without_length(served):

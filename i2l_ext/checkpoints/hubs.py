@@ -31,7 +31,8 @@ class Remote:
 class Hub(Protocol):
     """Both methods raise the errors of the client library, which ``explain`` puts into words."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def look(self, repo: str, file: str) -> Remote:
         """What the hub says of a file of the newest revision."""

@@ -1,24 +1,28 @@
 """Weights pass by: groups of tensors are read from safetensors files one after the other, never all at once.
 
-The next group is read on a thread of its own while this one is in use. Reading is by plain reads into buffers that
+The next group is read on threads of its own while this one is in use. Reading is by plain reads into buffers that
 are used again and again; nothing is mapped, so that a file which is cut short under us is an error with a name and
-not a dead process.
+not a dead process. Where the weights are used as they lie on disk, they are read to where they are used: a tensor
+is a view of the file's bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from i2l_ext.checkpoints.source import PAGE, Source, too_large_to_keep
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
 
@@ -26,7 +30,12 @@ PIECE = 16 << 20
 """Bytes read between two looks at whether to stop."""
 
 ALIGN = 128
-"""Numbers: each tensor in a buffer starts at a multiple of this."""
+"""Numbers: each tensor that is converted starts at a multiple of this in its buffer."""
+
+READERS = 2
+"""Threads that read: while one waits for the disk, the other's next piece is asked for already."""
+
+Result = TypeVar("Result")
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
@@ -71,6 +80,9 @@ class TensorFiles:
         self._where: dict[str, TensorFile] = {}
         with ExitStack() as opened:
             self.files = [opened.enter_context(TensorFile(path)) for path in paths]
+            direct = too_large_to_keep(sum(file.size for file in self.files))
+            self.sources = {file: opened.enter_context(closing(Source(file, direct=direct))) for file in self.files}
+            self.order = {file: number for number, file in enumerate(self.files)}
             for file in self.files:
                 for key in file.header.tensors:
                     if self._where.setdefault(key, file) is not file:
@@ -120,104 +132,218 @@ class TensorFiles:
         return table
 
 
-class _Loader:
-    """Brings groups of tensors to the device, on a thread of its own and, on CUDA, on a stream of its own."""
+@dataclass(frozen=True)
+class Place:
+    """A tensor by its name in a group, and where it lies."""
+
+    name: str
+    key: str
+    file: TensorFile
+    entry: Entry
+
+    @property
+    def start(self) -> int:
+        """Its first byte in the file."""
+        return self.file.header.data_start + self.entry.start
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """On disk."""
+        return torch_dtype(self.entry.dtype)
+
+    def tensor(self, buffer: Tensor, at: int) -> Tensor:
+        """Its bytes in ``buffer`` from ``at`` on."""
+        return buffer[at : at + self.entry.nbytes].view(self.dtype).view(self.entry.shape)
+
+
+@dataclass
+class Piece:
+    """Neighbours in a file that are read at once: the bytes [start, end) of it, to be put at ``at`` of a buffer.
+
+    ``parts``: of which tensors, from which byte to which of each.
+    """
+
+    file: TensorFile
+    start: int
+    end: int
+    at: int
+    parts: list[tuple[Place, int, int]] = field(default_factory=list)
+
+
+class Loader:
+    """Brings groups of tensors to the device; on CUDA through pinned memory, on a stream of its own.
+
+    A group that is wanted as it lies in the file, on the CPU, is read to where it stays; any other goes through a
+    stage, of which each thread that reads has one.
+    """
 
     def __init__(self, files: TensorFiles, run: Run) -> None:
         self.files, self.device, self.dtype = files, torch.device(run.device), run.torch_dtype
         self.stop = Event()
-        cuda = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if cuda else None
-        self._stages = deque(torch.empty(PIECE, dtype=torch.uint8, pin_memory=cuda) for _ in range(2))
-        self._copied: deque[torch.cuda.Event | None] = deque([None, None])
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stages: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
-    def _on_stream(self) -> AbstractContextManager[object]:
+    def on_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
-    def numbers(self, names: Mapping[str, str]) -> int:
-        """The length of the buffer that a group of tensors needs."""
-        return sum(_aligned(math.prod(self.files.locate(key)[1].shape)) for key in names.values())
+    def nbytes(self, names: Mapping[str, str]) -> int:
+        """How long a buffer is enough for a group of tensors."""
+        entries = [self.files.locate(key)[1] for key in names.values()]
+        converted = sum(_aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
+        return max(converted, sum(entry.nbytes + 2 * PAGE for entry in entries))
 
-    def buffer(self, numbers: int) -> Tensor:
-        with self._on_stream():
-            return torch.empty(numbers, dtype=self.dtype, device=self.device)
+    def buffer(self, nbytes: int) -> Tensor:
+        """Uninitialised bytes that begin on a page of memory."""
+        with self.on_stream():
+            return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))
 
-    def fill(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """Read ``{name: key in the files}`` into ``buffer``; also the event after which it is there."""
-        tensors, offset = {}, 0
-        with self._on_stream():
-            for name, key in names.items():
-                shape = self.files.locate(key)[1].shape
-                flat = buffer[offset : offset + math.prod(shape)]
-                self._read(key, flat)
-                tensors[name] = flat.view(shape)
-                offset += _aligned(flat.numel())
-            return tensors, self.stream.record_event() if self.stream else None
+    def plan(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
+        """The tensors of a group as they will stand in ``buffer``, and the reading that has to be done before, in
+        parts that may be done at once."""
+        places = [Place(name, key, *self.files.locate(key)) for name, key in names.items()]
+        places.sort(key=lambda place: (self.files.order[place.file], place.start))
+        pieces = list(self._pieces(places))
+        if self._in_place(places):
+            starts: dict[str, int] = {}
+            for piece in pieces:
+                for place, offset, _ in piece.parts:
+                    starts.setdefault(place.name, piece.at + place.start + offset - piece.start)
+            tensors = {place.name: place.tensor(buffer, starts.get(place.name, 0)) for place in places}
+            return tensors, [partial(self._read, piece, buffer) for piece in pieces]
+        flat, tensors, end = buffer[: len(buffer) // 8 * 8].view(self.dtype), {}, 0
+        for place in places:
+            numbers = math.prod(place.entry.shape)
+            tensors[place.name] = flat[end : end + numbers].view(place.entry.shape)
+            end += _aligned(numbers)
+        return tensors, [partial(self._convert, piece, tensors) for piece in pieces]
 
-    def _read(self, key: str, flat: Tensor) -> None:
-        file, entry = self.files.locate(key)
-        source = torch_dtype(entry.dtype)
-        direct = self.device.type == "cpu" and source == self.dtype
-        count = PIECE // source.itemsize
-        for start in range(0, flat.numel(), count):
-            if self.stop.is_set():
-                raise Cancelled
-            part = flat[start : start + count]
-            read = part if direct else self._stage(part.numel(), source)
-            try:
-                file.readinto(entry, bytes_of(read), start * source.itemsize)
-            except UserError as error:
-                raise UserError(f"{error} (at the tensor {key!r})") from None
-            if not direct:
-                part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
-                self._copied.append(self.stream.record_event() if self.stream else None)
+    def _in_place(self, places: Sequence[Place]) -> bool:
+        """Whether a group is used as it lies on disk."""
+        return self.device.type == "cpu" and all(
+            place.dtype == self.dtype and place.start % self.dtype.itemsize == 0 for place in places
+        )
 
-    def _stage(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """The stage that was filled longest ago, once its copy has gone out."""
-        stage, copied = self._stages.popleft(), self._copied.popleft()
+    def _pieces(self, places: Sequence[Place]) -> Iterator[Piece]:
+        """What there is to read, in the order of the files. Each piece stands in the buffer as in its file with
+        regard to pages, and behind its neighbour."""
+        piece = None
+        for place in places:
+            for offset in range(0, place.entry.nbytes, PIECE):
+                until = min(offset + PIECE, place.entry.nbytes)
+                start, end = place.start + offset, place.start + until
+                near = piece is not None and piece.file is place.file and piece.end == start
+                if not (piece and near and end - piece.start <= PIECE):
+                    behind = piece.at + piece.end - piece.start if piece else 0
+                    if piece:
+                        yield piece
+                    piece = Piece(place.file, start, end, behind if near else -(-behind // PAGE) * PAGE + start % PAGE)
+                piece.end = end
+                piece.parts.append((place, offset, until))
+        if piece:
+            yield piece
+
+    def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
+        """A group's tensors in ``buffer``, read on this thread. They hold until the buffer is used again."""
+        tensors, work = self.plan(names, buffer)
+        for job in work:
+            job()
+        return tensors
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute on the stream of the reading, so that nothing is used before it is there, nor read over before it
+        has been used; at the end all is done."""
+        if not self.stream:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self.on_stream():
+            yield
+        self.stream.synchronize()
+
+    def _read(self, piece: Piece, buffer: Tensor) -> None:
+        if self.stop.is_set():
+            raise Cancelled
+        try:
+            area = bytes_of(buffer[piece.at - piece.start % PAGE :])
+            self.files.sources[piece.file].read(piece.start, piece.end, area)
+        except UserError as error:
+            raise UserError(f"{error} (at the tensor {piece.parts[0][0].key!r})") from None
+
+    def _convert(self, piece: Piece, tensors: Mapping[str, Tensor]) -> None:
+        stage, copied = self._stage()
         if copied:
             copied.synchronize()
-        self._stages.append(stage)
-        return stage[: numbers * dtype.itemsize].view(dtype)
+        at = piece.start % PAGE
+        self._read(replace(piece, at=at), stage)
+        with self.on_stream():
+            for place, offset, until in piece.parts:
+                size, read = place.dtype.itemsize, stage[at : at + until - offset]
+                read = (read.clone() if at % size else read).view(place.dtype)
+                part = tensors[place.name].view(-1)[offset // size : until // size]
+                part.copy_(read.to(self.device, non_blocking=True) if self.stream else read)
+                at += until - offset
+            self._stages.append((stage, self.stream.record_event() if self.stream else None))
+
+    def _stage(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The stage that was filled longest ago, and when its copy has gone out."""
+        try:
+            return self._stages.popleft()
+        except IndexError:  # on each thread's first calls
+            room = torch.empty(PIECE + 3 * PAGE, dtype=torch.uint8, pin_memory=self.stream is not None)
+            return _on_a_page(room), None
 
 
 def _aligned(numbers: int) -> int:
     return -(-numbers // ALIGN) * ALIGN
 
 
+def _on_a_page(memory: Tensor) -> Tensor:
+    return memory[-memory.data_ptr() % PAGE :]
+
+
+def outcome(futures: Iterable[Future[Result]], run: Run) -> list[Result]:
+    """What they came to. Raises what they raised, and Cancelled as soon as ``run`` says so."""
+    results = []
+    for future in futures:
+        while not future.done():
+            run.check()
+            wait([future], timeout=0.05)
+        results.append(future.result())
+    return results
+
+
 def stream(
     files: TensorFiles, groups: Sequence[Mapping[str, str]], run: Run, *, ahead: int = 1
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield the tensors of each group, ``{name: key in the files}``, on the device and in the dtype of ``run``.
 
     A group's tensors hold until the next is asked for; then their memory serves another. ``ahead`` groups are read
     while one is in use: 1 + ahead buffers of the largest group are taken. Close the iterator (``closing``) when it
     is left early. Raises UserError as TensorFile does, Cancelled when ``run`` says so.
     """
-    loader = _Loader(files, run)
-    size = max((loader.numbers(names) for names in groups), default=0)
+    loader = Loader(files, run)
+    size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
-    waiting: deque[tuple[Tensor, Future]] = deque()
+    waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[None]]]] = deque()
     todo = iter(groups)
-    with ThreadPoolExecutor(1, thread_name_prefix="i2l-read") as reader:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="i2l-read") as readers:
 
         def launch() -> None:
             while free and (names := next(todo, None)) is not None:
                 buffer = free.popleft()
-                waiting.append((buffer, reader.submit(loader.fill, names, buffer)))
+                tensors, work = loader.plan(names, buffer)
+                waiting.append((buffer, tensors, [readers.submit(job) for job in work]))
 
         try:
             launch()
             while waiting:
-                buffer, future = waiting.popleft()
-                while not future.done():
-                    run.check()
-                    wait([future], timeout=0.05)
-                tensors, arrived = future.result()
-                if arrived:
-                    torch.cuda.current_stream(loader.device).wait_event(arrived)
+                buffer, tensors, reading = waiting.popleft()
+                outcome(reading, run)
+                if loader.stream:
+                    torch.cuda.current_stream(loader.device).wait_stream(loader.stream)
                 yield tensors
-                if arrived:  # the buffer may be filled anew only when the device has done with it
+                if loader.stream:  # the buffer may be filled anew only when the device has done with it
                     torch.cuda.current_stream(loader.device).synchronize()
                 free.append(buffer)
                 launch()

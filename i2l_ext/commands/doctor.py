@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -24,12 +25,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
     doctor = subparsers.add_parser("doctor", help="print what a bug report needs", description="What a report needs.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.add_argument("--licences", action="store_true", help="print the licences of all that is used, instead")
     doctor.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts."""
-    facts = dict(examine())
+    facts = dict(_licences() if args.licences else examine())
     if args.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -53,6 +55,14 @@ def examine() -> Iterator[tuple[str, str]]:
     yield from _models()
 
 
+def _licences() -> Iterator[tuple[str, str]]:
+    from i2l_ext.licences import licences
+
+    yield "i2l", f"{__version__}: Apache-2.0"
+    for one in licences():
+        yield one.name, f"{one.version}: {one.text or 'not stated'}"
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
@@ -61,10 +71,10 @@ def _version(name: str) -> str:
 
 
 def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return "unknown"
+    if sys.platform != "win32":  # which has no sysconf
+        with suppress(ValueError, OSError):
+            return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+    return "unknown"
 
 
 def _devices() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, one_line, printable
 from i2l_ext.converters.trainers import TRAINERS
 
 if TYPE_CHECKING:
@@ -112,8 +112,9 @@ def inspect(args: argparse.Namespace) -> int:
         values = rank.spectra(lora)
         plot.plot(lora, values, args.plot, overwrite=args.overwrite)
         told["plot"] = str(args.plot)
-        told["rank_for_energy"] = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
-        shares = ", ".join(f"{share} at {rank_}" for share, rank_ in told["rank_for_energy"].items())
+        energies = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
+        told["rank_for_energy"] = energies
+        shares = ", ".join(f"{share} at {rank_}" for share, rank_ in energies.items())
         report += ["", f"  energy kept at rank: {shares}", f"  picture: {args.plot}"]
     _tell(args, told, report)
     return 0
@@ -163,7 +164,7 @@ def rank(args: argparse.Namespace) -> int:
     output = args.output or args.file.with_name(f"{args.file.stem}_r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(args.seed)} if grows else {})
-    return _write(args, resized, output, args.to or _dialect_of(lora), fields, resized.load)
+    return _write(args, resized, output, args.to or _dialect_of(lora), fields, ranks.resizer(resized))
 
 
 def merge(args: argparse.Namespace) -> int:
@@ -181,7 +182,7 @@ def merge(args: argparse.Namespace) -> int:
     resizer = None
     if args.rank is not None:
         merged = ranks.resize(merged, args.rank)
-        resizer = merged.load
+        resizer = ranks.resizer(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     first = named[0][0]
     output = args.output or first.with_name(f"{first.stem}_merged.safetensors")
@@ -222,7 +223,7 @@ def _weight(part: str) -> tuple[Path, float]:
 
 def _dialect_of(lora: Lora) -> str:
     """The dialect that a file is in, as far as it is one that is written."""
-    spoken = lora.source.reading.dialect
+    spoken = lora.read_from.reading.dialect
     return spoken if spoken in DIALECTS else DEFAULT
 
 
@@ -231,14 +232,14 @@ def _read(path: Path, args: argparse.Namespace) -> Lora:
     from i2l_ext.converters import Lora
 
     lora = Lora.read(path)
-    source = lora.source
+    source = lora.read_from
     tensors = source.file.header.tensors
     if args.dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
         raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
     for what, keys in (("text-encoder", source.reading.text_encoder), ("foreign", source.reading.foreign)):
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
-            print(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}", file=sys.stderr)
+            print(one_line(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}"), file=sys.stderr)
     return lora
 
 
@@ -263,19 +264,21 @@ def _write(
         "rank": lora.rank,
         "modules": len(lora),
         "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
-        "bytes": output.stat().st_size,
+        "bytes": (size := output.stat().st_size),
     }
     rank = f"rank {lora.rank}" if len({spec.rank for spec in lora.specs.values()}) == 1 else f"ranks to {lora.rank}"
-    size = told["bytes"] / 1e6
-    line = f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size:.1f} MB"
+    line = f"{output}: {lora.arch.title}, {len(lora)} modules, {rank}, {dialect}, {told['dtype']}, {size / 1e6:.1f} MB"
+    lines = [line]
     if resizer:
         from i2l_ext.converters.rank import kept
 
-        told["kept"] = kept(lora.arch, resizer.seen, resizer.ranks)
-        line += "".join(f"\n  energy kept {share:8.4%}  {kind}" for kind, share in told["kept"].items())
-    _tell(args, told, [line])
+        shares = kept(lora.arch, resizer.seen, resizer.ranks)
+        told["kept"] = shares
+        lines += [f"  energy kept {share:8.4%}  {kind}" for kind, share in shares.items()]
+    _tell(args, told, lines)
     return 0
 
 
 def _tell(args: argparse.Namespace, data: dict[str, object], lines: list[str]) -> None:
-    print(json.dumps(data, ensure_ascii=False) if args.json else "\n".join(lines))
+    # a file's own words are shown, but cannot move the cursor of a terminal
+    print(json.dumps(data, ensure_ascii=False) if args.json else "\n".join(map(printable, lines)))

@@ -18,6 +18,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     ui.add_argument(
         "--auth", action="append", default=[], metavar="USER:PASSWORD", help="ask for this; may be repeated"
     )
+    ui.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a name that a proxy in front goes by; may be repeated",
+    )
     ui.add_argument("--browser", action="store_true", help="open the browser")
     ui.set_defaults(run=run)
 
@@ -36,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     auth = [(user, password) for user, _, password in pairs]
     return alone.run(
         args.host, args.port, lora_folder=args.lora_dir and args.lora_dir.absolute(), api=args.api, auth=auth,
-        browser=args.browser,
+        names=args.name, browser=args.browser,
     )  # fmt: skip

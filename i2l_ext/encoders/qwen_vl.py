@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ def config(dims: QwenVLDims) -> Qwen2_5_VLConfig:
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
     rope = {"rope_type": "default", "mrope_section": list(dims.mrope)}
+    rotary: dict[str, Any]
     if hasattr(Qwen2_5_VLTextConfig(num_hidden_layers=1), "rope_parameters"):  # transformers 5
         rotary = {"rope_parameters": {**rope, "rope_theta": ROPE_THETA}}
     else:

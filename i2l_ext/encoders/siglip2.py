@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from i2l_ext.checkpoints.stream import Run, TensorFiles
@@ -56,6 +57,11 @@ def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], r
     """
     model = _model(dims)
     tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
+
+    def leave(hidden: Tensor) -> Tensor:
+        # one by one: for several, torch's attention copies the head's matrix once a token (5 GB for five pictures)
+        return torch.cat([tower.head(one) for one in tower.post_layernorm(hidden).split(1)])
+
     with TensorFiles(paths) as files:
         files.check(structure_of("siglip2", model))
         fixed = settle("siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, run)
@@ -64,7 +70,7 @@ def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], r
             names=[names_in("siglip2", model, layer) for layer in tower.encoder.layers],
             enter=tower.embeddings,
             step=lambda _, layer, hidden: first(layer(hidden, attention_mask=None)),
-            leave=lambda hidden: tower.head(tower.post_layernorm(hidden)),
+            leave=leave,
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 2 * dims.mlp)),
         )
         return run_through(files, stack, batches, run, fixed=fixed)

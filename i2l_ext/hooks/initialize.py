@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.dialects import spelled
@@ -59,7 +59,8 @@ def initialize(places: Sequence[Place], source: Lora | Path | str, *, seed: int 
     import torch
 
     lora = open_lora(source)
-    found = {path: place for place in places if (path := spelled(place.name, lora.arch)) in lora.specs}
+    named = [(spelled(place.name, lora.arch), place) for place in places]
+    found = {path: place for path, place in named if path is not None and path in lora.specs}
     if not found:
         seen = places[0].name if places else "none"
         raise UserError(f"The LoRA is of {lora.arch.title}; none of the network's modules is (first: {seen}).")
@@ -82,7 +83,7 @@ def initialize(places: Sequence[Place], source: Lora | Path | str, *, seed: int 
     return Report(len(found), len(places) - len(found), len(lora) - len(found), lora.rank, max(ranks.values()))
 
 
-def kohya_places(modules: Iterable[object]) -> list[Place]:
+def kohya_places(modules: Iterable[Any]) -> list[Place]:
     """The places of a network of kohya's plan: modules with ``lora_name``, ``lora_down``, ``lora_up``, ``scale``."""
     return [
         Place(module.lora_name.replace("$$", "."), module.lora_down.weight, module.lora_up.weight, float(module.scale))

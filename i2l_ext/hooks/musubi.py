@@ -89,9 +89,11 @@ def _network(unet: torch.nn.Module | None) -> ModuleType:
 
 
 def _lora(init: str | None, images: str | None, model: str | None) -> Lora:
-    if (init is None) == (images is None):
+    if init and not images:
+        return Lora.read(init)
+    if not images or init:
         raise UserError('Say what to start from: --network_args "init=my_style.safetensors", or "images=folder/".')
-    return Lora.read(init) if init else made(Path(images), model)
+    return made(Path(images), model)
 
 
 def made(images: Path, model: str | None) -> Lora:
@@ -113,5 +115,5 @@ def made(images: Path, model: str | None) -> Lora:
         order = Order([images], "start", Path(folder), model or default_model())
         lora = Lora.read(make(order, step).file)
         factors = {path: lora[path] for path in lora}
-        lora.source.file.close()
+        lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)

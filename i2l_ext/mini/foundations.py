@@ -71,7 +71,7 @@ def pictures(styles: Sequence[world.Style], contents: Sequence[world.Content]) -
 @cache
 def _resampling(sides: tuple[int, ...]) -> torch.Tensor:
     """Pillow's bilinear resizes from side to side, as one matrix [last, first]."""
-    out = np.eye(sides[0], dtype=np.float32)
+    out: np.ndarray = np.eye(sides[0], dtype=np.float32)
     for start, end in pairwise(sides):
         ones = Image.fromarray(np.eye(start, dtype=np.float32))
         out = np.asarray(ones.resize((start, end), Image.Resampling.BILINEAR)) @ out

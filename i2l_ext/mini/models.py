@@ -7,6 +7,7 @@ entries in `i2l_ext.encoders.dims`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
 from i2l_ext.encoders.dims import DINOV3_MINI, QWEN_VL_MINI, SIGLIP2_MINI
 from i2l_ext.encoders.keys import file_key
 
-DIMS = {"siglip2": SIGLIP2_MINI, "dinov3": DINOV3_MINI, "qwen_vl": QWEN_VL_MINI}
+DIMS: dict[str, Any] = {"siglip2": SIGLIP2_MINI, "dinov3": DINOV3_MINI, "qwen_vl": QWEN_VL_MINI}
 BUILD: dict[str, Callable[[], nn.Module]] = {
     "siglip2": lambda: SiglipVisionModel(siglip2.config(SIGLIP2_MINI)),
     "dinov3": lambda: DINOv3ViTModel(dinov3.config(DINOV3_MINI)),

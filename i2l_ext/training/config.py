@@ -163,7 +163,7 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
         return None if raw is None else _value(kind, raw, where)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _section(kind, raw, where)
     if typing.get_origin(kind) is tuple:
         if not isinstance(raw, list):

@@ -108,7 +108,7 @@ def task(
         references = torch.randint(len(examples), (batch,), generator=rng)
         silent = torch.rand(batch, generator=rng) < expert.neutral
         t = times(batch, rng)
-        if expert.target == "base":
+        if expert.target == "base" and examples.own is not None and examples.own_caption is not None:
             drawn = torch.randint(len(examples.own), (batch,), generator=rng)
             x, captioned = examples.own[drawn], examples.own_caption[drawn]
         else:

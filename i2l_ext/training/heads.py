@@ -117,7 +117,7 @@ class Heads(nn.Module):
     ) -> None:
         """``residual``: length, width and middle width of the tokens' way in."""
         super().__init__()
-        groups: dict[tuple[int, int], list[Module]] = {}
+        groups: dict[tuple[int | None, int | None], list[Module]] = {}
         for module in arch.made.values():
             groups.setdefault((module.kind.group, module.block), []).append(module)
         self.blocks = nn.ModuleList(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ PATCH = 2
 PROMPT_TOKENS = 256
 """Longer captions are cut; shorter ones are masked."""
 
+SAFE = {"local_files_only": True, "use_safetensors": True}
+"""To every ``from_pretrained``: nothing is fetched, and nothing unpickled."""
+
 
 class QwenImage(nn.Module):
     """The frozen transformer as a base for experts."""
@@ -40,7 +44,7 @@ class QwenImage(nn.Module):
         if not (folder / "transformer" / "config.json").is_file():
             raise UserError(f"base.path: {folder} has no transformer/config.json: name a folder in diffusers' layout.")
         self.transformer = QwenImageTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype or torch.float32
+            folder, subfolder="transformer", torch_dtype=dtype or torch.float32, **SAFE
         )
         self.transformer.requires_grad_(False)
         if checkpointing:
@@ -80,7 +84,8 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
 
     from diffusers import QwenImagePipeline
 
-    pipe = QwenImagePipeline.from_pretrained(config.base.path, transformer=None, torch_dtype=torch.bfloat16).to(device)
+    pipe = QwenImagePipeline.from_pretrained(config.base.path, transformer=None, torch_dtype=torch.bfloat16, **SAFE)
+    pipe = pipe.to(device)
     captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
     told = [_caption(pipe, caption) for caption in [*captions, ""]]
     latents = [_latents(pipe, picture.view(config.data.size)) for picture in opened]
@@ -98,7 +103,7 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
     )
 
 
-def _caption(pipe: object, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _caption(pipe: Any, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Text [1, 256, D] and mask [1, 256], padded."""
     text, mask = pipe.encode_prompt(caption, max_sequence_length=PROMPT_TOKENS)
     if mask is None:
@@ -107,7 +112,7 @@ def _caption(pipe: object, caption: str) -> tuple[torch.Tensor, torch.Tensor]:
     return nn.functional.pad(text, (0, 0, 0, room)), nn.functional.pad(mask.bool(), (0, room))
 
 
-def _latents(pipe: object, image: object) -> torch.Tensor:
+def _latents(pipe: Any, image: object) -> torch.Tensor:
     """Normalised latents [1, 16, side / 8, side / 8]."""
     vae = pipe.vae
     pixels = pipe.image_processor.preprocess(image).unsqueeze(2).to(vae.device, vae.dtype)

@@ -148,6 +148,8 @@ class Plan:
     def _foundation(self, name: str, accelerator: Accelerator) -> None:
         from i2l_ext.mini import foundations
 
+        if self.config.foundations is None:
+            raise UserError("foundations: this section is missing.")
         task = foundations.tasks(self.config.foundations, self.config.seed)[name]()
         train(task, self.folder / f"{name}.steps", accelerator, self.say)
         if accelerator.is_main_process:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from starlette.middleware import Middleware
 
 from i2l_ext import jobs
 from i2l_ext.child import ROOT
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import gradio_versions
 from i2l_ext.webui.desk import Desk
+from i2l_ext.webui.door import NEAR, Door, Gate
 from i2l_ext.webui.host import LOCAL, Alone
-from i2l_ext.webui.tab import build
+from i2l_ext.webui.tab import LANGUAGES, build
 from i2l_ext.webui.texts import WORDS
 
 
@@ -27,13 +33,18 @@ def asset(name: str) -> str:
 
 def serve(
     address: str, port: int, *, lora_folder: Path | None = None, api: bool = False,
-    auth: Sequence[tuple[str, str]] = (), command: Sequence[str] | None = None, browser: bool = False,
+    auth: Sequence[tuple[str, str]] = (), names: Sequence[str] = (), command: Sequence[str] | None = None,
+    browser: bool = False,
 ) -> tuple[Any, Desk]:  # fmt: skip
-    """Start the page; its Blocks and its desk. Returns at once."""
+    """Start the page; its Blocks and its desk. Returns at once. ``names``: what it is also called, as by a proxy."""
     state = jobs.state_folder()
     desk = Desk(Alone(state, lora_folder=lora_folder, local=address in LOCAL, api=api), state, command)
-    head = f"<script>{asset('javascript/image_to_lora.js')}</script>"
+    words = {code: json.loads(asset(f"localizations/{code}.json")) for code in LANGUAGES if code != "en"}
+    told = json.dumps(words, ensure_ascii=False).replace("</", "<\\/")
+    head = f"<script>window.i2lWords = {told};</script><script>{asset('javascript/image_to_lora.js')}</script>"
     options = {"server_name": address, "server_port": port, "inbrowser": browser, "auth": list(auth) or None}
+    gate = Gate({*NEAR, address, *names, *(() if address in LOCAL else _own_names())})
+    options["app_kwargs"] = {"middleware": [Middleware(Door, gate)]}
     app, page = gradio_versions.launch(
         lambda _: build(desk), title=WORDS["title"], css=asset("style.css"), head=head, options=options
     )
@@ -44,12 +55,20 @@ def serve(
     return page, desk
 
 
+def _own_names() -> tuple[str, str]:
+    """What this machine is called in its network."""
+    name = socket.gethostname()
+    return name, f"{name}.local"
+
+
 def run(address: str, port: int, **options: Any) -> int:
     """Serve until the user stops it."""
     try:
         page, desk = serve(address, port, **options)
     except OSError as error:
         raise UserError(f"The page cannot be served at {address}:{port}: {error}. Choose another --port.") from None
+    if address not in LOCAL and not options.get("auth"):
+        print("Whoever reaches this address can use the page. Add --auth USER:PASSWORD.", file=sys.stderr)
     print(f"Image to LoRA is at {page.local_url} (stop it with Ctrl-C)", flush=True)
     try:
         while True:

@@ -6,13 +6,9 @@ browser are kept out by the Origin and the Host header. No path is ever taken fr
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -24,7 +20,7 @@ from i2l_ext import __version__
 from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import Busy, Job
 from i2l_ext.webui.desk import Desk, Wish
-from i2l_ext.webui.host import LOCAL
+from i2l_ext.webui.door import NEAR, Gate, Refused
 from i2l_ext.webui.uploads import MOST_PICTURES
 
 ROOT = "/i2l/v1"
@@ -45,21 +41,13 @@ FIELDS: Mapping[str, tuple[type, str]] = {
 """The form fields of POST /loras beside ``pictures``."""
 
 
-class Refused(Exception):
-    """An answer other than 200 and 202: status and text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 Handler = Callable[[Request], Awaitable[tuple[int, Any]]]
 
 
 def add(app: Any, desk: Desk, credentials: Sequence[tuple[str, str]] = ()) -> None:
     """Put the routes before those of the host, some of which take every path."""
     desk.models()
-    gate = _Gate(desk.host.local, credentials)
+    gate = Gate(NEAR if desk.host.local else None, credentials)
     app.router.routes[:0] = [
         Route(ROOT + path, _guarded(gate, handler), methods=[method])
         for (method, path), handler in _handlers(desk).items()
@@ -119,47 +107,11 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
     }  # fmt: skip
 
 
-class _Gate:
-    """Who may come in."""
-
-    def __init__(self, local: bool, credentials: Sequence[tuple[str, str]]) -> None:
-        self._local = local
-        self._known = [f"{user}:{password}".encode() for user, password in credentials]
-
-    def check(self, request: Request) -> None:
-        """Raises Refused."""
-        host = request.headers.get("host", "")
-        if self._local and (_split(f"//{host}").hostname or "") not in LOCAL:
-            raise Refused(403, "This server answers to its own name only.")
-        origin = request.headers.get("origin")
-        if origin is not None and _split(origin).netloc != host:
-            raise Refused(403, "Pages of other sites are not answered.")
-        if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise Refused(403, "Pages of other sites are not answered.")
-        if self._known and not self._is_known(request.headers.get("authorization", "")):
-            raise Refused(401, "User name and password are needed.")
-
-    def _is_known(self, header: str) -> bool:
-        kind, _, coded = header.partition(" ")
-        try:
-            said = base64.b64decode(coded, validate=True) if kind.lower() == "basic" else b""
-        except (binascii.Error, ValueError):
-            return False
-        return any([hmac.compare_digest(said, known) for known in self._known])  # all, whichever fits
-
-
-def _split(url: str) -> Any:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
-
-
-def _guarded(gate: _Gate, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+def _guarded(gate: Gate, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         try:
-            gate.check(request)
+            gate.check(request.method, request.headers)
             status, body = await handler(request)
         except Refused as error:
             status, body = error.status, {"error": str(error)}

@@ -13,9 +13,10 @@ from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.jobs import Job, Queue
+from i2l_ext.webui import folders
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.settings import DTYPES
-from i2l_ext.webui.uploads import MOST_PICTURES, Uploads
+from i2l_ext.webui.uploads import MOST_PICTURES, Uploads, upload_folders
 
 PATIENCE = 120.0
 """Seconds for a look at pictures."""
@@ -46,7 +47,10 @@ class Desk:
         self.host = host
         self.uploads = Uploads(state / "uploads")
         self.uploads.sweep()
-        self.queue = Queue(state / "jobs", command, environment=self._environment, around=host.room, after=self._after)
+        self._state = state
+        self.queue = Queue(
+            state / "jobs", command, environment=self._environment, around=host.room, after=self._after, hide=self._hide
+        )
         self._models: list[dict[str, Any]] | None = None
         self._asked: Job | None = None
 
@@ -115,6 +119,28 @@ class Desk:
         """Look into a LoRA: what it is, its plots, who loads it."""
         return self.queue.submit("inspect", name, {"file": str(path)})
 
+    def curve(self, path: Path, name: str) -> Job:
+        """How much of a LoRA each rank keeps."""
+        return self.queue.submit("curve", name, {"file": str(path)})
+
+    def mend(self, id: str, consumer: str) -> Job:
+        """Write anew, so that ``consumer`` loads it, the LoRA that the job ``id`` made or looked into."""
+        job = self.queue.find(id)
+        if job is None or job.kind not in ("make", "inspect") or not (job.request.get("file") or job.result):
+            raise UserError("That LoRA is no longer known. Inspect it again.")
+        path = self.lora(job.result["file"]) if job.kind == "make" else Path(job.request.get("file") or "")
+        if not path.is_file():
+            raise UserError("That LoRA is no longer there. Inspect another one.")
+        stem = names.clean_name(f"{Path(job.title).stem}-{consumer}")
+        name = library.fresh_name(self.host.lora_folder(), stem)
+        targets = {"output": str(self.host.lora_folder() / f"{name}.safetensors"),
+                   "folder_of_export": str(self._training(stem))}  # fmt: skip
+        return self.queue.submit("mend", name, {"file": str(path), "consumer": consumer, **targets, **self._engine()})
+
+    def doctor(self) -> Job:
+        """What a bug report needs."""
+        return self.queue.submit("doctor", "", {"host": self.host.title})
+
     def convert(self, path: Path, name: str, dialect: str) -> Job:
         """Write a LoRA in another dialect, beside the others, under a fresh name."""
         if dialect not in DIALECTS:
@@ -131,11 +157,16 @@ class Desk:
         if not 1 <= int(rank) <= 1024:
             raise UserError("The rank is a whole number from 1 to 1024.")
         stem = names.clean_name(f"{Path(name).stem}-{trainer}-rank{int(rank)}")
+        target = self._training(stem)
+        return self._command("export", target.name, "export", path, "--for", trainer, "--rank", int(rank), "-o", target)
+
+    def _training(self, stem: str) -> Path:
+        """A folder that is not there yet, for a trainer to start from."""
         folder = self.host.lora_folder().absolute().parent / "i2l-training"
         number = 1
         while (target := folder / (stem if number == 1 else f"{stem}-{number}")).exists():
             number += 1
-        return self._command("export", target.name, "export", path, "--for", trainer, "--rank", int(rank), "-o", target)
+        return target
 
     def models(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
         """The models and what of them is here; None until that is known."""
@@ -177,8 +208,18 @@ class Desk:
         named = [inherited] if inherited else []
         return {"I2L_MODELS": os.pathsep.join(folders + named)} if folders else {}
 
+    def _hide(self, job: Job) -> None:
+        """No folder of this machine in what a client sees; where weights lie is told by the models' table alone."""
+        if job.kind == "models":
+            return
+        loras = [folder.absolute() for folder in self.host.lora_folders()]
+        known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state, *folders.own(),
+                 *upload_folders(), *(Path(path).parent for path in [job.request.get("file")] if path)]  # fmt: skip
+        job.result = folders.hide(job.result, known)
+        job.error, job.tail = (folders.hide(value, known, others=True) for value in (job.error, job.tail))
+
     def _after(self, job: Job) -> None:
-        if job.kind in ("make", "convert") and job.state == "done":
+        if job.kind in ("make", "convert", "mend") and job.state == "done":
             self.host.refresh()
         if job.kind in ("download", "verify", "make"):
             self.models(anew=job.kind != "make")

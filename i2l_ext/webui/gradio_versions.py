@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+
+MOST_UPLOAD = 4 << 30
+"""Bytes of a file that is dropped on the stand-alone page: a LoRA is the largest."""
 
 
 def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,33 +26,16 @@ def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Sequence
     event(function, inputs=list(inputs), outputs=list(outputs), **quiet, **hidden, **named)
 
 
-def files(**options: Any) -> Any:
-    """A place to drop files. Their values are to be read with ``claimed`` alone."""
-    return gr.File(**options)
-
-
-def claimed(value: Any) -> list[str]:
-    """The paths that the browser named for files it says it uploaded; they are not to be trusted.
-
-    gradio 3.41 gives wrappers, of copies that it has already made of whatever was named: the path that counts is
-    the one it copied from. Later versions give strings.
-    """
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return [str(getattr(one, "orig_name", None) or getattr(one, "name", one)) for one in values]
-
-
-def upload_folders() -> list[Path]:
-    """Where gradio puts what a browser uploads."""
-    return [Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()]
-
-
 def launch(
-    blocks: Callable[[Any], None], *, title: str, css: str, head: str, options: Mapping[str, Any]
+    blocks: Callable[[Any], object], *, title: str, css: str, head: str, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Build a page with ``blocks`` and serve it; (the FastAPI application, the Blocks). Returns at once."""
-    look = {"css": css, "head": head}
+    look = {"css": css, "head": head, "delete_cache": (3600, 24 * 3600)}
     page = gr.Blocks(title=title, analytics_enabled=False, **_accepted(gr.Blocks.__init__, look))
     with page:
         blocks(page)
-    known = _accepted(page.launch, {**look, **options, "show_api": False, "footer_links": [], "ssr_mode": False})
+    known = _accepted(
+        page.launch,
+        {**look, **options, "max_file_size": MOST_UPLOAD, "show_api": False, "footer_links": [], "ssr_mode": False},
+    )
     return page.launch(prevent_thread_lock=True, quiet=True, **known)[0], page

@@ -39,7 +39,7 @@ class Alone:
     def lora_folder(self) -> Path:
         """Where LoRAs are written."""
         named = self.option("i2l_lora_folder")
-        return Path(named) if named else self._folder
+        return (Path(named) if named else self._folder).absolute()  # the engine works in a folder of its own
 
     def lora_folders(self) -> list[Path]:
         """Where LoRAs are looked for."""
@@ -48,7 +48,7 @@ class Alone:
     def models_folders(self) -> list[Path]:
         """Where weights are looked for, downloads first."""
         named = self.option("i2l_models_folder")
-        return [Path(named)] if named else []
+        return [Path(named).absolute()] if named else []
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA of the folders, by its path below them, the newest first."""
@@ -75,7 +75,7 @@ class WebUI(Alone):
     alone = False
 
     def __init__(self) -> None:
-        from modules import paths, shared  # type: ignore[import-not-found]
+        from modules import paths, shared
 
         self._shared, self._paths = shared, paths
         flags = shared.cmd_opts
@@ -95,11 +95,11 @@ class WebUI(Alone):
 
     def lora_folder(self) -> Path:
         named = self.option("i2l_lora_folder")
-        return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora")
+        return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora").absolute()
 
     def lora_folders(self) -> list[Path]:
         more = getattr(self._shared.cmd_opts, "lora_dirs", None) or ()
-        return list(dict.fromkeys((self.lora_folder(), *map(Path, more))))
+        return list(dict.fromkeys((self.lora_folder(), *(Path(folder).absolute() for folder in more))))
 
     def models_folders(self) -> list[Path]:
         return [*super().models_folders(), self._models() / "i2l"]
@@ -108,13 +108,13 @@ class WebUI(Alone):
         return Path(self._paths.models_path)
 
     def refresh(self) -> None:
-        networks = sys.modules.get("networks")
+        networks: Any = sys.modules.get("networks")
         if networks is None:
             return
-        cached = getattr(networks, "load_lora_state_dict", None)
+        cached: Any = getattr(networks, "load_lora_state_dict", None)
         if hasattr(cached, "cache_clear"):
             cached.cache_clear()
-        model = getattr(self._shared, "sd_model", None)
+        model: Any = getattr(self._shared, "sd_model", None)
         if hasattr(model, "current_lora_hash"):
             model.current_lora_hash = None
         networks.list_available_networks()
@@ -125,14 +125,14 @@ class WebUI(Alone):
         if job.lane != "work" or job.kind == "download" or not self.option("i2l_free_vram"):
             yield
             return
-        from modules import call_queue  # type: ignore[import-not-found]
+        from modules import call_queue
 
         with call_queue.queue_lock:
             self._free_vram()
             yield
 
     def _free_vram(self) -> None:
-        from modules import devices, sd_models  # type: ignore[import-not-found]
+        from modules import devices, sd_models
 
         drop = getattr(sd_models, "unload_model_weights", None)
         if drop is not None and (self.name != "a1111" or getattr(sd_models.model_data, "sd_model", None) is not None):
@@ -147,7 +147,7 @@ def in_webui() -> bool:
 
 def register(tabs: Callable[[], Any], settings: Callable[[], Any], started: Callable[[Any, Any], None]) -> None:
     """Tell the WebUI what to call for its tabs, its settings page, and once its server runs."""
-    from modules import script_callbacks  # type: ignore[import-not-found]
+    from modules import script_callbacks
 
     script_callbacks.on_ui_tabs(tabs)
     script_callbacks.on_ui_settings(settings)
@@ -156,7 +156,7 @@ def register(tabs: Callable[[], Any], settings: Callable[[], Any], started: Call
 
 def add_settings(options: Mapping[str, tuple[Any, str, Any, Any, str]]) -> None:
     """Put options on the WebUI's settings page: {key: (default, label, component, its arguments, tip)}."""
-    from modules import shared  # type: ignore[import-not-found]
+    from modules import shared
 
     section = ("i2l", "Image to LoRA")
     for key, (default, label, component, arguments, tip) in options.items():
@@ -166,9 +166,9 @@ def add_settings(options: Mapping[str, tuple[Any, str, Any, Any, str]]) -> None:
 
 def credentials() -> list[tuple[str, str]]:
     """User names and passwords of the WebUI's own API, and of its page."""
-    from modules import shared  # type: ignore[import-not-found]
+    from modules import shared
 
-    texts = []
+    texts: list[str] = []
     for flag in ("api_auth", "gradio_auth"):
         texts += (getattr(shared.cmd_opts, flag, None) or "").split(",")
     if path := getattr(shared.cmd_opts, "gradio_auth_path", None):

@@ -6,6 +6,7 @@ localisation finds the words (see texts.py).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import PurePath
@@ -36,11 +37,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def heading(note: str | None) -> str:
-    """The top of the tab."""
+def percent(share: float) -> str:
+    """98.2% for 0.982."""
+    return f"{share:.1%}"
+
+
+def heading(note: str | None, *, languages: Mapping[str, str] | None = None) -> str:
+    """The top of the tab; with a choice of ``languages`` where no WebUI has one."""
+    options = "".join(f'<option value="{code}">{escape(name)}</option>' for code, name in (languages or {}).items())
+    choice = (
+        f'<label class="i2l-language">{word("language")} <select data-i2l-language><option value="">'
+        f"{escape(WORDS['by_browser'])}</option>{options}</select></label>"
+    )
     notice = f'<p class="i2l-notice" role="note">{word(note)}</p>' if note else ""
     lost = f'<p class="i2l-error" id="i2l_lost" role="alert" hidden>{word("unreachable")}</p>'
-    return f'<div class="i2l-head"><p>{word("line")}</p>{notice}{lost}</div>'
+    return f'<div class="i2l-head">{choice if languages else ""}<p>{word("line")}</p>{notice}{lost}</div>'
 
 
 def tips() -> str:
@@ -48,8 +59,19 @@ def tips() -> str:
     return "".join(f'<i data-i2l-for="i2l_{id}">{escape(text.tip)}</i>' for id, text in CONTROLS.items() if text.tip)
 
 
-def tray(pictures: Sequence[Mapping[str, Any]], errors: Iterable[str] = ()) -> str:
-    """The pictures that are to make a LoRA: ``{id, picture, weight}``, and what was wrong with others."""
+def drop_zone(id: str, key: str, *, accept: str, many: bool = False) -> str:
+    """A place to drop files on, or to press; the script uploads them."""
+    return (
+        f'<div class="i2l-drop" data-i2l-drop="{id}"><b>{escape(CONTROLS[id].label)}</b>{word(key)}'
+        f'<input type="file" accept="{accept}" aria-label="{escape(CONTROLS[id].label)}"{" multiple" if many else ""}>'
+        f'<em hidden>{word("uploading")} <i class="i2l-value"></i></em>'
+        f'<p class="i2l-error" role="alert" hidden>{word("not_uploaded")}</p></div>'
+    )
+
+
+def tray(pictures: Sequence[Mapping[str, Any]], errors: Iterable[str] = (), turn: object = "") -> str:
+    """The pictures that are to make a LoRA: ``{id, picture, weight}``, and what was wrong with others. ``turn``: the
+    upload that this answers, so that the script knows when the next one may follow."""
     cards = "".join(
         f'<li class="i2l-card" data-i2l-id="{escape(one["id"])}"><img src="{escape(one["picture"])}" alt="">'
         f'<button type="button" class="i2l-remove" data-i2l="remove" title="{escape(WORDS["remove"])}" '
@@ -59,7 +81,7 @@ def tray(pictures: Sequence[Mapping[str, Any]], errors: Iterable[str] = ()) -> s
         for number, one in enumerate(pictures, 1)
     )
     body = f'<ul class="i2l-tray">{cards}</ul>' if cards else f'<p class="i2l-quiet">{word("no_pictures")}</p>'
-    return body + "".join(error(text) for text in errors)
+    return f'<div data-i2l-turn="{escape(str(turn))}">{body}{"".join(error(text) for text in errors)}</div>'
 
 
 def error(text: str) -> str:
@@ -90,20 +112,26 @@ def _mark(row: Mapping[str, Any]) -> str:
     return f'<em class="i2l-missing">{word("to_download")} {value(size(row["download_bytes"]))}</em>'
 
 
-def model_table(rows: Sequence[Mapping[str, Any]] | None) -> str:
-    """All models, their parts, licences, and where they are."""
+def model_table(rows: Sequence[Mapping[str, Any]] | None, *, places: bool) -> str:
+    """All models, their parts, licences, and whether they are here; with ``places`` in which folders."""
     if rows is None:
         return quiet("looking")
     out = []
     for row in rows:
         parts = [
             (value(part["id"]), value(size(part["bytes"])), value(part["licence"]),
-             value(part["problem"] or part["path"]) if part["problem"] or part["path"] else word("not_here"))
+             _place(part, places))
             for part in row["parts"]
         ]  # fmt: skip
         title = f"<summary><b>{escape(row['name'])}</b> <span>{escape(row['line'])}</span> {_mark(row)}</summary>"
         out.append(f"<details>{title}{table(('part', 'size', 'licence', 'place'), parts)}</details>")
     return f'<div class="i2l-catalogue">{"".join(out)}</div>'
+
+
+def _place(part: Mapping[str, Any], places: bool) -> str:
+    if places and (part["problem"] or part["path"]):
+        return value(part["problem"] or part["path"])
+    return word("here" if part["path"] and not part["problem"] else "not_here")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -186,7 +214,7 @@ def made(job: Job, in_webui: bool) -> str:
         buttons += "".join(button(f"to_{where}", "insert", r["prompt"], where) for where in ("txt2img", "img2img"))
         buttons += button("open_lora", "open", "")
     rows = facts((
-        ("file", value(PurePath(r["file"]).name)), ("rank", value(r["rank"])), ("modules", value(r["modules"])),
+        ("file", value(r["file"])), ("rank", value(r["rank"])), ("modules", value(r["modules"])),
         ("size", value(size(r["bytes"]))), ("time", f"{value(took)}{cached}"), ("dialect", value(r["dialect"])),
     ))  # fmt: skip
     drawn = _drawn(r.get("drawn"))
@@ -194,7 +222,7 @@ def made(job: Job, in_webui: bool) -> str:
         f'<article class="i2l-result" data-i2l-id="{job.id}" data-i2l-made="1">'
         f'<img src="{escape(r["picture"])}" alt=""><div><h3>{value(r["name"])}</h3>{rows}'
         f'<code class="i2l-prompt">{prompt}</code><div class="i2l-buttons">{buttons}</div></div>'
-        f"{drawn}{who_loads(r.get('check'))}</article>"
+        f"{drawn}{who_loads(r.get('check'), job.id)}</article>"
     )
 
 
@@ -203,27 +231,26 @@ def _drawn(uri: str | None) -> str:
     return f'<figure><img src="{escape(uri)}" alt="{escape(WORDS["drawn"])}">{caption}</figure>' if uri else ""
 
 
-def button(key: str, action: str, text: str, target: str = "") -> str:
+def button(key: str, action: str, text: str, target: str = "", named: str = "") -> str:
     return (
         f'<button type="button" class="i2l-button" data-i2l="{action}" data-i2l-text="{escape(text)}" '
-        f'data-i2l-target="{target}">{word(key)}</button>'
+        f'data-i2l-target="{escape(target)}">{word(key)}{" " + value(named) if named else ""}</button>'
     )
 
 
-def who_loads(check: Mapping[str, Any] | None) -> str:
-    """The table of programs, as `i2l check --json` has it; nothing where it is not known."""
+def who_loads(check: Mapping[str, Any] | None, job: str) -> str:
+    """The table of programs, as `i2l check --json` has it of what the job made or looked into, with a button where
+    there is something to mend; nothing where it is not known."""
     if not check:
         return ""
-    rows = [
-        [
-            value(one["title"]),
-            value(": ".join(filter(None, (one["status"], one["detail"])))),
-            value(one.get("mend") or ""),
-        ]
-        for one in check["consumers"]
-    ]
+    rows = []
+    for one in check["consumers"]:
+        verdict = value(": ".join(filter(None, (one["status"], one["detail"]))))
+        advice = f"<code>{value(one['mend'])}</code>" if one.get("mend") else ""
+        mend = button("mend_for", "mend", job, one["consumer"], one["title"]) + advice if advice else ""
+        rows.append([f"<b>{value(one['title'])}</b>", verdict, mend])
     caution = f"<p>{value(check['caution'])}</p>" if check["caution"] else ""
-    return f"<h4>{word('who_loads')}</h4>{caution}{table(('program', 'verdict', 'mend'), rows)}"
+    return f"<h4>{word('who_loads')}</h4>{caution}{table(('program', 'verdict', 'mends'), rows)}"
 
 
 def inspected(job: Job) -> str:
@@ -244,21 +271,54 @@ def inspected(job: Job) -> str:
     )
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}"><h3>{value(job.title)}</h3>{facts(pairs)}{plot}'
-        f"{who_loads(r.get('check'))}</article>"
+        f"{who_loads(r.get('check'), job.id)}</article>"
     )
 
 
 def converted(job: Job) -> str:
+    """What came of a conversion or a mending: the new file's name."""
     file = job.result["file"]
-    return f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">{word("done")} {value(file)}</article>'  # noqa: E501
+    return (
+        f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">'
+        f"{word('saved_as_file')} <b>{value(file)}</b></article>"
+    )
+
+
+def mended(job: Job) -> str:
+    """What came of a mending: a file, or for a trainer a folder."""
+    return exported(job) if job.result["command"] == "export" else converted(job)
 
 
 def exported(job: Job) -> str:
     """What came of an export: the folder and the command."""
     r = job.result
-    said = r.get("said") or r["run"]
+    folder = PurePath(r["folder"]).as_posix()
+    starts = {".sh": "sh", ".yaml": "python run.py", ".py": "python"}
+    command = f"{starts[PurePath(r['run']).suffix]} {shlex.quote(folder + '/' + r['run'])}"
+    script = f"<summary>{word('script')}</summary><pre>{escape(r.get('said') or '')}</pre>"
+    said = f"<details>{script}</details>" if r.get("said") else ""
     return (
         f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}">'
-        f"{facts([('folder', value(r['folder']))])}<h4>{word('run_this')}</h4>"
-        f'<pre class="i2l-prompt">{escape(said)}</pre>{button("copy", "copy", said)}</article>'
+        f"{facts([('folder', value(folder)), ('kept', value(percent(r['kept']['all'])))])}<h4>{word('run_this')}</h4>"
+        f'<div class="i2l-command"><code class="i2l-prompt">{escape(command)}</code>{button("copy", "copy", command)}'
+        f"</div>{said}</article>"
     )
+
+
+def downloaded(job: Job) -> str:
+    """What came of a download."""
+    return f'<p class="i2l-result i2l-wide">{word("downloaded")} <b>{value(job.title)}</b></p>'
+
+
+def verified(job: Job) -> str:
+    """What each part of a model was held against."""
+    rows = [[value(part["id"]), value(part["found"])] for part in job.result["parts"]]
+    return (
+        f'<article class="i2l-result i2l-wide"><h4>{value(job.title)}</h4>{table(("part", "verified"), rows)}</article>'
+    )
+
+
+def doctor(job: Job) -> str:
+    """The text of a bug report, to be copied."""
+    text = job.result["text"]
+    return f'<pre class="i2l-prompt" tabindex="0">{escape(text)}</pre>{button("copy", "copy", text)}'

@@ -17,13 +17,15 @@ DTYPES = {"as made": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 @dataclass(frozen=True)
 class Option:
-    """``choices``: for a drop-down list; () for a text or, by the default's type, a tick box or a number."""
+    """``choices``: for a drop-down list; () for a text or, by the default's type, a tick box or a number. ``folder``:
+    a path, which alone is shown to and taken from those only who sit at this machine."""
 
     key: str
     default: Any
     label: str
     tip: str
     choices: Sequence[str] = ()
+    folder: bool = False
 
     def sound(self, value: Any) -> Any:
         """The value, or the default where the value is not of its kind."""
@@ -35,8 +37,9 @@ class Option:
 
 
 OPTIONS = (
-    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: a folder of the system's."),
-    Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI."),
+    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: a folder of the system's.",
+           folder=True),
+    Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI.", folder=True),
     Option("i2l_device", "auto", "Device", "Where the engine computes: auto takes the graphics card if there is one.",
            ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
     Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),  # noqa: E501

@@ -40,12 +40,13 @@ CONTROLS = {
     "train_rank": Text(
         "Rank to train", "Of the network that is trained. The curve shows how much of the LoRA it keeps."
     ),
-    "curve": Text("Show what the rank keeps", "Draw the energy that each rank keeps."),
+    "curve": Text("Show what the rank keeps", "Draw how much of the LoRA's energy each rank keeps."),
     "export": Text("Write the training folder", "The start file, the command or settings, and a read-me."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
     "model_choice": Text("Model to download or check", "What it needs is listed above."),
     "download": Text("Download", "Fetch what is missing; a broken download goes on where it stopped."),
     "verify": Text("Verify", "Compare every byte on the disk with the hub's checksums."),
+    "doctor": Text("Gather what a bug report needs", "Versions, devices and models. Nothing of it is private."),
 }
 """By the id of the control, which in the page is ``i2l_<id>``."""
 
@@ -60,6 +61,12 @@ WORDS = {
     "pane_models": "Models",
     "pane_settings": "Settings",
     "advanced": "Advanced",
+    "drop_pictures": "Drop pictures here, paste one, or click to choose",
+    "drop_lora": "Drop a .safetensors file here, or click to choose",
+    "uploading": "uploading",
+    "not_uploaded": "The upload failed. Is the file too large, or the page out of date? Reload it and try again.",
+    "language": "Language",
+    "by_browser": "as the browser",
     "no_pictures": "No pictures yet. Each one shows the centre square that the model sees.",
     "weight": "Weight",
     "remove": "Remove",
@@ -90,6 +97,15 @@ WORDS = {
     "download": "Download",
     "verify": "Verify",
     "models": "Models",
+    "curve": "What each rank keeps",
+    "doctor": "Bug report",
+    "mend": "Mend",
+    "mend_for": "Mend for",
+    "rank_keeps": "What the rank keeps of the energy",
+    "all_layers": "all layers",
+    "weakest": "the layers that lose most",
+    "kept": "kept",
+    "script": "What it runs",
     "last_words": "What the engine said last",
     "rank": "Rank",
     "size": "Size",
@@ -104,7 +120,7 @@ WORDS = {
     "who_loads": "Who loads it",
     "program": "Program",
     "verdict": "Verdict",
-    "mend": "What mends it",
+    "mends": "What mends it",
     "architecture": "Made for",
     "dialect": "Key names",
     "dtype": "Number format",
@@ -120,6 +136,9 @@ WORDS = {
     "licence": "Licence",
     "place": "Place",
     "not_here": "not here",
+    "here": "here",
+    "downloaded": "Downloaded",
+    "verified": "Verified against",
     "part": "Part",
     "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",  # noqa: E501
     "drawn": "Drawn by the miniature with this LoRA, and without it",
@@ -128,6 +147,7 @@ WORDS = {
     "encode": "Look at the pictures",
     "decode": "Write the LoRA",
     "saved": "Saved.",
+    "saved_as_file": "Saved as",
 }
 
 STEPS = {"start": "start", "encode": "encode", "decode": "decode"}

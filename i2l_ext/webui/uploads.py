@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from i2l_ext.converters.errors import UserError
 MOST_PICTURES = 64
 MOST_BYTES = 128 << 20
 """Of one picture; the engine takes no larger one."""
+
+MOST_KEPT = 8 << 30
+"""Bytes of all pictures; beyond them the ones that nobody has used for the longest time go."""
 
 A_WEEK = 7 * 24 * 3600
 
@@ -57,6 +61,7 @@ class Uploads:
             part.replace(self.folder / digest.hexdigest())
         finally:
             part.unlink(missing_ok=True)
+        self._trim()
         return digest.hexdigest()
 
     def paths(self, ids: Sequence[object]) -> list[Path]:
@@ -73,12 +78,26 @@ class Uploads:
             found.append(path)
         return found
 
+    def _trim(self) -> None:
+        kept = 0
+        with suppress(OSError):  # another process may take them away as well
+            pictures = [path for path in self.folder.glob("*") if _HASH.fullmatch(path.name)]
+            for path in sorted(pictures, key=lambda path: -path.stat().st_mtime):
+                kept += path.stat().st_size
+                if kept > MOST_KEPT:
+                    path.unlink()
+
     def sweep(self) -> None:
         """Let go what nobody has used for a week."""
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > A_WEEK:
                     path.unlink()
+
+
+def upload_folders() -> list[Path]:
+    """Where gradio puts what a browser uploads."""
+    return [Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()]
 
 
 def received(claimed: Iterable[str], folders: Iterable[Path]) -> list[Path]:

@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --host-resolver-rules=MAP\u0020*.googleapis.com\u0020127.0.0.1"
 ).split(" --")
 PLACES = {"6": ("alone", ""), "4.40": ("fake_host", "forge-neo"), "3.41": ("fake_host", "a1111")}
-PATIENCE = 300_000
+PATIENCE = 240_000
 """Milliseconds. The tests' machine may be busy; a browser that waits costs nothing."""
 
 
@@ -145,6 +145,7 @@ def open_page(browser, place):
 
     def open_page(dark=False):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light")
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)

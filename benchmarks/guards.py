@@ -1,0 +1,300 @@
+"""Are the guards guarded? Takes each out in turn, in a copy of the tree, and counts the tests that notice.
+
+    python benchmarks/guards.py [--only WORD] [--out docs/trust.md]
+
+A guard that no test notices is no guard: the command ends with code 1 then. With ``--out`` the table goes into the
+file, between the marks. A run takes ten minutes; that the table fits the code is a test (tests/test_guards.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = "<!-- guards -->", "<!-- /guards -->"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """``text`` stands once in ``file``; with ``instead`` in its place the guard is gone. ``tests``: a file and an
+    expression for pytest's -k."""
+
+    what: str
+    file: str
+    text: str
+    instead: str
+    tests: str
+
+
+def _of(file: str, tests: str, *rows: tuple[str, str, str, str]) -> Iterator[Guard]:
+    for what, text, instead, expression in rows:
+        yield Guard(what, file, text, instead, f"tests/{tests}.py {expression}")
+
+
+GUARDS = (
+    *_of(
+        "i2l_ext/webui/door.py", "test_door",
+        ("a name that is made to point at us (DNS rebinding)",
+         'if self._names is not None and not self._is_ours(_split(f"//{host}").hostname or ""):', "if False:",
+         "made_to_point or names_are"),
+        ("the page of another origin", "if origin is not None and _split(origin).netloc != host:", "if False:",
+         "other_sites or upload or socket"),
+        ("a request that another site sends", 'if headers.get("sec-fetch-site", "none") not in ("none", "same-origin")'
+         " and not _is_visit(method, headers):", "if False:", "other_sites or visit"),
+        ("a visit only looks", 'return method == "GET" and how', "return how", "visit"),
+        ("a visit is no frame", '("navigate", "document")', '("navigate", headers.get("sec-fetch-dest"))',
+         "other_sites"),
+        ("wrong credentials", 'if self._known and not self._is_known(headers.get("authorization", "")):', "if False:",
+         "credentials"),
+        ("another kind of credentials", 'if kind.lower() == "basic" else b""', "", "credentials"),
+        ("web sockets too", 'if scope["type"] in ("http", "websocket"):', 'if scope["type"] == "http":', "socket"),
+    ),
+    *_of(
+        "i2l_ext/webui/alone.py", "test_door",
+        ("the gate before the whole stand-alone page",
+         'options["app_kwargs"] = {"middleware": [Middleware(Door, gate)]}', "pass", "refuses or upload"),
+        ("credentials before the page", '"auth": list(auth) or None', '"auth": None', "credentials_of_the_stand"),
+        ("credentials before its HTTP interface", "interface.add(app, desk, list(auth))", "interface.add(app, desk)",
+         "credentials_of_the_stand"),
+    ),
+    *_of(
+        "i2l_ext/webui/extension.py", "test_door",
+        ("the WebUI's credentials before the HTTP interface", "api.add(app, desk(), host.credentials())",
+         "api.add(app, desk())", "credentials_of_a_webui"),
+    ),
+    *_of(
+        "i2l_ext/webui/host.py", "test_door",
+        ("a WebUI in the network is not taken for a local one", "self.local = not exposed and", "self.local =",
+         "not_local"),
+        ("nor one bound to an address of the network", "and (not server or server in LOCAL)", "", "not_local"),
+    ),
+    *_of(
+        "i2l_ext/webui/panes.py", "test_door",
+        ("folders of the server: not offered in the network", "if desk.host.local:", "if True:", "offers_no_folder"),
+        ("folders of the server: not through a tunnel", "if not _near(headers):", "if False:", "folder"),
+        ("folders of the settings: not offered in the network", "if option.folder and not desk.host.local:",
+         "if False:", "not_shown"),
+        ("folders of the settings: not through a tunnel", "far = not _near(request.headers)", "far = False",
+         "settings"),
+    ),
+    *_of(
+        "i2l_ext/webui/api.py", "test_webui_api",
+        ("the gate before every route", "gate.check(request.method, request.headers)", "pass", "sites or credentials"),
+        ("a local WebUI's own names", "Gate(NEAR if desk.host.local else None, credentials)", "Gate(None, credentials)",
+         "sites"),
+        ("JSON only as JSON (a form cannot send it)", 'if request.headers.get("content-type", "").partition(";")[0]'
+         '.strip() != "application/json":', "if False:", "refusals"),
+        ("forms only as forms", 'if not request.headers.get("content-type", "").startswith("multipart/form-data"):',
+         "if False:", "refusals"),
+        ("a body without length", "if not length.isdecimal():", "if False:", "length"),
+        ("a body too large", "if int(length) > most:", "if False:", "refusals"),
+        ("unknown fields", 'set(form) - set(FIELDS) - {"pictures"}', "()", "refusals"),
+        ("fields of another type", "if type(body[name]) is not kind:", "if False:",
+         "of_their_type"),
+        ("too many pictures", "if len(files) > MOST_PICTURES:", "if False:", "too_many"),
+    ),
+    *_of(
+        "i2l_ext/webui/uploads.py", "test_webui",
+        ("ids of pictures are hashes", "if isinstance(id, str) and _HASH.fullmatch(id) else None",
+         "if isinstance(id, str) else None", "known_by"),
+        ("an upload lies in the upload folder", "or not any(root in real.parents for root in roots)", "", "received"),
+        ("links and dots are followed first", "path.resolve() if path.is_absolute()",
+         "path.absolute() if path.is_absolute()", "received"),
+        ("a path with a NUL", ' and "\\0" not in name', "", "received"),
+        ("too many pictures of one LoRA", "if len(ids) > MOST_PICTURES:", "if False:", "known_by"),
+    ),
+    *_of(
+        "i2l_ext/webui/uploads.py", "test_door",
+        ("a picture that does not end", "if size > MOST_BYTES:", "if False:", "does_not_end"),
+        ("a bound on what is kept", "if kept > MOST_KEPT:", "if False:", "have_a_bound"),
+    ),
+    *_of(
+        "i2l_ext/webui/desk.py", "test_door",
+        ("names of LoRAs", "names.check_name(name.strip())", "name.strip()", "other_places"),
+        ("names of sub-folders", "*map(names.check_name, parts)", "*parts", "other_places"),
+        ("sub-folders from the root", 'subfolder.strip().startswith(("/", "\\\\")) or ', "", "other_places"),
+        ("LoRAs by the list alone", "found = self.host.loras().get(shown)",
+         "found = self.host.loras().get(shown, self.host.lora_folder() / shown)", "other_places"),
+        ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{dialect}")',
+         'f"{Path(name).stem}-{dialect}"', "uploaded_file"),
+        ("what an exported upload is called", 'names.clean_name(f"{Path(name).stem}-{trainer}-rank{int(rank)}")',
+         'f"{Path(name).stem}-{trainer}-rank{int(rank)}"', "uploaded_file"),
+        ("dialects of the table alone", "if dialect not in DIALECTS:", "if False:", "options"),
+        ("trainers of the table alone", "if trainer not in TRAINERS:", "if False:", "options"),
+        ("models of the catalogue alone", 'if name not in {row["name"] for row in self.models() or ()}:', "if False:",
+         "catalogue"),
+    ),
+    *_of(
+        "i2l_ext/webui/desk.py", "test_webui",
+        ("a sub-folder that is a link to elsewhere", "if root.resolve() not in (folder.resolve(), *folder.resolve()"
+         ".parents):", "if False:", "link_outside"),
+    ),
+    *_of(
+        "i2l_ext/names.py", "test_library",
+        ("foreign characters: separators, look-alikes, control codes", "if foreign := _FOREIGN.search(name):",
+         "if foreign := None:", "bad_names"),
+        ("over-long names", "lambda name: len(name) > LONGEST", "lambda name: False", "bad_names"),
+        ("names that a shell or a host takes amiss", 'lambda name: name[0] in ".-" or name[-1] == "."',
+         "lambda name: False", "bad_names"),
+        ("dots in a row", 'lambda name: ".." in name', "lambda name: False", "bad_names"),
+        ("Windows' devices", 'lambda name: name.split(".")[0].lower() in _RESERVED', "lambda name: False", "bad_names"),
+        ("the name that means no LoRA", 'lambda name: name.lower() == "none"', "lambda name: False", "bad_names"),
+    ),
+    *_of(
+        "i2l_ext/jobs.py", "test_door",
+        ("something else in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
+        ("our folder in temp: somebody else's", "status.st_uid == user", "True", "in_temp"),
+        ("our folder in temp: open to others", "not status.st_mode & 0o022", "True", "in_temp"),
+    ),
+    *_of(
+        "i2l_ext/jobs.py", "test_jobs",
+        ("the queue has an end", ">= WAITING:", ">= 10**9:", "has_an_end"),
+    ),
+    *_of(
+        "i2l_ext/webui/html.py", "test_webui",
+        ("what is shown is escaped", "from html import escape", "escape = str", "escape"),
+    ),
+    *_of(
+        "i2l_ext/library.py", "test_library",
+        ("only our own file is taken back", "if ours.st_ino and os.path.samestat(final.lstat(), ours):", "if True:",
+         "taken_meanwhile or at_once"),
+    ),
+    *_of(
+        "converters/files.py", "test_library",
+        ("nothing is replaced, not even in a race", "os.link(part, path)  #", "part.replace(path)  #",
+         "at_once or taken_meanwhile"),
+        ("the same on a disk without links", "path.touch(exist_ok=False)  #", "path.touch()  #", "without_hard_links"),
+    ),
+    *_of(
+        "converters/files.py", "test_converters_files",
+        ("a header that claims too much", "if length > HEADER_LIMIT:", "if False:", "gigabyte"),
+        ("more tensors than there can be", "if claimed > TENSOR_LIMIT:", "if False:", "wrong_files"),
+        ("a name twice", "if len(seen) != len(pairs):", "if False:", "wrong_files"),
+        ("offsets that do not fit", "offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]", "False",
+         "wrong_files"),
+        ("overlaps and gaps", "if entry.start != end:", "if False:", "wrong_files"),
+        ("a rest behind the tensors", "if 8 + length + end < size:", "if False:", "wrong_files"),
+        ("a file that is cut", "if 8 + length + end > size:", "if False:", "wrong_files"),
+        ("counts that are none", "return type(n) is int and 0 <= n < 1 << 48", "return True", "wrong_files"),
+        ("a file that is replaced while it is read", "if self._stat() != self._stamp:", "if False:", "changes_while"),
+    ),
+    *_of(
+        "converters/lora.py", "test_converters_lora",
+        ("values that are not finite", "if not files.finite(piece, self.spec.dtype):", "if False:", "finite or nan"),
+    ),
+    *_of(
+        "i2l_ext/images.py", "test_images",
+        ("formats by the list", "formats=_formats()", "formats=None", "not_a_picture"),
+        ("too many pixels, before they are decoded", "if short * long > MAX_PIXELS:", "if False:", "bombs or cap"),
+        ("too narrow", "if long > MAX_RATIO * short:", "if False:", "bombs"),
+        ("too many bytes", "if len(data) > MAX_BYTES:", "if False:", "too_many_bytes"),
+    ),
+    *_of(
+        "i2l_ext/checkpoints/download.py", "test_store_download",
+        ("what comes is what the hub's sha256 says", "if digest(part, remote.digest, self.job) != remote.digest:",
+         "if False:", "wrong_bytes"),
+        ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self.job) !="
+         " remote.digest:", "if False:", "overwritten"),
+        ("more than was announced", "if self.tell() + len(chunk) > self.limit:", "if False:", "middle"),
+        ("a checkpoint that has changed since", "if digest(path, noted, job or Job()) != noted:", "if False:",
+         "sees_a_change"),
+    ),
+    *_of(
+        "i2l_ext/checkpoints/hubs.py", "test_store_download",
+        ("no checksum, no download", 'if size is None or len(digest) not in (40, 64) or set(digest) - set("0123456789'
+         'abcdef"):', "if False:", "no_checksum"),
+    ),
+    *_of(
+        "i2l_ext/checkpoints/store.py", "test_store",
+        ("shards lie beside their index", "or not all(_is_plain(name) for name in names)", "", "list_of_shards"),
+        ("a checkpoint of another structure", "if checkpoint.structure_md5 not in (None, found):", "if False:",
+         "what_is_wrong"),
+    ),
+)  # fmt: skip
+
+
+def noticed(guard: Guard, tree: Path) -> int:
+    """How many tests fail without the guard. Raises RuntimeError where they could not be run."""
+    path = tree / guard.file
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(guard.text) != 1:
+        raise RuntimeError(f"{guard.what}: its text does not stand once in {guard.file}")
+    path.write_text(whole.replace(guard.text, guard.instead), encoding="utf-8")
+    file, _, expression = guard.tests.partition(".py ")
+    command = [sys.executable, "-m", "pytest", f"{file}.py", "-k", expression, "--tb=no", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+        said = ended.stdout
+    except subprocess.TimeoutExpired:
+        return 1  # without it the tests hang: that is noticed as well
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    if ended.returncode not in (0, 1):
+        raise RuntimeError(f"{guard.what}: {' '.join(command)} ended with {ended.returncode}\n{said}{ended.stderr}")
+    return len(re.findall(r"^(?:FAILED|ERROR) ", said, re.MULTILINE))
+
+
+def copy(folder: Path) -> Path:
+    """The tree as it stands, without what git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def table(counts: dict[Guard, int], recorded: str) -> str:
+    """A row for each guard, as measured now or, where it was not, as it stands in ``recorded``."""
+    known = {}
+    for guard in GUARDS:
+        old = re.search(rf"^\| {re.escape(guard.what)} \| .* (\d+) \|$", recorded, re.MULTILINE)
+        if guard in counts or old:
+            known[guard] = counts.get(guard, int(old[1]) if old else 0)
+    rows = [f"| {guard.what} | {guard.file} | {guard.tests.partition('.py ')[0]}.py | {count} |"
+            for guard, count in known.items()]  # fmt: skip
+    missed = sum(not count for count in known.values())
+    tried = f"{len(known)} of {len(GUARDS)} guards tried, {missed} unnoticed"
+    head = f"`python benchmarks/guards.py --out docs/trust.md`: {tried}."
+    return "\n".join((head, "", "| guard | file | tests | that notice |", "|---|---|---|---|", *rows))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="guards whose file or words hold this")
+    parser.add_argument("--out", type=Path, help="put the table into this file, between its marks")
+    args = parser.parse_args()
+    chosen = [guard for guard in GUARDS if args.only in f"{guard.file} {guard.what}"]
+    counts = {}
+    with tempfile.TemporaryDirectory(prefix="i2l-guards-") as folder:
+        tree = copy(Path(folder))
+        for guard in chosen:
+            counts[guard] = noticed(guard, tree)
+            print(f"{counts[guard]:4}  {guard.file}: {guard.what}", flush=True)
+            if args.out:  # at once, so that a run that is broken off was not for nothing
+                start, end = MARKS
+                before, _, rest = args.out.read_text(encoding="utf-8").partition(start)
+                recorded, _, after = rest.partition(end)
+                args.out.write_text(f"{before}{start}\n{table(counts, recorded)}\n{end}{after}", encoding="utf-8")
+    missed = [guard.what for guard, count in counts.items() if not count]
+    print(f"{len(counts)} guards; unnoticed: {', '.join(missed) or 'none'}")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

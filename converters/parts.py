@@ -1,0 +1,95 @@
+"""Files on their way: beside where they will be, under a name that no host lists, held as long as they are written.
+
+A process that is killed leaves them behind. The system lets its lock go with it, so that whoever writes there next
+can tell them from those of a living process, and removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+CAN_HOLD = os.name == "posix"
+"""On Windows an open file can neither be renamed nor removed, so nothing can be held."""
+
+if sys.platform != "win32":
+    import fcntl
+
+    def _hold(number: int) -> None:
+        """Lock an open file. Raises OSError where another process has it, and on a disk without locks."""
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+else:
+
+    def _hold(number: int) -> None:
+        raise OSError
+
+
+QUIET = 60.0
+"""Seconds without a change after which a part that nobody holds is taken for one of a dead process."""
+
+A_DAY = 24 * 60 * 60.0
+"""Seconds after which any part is, on systems and disks without locks."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """A new empty file in ``folder`` that is gone at the end, unless it got another name. Raises OSError."""
+    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    with path.open("xb") as stream:
+        try:
+            if CAN_HOLD:
+                with suppress(OSError):  # a disk without locks
+                    _hold(stream.fileno())
+            else:
+                stream.close()
+            yield path
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder with all that is in it. Raises OSError."""
+    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY) if CAN_HOLD else None
+    try:
+        if descriptor is not None:
+            with suppress(OSError):
+                _hold(descriptor)
+        yield path
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def reap(folder: Path) -> None:
+    """Remove from ``folder`` what dead processes left. Never fails: it is no reason not to write."""
+    with suppress(OSError):
+        for path in folder.glob(".i2l-*.part"):
+            with suppress(OSError):
+                status = path.stat()
+                quiet = time.time() - max(status.st_mtime, status.st_ctime)  # less than 0 where the clock was set back
+                if quiet > A_DAY or (abs(quiet) > QUIET and _is_free(path)):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds it. Raises OSError where somebody does, or where that cannot be known."""
+    if not CAN_HOLD:
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _hold(descriptor)
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,77 @@
+"""How much of what files depend on do the tests run? Lines and branches of four parts, each with a bound.
+
+    python tests/measured.py [--all] [--out docs/trust.md]
+
+Runs the tests of these parts under coverage, and with ``--all`` then the others without. Ends with code 1 where a
+test fails or a part is below its bound. With ``--out`` the table goes into the file, between the marks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKS = "<!-- coverage -->", "<!-- /coverage -->"
+BOUND = 90.0
+"""Per cent of lines and branches together."""
+
+PARTS = {
+    "converters": "converters/",
+    "library": "i2l_ext/library.py",
+    "store": "i2l_ext/checkpoints/store.py",
+    "jobs": "i2l_ext/jobs.py",
+}
+TESTS = ("converters_*", "trainers", "library", "store", "jobs")
+"""The files of tests/ that are about them."""
+
+
+def files() -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for name in TESTS for path in ROOT.glob(f"tests/test_{name}.py"))
+
+
+def percent(counts: list[Mapping[str, int]]) -> float:
+    """Of lines and branches together, as coverage itself counts."""
+    done = sum(one["covered_lines"] + one["covered_branches"] for one in counts)
+    return 100 * done / max(sum(one["num_statements"] + one["num_branches"] for one in counts), 1)
+
+
+def table(measured: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[str, list[str]]:
+    """The table, and the parts below the bound."""
+    rows, low = [], []
+    for part, start in PARTS.items():
+        counts = [facts["summary"] for path, facts in measured.items() if Path(path).as_posix().startswith(start)]
+        share = percent(counts)
+        lines, branches = (sum(one[f"num_{what}"] for one in counts) for what in ("statements", "branches"))
+        rows.append(f"| {part} | {lines} | {branches} | {share:.1f} % |")
+        low += [part] if share < BOUND else []
+    head = f"`python tests/measured.py --out docs/trust.md`, bound {BOUND:.0f} %:"
+    return "\n".join((head, "", "| part | lines | branches | run by its tests |", "|---|---|---|---|", *rows)), low
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        data, report = f"--data-file={folder}/coverage", Path(folder, "coverage.json")
+        coverage = [sys.executable, "-m", "coverage"]
+        code = subprocess.run([*coverage, "run", data, "-m", "pytest", *files()], cwd=ROOT).returncode
+        subprocess.run([*coverage, "json", data, "-q", "-o", str(report)], cwd=ROOT, check=True)
+        text, low = table(json.loads(report.read_text(encoding="utf-8"))["files"])
+    print(text)
+    if "--out" in sys.argv:
+        out = ROOT / sys.argv[sys.argv.index("--out") + 1]
+        before, _, rest = out.read_text(encoding="utf-8").partition(MARKS[0])
+        out.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+    if "--all" in sys.argv:
+        others = [f"--ignore={name}" for name in files()]
+        code = subprocess.run([sys.executable, "-m", "pytest", *others], cwd=ROOT).returncode or code
+    if low:
+        print(f"Below {BOUND:.0f} %: {', '.join(low)}.")
+    return code or int(bool(low))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

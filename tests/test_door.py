@@ -1,0 +1,380 @@
+"""Who is let in, and what a client can make us touch. Each guard that is tried here is taken out in turn by
+``python benchmarks/guards.py``, and these tests must notice."""
+
+import json
+import os
+import socket
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+
+from starlette.datastructures import Headers  # noqa: E402
+
+from i2l_ext import jobs  # noqa: E402
+from i2l_ext.converters.errors import UserError  # noqa: E402
+from i2l_ext.names import check_name  # noqa: E402
+from i2l_ext.webui import alone, panes, uploads  # noqa: E402
+from i2l_ext.webui.desk import Desk, Wish  # noqa: E402
+from i2l_ext.webui.door import NEAR, Gate, Refused  # noqa: E402
+from i2l_ext.webui.host import Alone  # noqa: E402
+from i2l_ext.webui.settings import OPTIONS  # noqa: E402
+
+GOOD = {"host": "localhost:7860"}
+PAGE = {"host": "sd.example:7860", "origin": "http://sd.example:7860"}
+
+STRANGERS = {
+    "a page of another site": {"origin": "http://evil.example"},
+    "a page from a file": {"origin": "null"},
+    "another server on this machine": {"origin": "http://localhost:3000"},
+    "a form of another site": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    "another port's form": {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
+    "a frame": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+    "a picture": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+}
+REBOUND = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "localhost.", "",
+           "[bad", "0x7f000001", "2130706433", "127.1", "loc\u0430lhost")  # fmt: skip
+VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+@pytest.mark.parametrize("headers", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize("names", [NEAR, None])
+def test_pages_of_other_sites_are_refused(headers, names):
+    with pytest.raises(Refused):
+        Gate(names).check("GET", {**GOOD, **headers})
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_a_name_that_was_made_to_point_here_is_refused(host):
+    with pytest.raises(Refused):
+        Gate(NEAR).check("GET", {"host": host, "origin": f"http://{host}"})
+    with pytest.raises(Refused):
+        Gate(NEAR).check("GET", {"host": host})
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:7860", "[::1]:7860", "192.168.1.5:7860"])
+def test_our_own_page_is_let_in(host):
+    Gate(NEAR).check("POST", {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"})
+    Gate(NEAR).check("GET", {"host": host, **VISIT})
+
+
+def test_a_visit_by_a_link_does_nothing():
+    with pytest.raises(Refused):
+        Gate(NEAR).check("POST", {**GOOD, **VISIT})
+
+
+def test_names_are_those_that_were_given():
+    Gate(["SD.example"]).check("POST", PAGE)
+    Gate(None).check("POST", PAGE)
+    with pytest.raises(Refused):
+        Gate(NEAR).check("POST", PAGE)
+
+
+@pytest.mark.parametrize("said", ["", "Basic", "Basic !!", "Basic bWU6", "Basic bWU6d3Jvbmc=", "Bearer bWU6c2VjcmV0"])
+def test_credentials_that_are_wrong(said):
+    gate = Gate(NEAR, [("me", "secret"), ("you", "other")])
+    with pytest.raises(Refused) as refused:
+        gate.check("GET", {**GOOD, "authorization": said})
+    assert refused.value.status == 401
+    gate.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The stand-alone page, served: (a client, the folder it keeps its things in)."""
+    folder = tmp_path_factory.mktemp("door")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("I2L_STATE", str(folder / "state"))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        engine = [sys.executable, "-c", "raise SystemExit(9)"]
+        blocks, desk = alone.serve(
+            "127.0.0.1", free_port(), lora_folder=folder / "Lora", names=["sd.example"], command=engine
+        )
+        with httpx.Client(base_url=blocks.local_url, timeout=120, follow_redirects=True) as client:
+            client.desk, client.blocks, client.folder = desk, blocks, folder
+            yield client
+        blocks.close()
+        desk.queue.close()
+
+
+def test_the_stand_alone_page_answers_to_its_names(page):
+    for headers in ({}, PAGE, VISIT, {"host": "localhost"}):
+        assert page.get("/", headers=headers).status_code == 200
+        assert page.get("/config", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info", "/gradio_api/file=x", "/i2l/v1/models"])
+@pytest.mark.parametrize("headers", [*STRANGERS.values(), *({"host": name} for name in REBOUND[:5])])
+def test_the_stand_alone_page_refuses_strangers(page, path, headers):
+    assert page.get(path, headers=headers).status_code == 403
+
+
+def test_strangers_cannot_upload(page):
+    sent = {"files": ("a.png", b"x")}
+    assert page.post("/gradio_api/upload", files=sent, headers={"origin": "http://evil.example"}).status_code == 403
+    assert page.post("/gradio_api/upload", files=sent).status_code == 200
+
+
+def test_a_socket_is_refused_to_strangers():
+    import asyncio
+
+    from i2l_ext.webui.door import Door
+
+    async def inside(scope, receive, send):
+        await send({"type": "websocket.accept"})
+
+    def knock(headers):
+        said = []
+
+        async def send(message):
+            said.append(message["type"])
+
+        scope = {"type": "websocket", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        asyncio.run(Door(inside, Gate(NEAR))(scope, None, send))
+        return said
+
+    assert knock(GOOD) == ["websocket.accept"]
+    assert knock({**GOOD, "origin": "http://evil.example"}) == ["websocket.close"]
+
+
+@pytest.mark.parametrize("path", ["{root}/pyproject.toml", "../../../../etc/passwd", "/etc/passwd", "{state}/settings.json"])  # fmt: skip  # noqa: E501
+def test_gradio_hands_out_none_of_our_files(page, path):
+    (page.folder / "state" / "settings.json").write_text("{}")
+    root = Path(__file__).resolve().parent.parent
+    answer = page.get(f"/gradio_api/file={path.format(root=root, state=page.folder / 'state')}")
+    assert answer.status_code in (403, 404)
+
+
+def test_a_folder_on_the_server_is_for_those_who_sit_at_it(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    near = Headers({"host": "localhost:7860"})
+    assert panes._pictures_in(str(tmp_path), near) == [tmp_path / "a.png"]
+    for folder, headers in [
+        (str(tmp_path), Headers({"host": "x.tunnel.example"})),
+        ("", near), ("relative", near), (str(tmp_path / "a.png"), near), (str(tmp_path / "none"), near),
+    ]:  # fmt: skip
+        with pytest.raises(UserError):
+            panes._pictures_in(folder, headers)
+
+
+@pytest.mark.parametrize(("address", "offered"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
+def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address, offered):
+    import gradio as gr
+
+    from i2l_ext.webui.desk import Desk
+    from i2l_ext.webui.host import LOCAL, Alone
+    from i2l_ext.webui.tab import build
+
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=address in LOCAL), tmp_path, [sys.executable, "-c", ""])
+    with gr.Blocks():
+        assert ("server_folder" in build(desk)) is offered
+    desk.queue.close()
+
+
+def call(page, name, event, *values, headers=None):
+    """Press a button of the served page, as a browser does."""
+    config = page.get("/config").json()
+    id = next(one["id"] for one in config["components"] if one["props"].get("elem_id") in (name, f"i2l_{name}"))
+    index = next(one["id"] for one in config["dependencies"] if [id, event] in [list(t) for t in one["targets"]])
+    asked = {"fn_index": index, "data": list(values), "session_hash": "x"}
+    return page.post("/gradio_api/run/predict", json=asked, headers=headers)
+
+
+def test_the_served_button_for_folders(page, tmp_path):
+    """The handler is given the request by gradio, and refuses by its Host."""
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    asked = (page, "add_folder", "click", str(tmp_path), json.dumps({"pictures": []}))
+    assert panes.FAR in call(*asked, headers={"host": "sd.example"}).json()["data"][0]
+    assert not page.desk.uploads.folder.exists()
+    assert panes.FAR not in call(*asked).json()["data"][0]
+    assert len(list(page.desk.uploads.folder.iterdir())) == 1
+
+
+def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp_path):
+    def keep(headers, **changed):
+        values = [changed.get(option.key, option.default) for option in OPTIONS]
+        call(page, OPTIONS[0].key.replace("i2l_", "setting_"), "change", *values, headers=headers)
+        return page.desk.host.stored.read()
+
+    far = {"host": "sd.example"}
+    assert keep(far, i2l_lora_folder=str(tmp_path))["i2l_lora_folder"] == ""
+    assert keep(far, i2l_device="cpu")["i2l_device"] == "cpu"
+    assert keep(None, i2l_lora_folder=str(tmp_path))["i2l_lora_folder"] == str(tmp_path)
+    assert keep(far, i2l_lora_folder=str(tmp_path), i2l_device="cpu")["i2l_device"] == "cpu"
+    assert keep(None)["i2l_lora_folder"] == ""
+
+
+# --- what a client can make us touch ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    yield desk
+    desk.queue.close()
+
+
+OUTSIDE = (
+    "..", "../up", "/abs", "\\\\server\\share", "\\\\?\\C:\\x", "//server/share", "C:\\x", "C:x", "a/../../b", "~",
+    "a:stream", "con", "NUL.txt", "com1", "LPT9.a", "prn", "aux.b.c", "a\0b", "a\nb", "a b", "x" * 101, "a.", ".hidden",
+    "-rf", "\u2025", "\uff0e\uff0e", "a\u2215b", "a\uff0fb", "a\u2044b", "con\u00b9", "\u0430dmin", "a\u202egnp.b",
+    "a\u200bb", "none",
+)  # fmt: skip
+"""Names that mean another place, or nothing, on some system; or look like another name."""
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
+def test_names_of_other_places(desk, name):
+    (desk.uploads.folder.parent / "a.png").write_bytes(b"x")
+    picture = desk.uploads.take(desk.uploads.folder.parent / "a.png")
+    for wish in (Wish([picture], name, "mini"), Wish([picture], "good", "mini", subfolder=name or "/")):
+        with pytest.raises(UserError):
+            desk.make(wish)
+    with pytest.raises(UserError):
+        desk.lora(name)
+    with pytest.raises(UserError):
+        desk.uploads.paths([name])
+    assert not (desk.host.lora_folder()).exists()
+    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
+def test_an_uploaded_file_of_that_name_is_given_a_clean_one(desk, tmp_path, name):
+    desk.host.lora_folder().mkdir()
+    job = desk.convert(tmp_path / "upload.safetensors", f"{name}.safetensors", "kohya")
+    output = Path(job.request["arguments"][-1])
+    assert output.parent == desk.host.lora_folder() and check_name(output.stem)
+    job = desk.export(tmp_path / "upload.safetensors", f"{name}.safetensors", "diffusers", 8)
+    output = Path(job.request["arguments"][-1])
+    assert output.parent == desk.host.lora_folder().parent / "i2l-training" and check_name(output.name)
+
+
+@pytest.mark.parametrize(("act", "words"), [("convert", ["--help"]), ("export", ["--help", 8]), ("export", ["diffusers", 0])])  # fmt: skip  # noqa: E501
+def test_words_of_a_client_do_not_become_options(desk, tmp_path, act, words):
+    with pytest.raises(UserError):
+        getattr(desk, act)(tmp_path / "a.safetensors", "a", *words)
+
+
+def test_only_models_of_the_catalogue_are_fetched(desk):
+    desk._models = [{"name": "mini"}]
+    for name in ("../evil", "someone/weights", "--to"):
+        for act in (desk.download, desk.verify):
+            with pytest.raises(UserError):
+                act(name)
+
+
+def test_pictures_that_are_kept_have_a_bound(desk, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_KEPT", 250)
+    ids = []
+    for number in range(4):
+        ids.append(desk.uploads.take_stream(BytesIO(bytes([number]) * 100)))
+        os.utime(desk.uploads.folder / ids[-1], (number + 1, number + 1))
+    assert [path.name for path in desk.uploads.paths(ids[2:])] == ids[2:]
+    assert len(list(desk.uploads.folder.iterdir())) == 2
+
+
+def test_a_picture_that_does_not_end(desk, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError):
+        desk.uploads.take_stream(BytesIO(bytes((1 << 20) + 1)))
+    assert not list(desk.uploads.folder.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
+def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("I2L_STATE", raising=False)
+    monkeypatch.setattr(jobs.child, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(jobs.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
+    other.mkdir()
+    folder.symlink_to(other)  # laid by somebody else before our first start
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.unlink()
+    folder.touch(mode=0o600)
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(UserError):
+        jobs.state_folder()
+    folder.rmdir()
+    assert jobs.state_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(jobs.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    (tmp_path / f"i2l-{jobs.os.getuid()}").mkdir(mode=0o700)
+    with pytest.raises(UserError):
+        jobs.state_folder()
+
+
+def test_settings_of_folders_are_not_shown_in_the_network(tmp_path):
+    import gradio as gr
+
+    from i2l_ext.webui.tab import build
+
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=False), tmp_path, [sys.executable, "-c", ""])
+    with gr.Blocks():
+        shown = set(build(desk))
+    desk.queue.close()
+    assert {option.key for option in OPTIONS if option.key in shown} == {o.key for o in OPTIONS if not o.folder}
+
+
+def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
+    """They stand before the page and before the HTTP interface."""
+    monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
+    engine = [sys.executable, "-c", "raise SystemExit(9)"]
+    blocks, desk = alone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
+                               auth=[("me", "secret")])  # fmt: skip
+    with httpx.Client(base_url=blocks.local_url, timeout=120) as client:
+        for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):
+            assert client.get(path).status_code == 401, path
+            assert client.get(path, auth=("me", "wrong")).status_code == 401, path
+        assert client.get("/i2l/v1/loras", auth=("me", "secret")).status_code == 200
+    blocks.close()
+    desk.queue.close()
+
+
+def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
+    """All that the WebUI knows, each of which opens; and the extension puts them before its routes."""
+    from i2l_ext.webui import api, extension, host
+
+    users = tmp_path / "users"
+    users.write_text("e:f,g:h\n", encoding="utf-8")
+    flags = SimpleNamespace(api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
+    modules = ModuleType("modules")
+    modules.shared = SimpleNamespace(cmd_opts=flags)
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    known = [("a", "b"), ("c", "d:e"), ("u", "p"), ("e", "f"), ("g", "h")]
+    assert host.credentials() == known
+    added = []
+    monkeypatch.setattr(extension, "desk", lambda: SimpleNamespace(host=SimpleNamespace(api=True)))
+    monkeypatch.setattr(api, "add", lambda app, desk, credentials=(): added.extend(credentials))
+    extension._started(None, None)
+    assert added == known
+
+
+@pytest.mark.parametrize("flags", [{"listen": True}, {"share": True}, {"ngrok": "x"}, {"server_name": "0.0.0.0"}, {}])  # noqa: S104  # fmt: skip
+def test_a_webui_in_the_network_is_not_local(monkeypatch, tmp_path, flags):
+    from i2l_ext.webui.host import WebUI
+
+    modules = ModuleType("modules")
+    modules.shared = SimpleNamespace(cmd_opts=SimpleNamespace(**flags), opts=SimpleNamespace())
+    modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    assert WebUI().local is (not flags)

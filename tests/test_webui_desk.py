@@ -1,0 +1,155 @@
+"""What the tab and the HTTP interface ask for, done by the real engine; and that no folder is told of."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import SMALL
+from hubs import FakeHub
+from i2l_ext.converters import consumers
+from i2l_ext.converters.errors import UserError
+from i2l_ext.webui.desk import Desk, Wish
+from i2l_ext.webui.folders import hide
+from i2l_ext.webui.host import Alone
+
+HERE = Path(__file__).resolve().parent
+ENGINE = [sys.executable, str(HERE / "small_engine.py")]
+
+
+def done(desk, job):
+    job = desk.queue.wait(job.id, 300)
+    assert job.state == "done", (job.error, job.tail)
+    return job
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("desk")
+
+
+@pytest.fixture(scope="module")
+def desk(place):
+    desk = Desk(Alone(place / "state", lora_folder=place / "models" / "Lora"), place / "state", ENGINE)
+    yield desk
+    desk.queue.close()
+
+
+@pytest.fixture(scope="module")
+def made(desk, place):
+    picture = place / "picture.png"
+    Image.effect_mandelbrot((200, 160), (-2, -1, 1, 1), 20).convert("RGB").save(picture)
+    return done(desk, desk.make(Wish([desk.uploads.take(picture)], "looked_at", "mini", subfolder="mine")))
+
+
+def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
+    told = str(made.view())
+    assert str(place) not in told and made.result["file"] == "mine/looked_at.safetensors"
+    assert "i2l convert mine/looked_at.safetensors --to kohya" in told
+
+
+def test_the_curve_of_a_lora(desk, made):
+    kept = done(desk, desk.curve(desk.lora(made.result["file"]), made.result["file"])).result["kept"]
+    assert len(kept["all"]) == 32 and len(kept) > 2
+    for shares in kept.values():
+        assert shares == sorted(shares) and 0 < shares[0] < 1 and shares[-1] == 1
+
+
+@pytest.mark.parametrize("kind", ["made", "inspected"])
+def test_mending_makes_the_program_load_it(desk, made, kind):
+    shown = made.result["file"]
+    known = made if kind == "made" else done(desk, desk.inspect(desk.lora(shown), shown))
+    assert "nothing" in [
+        one["status"] for one in known.result["check"]["consumers"] if one["consumer"] == "musubi-tuner"
+    ]
+    mended = done(desk, desk.mend(known.id, "musubi-tuner"))
+    assert mended.result["file"] == f"{mended.title}.safetensors" and mended.title.startswith("looked_at-musubi-tuner")
+    path = desk.host.lora_folder() / mended.result["file"]
+    [verdict] = [one for one in consumers.check(path)[1] if one.consumer.id == "musubi-tuner"]
+    assert verdict.status == "all"
+
+
+def test_mending_by_an_export(desk, made):
+    mended = done(desk, desk.mend(made.id, "flymyai"))
+    assert mended.result["folder"] == "i2l-training/looked_at-flymyai"
+    assert (desk.host.lora_folder().parent / mended.result["folder"] / mended.result["run"]).is_file()
+
+
+def test_what_needs_no_mending(desk, made):
+    job = desk.queue.wait(desk.mend(made.id, "forge-neo").id, 300)
+    assert job.state == "failed" and job.error.startswith("There is nothing to mend")
+    for id in ("", "0" * 16):
+        with pytest.raises(UserError):
+            desk.mend(id, "musubi-tuner")
+
+
+def test_the_bug_report_is_not_private(desk, place):
+    text = done(desk, desk.doctor()).result["text"]
+    assert "torch" in text and "stand-alone" in text
+    assert str(place) not in text and str(Path.home()) not in text and os.uname().nodename not in text.split()
+
+
+def test_a_failure_tells_no_folder(desk, place):
+    bad = place / "models" / "Lora" / "bad.safetensors"
+    bad.write_bytes(b"\xff" * 64)
+    job = desk.queue.wait(desk.inspect(bad, "bad.safetensors").id, 300)
+    assert job.state == "failed" and "bad.safetensors" in job.error
+    assert str(place) not in str(job.view()) and str(HERE) not in str(job.view())
+    bad.unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("i2l convert '/srv/my loras/a.safetensors' --to kohya", "i2l convert 'a.safetensors' --to kohya"),
+        ("/srv/my loras", ""),
+        ("/srv/loras2/my/x", "x"),
+        ("File /usr/lib/python3/site.py, line 3", "File site.py, line 3"),
+        ("see https://huggingface.co/a/b/c", "see https://huggingface.co/a/b/c"),
+        ("2.1 GB / 4.0 GB, 3/4", "2.1 GB / 4.0 GB, 3/4"),
+        (r"C:\Users\ann\x.safetensors", "x.safetensors"),
+        ("data:image/png;base64,/srv/my loras/a", "data:image/png;base64,/srv/my loras/a"),
+        ({"a": ["/srv/my loras/sub/b", 3, None]}, {"a": ["sub/b", 3, None]}),
+    ],
+)
+def test_folders_are_hidden(text, shown):
+    assert hide(text, [Path("/srv/my loras"), Path("/")], others=True) == shown
+
+
+def test_download_and_verify(world, tmp_path, monkeypatch):
+    hub = FakeHub()
+    for part in SMALL["small"].parts:
+        for file in part.files:
+            hub.add(part.repo, file, (world.models / part.repo / file).read_bytes())
+    monkeypatch.setenv("I2L_TEST_SMALL", "1")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("I2L_MODELS", raising=False)
+    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
+    host.stored.write({"i2l_models_folder": str(tmp_path / "weights")})
+    desk = Desk(host, tmp_path / "state", ENGINE)
+
+    def row():
+        desk.models(anew=True)
+        while desk._asked:
+            time.sleep(0.05)
+            desk.models()
+        return next(row for row in desk.models() if row["name"] == "small")
+
+    assert not row()["ready"]
+    job = done(desk, desk.download("small"))
+    files = [
+        path.relative_to(tmp_path / "weights").as_posix() for path in (tmp_path / "weights").rglob("*.safetensors")
+    ]
+    assert row()["ready"] and sorted(job.result["files"]) == sorted(files)
+    found = done(desk, desk.verify("small")).result["parts"]
+    assert [part["id"] for part in found] == [part.id for part in SMALL["small"].parts]
+    assert all("checksum" in part["found"] for part in found)
+    victim = next((tmp_path / "weights").rglob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    job = desk.queue.wait(desk.verify("small").id, 300)
+    assert job.state == "failed" and victim.name in job.error and str(tmp_path) not in job.error
+    desk.queue.close()
+    hub.close()
