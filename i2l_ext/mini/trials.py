@@ -323,7 +323,8 @@ class Trials:
         return [
             Row(
                 "kinds", "(choice of heads)",
-                "style distance at equal parameters and steps: core kind, rank 32 (shipped) / published kind, rank 4", "none",
+                "style distance at equal parameters and steps: core kind, rank 32 (shipped) / published kind, rank 4",
+                "none",
                 f"{_spread(own)} / {_spread(distance)}; shape accuracy {self._accuracy(self.by_weight[1.0]):.3f} / "
                 f"{self._accuracy(drawn):.3f}", None, self._n("x 8 prompts"),
             )
