@@ -172,6 +172,21 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
+def test_a_picture_that_cannot_be_read_gets_one_line(tmp_path, capsys):
+    (tmp_path / "pictures" / "ink").mkdir(parents=True)
+    (tmp_path / "pictures" / "ink" / "one.png").write_bytes(b"no picture at all")
+    (tmp_path / "pictures" / "ink" / "one.txt").write_text("a cat")
+    raw = yaml.safe_load((ROOT / "configs" / "train" / "qwen-image.yaml").read_text())
+    raw.update(output=str(tmp_path / "run"), precision="no")
+    raw["base"]["path"] = str(tmp_path)
+    raw["data"] = {"kind": "folder", "path": str(tmp_path / "pictures")}
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    assert main(["train", str(path), "--only", "examples"]) == 1
+    err = capsys.readouterr().err
+    assert "one.png" in err and err.count("\n") == 1
+
+
 def losses(folder, task):
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["task"] == task}
 

@@ -77,9 +77,9 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
     paths = [path for style in styles for path in style]
     views = sorted(views)
     model = catalogue.find("qwen-image-coarse-fine" if views else "qwen-image-style")
+    opened = [images.open_image(path, sizes=(*model.views, config.data.size)) for path in paths]
     weights = store.require(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    opened = [images.open_image(path, sizes=(*model.views, config.data.size)) for path in paths]
     seen = embed(opened, model, weights, lambda title: Run(device=device))
 
     from diffusers import QwenImagePipeline
