@@ -191,7 +191,7 @@ def plot(path: Path, counts: list[int], lines: Mapping[str, list[tuple[int, floa
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for title, points in lines.items():
-        axes.plot(*zip(*points, strict=True), "--" if "alone" in title else "-o", label=title)
+        axes.plot(*zip(*sorted(points), strict=True), "--" if "alone" in title else "-o", label=title)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(counts, list(map(str, counts)))
@@ -209,13 +209,13 @@ def report(args: argparse.Namespace, paths: list[Path], rows: list[list], anew: 
     load = f"Other work on the machine: a load of {os.getloadavg()[2]:.1f} on average in the last 15 minutes."
     head = ["pictures", "seconds", "reading alone", "products alone", "seconds / the larger", "processor seconds",
             "of products alone", "peak anonymous GiB", "GB from disk", "made"]  # fmt: skip
-    text = f"{size:.1f} GB of weights, one run each. {load}\n\n{table(head, rows)}"
+    text = f"{size:.1f} GB of weights, one run each. {load}\n\n{table(head, sorted(rows))}"
     record(f"i2l make --model {args.model}, cold", text, script=__file__)
     if anew:
         head = ["pictures", "warm: seconds", "peak anonymous GiB", "GB from disk",
                 "from the embeddings, other weights: seconds", "beyond decode", "processor seconds"]  # fmt: skip
         text = "The same right after, and from the cached embeddings with other weights and strength (median of 3).\n\n"
-        record(f"i2l make --model {args.model}, again", text + table(head, anew), script=__file__)
+        record(f"i2l make --model {args.model}, again", text + table(head, sorted(anew)), script=__file__)
 
 
 def main() -> None:
