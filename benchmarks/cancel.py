@@ -21,15 +21,15 @@ import time
 from pathlib import Path
 
 import torch
-from bench import record, table
 from PIL import Image
-from real_size import weights
 
+from bench import record, table
 from i2l_ext import library
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.pipeline import Order, make
+from real_size import weights
 
 
 def anonymous() -> float:

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench import in_turns, random_file, ratio, record, spread, table
 
+from bench import in_turns, random_file, ratio, record, spread, table
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile

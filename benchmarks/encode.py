@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import random_file, record, table
 from torch import Tensor, nn
 
+from bench import random_file, record, table
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.encoders import dinov3
 from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims

@@ -26,9 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
+
 from attacks import disks, kills, shelf  # noqa: E402
 from attacks.report import record, table  # noqa: E402
-
 from i2l_ext.cli import main as i2l  # noqa: E402
 
 Row = tuple[str, str, int, str, list[str]]

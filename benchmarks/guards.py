@@ -269,7 +269,8 @@ def table(counts: dict[Guard, int], recorded: str) -> str:
     rows = [f"| {guard.what} | {guard.file} | {guard.tests.partition('.py ')[0]}.py | {count} |"
             for guard, count in known.items()]  # fmt: skip
     missed = sum(not count for count in known.values())
-    head = f"`python benchmarks/guards.py --out docs/trust.md`: {len(known)} guards, {missed} of them unnoticed."
+    tried = f"{len(known)} of {len(GUARDS)} guards tried, {missed} unnoticed"
+    head = f"`python benchmarks/guards.py --out docs/trust.md`: {tried}."
     return "\n".join((head, "", "| guard | file | tests | that notice |", "|---|---|---|---|", *rows))
 
 

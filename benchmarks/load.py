@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import httpx  # noqa: E402
+from PIL import Image  # noqa: E402
+
 from attacks.report import record, table  # noqa: E402
 from attacks.server import Server  # noqa: E402
-from PIL import Image  # noqa: E402
 
 PROMISED = {200, 202, 400, 404, 411, 413, 415, 422, 429, 503}
 EVERY = 2.0

@@ -27,6 +27,7 @@ from importlib import util
 from pathlib import Path
 
 import torch
+
 from bench import record
 
 ROOT = Path(__file__).resolve().parents[1]

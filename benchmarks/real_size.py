@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench import ROOT, random_file, record, table
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from bench import ROOT, random_file, record, table
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.converters.architectures import QWEN_IMAGE

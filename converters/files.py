@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -378,8 +379,8 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
 def _send_to_disk(stream: BinaryIO, start: int, end: int) -> None:
     """Have the system begin to write these bytes while the next are made; else all of the disk's time comes at the
     end, in fsync. A hint: where there is no such call, or the disk does not take it, nothing is lost."""
-    if hasattr(os, "posix_fadvise") and hasattr(stream, "fileno"):
-        with suppress(OSError):
+    if sys.platform == "linux":
+        with suppress(OSError):  # io.UnsupportedOperation among them, of a stream that is no file
             os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 

@@ -9,15 +9,27 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
+CAN_HOLD = os.name == "posix"
+"""On Windows an open file can neither be renamed nor removed, so nothing can be held."""
+
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: an open file can neither be renamed nor removed there, so nothing can be held
-    fcntl = None  # type: ignore[assignment]
+
+    def _hold(number: int) -> None:
+        """Lock an open file. Raises OSError where another process has it, and on a disk without locks."""
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+else:
+
+    def _hold(number: int) -> None:
+        raise OSError
+
 
 QUIET = 60.0
 """Seconds without a change after which a part that nobody holds is taken for one of a dead process."""
@@ -32,11 +44,11 @@ def held(folder: Path) -> Iterator[Path]:
     path = folder / f".i2l-{secrets.token_hex(8)}.part"
     with path.open("xb") as stream:
         try:
-            if fcntl is None:
-                stream.close()
-            else:
+            if CAN_HOLD:
                 with suppress(OSError):  # a disk without locks
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _hold(stream.fileno())
+            else:
+                stream.close()
             yield path
         finally:
             with suppress(OSError):
@@ -48,11 +60,11 @@ def held_folder(folder: Path) -> Iterator[Path]:
     """The same for a folder with all that is in it. Raises OSError."""
     path = folder / f".i2l-{secrets.token_hex(8)}.part"
     path.mkdir()
-    descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY) if CAN_HOLD else None
     try:
         if descriptor is not None:
             with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _hold(descriptor)
         yield path
     finally:
         if descriptor is not None:
@@ -73,11 +85,11 @@ def reap(folder: Path) -> None:
 
 def _is_free(path: Path) -> bool:
     """Whether nobody holds it. Raises OSError where somebody does, or where that cannot be known."""
-    if fcntl is None:
+    if not CAN_HOLD:
         return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(descriptor)
     finally:
         os.close(descriptor)
     return True

@@ -210,6 +210,13 @@
         });
     }
 
+    function tidy() {
+        all('#i2l_activity, [id^="i2l_"][id$="_error"], [id^="i2l_"][id$="_mended"], [id^="i2l_"][id$="_result"], #i2l_saved_as, ' +
+            "#i2l_train_curve").forEach((block) => {
+            block.style.display = block.textContent.trim() || find("img", block) ? "" : "none";
+        });
+    }
+
     function news() {
         all("[data-i2l-made]").forEach((made) => {
             if (fresh.has(made.dataset.i2lId)) return;
@@ -281,5 +288,5 @@
 
     if (document.body) language();
     else document.addEventListener("DOMContentLoaded", language);
-    setInterval(() => { gather(); tips(); choice(); news(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); tidy(); choice(); news(); ask(); }, 200);
 })();

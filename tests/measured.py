@@ -2,9 +2,8 @@
 
     python tests/measured.py [--all] [--out docs/trust.md]
 
-Runs the tests of these parts under coverage, and with ``--all`` then the others without, as `python install.py test`
-does. Ends with code 1 where a test fails or a part is below its bound. With ``--out`` the table goes into the file,
-between the marks.
+Runs the tests of these parts under coverage, and with ``--all`` then the others without. Ends with code 1 where a
+test fails or a part is below its bound. With ``--out`` the table goes into the file, between the marks.
 """
 
 from __future__ import annotations

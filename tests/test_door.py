@@ -209,7 +209,7 @@ def test_the_served_button_for_folders(page, tmp_path):
 def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp_path):
     def keep(headers, **changed):
         values = [changed.get(option.key, option.default) for option in OPTIONS]
-        call(page, OPTIONS[0].key.replace("i2l_", "setting_"), "input", *values, headers=headers)
+        call(page, OPTIONS[0].key.replace("i2l_", "setting_"), "change", *values, headers=headers)
         return page.desk.host.stored.read()
 
     far = {"host": "sd.example"}

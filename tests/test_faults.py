@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from attacks import disks, kills, shelf  # noqa: E402
-
 from i2l_ext import library  # noqa: E402
 from i2l_ext.converters import parts  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402

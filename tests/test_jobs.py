@@ -227,7 +227,7 @@ def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeyp
     queue = Queue(tmp_path / "state", SMALL)
     folder = tmp_path / "Lora"
     order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small"}
-    first = queue.wait(queue.submit("make", "Make", {"order": order}).id, 120)
+    first = queue.wait(queue.submit("make", "Make", {"order": order}).id, 600)
     assert first.state == "done", first.tail
     assert Path(first.result["file"]).is_file() and first.result["prompt"] == "<lora:it:1>"
     assert [step["title"] for step in first.steps] == [
@@ -235,7 +235,7 @@ def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeyp
     ]  # fmt: skip
     assert first.view()["cached"] == []
     again = queue.submit("make", "Make", {"order": {**order, "weights": [1, 2, 3]}})
-    assert queue.wait(again.id, 60).state == "done", again.tail
+    assert queue.wait(again.id, 600).state == "done", again.tail
     assert again.result["name"] == "it-2"
     assert again.view()["cached"] == ["encode small-siglip2", "encode small-dinov3"]
     queue.close()

@@ -124,7 +124,8 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
     try:
         home, box = folder / "home", folder / "box"
         for made in (home, box):
-            made.mkdir(exist_ok=True)
+            shutil.rmtree(made, ignore_errors=True)  # of one that died
+            made.mkdir()
         _settle(home, folder / "stderr")
         make, feed = target.start(home)
         calm = sorted(home.rglob("*"))

@@ -69,7 +69,9 @@ def kill(deed: Deed, times: int, seed: int, folder: Path) -> Toll:
             time.sleep(random.uniform(0, 0.02))
         else:
             time.sleep(random.uniform(0, whole))
-        alive = os.waitpid(pid, os.WNOHANG) == (0, 0)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        alive = not ended
+        toll.harm += [f"run {number} ends by itself with {status}"] if status else []
         toll.tried += 1
         if alive:
             os.kill(pid, signal.SIGKILL)

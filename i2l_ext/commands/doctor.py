@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -70,12 +71,10 @@ def _version(name: str) -> str:
 
 
 def _memory() -> str:
-    if sys.platform == "win32":  # which has no sysconf
-        return "unknown"
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
-    except (ValueError, OSError):
-        return "unknown"
+    if sys.platform != "win32":  # which has no sysconf
+        with suppress(ValueError, OSError):
+            return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
+    return "unknown"
 
 
 def _devices() -> str:

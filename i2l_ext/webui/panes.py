@@ -273,9 +273,11 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         far = not _near(request.headers)
         if far and any(option.folder and new[option.key] != held[option.key] for option in shown):
             return html.error(FAR)
+        if new == {key: held[key] for key in new}:
+            return ""  # the page itself has put them there
         desk.host.stored.write(held | new)
         return html.quiet("saved")
 
     for option in shown if desk.host.alone else ():
         inputs = [c[other.key] for other in shown]
-        gradio_versions.on(c[option.key].input, keep, inputs, [c["settings_note"]])
+        gradio_versions.on(c[option.key].change, keep, inputs, [c["settings_note"]])

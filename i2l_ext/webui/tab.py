@@ -94,7 +94,7 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
         if done and seen.get(kind) != done[-1].id:
             seen[kind] = done[-1].id
             told |= dict.fromkeys(blocks, show(done[-1], desk, form))
-    if last and last.kind == "make" and last.state == "done":
+    if [job.kind for job in ended if job.state == "done" and job.kind in ("make", "mend")][-1:] == ["make"]:
         told["make_mended"] = ""  # what was mended was another one
     models = desk.models()
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
