@@ -83,6 +83,9 @@ class Straight:
                 self._flush()
         return len(data)
 
+    def fileno(self) -> int:
+        return self.number
+
     def tell(self) -> int:
         return self.done + self.filled
 
