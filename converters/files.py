@@ -109,6 +109,15 @@ def _is_count(n: object) -> bool:
     return type(n) is int and 0 <= n < 1 << 48
 
 
+def _read(stream: BinaryIO, count: int) -> bytes:
+    """So many bytes, fewer only at the end: a read may give less than is there."""
+    pieces = []
+    while count and (piece := stream.read(count)):
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
 def parse_header(stream: BinaryIO, size: int) -> Header:
     """Read and check the header of a safetensors ``stream`` of ``size`` bytes.
 
@@ -117,13 +126,13 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
     """
     if size == 0:
         raise ValueError("the file is empty")
-    first = stream.read(8)
+    first = _read(stream, 8)
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if length < 2 or length > size - 8:
         raise ValueError("it is cut short or not a safetensors file")
     if length > HEADER_LIMIT:
         raise ValueError(f"its header claims {length / 1e6:.0f} MB")
-    text = stream.read(length)
+    text = _read(stream, length)
     if len(text) != length or text[:1] != b"{":
         raise ValueError("it is cut short or not a safetensors file")
     claimed = text.count(b'"data_offsets"')

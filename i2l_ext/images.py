@@ -57,6 +57,7 @@ _TURNS = {
 }
 """EXIF's orientation -> what undoes it."""
 
+_CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")
 _ORIENTATION = 0x0112
 
 _BROKEN = (
@@ -236,12 +237,18 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image)
-    if not image.has_transparency_data:
+    if not _is_clear(image):
         return _in_mode(image, "RGB")
     image = _in_mode(image, "RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return white
+
+
+def _is_clear(image: Image.Image) -> bool:
+    """Whether parts of it may be transparent. (Pillow says so itself from 10.1 on; the WebUIs have 9.5.)"""
+    palette = image.palette if image.mode == "P" else None
+    return image.mode in _CLEAR or "transparency" in image.info or (palette is not None and palette.mode.endswith("A"))
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:

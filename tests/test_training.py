@@ -20,10 +20,10 @@ from i2l_ext.cli import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.decoder import HeadSpec, Residual
-from i2l_ext.training import config, experts
+from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style
-from i2l_ext.training.heads import Heads
-from i2l_ext.training.loop import read_metrics
+from i2l_ext.training.heads import Heads, evening
+from i2l_ext.training.loop import Checkpoint, optimizer_of, read_metrics
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -106,6 +106,26 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
             assert torch.allclose(lora.delta(module), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["direct", "core"])
+def test_evened_heads_are_saved_as_plain_ones(kind):
+    torch.manual_seed(0)
+    x = torch.randn(50, 10) @ torch.diag(torch.logspace(-2, 1, 10)) + 0.3
+    residual = (5, 7, 3)
+    evened, plain = (Heads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual) for _ in range(2))
+    for parameter in evened.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    evened.evened = evening(x, 1e-3)
+    through = x @ evened.evened
+    assert torch.linalg.cond(through.T @ through) < 0.01 * torch.linalg.cond(x.T @ x)
+    assert through.square().mean().item() == pytest.approx(x.square().mean().item(), rel=1e-4)
+    plain.load_state_dict(evened.folded())
+    tokens = torch.randn(50, 5, 7)
+    with torch.no_grad():
+        for one, other in zip(evened(x, tokens).values(), plain(x, tokens).values(), strict=True):
+            assert torch.allclose(one[1], other[1], rtol=1e-3, atol=1e-3 * other[1].abs().max())
+            assert torch.allclose(one[0], other[0], rtol=1e-3, atol=1e-3 * other[0].abs().max())
+
+
 def test_new_heads_change_nothing_and_learn():
     heads = Heads(MINI, embedding=10, compress=6, rank=4)
     for down, up in heads(torch.randn(2, 10)).values():
@@ -173,11 +193,11 @@ def test_one_command_trains_everything(trained):
     assert set(losses(folder, "coarse")) == {1, 2, 3, 4}
 
 
-def copy_up_to_style(source, raw, tmp_path, steps):
+def copy_up_to_style(source, raw, tmp_path, steps, **schedule):
     """A run's folder with everything before the first expert done."""
     path, _ = small(tmp_path)
     changed = {**raw, "output": str(tmp_path / "run"), "experts": [{**raw["experts"][0], "name": "style"}]}
-    changed["experts"][0]["schedule"] = {"steps": steps, "batch": 4, "log_every": 1, "save_every": 5}
+    changed["experts"][0]["schedule"] = {"steps": steps, "batch": 4, "log_every": 1, "save_every": 5, **schedule}
     path.write_text(yaml.safe_dump(changed))
     (tmp_path / "run").mkdir()
     for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge", "examples"):
@@ -185,12 +205,13 @@ def copy_up_to_style(source, raw, tmp_path, steps):
     return path, tmp_path / "run"
 
 
-def test_a_killed_run_resumes_to_the_same_result(trained, tmp_path):
+@pytest.mark.parametrize("matrix_rate", [0.0, 0.002], ids=["adamw", "muon"])
+def test_a_killed_run_resumes_to_the_same_result(trained, tmp_path, matrix_rate):
     raw, source = trained
     results = []
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        path, folder = copy_up_to_style(source, raw, tmp_path / name, steps=60)
+        path, folder = copy_up_to_style(source, raw, tmp_path / name, steps=60, matrix_rate=matrix_rate)
         if name == "killed":
             process = subprocess.Popen(command(path), env=environment(), stderr=subprocess.DEVNULL)
             while not list(folder.glob("style.steps/step-*")) and process.poll() is None:
@@ -202,8 +223,62 @@ def test_a_killed_run_resumes_to_the_same_result(trained, tmp_path):
         results.append((load_file(folder / "style.safetensors"), losses(folder, "style")))
     (whole, curve), (resumed, again) = results
     assert curve.keys() == again.keys() == set(range(1, 61))
-    assert all(torch.allclose(whole[key].float(), resumed[key].float(), atol=1e-4) for key in whole)
-    assert max(abs(curve[step] - again[step]) for step in curve) < 1e-3
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert curve == again
+
+
+def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path):
+    """Without the optimiser's state the next steps would be others: the test above could not fail otherwise."""
+    schedule = config.Schedule(steps=4, matrix_rate=0.002, warmup=1)
+    ends = []
+    for keep in (lambda key: True, lambda key: "momentum/" not in key, lambda key: "moment2/" not in key):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(6, 5)
+        optimizer = optimizer_of(schedule, list(module.parameters()))
+        checkpoint = Checkpoint(tmp_path / str(len(ends)), module, optimizer, {
+            name: p.detach().clone() for name, p in module.named_parameters()
+        })  # fmt: skip
+        for step in range(6):
+            if step == 3:
+                checkpoint.save(step)
+                [file] = checkpoint.folder.iterdir()
+                save_file({key: value for key, value in load_file(file).items() if keep(key)}, file)
+                torch.nn.init.zeros_(module.weight)
+                optimizer.state.clear()
+                assert checkpoint.load() == step
+            optimizer.zero_grad()
+            x = torch.randn(9, 6, generator=torch.Generator().manual_seed(step))
+            (module(x) - step).square().mean().backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    whole = ends[0]
+    assert all((other - whole).abs().max() > 1e-4 for other in ends[1:])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 20), (2, 20, 5)])
+def test_muon_moves_matrices_by_orthogonal_ones(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * 7
+    values = torch.linalg.svdvals(muon.orthogonal(matrices))
+    assert values.min() > 0.3 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    cosine = torch.nn.functional.cosine_similarity(muon.orthogonal(matrices).flatten(1), (u @ v).flatten(1))
+    assert cosine.min() > 0.9
+
+
+def test_muon_leaves_vectors_to_adamw():
+    ends = []
+    for name in ("adamw", "muon"):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(7))
+        schedule = config.Schedule(steps=9, matrix_rate=0.02 if name == "muon" else 0.0, weight_decay=0.1)
+        optimizer = optimizer_of(schedule, [p])
+        for step in range(9):
+            optimizer.zero_grad()
+            (p * (step + 1)).sin().sum().backward()
+            optimizer.step()
+        ends.append(p.detach())
+    assert torch.allclose(*ends, atol=1e-6)
 
 
 def test_two_processes_draw_the_same_loss_curve(trained, tmp_path):

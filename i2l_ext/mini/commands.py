@@ -36,6 +36,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller sample, and nothing written: for CI")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="one row of the table; repeatable")
     parser.add_argument("--weights", type=Path, help="other weights than the shipped ones, for example runs/mini")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another run, its figures beside the first's")
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/claims.md"), help="default: docs/claims.md")
     parser.set_defaults(run=report)
 
@@ -97,7 +98,7 @@ def report(args: argparse.Namespace) -> int:
     from . import report
 
     out = None if args.quick or args.only else args.out
-    broken = report.run(args.weights, out, quick=args.quick, only=args.only)
+    broken = report.run(args.weights, out, quick=args.quick, only=args.only, against=args.against)
     for line in broken:
         print(f"i2l: {line}", file=sys.stderr)
     return 1 if broken else 0

@@ -1,7 +1,8 @@
 """What the miniature stands on, each trained from a seed: base model, encoders, and the judge of shapes.
 
 The encoders learn to name a picture's style and content through one linear layer, which is then thrown away: the
-heads that follow are linear too, and can use what a linear layer can read.
+heads that follow are linear too, and can use what a linear layer can read. That is why colours are asked for twice, by
+themselves and by the texture, ground or outline that they are seen in: a linear head could not multiply the two.
 """
 
 from __future__ import annotations
@@ -88,13 +89,15 @@ def view(sources: torch.Tensor, *sides: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Labels:
-    """What there is to say of a picture: 15 colour values, and five choices as class numbers."""
+    """What there is to say of a picture: its five colours, how three of them differ from what they are seen against,
+    each in the place of its texture, ground or outline and 0 elsewhere; and five choices as class numbers."""
 
     colours: torch.Tensor
     choices: torch.Tensor
 
     CLASSES = (len(world.TEXTURES), len(world.GROUNDS), 2, len(world.SHAPES), len(world.PLACES))
-    WIDTH = 15 + sum(CLASSES)
+    COLOURS = 15 + 3 * sum(CLASSES[:3])
+    WIDTH = COLOURS + sum(CLASSES)
 
     @classmethod
     def of(cls, styles: Sequence[world.Style], contents: Sequence[world.Content]) -> Labels:
@@ -104,13 +107,19 @@ class Labels:
              tables[3].index(c.place))
             for s, c in zip(styles, contents, strict=True)
         ]  # fmt: skip
-        return cls(torch.tensor([s.colours for s in styles]).flatten(1), torch.tensor(choices))
+        colours, classes = torch.tensor([s.colours for s in styles]), torch.tensor(choices)
+        fill, second, ground, horizon, line = colours.unbind(1)
+        seen = [
+            (F.one_hot(classes[:, n], cls.CLASSES[n])[:, :, None] * contrast[:, None]).flatten(1)
+            for n, contrast in enumerate((second - fill, horizon - ground, line - fill))
+        ]
+        return cls(torch.cat([colours.flatten(1), *seen], dim=1), classes)
 
     def loss(self, said: torch.Tensor, rows: torch.Tensor, content: float) -> torch.Tensor:
         """Squared error of the colours and cross-entropies of the choices, those of the content times ``content``."""
-        total = 20 * F.mse_loss(said[:, :15], self.colours[rows])
+        total = 20 / 15 * (said[:, : self.COLOURS] - self.colours[rows]).square().sum(1).mean()
         weights = (0.5, 0.5, 0.5, 0.5 * content, 0.5 * content)
-        logits = said[:, 15:].split(self.CLASSES, dim=1)
+        logits = said[:, self.COLOURS :].split(self.CLASSES, dim=1)
         for n, (part, weight) in enumerate(zip(logits, weights, strict=True)):
             total = total + weight * F.cross_entropy(part, self.choices[rows, n])
         return total
@@ -155,7 +164,7 @@ def tasks(config: Foundations, seed: int) -> dict[str, Callable[[], Task]]:
     """What is to be trained, by name; its data are made when it is called."""
     return {
         "base": lambda: _base(config, seed),
-        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=1.0),
+        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=0.5),
         "dinov3": lambda: _encoder(config.dinov3, config.pictures, seed, "dinov3", content=0.2),
         "qwen_vl": lambda: _qwen_vl(config.qwen_vl, config.pictures, seed),
         "judge": lambda: _judge(config.judge, config.pictures, seed),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+
+import torch
+from PIL import Image
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import appearing
@@ -39,28 +43,59 @@ def run(
     *,
     quick: bool = False,
     only: Sequence[str] = (),
+    against: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Measures, and writes the table to ``out`` unless it is None; the rows whose bound does not hold, one line each.
 
-    Raises UserError for a row or a folder that does not exist.
+    ``against`` is the folder of another training run, whose figures are set beside the first. Raises UserError for a
+    row or a folder that does not exist.
     """
     for name in only:
         if name not in TRIALS:
             raise UserError(f"There is no row {name!r}. There are: {', '.join(TRIALS)}.")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"The folder {out.parent} does not exist.")
-    trials = Trials(Lab(weights), quick)
-    rows: list[Row] = []
-    for name in only or TRIALS:
-        began = time.monotonic()
-        found = trials.run([name])
-        rows += found
-        for row in found:
-            say(f"{_verdict(row):7} {row.claim}: {row.value} [{row.bound}] {time.monotonic() - began:.0f} s")
+    for folder in (weights, against):
+        if folder and not (folder / "base.safetensors").is_file():
+            raise UserError(f"{folder} is not the folder of a training run: it has no base.safetensors.")
+    rows, pictures = _measured(weights, quick, only or tuple(TRIALS), say)
+    others = _measured(against, quick, only or tuple(TRIALS), say)[0] if against else []
     if out is not None:
-        _write(out, rows, trials)
+        _write(out, rows, others, pictures)
     return [f"{row.claim}: {row.value}, bound {row.bound}" for row in rows if row.broken]
+
+
+Pictures = dict[str, Image.Image]
+
+
+def _measured(
+    weights: Path | None, quick: bool, names: Sequence[str], say: Callable[[str], None]
+) -> tuple[list[Row], Pictures]:
+    """The rows named and their pictures. `start`, which takes as long as all others together, has a process of its
+    own."""
+    groups = [
+        part for part in (tuple(n for n in names if n != "start"), tuple(n for n in names if n == "start")) if part
+    ]
+    with ProcessPoolExecutor(len(groups), multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(_group, weights, quick, group) for group in groups]
+        rows: dict[str, list[Row]] = {}
+        pictures: Pictures = {}
+        for part in as_completed(parts):
+            found, drawn = part.result()
+            rows |= found
+            pictures |= drawn
+            for row in (row for own in found.values() for row in own):
+                say(f"{_verdict(row):7} {row.claim}: {row.value} [{row.bound}]")
+    return [row for name in names for row in rows[name]], {
+        name: pictures[name] for name in CAPTIONS if name in pictures
+    }
+
+
+def _group(weights: Path | None, quick: bool, names: Sequence[str]) -> tuple[dict[str, list[Row]], Pictures]:
+    torch.set_num_threads(1)
+    trials = Trials(Lab(weights), quick)
+    return {name: trials.run([name]) for name in names}, trials.pictures
 
 
 def _verdict(row: Row) -> str:
@@ -69,7 +104,7 @@ def _verdict(row: Row) -> str:
     return {True: "holds", False: "no", None: "-"}[row.holds]
 
 
-def _write(out: Path, rows: Sequence[Row], trials: Trials) -> None:
+def _write(out: Path, rows: Sequence[Row], others: Sequence[Row], pictures: Pictures) -> None:
     lines = [HEAD, "| row | claim | measure | bound | measured | holds | over |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         holds = {True: "yes", False: "**no**", None: "-"}[row.holds]
@@ -79,10 +114,17 @@ def _write(out: Path, rows: Sequence[Row], trials: Trials) -> None:
     notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note and row.holds is False]
     if notes:
         lines += ["", "What could not be shown in miniature:", "", *notes]
+    if others:
+        lines += ["", "The same from a second training run from nothing, by the same command (`--against`):", ""]
+        lines += ["| row | measure | first run | second run |", "|---|---|---|---|"]
+        pairs = {(row.name, row.measure): row.value for row in others}
+        lines += [
+            f"| {row.name} | {row.measure} | {row.value} | {pairs.get((row.name, row.measure), '-')} |" for row in rows
+        ]
     folder = out.with_suffix("")
-    if trials.pictures:
+    if pictures:
         folder.mkdir(exist_ok=True)
-    for name, image in trials.pictures.items():
+    for name, image in pictures.items():
         with appearing(folder / f"{name}.png", overwrite=True) as part:
             image.save(part, format="PNG", optimize=True)
         lines += ["", CAPTIONS[name], "", f"![{CAPTIONS[name]}]({folder.name}/{name}.png)"]

@@ -20,11 +20,13 @@ from i2l_ext.converters.errors import UserError
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast something is trained. ``batch`` counts samples over all processes; ``average`` is the
-    decay of the averaged weights that are kept in the end (0: the last weights)."""
+    decay of the averaged weights that are kept in the end (0: the last weights). ``learning_rate`` is AdamW's;
+    matrices are left to Muon where ``matrix_rate``, its own, is not 0."""
 
     steps: int
     batch: int = 32
     learning_rate: float = 2e-3
+    matrix_rate: float = 0.0
     warmup: int = 100
     weight_decay: float = 0.0
     average: float = 0.99
@@ -74,8 +76,9 @@ class Expert:
 
     ``target``: ``pair`` learns to draw another picture of the reference's style, ``self`` the reference itself,
     ``base`` the base's own pictures. ``neutral`` is the share of samples whose caption says nothing. ``view`` is the
-    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. The experts in
-    ``upon`` are frozen and work underneath.
+    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. ``even`` evens out the
+    directions of the embeddings down to this share of their mean power (0: as they are), for many more pictures than
+    an embedding has numbers. The experts in ``upon`` are frozen and work underneath.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Expert:
     view: int = 0
     middle: int = 16
     neutral: float = 0.0
+    even: float = 0.0
     upon: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ from i2l_ext.converters.lora import Lora
 from .config import Expert
 from .examples import Examples
 from .flow import mixed, times
-from .heads import Heads, Pairs, PerSample, joined
+from .heads import Heads, Pairs, PerSample, evening, joined
 from .loop import Task
 
 
@@ -72,7 +72,7 @@ def save(module: nn.Module, arch: Architecture, path: Path) -> None:
         Lora.of(arch, factors).save(path, "diffsynth", overwrite=True)
         return
     with appearing(path, overwrite=True) as part:
-        save_file({key: value.bfloat16().contiguous() for key, value in module.state_dict().items()}, part)
+        save_file({key: value.bfloat16().contiguous() for key, value in module.folded().items()}, part)
 
 
 def load(expert: Expert, arch: Architecture, examples: Examples, path: Path) -> nn.Module:
@@ -95,6 +95,8 @@ def task(
     """Training of one expert on top of frozen ones. ``dtype``: what the base computes in, None for its own."""
     torch.manual_seed(seed)
     module = build(expert, base.arch, examples)
+    if expert.even:
+        module.evened = evening(examples.image, expert.even).to(device)
     hooks = PerSample(base.transformer, base.arch.made)
     batch = expert.schedule.batch
 

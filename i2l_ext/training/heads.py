@@ -97,7 +97,13 @@ KINDS: dict[str, type[nn.Module]] = {"direct": Direct, "core": Core}
 
 
 class Heads(nn.Module):
-    """A whole i2L model: embeddings [N, E], and for some tokens [N, L, D], to one LoRA a sample."""
+    """A whole i2L model: embeddings [N, E], and for some tokens [N, L, D], to one LoRA a sample.
+
+    ``evened`` [E, E] is what embeddings are multiplied by on the way in while training (None: nothing): the heads are
+    linear, so `folded` can leave it to their first matrices, and a file of heads does not know of it.
+    """
+
+    evened: torch.Tensor | None
 
     def __init__(
         self,
@@ -122,10 +128,33 @@ class Heads(nn.Module):
             )
             for key in sorted(groups)
         )
+        self.register_buffer("evened", None, persistent=False)
+
+    def folded(self) -> dict[str, torch.Tensor]:
+        """The weights of the same heads without ``evened``."""
+        weights = {key: value.detach() for key, value in self.state_dict().items()}
+        if self.evened is not None:
+            for key in weights:
+                if key.endswith(".proj_in.weight") and "proj_residual" not in key:
+                    weights[key] = weights[key] @ self.evened.T
+        return weights
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> Pairs:
+        x = x if self.evened is None else x @ self.evened
         tokens = None if tokens is None else tokens * RESIDUAL_SCALE
         return {path: pair for block in self.blocks for path, pair in block(x, tokens).items()}
+
+
+def evening(x: torch.Tensor, floor: float) -> torch.Tensor:
+    """The symmetric matrix [E, E] that gives the embeddings [N, E] the same power in every direction, and leaves them
+    as large as they are on the whole (ZCA whitening; Kessy et al. 2018, arXiv 1512.00809, about 0 and not the mean).
+
+    Directions with less than ``floor`` times the mean power are not raised further: they are mostly noise.
+    """
+    x = x.double()
+    power, directions = torch.linalg.eigh(x.T @ x / len(x))
+    matrix = directions @ torch.diag((power + floor * power.mean()).rsqrt()) @ directions.T
+    return (matrix * (x.square().mean() / (x @ matrix).square().mean()).sqrt()).float()
 
 
 class PerSample:

@@ -24,6 +24,7 @@ from torch import nn
 from i2l_ext.converters.files import appearing
 
 from .config import Schedule
+from .muon import BETAS, Muon
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ def rate(schedule: Schedule, step: int) -> float:
     return schedule.learning_rate * rising * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
 
 
+def optimizer_of(schedule: Schedule, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    decay = schedule.weight_decay
+    if schedule.matrix_rate:
+        return Muon(params, schedule.learning_rate, schedule.matrix_rate / schedule.learning_rate, decay)
+    return torch.optim.AdamW(params, lr=schedule.learning_rate, betas=BETAS, weight_decay=decay)
+
+
 def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
     """Trains ``task.module`` in place, going on from the checkpoint in ``folder`` if there is one.
 
@@ -55,12 +63,10 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
     """
     schedule = task.schedule
     module = task.module
-    optimizer = torch.optim.AdamW(
-        [p for p in module.parameters() if p.requires_grad],
-        lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay,
-    )  # fmt: skip
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    optimizer = optimizer_of(schedule, list(trained.values()))
     wrapped, stepper = accelerator.prepare(module, optimizer)
-    average = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    average = {name: p.detach().clone() for name, p in trained.items()}
     checkpoint = Checkpoint(folder, module, optimizer, average)
     step = checkpoint.load()
     metrics = Metrics(folder.parent / "metrics.jsonl", task.name, step, accelerator.is_main_process)
@@ -79,9 +85,7 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
         with torch.no_grad():
             # The average follows fast at first, so that it does not remember the start.
             follow = max(1 - schedule.average, 9 / (step + 10))
-            for name, p in module.named_parameters():
-                if name in average:
-                    average[name].lerp_(p.detach(), min(1.0, follow))
+            torch._foreach_lerp_(list(average.values()), list(trained.values()), min(1.0, follow))
         step += 1
         metrics.add(accelerator.reduce(loss.detach(), "mean"), norm)
         if step % schedule.log_every == 0 or step == schedule.steps:
@@ -89,9 +93,8 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
         if step % schedule.save_every == 0 and accelerator.is_main_process:
             checkpoint.save(step)
     with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name in average:
-                p.copy_(average[name])
+        for name, p in trained.items():
+            p.copy_(average[name])
     module.eval()
     accelerator.free_memory()
 
@@ -105,7 +108,7 @@ class Checkpoint:
 
     folder: Path
     module: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     average: dict[str, torch.Tensor]
 
     def save(self, step: int) -> None:
@@ -123,11 +126,12 @@ class Checkpoint:
             return 0
         step, path = files[-1]
         saved = load_file(path)
+        own = {f"{kind}/{name}" for kind in ("weight", "average") for name in self.average}
+        trained = dict(self._trained())
         with torch.no_grad():
-            for name, p in self._trained():
-                if f"steps/{name}" in saved:
-                    moments = {moment: torch.empty_like(p) for moment in ("exp_avg", "exp_avg_sq")}
-                    self.optimizer.state[p] = {"step": torch.zeros(()), **moments}
+            for key in saved.keys() - own:
+                kind, _, name = key.partition("/")
+                self.optimizer.state[trained[name]][kind] = torch.empty_like(saved[key])
             for key, value in self._tensors():
                 value.copy_(saved[key])
         return step
@@ -139,10 +143,8 @@ class Checkpoint:
         for name, p in self._trained():
             yield f"weight/{name}", p
             yield f"average/{name}", self.average[name]
-            if state := self.optimizer.state.get(p):  # none where no gradient ever came
-                yield f"steps/{name}", state["step"]
-                yield f"moment1/{name}", state["exp_avg"]
-                yield f"moment2/{name}", state["exp_avg_sq"]
+            for kind, value in self.optimizer.state.get(p, {}).items():  # none where no gradient ever came
+                yield f"{kind}/{name}", value
 
     def _files(self) -> Iterator[tuple[int, Path]]:
         for path in self.folder.glob("step-*.safetensors"):
