@@ -29,8 +29,11 @@ LOCKS = {"mini": ("mini",), "mini,ui": ("mini", "ui"), "test": ("mini", "ui", "t
 """Extras -> the files of requirements/ that hold them: each adds to the last."""
 PRIVATE = ROOT / ".private" / "site-packages"
 
-OLDEST = {"transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4"}
-"""What the engine needs of a host's Python."""
+OLDEST = {
+    "transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4",
+    "diffusers": "0.35",
+}  # fmt: skip
+"""What the engine needs of a host's Python; diffusers to draw with the miniature."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -122,7 +122,10 @@ def make(request: Request, tell: Teller) -> Any:
 
     with Image.open(made.preview) as preview:
         shown = _data_uri(preview.convert("RGB").resize((384, 384)))
-    drawn = _draw(Path(made.file)) if made.arch == "mini" and request.get("draw") else None
+    drawn = None
+    if made.arch == "mini" and request.get("draw"):
+        with suppress(ImportError):  # the LoRA is made; without a diffusers that knows the model it is not drawn with
+            drawn = _draw(Path(made.file))
     return {**made.json(), "picture": shown, "drawn": drawn, "check": _run("check", made.file)}
 
 

@@ -191,6 +191,7 @@ def merge(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     from i2l_ext.converters.export import export as write
+    from i2l_ext.converters.export import readme
 
     lora = _read(args.file, args)
     told = write(
@@ -204,7 +205,7 @@ def export(args: argparse.Namespace) -> int:
         seed=args.seed,
         overwrite=args.overwrite,
     )
-    text = (Path(told.folder) / "README.md").read_text(encoding="utf-8").splitlines()
+    text = readme(TRAINERS[args.trainer], told).splitlines()
     _tell(args, told.json(), [f"{told.folder}: {told.run}, {Path(told.init).name}, README.md", *text[2:]])
     return 0
 

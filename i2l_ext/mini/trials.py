@@ -16,6 +16,7 @@ from i2l_ext.training.config import Expert, Schedule
 from . import measures, start, world
 from .draw import as_image, sheet
 from .lab import PROMPTS, SILENT, Lab, Sample, mean_of, unseen
+from .start import Run
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -277,7 +278,7 @@ class Trials:
             self.pictures["start-pictures"] = start.table(runs[0])
         return [self._started(rate, runs, main=rate == start.RATES[0]) for rate, runs in by_rate.items()]
 
-    def _started(self, rate: float, runs: Sequence[start.Run], main: bool) -> Row:
+    def _started(self, rate: float, runs: Sequence[Run], main: bool) -> Row:
         reached = [[run.reached(which) for run in runs] for which in (0, 1)]
         share = sum(reached[0]) / len(runs) / start.STEPS
         return Row(

@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            rest = []
+            rest: list[nn.Parameter] = []
             for p in group["params"]:
                 if p.grad is not None:
                     (shapes.setdefault(p.shape, []) if p.ndim == 2 else rest).append(p)
