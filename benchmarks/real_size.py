@@ -16,6 +16,7 @@ import argparse
 import json
 import mmap
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -121,27 +122,30 @@ def _read_all(paths: list[Path], flag: int, threads: int, piece: int = 16 << 20)
 
 
 @torch.no_grad()
-def products(part: Checkpoint, images: int) -> float:
-    """Seconds for the matrix products of an encoder's layers; two layers' weights stand for all."""
+def products(part: Checkpoint, images: int) -> tuple[float, float]:
+    """Seconds, and those of the processors, for the matrix products of an encoder's layers: of a fifth of them, times
+    five, and two layers' weights stand for all."""
     dims = part.spec
     assert isinstance(dims, SiglipDims | Dinov3Dims)
     gated = isinstance(dims, Dinov3Dims)
     wide, deep = (torch.randn(images * dims.tokens, n).bfloat16() for n in (dims.hidden, dims.mlp))
     shapes = [(dims.hidden, dims.hidden)] * 4 + [(dims.mlp, dims.hidden)] * (1 + gated) + [(dims.hidden, dims.mlp)]
     layers = [[torch.randn(shape).bfloat16() for shape in shapes] for _ in range(2)]
-    start = time.perf_counter()
-    for number in range(dims.layers):
+    start, busy = time.perf_counter(), time.process_time()
+    for number in range(dims.layers // 5):
         for matrix in layers[number % 2]:
             torch.nn.functional.linear(wide if matrix.shape[1] == dims.hidden else deep, matrix)
-    return time.perf_counter() - start
+    return 5 * (time.perf_counter() - start), 5 * (time.process_time() - busy)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What ``i2l make --json`` printed; seconds; the peak of anonymous memory in GiB; GB read from the disk."""
+    """What ``i2l make --json`` printed; seconds, and those of the processors; the peak of anonymous memory in GiB;
+    GB read from the disk."""
 
     made: dict
     seconds: float
+    busy: float
     peak: float
     read: float
 
@@ -155,7 +159,7 @@ def make(model: str, folder: Path, pictures: list[Path], scratch: Path, *options
                "--lora-dir", str(scratch / "out"), "--overwrite", "--json", *options]  # fmt: skip
     environment = {**os.environ, "I2L_MODELS": str(folder), "I2L_CACHE": str(scratch / "cache"),
                    "PYTHONPATH": str(ROOT)}  # fmt: skip
-    start, peak, read = time.perf_counter(), 0, 0
+    start, before, peak, read = time.perf_counter(), _busy(), 0, 0
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             try:
@@ -169,19 +173,25 @@ def make(model: str, folder: Path, pictures: list[Path], scratch: Path, *options
         printed = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(process.returncode)
-    return Run(json.loads(printed), time.perf_counter() - start, peak / 2**20, read / 1e9)
+    return Run(json.loads(printed), time.perf_counter() - start, _busy() - before, peak / 2**20, read / 1e9)
+
+
+def _busy() -> float:
+    """Seconds of the processors for all processes that were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _number(text: str, name: str) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)
 
 
-def plot(path: Path, counts: list[int], lines: Mapping[str, list[float]]) -> None:
+def plot(path: Path, counts: list[int], lines: Mapping[str, list[tuple[int, float]]]) -> None:
     """Seconds against pictures, both doubled from mark to mark."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for title, seconds in lines.items():
-        axes.plot(counts, seconds, "--" if "alone" in title else "-o", label=title)
+    for title, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), "--" if "alone" in title else "-o", label=title)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(counts, list(map(str, counts)))
@@ -193,12 +203,29 @@ def plot(path: Path, counts: list[int], lines: Mapping[str, list[float]]) -> Non
     FigureCanvasAgg(figure).print_png(path)
 
 
+def report(args: argparse.Namespace, paths: list[Path], rows: list[list], anew: list[list]) -> None:
+    """What is known so far."""
+    size = sum(path.stat().st_size for path in paths) / 1e9
+    load = f"Other work on the machine: a load of {os.getloadavg()[2]:.1f} on average in the last 15 minutes."
+    head = ["pictures", "seconds", "reading alone", "products alone", "seconds / the larger", "processor seconds",
+            "of products alone", "peak anonymous GiB", "GB from disk", "made"]  # fmt: skip
+    text = f"{size:.1f} GB of weights, one run each. {load}\n\n{table(head, sorted(rows))}"
+    record(f"i2l make --model {args.model}, cold", text, script=__file__)
+    if anew:
+        head = ["pictures", "warm: seconds", "peak anonymous GiB", "GB from disk",
+                "from the embeddings, other weights: seconds", "beyond decode", "processor seconds"]  # fmt: skip
+        text = "The same right after, and from the cached embeddings with other weights and strength (median of 3).\n\n"
+        record(f"i2l make --model {args.model}, again", text + table(head, sorted(anew)), script=__file__)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="qwen-image-style", choices=catalogue.MODELS)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--dir", type=Path, required=True, help="where the weights lie, or are to be written")
-    parser.add_argument("--cold-only", action="store_true")
+    parser.add_argument("--again", type=int, nargs="*", help="how many pictures are made again, warm and from the "
+                        "embeddings (default: all that --images has)")  # fmt: skip
+    parser.add_argument("--cold-only", dest="again", action="store_const", const=[], help="nothing is made again")
     parser.add_argument("--plot", action="store_true", help="draw docs/images/cost.png")
     args = parser.parse_args()
     model = catalogue.find(args.model)
@@ -212,40 +239,35 @@ def main() -> None:
             Image.effect_mandelbrot((1200, 1000), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(pictures[-1])
         for count in args.images:
             chosen = (args.model, args.dir, pictures[:count], scratch)
-            bare = products(model.siglip2, count) + products(model.dinov3, count)
+            bare, busy = map(sum, zip(products(model.siglip2, count), products(model.dinov3, count), strict=True))
             out_of_cache(paths)
             shutil.rmtree(scratch / "cache", ignore_errors=True)
             cold = make(*chosen)
             row = [count, cold.phases, f"{disk:.1f}", f"{bare:.1f}", f"{cold.seconds / max(disk, bare):.2f}",
-                   f"{cold.peak:.2f}", f"{cold.read:.1f}"]  # fmt: skip
-            lines["products alone"].append(bare)
-            lines["cold"].append(cold.seconds)
+                   f"{cold.busy:.0f}", f"{busy:.0f}", f"{cold.peak:.2f}", f"{cold.read:.1f}"]  # fmt: skip
+            lines["products alone"].append((count, bare))
+            lines["cold"].append((count, cold.seconds))
             made = cold.made
             rows.append([*row, f"{made['modules']} of rank {made['rank']}, {made['bytes'] / 1e6:.0f} MB"])
-            print(*rows[-1], sep=" | ", flush=True)
-            if args.cold_only:
+            report(args, paths, rows, anew)
+            if args.again is not None and count not in args.again:
                 continue
             warm = make(*chosen, "--no-cache")
             again = [make(*chosen, "--weights", *map(str, range(1, count + 1)), "--strength", "0.5") for _ in range(3)]
             again.sort(key=lambda run: run.seconds)
             beyond = statistics.median(run.seconds - run.made["seconds"]["decode"] for run in again)
-            anew.append([count, warm.phases, f"{warm.peak:.2f}", f"{warm.read:.1f}", again[1].phases, f"{beyond:.1f}"])
-            lines["warm"].append(warm.seconds)
-            lines["from the embeddings"].append(again[1].seconds)
-            print(*anew[-1], sep=" | ", flush=True)
-    size = sum(path.stat().st_size for path in paths) / 1e9
-    head = ["pictures", "seconds", "reading alone", "products alone", "seconds / the larger", "peak anonymous GiB",
-            "GB from disk", "made"]  # fmt: skip
-    record(f"i2l make --model {args.model}, cold", f"{size:.1f} GB of weights, one run each.\n\n{table(head, rows)}",
-           script=__file__)  # fmt: skip
-    if not args.cold_only:
-        head = ["pictures", "warm: seconds", "peak anonymous GiB", "GB from disk",
-                "from the embeddings, other weights: seconds", "beyond decode"]  # fmt: skip
-        text = "The same right after, and from the cached embeddings with other weights and strength (median of 3).\n\n"
-        record(f"i2l make --model {args.model}, again", text + table(head, anew), script=__file__)
+            anew.append([count, warm.phases, f"{warm.peak:.2f}", f"{warm.read:.1f}", again[1].phases, f"{beyond:.1f}",
+                         f"{again[1].busy:.1f}"])  # fmt: skip
+            lines["warm"].append((count, warm.seconds))
+            lines["from the embeddings"].append((count, again[1].seconds))
+            report(args, paths, rows, anew)
     if args.plot:
-        lines["reading alone"] = [disk] * len(args.images)
-        plot(ROOT / "docs" / "images" / "cost.png", args.images, {k: v for k, v in lines.items() if v})
+        lines["reading alone"] = [(count, disk) for count in args.images]
+        plot(
+            ROOT / "docs" / "images" / "cost.png",
+            args.images,
+            {title: points for title, points in lines.items() if points},
+        )
 
 
 if __name__ == "__main__":

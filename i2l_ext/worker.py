@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from i2l_ext import asked, private
+from i2l_ext import asked, private, processors
 from i2l_ext.converters.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -363,6 +363,7 @@ WORK: dict[str, Callable[[Request, Teller], Any]] = {
 def main() -> int:
     """Serve one request; 0 unless it failed."""
     private.use()
+    processors.share()
     tell = Teller(_own_stdout())
     request: Request = {}
     try:
