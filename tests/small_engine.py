@@ -47,8 +47,8 @@ def babble(request, tell):
 
 def with_small(work):
     def run(request, tell):
-        from conftest import SMALL
         from i2l_ext.checkpoints import catalogue
+        from small_models import SMALL
 
         small = replace(SMALL["small"], name=os.environ.get("I2L_TEST_NAME", "small"))
         catalogue.MODELS = {small.name: small, **SMALL, **catalogue.MODELS}

@@ -1,4 +1,4 @@
-"""``i2l`` with the small models of conftest in its catalogue, for tests that need a process of their own.
+"""``i2l`` with the small models in its catalogue, for tests that need a process of their own.
 
 ``I2L_TEST_SLEEP``: seconds that each module takes to decode, so that there is time to stop the process.
 """
@@ -7,11 +7,11 @@ import os
 import sys
 import time
 
-import conftest
+import small_models
 from i2l_ext import cli, decoder
 from i2l_ext.checkpoints import catalogue
 
-catalogue.MODELS.update(conftest.SMALL)
+catalogue.MODELS.update(small_models.SMALL)
 if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):
     decode = decoder._Decoder.__call__
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import SMALL
 from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.folders import hide
 from i2l_ext.webui.host import Alone
+from small_models import SMALL
 
 HERE = Path(__file__).resolve().parent
 ENGINE = [sys.executable, str(HERE / "small_engine.py")]
