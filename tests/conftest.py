@@ -1,5 +1,7 @@
 """The small models, as tests ask for them."""
 
+from dataclasses import replace
+
 import pytest
 
 from i2l_ext.checkpoints import catalogue
