@@ -116,6 +116,7 @@ def forked(work: Callable[[], int], said: Path) -> int:
         for stream in (1, 2):
             os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
+        torch.set_num_threads(1)  # the threads of a team that the parent has used are not in the fork: it would wait
         code = work()
     except UserError as error:
         print(f"UserError: {error}", file=sys.stderr)
