@@ -247,8 +247,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _is_clear(image: Image.Image) -> bool:
     """Whether parts of it may be transparent. (Pillow says so itself from 10.1 on; the WebUIs have 9.5.)"""
-    palette = image.palette if image.mode == "P" else None
-    return image.mode in _CLEAR or "transparency" in image.info or (palette is not None and palette.mode.endswith("A"))
+    if image.mode in _CLEAR or "transparency" in image.info:
+        return True
+    if image.mode != "P":
+        return False
+    if image.palette is None:
+        raise ValueError("a palette is missing")
+    return image.palette.mode.endswith("A")
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
