@@ -18,10 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from i2l_ext import processors  # noqa: E402
+
+processors.share()
+
+import torch  # noqa: E402
 
 from i2l_ext.converters.files import Plan, bytes_of, write  # noqa: E402
 

@@ -20,10 +20,12 @@ import threading
 import time
 from pathlib import Path
 
+from bench import record, table  # before torch: how its threads wait
+
+# isort: split
 import torch
 from PIL import Image
 
-from bench import record, table
 from i2l_ext import library
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.stream import Run

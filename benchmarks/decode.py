@@ -14,9 +14,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from bench import in_turns, random_file, ratio, record, spread, table  # before torch: how its threads wait
+
+# isort: split
 import torch
 
-from bench import in_turns, random_file, ratio, record, spread, table
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile

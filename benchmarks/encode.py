@@ -24,10 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import random_file, record, table  # before torch: how its threads wait
+
+# isort: split
 import torch
 from torch import Tensor, nn
 
-from bench import random_file, record, table
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.encoders import dinov3
 from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims

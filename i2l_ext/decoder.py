@@ -12,6 +12,7 @@ a block and group.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -207,12 +208,28 @@ class _Workers:
                 weights = self.loader.read(heads.groups[block], buffer)
                 tokens = sight.residual @ weights[f"{block}.proj_residual.proj_in.weight"].T
                 middle = tokens.flatten(1) @ weights[f"{block}.proj_residual.proj_out.weight"].T
-            made = {}
+            made = self._room(heads.blocks[block], sight.embeddings)
             for head in heads.blocks[block]:
                 maps = Maps(self.loader.read(heads.groups[head.key], buffer), sight, middle)
-                made[head.module.path] = KINDS[heads.spec.kind].factors(maps, head, heads.spec.rank)
+                KINDS[heads.spec.kind].write(maps, head, heads.spec.rank, *made[head.module.path])
         self.buffers.append(buffer)
         return made
+
+    def _room(self, heads: Sequence[Head], like: torch.Tensor) -> dict[str, Pair]:
+        """Where the factors of a block go: down [N x rank, d_in] and up [d_out, N x rank], uninitialised: one piece of
+        memory, since to fetch it from the system in small ones takes as long as a third of the arithmetic."""
+        from i2l_ext.checkpoints.stream import aligned
+
+        rank = len(like) * self.heads.spec.rank
+        shapes = [
+            shape for d_out, d_in in (head.module.shape for head in heads) for shape in ((rank, d_in), (d_out, rank))
+        ]
+        sizes = [aligned(math.prod(shape)) for shape in shapes]
+        parts = self.loader.buffer(sum(sizes) * like.itemsize).view(like.dtype).split(sizes)
+        whole = [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return {
+            head.module.path: pair for head, pair in zip(heads, zip(whole[::2], whole[1::2], strict=True), strict=True)
+        }
 
 
 def _on_one_processor(others: int) -> None:
@@ -279,52 +296,57 @@ class Maps:
     sight: Sight
     middle: torch.Tensor | None
 
-    def __call__(self, key: str, *, scaled: bool = False) -> torch.Tensor:
-        """A small map of all embeddings, [N, its width]; ``scaled`` by the factors of their updates."""
+    def __call__(self, key: str, *, scaled: bool = False, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A small map of all embeddings, [N, its width], to ``out``; ``scaled`` by the factors of their updates."""
         x = linear(self.sight.embeddings, self.weights[f"{key}.proj_in.weight"])
         if self.middle is not None:
             x = x + self.middle
         if scaled:
             x = x * self.sight.scales[:, None]
-        return linear(x, self.weights[f"{key}.proj_out.weight"])
+        return linear(x, self.weights[f"{key}.proj_out.weight"], out)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x`` [N, inputs] to [N, outputs]."""
-    return x @ weight.T
+def linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """``x`` [N, inputs] to ``out`` [N, outputs]."""
+    import torch
+
+    return torch.mm(x, weight.T, out=out)
 
 
-def _columns(up: torch.Tensor) -> torch.Tensor:
-    """[N, d_out, rank] to [d_out, N x rank]. The numbers of a row go as one where there is a type as wide."""
+def _columns(up: torch.Tensor, out: torch.Tensor) -> None:
+    """[N, d_out, rank] to ``out`` [d_out, N x rank]. The numbers of a row go as one where there is a type as wide."""
     import torch
 
     wide = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(up.shape[2] * up.itemsize)
     if wide is None or not up.is_contiguous():
-        return up.transpose(0, 1).flatten(1)
-    return up.view(wide)[:, :, 0].T.clone(memory_format=torch.contiguous_format).view(up.dtype)
+        out.view(len(out), len(up), -1).copy_(up.transpose(0, 1))
+    else:  # written this way round, torch does not take it for a transposition, at which it is slower
+        out.view(wide).T.copy_(up.view(wide)[:, :, 0])
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of head. ``mark``: the tensor that is in every head. ``tensors``(rank, d_out, d_in): its small maps,
-    {name: width}, and its other tensors, {name: shape}. ``factors``(maps, head, rank): down [N x rank, d_in], which
-    carries the scales, and up [d_out, N x rank]."""
+    {name: width}, and its other tensors, {name: shape}. ``write``(maps, head, rank, down, up): the factors, to
+    down [N x rank, d_in], which carries the scales, and up [d_out, N x rank]."""
 
     mark: str
     tensors: Callable[[int, int, int], tuple[dict[str, int], dict[str, tuple[int, ...]]]]
-    factors: Callable[[Maps, Head, int], Pair]
+    write: Callable[[Maps, Head, int, torch.Tensor, torch.Tensor], None]
 
 
-def _direct(maps: Maps, head: Head, rank: int) -> Pair:
+def _direct(maps: Maps, head: Head, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
     d_out, d_in = head.module.shape
-    down = maps(f"{head.key}.proj_a", scaled=True).view(-1, d_in)
-    return down, _columns(maps(f"{head.key}.proj_b").view(-1, d_out, rank))
+    maps(f"{head.key}.proj_a", scaled=True, out=down.view(-1, rank * d_in))
+    _columns(maps(f"{head.key}.proj_b").view(-1, d_out, rank), up)
 
 
-def _core(maps: Maps, head: Head, rank: int) -> Pair:
-    core = maps(f"{head.key}.core").view(-1, rank, rank)
-    down = maps.weights[f"{head.key}.query_a"] * maps.sight.scales[:, None, None]
-    return down.flatten(0, 1), _columns(maps.weights[f"{head.key}.query_b"] @ core)
+def _core(maps: Maps, head: Head, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
+    import torch
+
+    core, down = maps(f"{head.key}.core").view(-1, rank, rank), down.view(-1, rank, head.module.shape[1])
+    torch.mul(maps.weights[f"{head.key}.query_a"], maps.sight.scales[:, None, None], out=down)
+    _columns(maps.weights[f"{head.key}.query_b"] @ core, up)
 
 
 KINDS = {

@@ -189,13 +189,13 @@ class Loader:
     def nbytes(self, names: Mapping[str, str]) -> int:
         """How long a buffer is enough for a group of tensors."""
         entries = [self.files.locate(key)[1] for key in names.values()]
-        converted = sum(_aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
+        converted = sum(aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
         return max(converted, sum(entry.nbytes + 2 * PAGE for entry in entries))
 
     def buffer(self, nbytes: int) -> Tensor:
         """Uninitialised bytes that begin on a page of memory."""
         with self.on_stream():
-            return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))
+            return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))[:nbytes]
 
     def plan(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
         """The tensors of a group as they will stand in ``buffer``, and the reading that has to be done before, in
@@ -214,7 +214,7 @@ class Loader:
         for place in places:
             numbers = math.prod(place.entry.shape)
             tensors[place.name] = flat[end : end + numbers].view(place.entry.shape)
-            end += _aligned(numbers)
+            end += aligned(numbers)
         return tensors, [partial(self._convert, piece, tensors) for piece in pieces]
 
     def _in_place(self, places: Sequence[Place]) -> bool:
@@ -294,7 +294,8 @@ class Loader:
             return _on_a_page(room), None
 
 
-def _aligned(numbers: int) -> int:
+def aligned(numbers: int) -> int:
+    """So many numbers, and what there is to the next border."""
     return -(-numbers // ALIGN) * ALIGN
 
 
