@@ -1,4 +1,4 @@
-"""What the benchmarks share: weights of any shapes, several things timed in turns, results written to RESULTS.md."""
+"""What the benchmarks share: weights of any shapes, several things timed in turns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import fcntl
 import math
 import mmap
 import os
-import platform
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -28,12 +25,6 @@ processors.share()
 import torch  # noqa: E402
 
 from i2l_ext.converters.files import Plan, bytes_of, write  # noqa: E402
-
-RESULTS = Path(__file__).with_name("RESULTS.md")
-HEAD = """# Results
-
-Written by the commands themselves; each section says which. The machines are shared and noisy: read the ratios.
-"""
 
 
 def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> Path:
@@ -126,21 +117,3 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
     """How many times faster: the median of the rounds' ratios, and their range."""
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def record(title: str, text: str, *, script: str) -> None:
-    """Print a result, and put it into RESULTS.md in place of the last one of that title."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    where = f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB, torch {torch.__version__}"
-    command = " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
-    section = f"## {title}\n\n`{command}`, {datetime.now(timezone.utc):%Y-%m-%d}, {where}\n\n{text}\n"
-    print(section)
-    old = RESULTS.read_text() if RESULTS.exists() else HEAD
-    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    new = pattern.sub(lambda _: section + "\n", old) if pattern.search(old) else f"{old.rstrip()}\n\n{section}"
-    RESULTS.write_text(new.rstrip() + "\n")

@@ -20,7 +20,7 @@ import threading
 import time
 from pathlib import Path
 
-from bench import record, table  # before torch: how its threads wait
+import bench  # noqa: F401 - before torch: how its threads wait
 
 # isort: split
 import torch
@@ -32,6 +32,7 @@ from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.pipeline import Order, make
 from real_size import weights
+from results import record, table
 
 
 def anonymous() -> float:

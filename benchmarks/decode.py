@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench import in_turns, random_file, ratio, record, spread, table  # before torch: how its threads wait
+from bench import in_turns, random_file, ratio, spread  # before torch: how its threads wait
 
 # isort: split
 import torch
@@ -24,6 +24,7 @@ from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.decoder import Heads, HeadSpec
 from peers import diffsynth
+from results import record, table
 
 
 @torch.no_grad()

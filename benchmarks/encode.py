@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import random_file, record, table  # before torch: how its threads wait
+from bench import random_file  # before torch: how its threads wait
 
 # isort: split
 import torch
@@ -34,6 +34,7 @@ from i2l_ext.checkpoints.stream import Run
 from i2l_ext.encoders import dinov3
 from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims
 from peers import diffsynth
+from results import record, table
 
 
 def reference(dims: Dinov3Dims, path: Path, offload: bool) -> nn.Module:

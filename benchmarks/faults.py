@@ -28,8 +28,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 from attacks import disks, kills, shelf  # noqa: E402
-from attacks.report import record, table  # noqa: E402
 from i2l_ext.cli import main as i2l  # noqa: E402
+from results import record_trust, table  # noqa: E402
 
 Row = tuple[str, str, int, str, list[str]]
 """Part, what was done, how many times, what came of it, what was wrong."""
@@ -178,7 +178,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.record:
-        record("Faults", told(rows), script=__file__)
+        record_trust("Faults", told(rows), script=__file__)
     return int(any(row[4] for row in rows))
 
 

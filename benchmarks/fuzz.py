@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from attacks import headers, lines, pictures, requests, words  # noqa: E402
 from attacks.judge import MEGABYTES, SECONDS, Tally, Target, attack  # noqa: E402
-from attacks.report import record, table  # noqa: E402
+from results import record_trust, table  # noqa: E402
 
 TARGETS = {
     target.name: target
@@ -106,7 +106,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     findings = [finding for tally in tallies.values() for finding in tally.findings]
     if args.record:
-        record("Fuzzing", told(tallies), script=__file__)
+        record_trust("Fuzzing", told(tallies), script=__file__)
     return int(bool(findings))
 
 

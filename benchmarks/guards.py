@@ -169,7 +169,7 @@ GUARDS = (
          "taken_meanwhile or at_once"),
     ),
     *_of(
-        "converters/files.py", "test_library",
+        "converters/parts.py", "test_library",
         ("nothing is replaced, not even in a race", "os.link(part, path)  #", "part.replace(path)  #",
          "at_once or taken_meanwhile"),
         ("the same on a disk without links", "path.touch(exist_ok=False)  #", "path.touch()  #", "without_hard_links"),

@@ -29,8 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 import httpx  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from attacks.report import record, table  # noqa: E402
 from attacks.server import Server  # noqa: E402
+from results import record_trust, table  # noqa: E402
 
 PROMISED = {200, 202, 400, 404, 411, 413, 415, 422, 429, 503}
 EVERY = 2.0
@@ -240,7 +240,7 @@ def main() -> int:
             print(text[-2000:])
         shutil.rmtree(folder, ignore_errors=True)
     text = told(outcome)
-    record("Load", text, script=__file__) if args.record else print(text)
+    record_trust("Load", text, script=__file__) if args.record else print(text)
     return int(bool(outcome.wrong))
 
 

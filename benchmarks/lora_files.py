@@ -28,14 +28,11 @@ from pathlib import Path
 
 import torch
 
-from bench import record
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from i2l_ext.converters import Lora, rank  # noqa: E402
-from i2l_ext.converters.architectures import QWEN_IMAGE  # noqa: E402
-from i2l_ext.converters.lora import Spec  # noqa: E402
+from bench import ROOT
+from i2l_ext.converters import Lora, rank
+from i2l_ext.converters.architectures import QWEN_IMAGE
+from i2l_ext.converters.lora import Spec
+from results import record
 
 SIZES = {20: "295 MB", 48: "708 MB"}
 RESETS = ((40, 16, 25), (4, 16, 100))

@@ -33,12 +33,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bench import ROOT, random_file, record, table
+from bench import ROOT, random_file
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.lora import Lora
 from i2l_ext.encoders.dims import Dinov3Dims, SiglipDims
+from results import record, table
 
 SHARDS = 4
 """Files that the Qwen-VL text encoder comes in."""

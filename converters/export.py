@@ -124,7 +124,7 @@ def _appearing(folder: Path, overwrite: bool) -> Iterator[Path]:
                 here.rename(folder)
                 return
             for file in sorted(here.iterdir()):
-                files.place(file, folder / file.name, overwrite=overwrite)
+                parts.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
     except OSError as error:

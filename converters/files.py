@@ -13,14 +13,13 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from . import parts
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -391,42 +390,3 @@ def _send_to_disk(stream: BinaryIO, start: int, end: int) -> None:
     if sys.platform == "linux":
         with suppress(OSError):  # io.UnsupportedOperation among them, of a stream that is no file
             os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-
-
-@contextmanager
-def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
-
-    Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
-    """
-    try:
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError
-        parts.reap(path.parent)
-        with parts.held(path.parent) as part:
-            yield part
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            place(part, path, overwrite=overwrite)
-    except FileExistsError:
-        raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
-    except OSError as error:
-        raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
-
-
-def place(part: Path, path: Path, *, overwrite: bool) -> None:
-    """Give the finished ``part`` its name. Raises FileExistsError where the name is taken."""
-    if overwrite:
-        part.replace(path)
-        return
-    try:
-        os.link(part, path)  # unlike a rename it never replaces, not even in a race
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without hard links: FAT, some network shares
-        path.touch(exist_ok=False)  # so that only one of several processes goes on
-        try:
-            part.replace(path)
-        except BaseException:
-            path.unlink()
-            raise

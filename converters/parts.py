@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import UserError
+
 CAN_HOLD = os.name == "posix"
 """On Windows an open file can neither be renamed nor removed, so nothing can be held."""
 
@@ -93,3 +95,42 @@ def _is_free(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+@contextmanager
+def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
+
+    Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
+    """
+    try:
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError
+        reap(path.parent)
+        with held(path.parent) as part:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            place(part, path, overwrite=overwrite)
+    except FileExistsError:
+        raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
+
+
+def place(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Give the finished ``part`` its name. Raises FileExistsError where the name is taken."""
+    if overwrite:
+        part.replace(path)
+        return
+    try:
+        os.link(part, path)  # unlike a rename it never replaces, not even in a race
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links: FAT, some network shares
+        path.touch(exist_ok=False)  # so that only one of several processes goes on
+        try:
+            part.replace(path)
+        finally:
+            if part.exists():  # it did not come to that
+                path.unlink()

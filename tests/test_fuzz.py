@@ -194,23 +194,10 @@ RECORDS = {
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records(name, tmp_path):
-    record = {
-        "id": "0123456789abcdef",
-        "kind": "make",
-        "title": "a",
-        "state": "running",
-        "created": 1.0,
-        "started": 2.0,
-        "ended": None,
-        "result": None,
-        "error": None,
-        "hint": None,
-        "tail": [],
-    }
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(lines.RECORD))
     assert jobs._read(path).state == "failed"
-    path.write_text(json.dumps({**record, name: RECORDS[name]}))
+    path.write_text(json.dumps({**lines.RECORD, name: RECORDS[name]}))
     with pytest.raises(ValueError):
         jobs._read(path)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2l_ext import images, labels, library
-from i2l_ext.converters import files
+from i2l_ext.converters import parts
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
 from i2l_ext.names import check_name, clean_name, suggest_name
@@ -208,7 +208,7 @@ def test_what_a_host_sees_meanwhile(tmp_path, monkeypatch):
     seen = []
 
     def watched(part, path, *, overwrite):
-        files.place(part, path, overwrite=overwrite)
+        parts.place(part, path, overwrite=overwrite)
         seen.append([name for name in listing(tmp_path) if not name.endswith(".part")])
 
     def writing(path, stem):
@@ -319,7 +319,7 @@ def test_without_hard_links_nothing_is_replaced(tmp_path, monkeypatch):
     part.write_bytes(b"new")
     path.write_bytes(b"old")
     with pytest.raises(FileExistsError):
-        files.place(part, path, overwrite=False)
+        parts.place(part, path, overwrite=False)
     assert path.read_bytes() == b"old" and part.exists()
     assert save(tmp_path / "shelf").file.read_bytes() == b"lora style"
     assert listing(tmp_path / "shelf") == triple("style")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -248,13 +247,11 @@ def test_an_interrupted_run_leaves_nothing(world, tmp_path):
     path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parent.parent)))
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("small_i2l.py")), *map(str, command)],
-        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "60"},
+        env={**os.environ, "PYTHONPATH": path, "I2L_TEST_SLEEP": "600"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "decoding\n"
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)  # one that did not listen would take ten minutes
     assert process.returncode == 130 and "nothing was left behind" in err and "Traceback" not in err
-    assert time.monotonic() - start < 10
     assert not (tmp_path / "Lora").exists() or not list((tmp_path / "Lora").iterdir())

@@ -152,7 +152,7 @@ def test_a_run_that_is_stopped_is_taken_up(hub, i2l, environment, tmp_path, sour
             time.sleep(0.05)
         process.send_signal(end)
         # The hub stalls for ever: whoever waited for it would not end. (No tighter bound: test machines are busy.)
-        assert process.wait(timeout=30) == (130 if end == signal.SIGINT else -end)
+        assert process.wait(timeout=120) == (130 if end == signal.SIGINT else -end)
         assert "Traceback" not in process.stderr.read()
     assert not path.exists()
     hub.stalling = False

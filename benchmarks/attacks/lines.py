@@ -228,23 +228,26 @@ def _engine(stdin: int, keep: int, said: Path, warned: Path) -> None:
     os._exit(code)
 
 
+RECORD = {
+    "id": "0123456789abcdef",
+    "kind": "make",
+    "title": "a",
+    "state": "running",
+    "created": 1.0,
+    "started": 2.0,
+    "ended": None,
+    "result": None,
+    "error": None,
+    "hint": None,
+    "tail": [],
+}
+"""A job as it is kept on disk."""
+
+
 def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], None]]:
     """Files that we wrote ourselves, and that a disk or another program has damaged since."""
-    record = {
-        "id": "0123456789abcdef",
-        "kind": "make",
-        "title": "a",
-        "state": "running",
-        "created": 1.0,
-        "started": 2.0,
-        "ended": None,
-        "result": None,
-        "error": None,
-        "hint": None,
-        "tail": [],
-    }
     texts: dict[str, Any] = {
-        "record": record,
+        "record": RECORD,
         "outcome": EVENTS[2],
         "settings": {option.key: option.default for option in OPTIONS},
         "sidecar": {"sha256": "0" * 64, "size": 4, "mtime_ns": 1, "source": "huggingface"},
@@ -267,7 +270,7 @@ def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path
             old = box / "in" / "1-old"
             old.mkdir(parents=True)
             (old / "lock").touch()
-            (old / "0123456789abcdef.json").write_bytes(data if kind == "record" else json.dumps(record).encode())
+            (old / "0123456789abcdef.json").write_bytes(data if kind == "record" else json.dumps(RECORD).encode())
             (old / "0123456789abcdef.outcome.json").write_bytes(data if kind == "outcome" else b"")
             queue = Queue(box / "in", ["true"])
             for job in queue.jobs():

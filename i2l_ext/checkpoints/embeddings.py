@@ -16,7 +16,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
-from i2l_ext.converters import files
+from i2l_ext.converters import files, parts
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Cache:
         path = self._path(key)
         with suppress(OSError, UserError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with files.appearing(path, overwrite=True) as part, part.open("wb") as stream:
+            with parts.appearing(path, overwrite=True) as part, part.open("wb") as stream:
                 files.write(stream, [files.Plan.of("embedding", tensor)], {"sha256": digest})
             self._trim()
 

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from i2l_ext.checkpoints.stream import Run
     from i2l_ext.commands.make import show
     from i2l_ext.commands.progress import bars
-    from i2l_ext.converters.files import appearing
     from i2l_ext.converters.lora import Lora
+    from i2l_ext.converters.parts import appearing
     from i2l_ext.pipeline import Order, make
 
     pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))

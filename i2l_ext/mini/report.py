@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import appearing
+from i2l_ext.converters.parts import appearing
 
 from .lab import Lab
 from .trials import TRIALS, Row, Trials

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from i2l_ext.converters.files import appearing
+from i2l_ext.converters.parts import appearing
 
 
 @dataclass(frozen=True)

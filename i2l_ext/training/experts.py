@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from i2l_ext.converters.architectures import Architecture
-from i2l_ext.converters.files import appearing
 from i2l_ext.converters.lora import Lora
+from i2l_ext.converters.parts import appearing
 
 from .config import Expert
 from .examples import Examples

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from i2l_ext.converters.files import appearing
+from i2l_ext.converters.parts import appearing
 
 from .config import Schedule
 from .muon import BETAS, Muon

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import appearing
+from i2l_ext.converters.parts import appearing
 
 from . import experts
 from .config import Config, Expert
