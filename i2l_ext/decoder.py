@@ -216,20 +216,14 @@ class _Workers:
         return made
 
     def _room(self, heads: Sequence[Head], like: torch.Tensor) -> dict[str, Pair]:
-        """Where the factors of a block go: down [N x rank, d_in] and up [d_out, N x rank], uninitialised: one piece of
-        memory, since to fetch it from the system in small ones takes as long as a third of the arithmetic."""
-        from i2l_ext.checkpoints.stream import aligned
-
+        """Where the factors of a block go: down [N x rank, d_in] and up [d_out, N x rank], uninitialised, in one piece
+        of memory. To fetch it from the system in small ones takes as long as a third of the arithmetic."""
         rank = len(like) * self.heads.spec.rank
-        shapes = [
-            shape for d_out, d_in in (head.module.shape for head in heads) for shape in ((rank, d_in), (d_out, rank))
-        ]
-        sizes = [aligned(math.prod(shape)) for shape in shapes]
-        parts = self.loader.buffer(sum(sizes) * like.itemsize).view(like.dtype).split(sizes)
-        whole = [part[: math.prod(shape)].view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return {
-            head.module.path: pair for head, pair in zip(heads, zip(whole[::2], whole[1::2], strict=True), strict=True)
-        }
+        pairs = [((rank, d_in), (d_out, rank)) for d_out, d_in in (head.module.shape for head in heads)]
+        shapes = [shape for pair in pairs for shape in pair]
+        parts = like.new_empty(sum(map(math.prod, shapes))).split([*map(math.prod, shapes)])
+        views = iter([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+        return {head.module.path: (next(views), next(views)) for head in heads}
 
 
 def _on_one_processor(others: int) -> None:

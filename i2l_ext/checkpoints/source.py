@@ -7,13 +7,18 @@ program read straight into its own pages instead (O_DIRECT); whole pages at a ti
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from i2l_ext.converters.files import TensorFile
+
+if TYPE_CHECKING:
+    import torch
 
 PAGE = 4096
 """Bytes. What memory addresses, file positions and lengths of direct reads are multiples of, on any disk."""
@@ -29,6 +34,24 @@ def too_large_to_keep(size: int) -> bool:
     except OSError:  # not Linux: there are no direct reads either
         return False
     return available is not None and size > SPARE * 1024 * int(available[1])
+
+
+def pages(nbytes: int) -> torch.Tensor:
+    """``nbytes`` uninitialised bytes of memory from the border of a page on, to be used for long: in large pages where
+    the system has them, which costs it less when a disk writes to them past the page cache."""
+    import torch
+
+    if sys.platform == "linux":
+        room = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without large pages
+            room.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(room, dtype=torch.uint8)[:nbytes]
+    return on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8))[:nbytes]
+
+
+def on_a_page(memory: torch.Tensor) -> torch.Tensor:
+    """What of ``memory``, bytes, comes after the first border of a page."""
+    return memory[-memory.data_ptr() % PAGE :]
 
 
 class Source:

@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.checkpoints.source import PAGE, Source, too_large_to_keep
+from i2l_ext.checkpoints.source import PAGE, Source, on_a_page, pages, too_large_to_keep
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
 
@@ -189,13 +189,15 @@ class Loader:
     def nbytes(self, names: Mapping[str, str]) -> int:
         """How long a buffer is enough for a group of tensors."""
         entries = [self.files.locate(key)[1] for key in names.values()]
-        converted = sum(aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
+        converted = sum(_aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
         return max(converted, sum(entry.nbytes + 2 * PAGE for entry in entries))
 
     def buffer(self, nbytes: int) -> Tensor:
-        """Uninitialised bytes that begin on a page of memory."""
+        """Uninitialised bytes; on the CPU they begin on a page of memory."""
+        if self.device.type == "cpu":
+            return pages(nbytes)
         with self.on_stream():
-            return _on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8, device=self.device))[:nbytes]
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def plan(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
         """The tensors of a group as they will stand in ``buffer``, and the reading that has to be done before, in
@@ -214,7 +216,7 @@ class Loader:
         for place in places:
             numbers = math.prod(place.entry.shape)
             tensors[place.name] = flat[end : end + numbers].view(place.entry.shape)
-            end += aligned(numbers)
+            end += _aligned(numbers)
         return tensors, [partial(self._convert, piece, tensors) for piece in pieces]
 
     def _in_place(self, places: Sequence[Place]) -> bool:
@@ -291,16 +293,11 @@ class Loader:
             return self._stages.popleft()
         except IndexError:  # on each thread's first calls
             room = torch.empty(PIECE + 3 * PAGE, dtype=torch.uint8, pin_memory=self.stream is not None)
-            return _on_a_page(room), None
+            return on_a_page(room), None
 
 
-def aligned(numbers: int) -> int:
-    """So many numbers, and what there is to the next border."""
+def _aligned(numbers: int) -> int:
     return -(-numbers // ALIGN) * ALIGN
-
-
-def _on_a_page(memory: Tensor) -> Tensor:
-    return memory[-memory.data_ptr() % PAGE :]
 
 
 def outcome(futures: Iterable[Future[Result]], run: Run) -> list[Result]:
