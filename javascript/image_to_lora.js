@@ -12,7 +12,7 @@
     const translated = (text) => (window.localization && window.localization[text]) || text;
     const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
     const dropped = {};
-    let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve();
+    let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
 
     function box(id) {
         const place = root(id);
@@ -55,6 +55,18 @@
         const answer = await fetch(location.pathname.replace(/\/$/, "") + prefix + "/upload", {method: "POST", body: form});
         if (!answer.ok) throw new Error(String(answer.status));
         return (await answer.json())[0];
+    }
+
+    function queue(id, files) {
+        sending += 1;
+        uploads = uploads.then(() => upload(id, files)).finally(() => { sending -= 1; });
+    }
+
+    // Who presses the button while pictures are still on their way means those too.
+    function afterUploads(button) {
+        if (eager) return;
+        eager = true;
+        uploads.then(() => { eager = false; button.click(); });
     }
 
     async function upload(id, files) {
@@ -165,6 +177,13 @@
     document.addEventListener("click", (event) => {
         const target = event.target instanceof Element ? event.target : null;
         const item = target && target.closest("[data-i2l]");
+        const make = target && target.closest("#i2l_make");
+        if (make && sending) {
+            event.stopImmediatePropagation();
+            event.preventDefault();
+            afterUploads(target.closest("button") || make);
+            return;
+        }
         if (item && actions[item.dataset.i2l]) actions[item.dataset.i2l](item);
         if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_download, #i2l_verify")) {
             gather();
@@ -179,13 +198,13 @@
         const files = zone ? Array.from(event.target.files) : [];
         if (!files.length) return;
         event.target.value = "";
-        uploads = uploads.then(() => upload(zone.dataset.i2lDrop, files));
+        queue(zone.dataset.i2lDrop, files);
     }, true);
     document.addEventListener("paste", (event) => {
         const files = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith("image/"));
         if (!files.length || !shown("i2l_files")) return;
         event.preventDefault();
-        uploads = uploads.then(() => upload("files", files));
+        queue("files", files);
     });
     for (const kind of ["dragenter", "dragleave", "drop"]) {
         document.addEventListener(kind, (event) => {

@@ -64,6 +64,12 @@ def no_leftovers(place):
     return not list(place.root.rglob("*.part"))
 
 
+def images_of(file):
+    """What the LoRA's metadata tells of the pictures it came from."""
+    header, _ = json.JSONDecoder().raw_decode(file.read_bytes()[8:].decode(errors="replace"))
+    return json.loads(header["__metadata__"]["i2l.images"])
+
+
 def test_pictures_to_a_lora(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:3])
@@ -80,9 +86,7 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     assert (place.lora / "my_style.safetensors").is_file() and (place.lora / "my_style.preview.png").is_file()
     card = json.loads((place.lora / "my_style.json").read_text())
     assert card["preferred weight"] == 1.0 and card["sd version"] == "Unknown"
-    header = (place.lora / "my_style.safetensors").read_bytes()[8:]
-    note = json.loads(json.JSONDecoder().raw_decode(header.decode(errors="replace"))[0]["__metadata__"]["i2l.images"])
-    assert [round(image["weight"], 3) for image in note] == [0.25, 0.75]
+    assert [round(image["weight"], 3) for image in images_of(place.lora / "my_style.safetensors")] == [0.25, 0.75]
     page.locator("#i2l_make").click()
     page.locator("#i2l_make_result h3", has_text="my_style-2").wait_for()
     assert "taken from the cache" in page.locator("#i2l_make_result").first.inner_text()
@@ -100,6 +104,24 @@ def test_pictures_to_a_lora(place, open_page, pictures):
         facts = page.request.get(place.url + "fake/facts").json()
         assert {"my_style", "my_style-2"} <= set(facts["loras"]) and facts["hash"] is None
         assert facts["heavy"] == [] and facts["unloaded"] >= 1 and "i2l_device" in facts["options"]
+
+
+def test_make_waits_for_pictures_on_their_way(place, open_page, pictures):
+    page = open_page()
+    name_it(page, "eager")
+    page.locator('#i2l_models input[value="mini"]').check()
+
+    def later(route):
+        page.wait_for_timeout(1500)
+        route.continue_()
+
+    page.route(re.compile("/upload$"), later)
+    page.locator('#i2l_files input[type="file"]').first.set_input_files(pictures[:2])
+    page.locator("#i2l_make").click()
+    page.locator("#i2l_make").click()  # once more makes no second one
+    finish(page, "eager")
+    assert len(images_of(place.lora / "eager.safetensors")) == 2
+    assert len(list(place.lora.glob("eager*.safetensors"))) == 1
 
 
 PASTE = """async (bytes) => {
