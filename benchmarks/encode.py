@@ -2,8 +2,8 @@
 
     python benchmarks/encode.py --layers 40 --images 5 --threads 2
 
-Random bfloat16 weights of the real shapes, written to a file first and read from the page cache; with fewer layers
-than 40 it is quicker and says so. On the CPU, in bfloat16, all in turns, so that a busy machine is busy for all:
+Random bfloat16 weights of the real shapes, written to a file first; few layers are read from the page cache, as many
+as 40 from the disk. On the CPU, in bfloat16, all in turns, so that a busy machine is busy for all:
 
 - ours: from the file to embeddings, everything included, as ``i2l make`` does it;
 - reference, in memory: the authors' class with its weights loaded beforehand, picture by picture as their pipeline;
@@ -152,7 +152,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], results: d
         return
     text = (
         f"{args.layers} of 40 layers, {args.images} pictures, bfloat16, {args.threads} threads, {args.repeat} rounds; "
-        "ours and the reference from disk read from the page cache.\n\n"
+        "ours and the reference from disk read it anew each time.\n\n"
     )
     head = ["", "median s", "least", "most", "times ours", "differs from ours by"]
     lines = [[title, *row.values(), apart.get(title, "")] for title, row in rows.items()]

@@ -211,6 +211,8 @@ def report(args: argparse.Namespace, paths: list[Path], rows: list[list], anew: 
     head = ["pictures", "seconds", "reading alone", "products alone", "seconds / the larger", "processor seconds",
             "of products alone", "peak anonymous GiB", "GB from disk", "made"]  # fmt: skip
     text = f"{size:.1f} GB of weights, one run each. {load}\n\n{table(head, sorted(rows))}"
+    if args.plot:
+        text += "\n\n![Seconds against pictures, beside the floors](../docs/images/cost.png)"
     record(f"i2l make --model {args.model}, cold", text, script=__file__)
     if anew:
         head = ["pictures", "warm: seconds", "peak anonymous GiB", "GB from disk",
