@@ -101,8 +101,9 @@ def ui(rest: Sequence[str]) -> int:
     return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
 
 
-CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "-m pytest")
-"""All of them, whatever the first ones say. The types are held by a test (tests/test_types.py)."""
+CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "tests/measured.py --all")
+"""All of them, whatever the first ones say. The last runs all tests, those of four parts under coverage; the types are
+held by a test (tests/test_types.py)."""
 
 GRADIOS = ("3.41", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""

@@ -204,7 +204,7 @@ GUARDS = (
          "if False:", "wrong_bytes"),
         ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self.job) !="
          " remote.digest:", "if False:", "overwritten"),
-        ("more than was announced", "if self.tell() + len(chunk) > self.limit:", "if False:", "middle"),
+        ("more than was announced", "if self.tell() + len(chunk) > self.limit:", "if False:", "announced"),
         ("a checkpoint that has changed since", "if digest(path, noted, job or Job()) != noted:", "if False:",
          "sees_a_change"),
     ),

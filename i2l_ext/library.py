@@ -32,8 +32,8 @@ _OCCUPYING = (".safetensors", ".pt", ".ckpt", ".preview.png", ".json")
 """A stem is taken when one of these exists: what hosts list, and what we write."""
 
 _REASONS = {
-    errno.ENOSPC: "the disk is full. Free some space",
-    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk is full. Free some space",
+    errno.ENOSPC: "the disk is full",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "the disk is full",
     errno.EFBIG: "the disk does not take a file so large",
     errno.EACCES: "writing is not allowed there, or another program holds the file",
     errno.EPERM: "writing is not allowed there",
@@ -229,4 +229,4 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}")
-        raise UserError(f"Cannot write to {folder}: {reason}, or choose another folder.") from error
+        raise UserError(f"Cannot write to {folder} ({reason}). Mend that, or choose another folder.") from error

@@ -250,6 +250,17 @@ def test_a_folder_that_cannot_be_made(hub, client, folder):
         download([part], client, folder)
 
 
+def test_more_than_was_announced_is_thrown_away(tmp_path):
+    path = tmp_path / "growing"
+    with downloading._Sink(path, 10, threading.Event()) as sink:
+        sink.write(b"8 bytes.")
+        with pytest.raises(ConnectionError):
+            sink.write(b"8 more..")
+        assert path.read_bytes() == b"" and sink.tell() == 0
+        sink.write(b"anew")
+    assert path.read_bytes() == b"anew"
+
+
 def test_nothing_is_overwritten(hub, client, folder):
     part, _ = weights(hub, 10_000)
     save(final(folder), fill=3)

@@ -63,6 +63,9 @@ def memory(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+MINIATURE = "mini"
+
+
 def run(args: argparse.Namespace) -> int:
     """Make the LoRA and print what came of it."""
     from i2l_ext.commands.engine import cache, engine
@@ -91,10 +94,18 @@ def run(args: argparse.Namespace) -> int:
         host=args.host or "",
     )
     if args.each:
-        return run_each(args, order)
-    with bars(engine(args)) as step:
-        show(make(order, step, cache(args)), args.json)
-    return 0
+        code = run_each(args, order)
+    else:
+        with bars(engine(args)) as step:
+            show(make(order, step, cache(args)), args.json)
+        code = 0
+    if args.model is None and model == MINIATURE:
+        print(
+            "i2l: no model is downloaded, so this is made with `mini`, the built-in miniature: try it with `i2l draw`. "
+            "For Qwen-Image: i2l models download qwen-image-style (20.6 GB).",
+            file=sys.stderr,
+        )
+    return code
 
 
 def run_each(args: argparse.Namespace, template: Order) -> int:
@@ -128,15 +139,10 @@ def show(made: Made, as_json: bool) -> None:
 
 
 def default_model() -> str:
-    """The first downloaded model; without one the miniature, and a word on what that means."""
+    """The first downloaded model; without one the miniature."""
     from i2l_ext.checkpoints.store import listing
 
-    for row in listing():
-        if row.ready and any(part.repo for part in catalogue.MODELS[row.name].parts):
-            return row.name
-    print(
-        "i2l: no model is downloaded, so this is made with `mini`, the built-in miniature: try it with `i2l draw`. "
-        "For Qwen-Image: i2l models download qwen-image-style (20.6 GB).",
-        file=sys.stderr,
+    downloaded = (
+        row.name for row in listing() if row.ready and any(part.repo for part in catalogue.MODELS[row.name].parts)
     )
-    return "mini"
+    return next(downloaded, MINIATURE)
