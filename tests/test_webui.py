@@ -48,7 +48,9 @@ def test_only_uploads_are_received(tmp_path):
     good.write_text("x")
     (folder / "link.png").symlink_to(outside)
     assert received([str(good)], [folder]) == [good.resolve()]
-    for name in (str(outside), str(folder / ".." / "secret"), str(folder / "link.png"), "a.png", str(folder), "/x\0y"):
+    (folder / "ring.png").symlink_to(folder / "ring.png")
+    wrong = (outside, folder / ".." / "secret", folder / "link.png", folder / "ring.png", folder)
+    for name in (*map(str, wrong), "a.png", "/x\0y", f"{folder}/\ud800"):
         with pytest.raises(UserError):
             received([name], [folder])
 

@@ -153,3 +153,35 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
     assert job.state == "failed" and victim.name in job.error and str(tmp_path) not in job.error
     desk.queue.close()
     hub.close()
+
+
+def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
+    """Not "looking" for ever; and who opens the page again, after mending it, need not restart the WebUI."""
+    pytest.importorskip("gradio")
+    from i2l_ext.webui import tab
+
+    engine = tmp_path / "engine.py"
+    engine.write_text("raise SystemExit('no module named torch')")
+    desk = Desk(
+        Alone(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", [sys.executable, str(engine)]
+    )
+
+    def page(seen):
+        seen, models = tab._answer(desk, seen, tab.read_form("{}"), ["models"])
+        return seen, models if isinstance(models, str) else ""
+
+    try:
+        seen, shown = page({})
+        while not shown:
+            time.sleep(0.05)
+            seen, shown = page(seen)
+        assert 'role="alert"' in shown and "no module named torch" in shown
+        jobs = len(desk.queue.jobs())
+        assert page(seen)[1] == "" and len(desk.queue.jobs()) == jobs, "it is not tried again and again"
+        engine.write_text("from i2l_ext.worker import main\nmain()")
+        seen, shown = page({})
+        while 'value="mini"' not in shown:
+            time.sleep(0.05)
+            seen, shown = page(seen)
+    finally:
+        desk.queue.close()

@@ -53,6 +53,7 @@ class Desk:
         )
         self._models: list[dict[str, Any]] | None = None
         self._asked: Job | None = None
+        self.trouble: Job | None = None
 
     def look(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``."""
@@ -169,12 +170,13 @@ class Desk:
         return target
 
     def models(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
-        """The models and what of them is here; None until that is known."""
+        """The models and what of them is here; None until that is known. Where it could not be found out ``trouble``
+        says why, and it is tried again when they are asked for ``anew``."""
         if self._asked and self._asked.state in jobs.ENDED:
-            if self._asked.state == "done":
-                self._models = self._asked.result
-            self._asked = None if self._asked.state == "done" else self._asked
-        if self._asked is None and (anew or self._models is None):
+            done = self._asked.state == "done"
+            self._models = self._asked.result if done else self._models
+            self.trouble, self._asked = None if done else self._asked, None
+        if self._asked is None and (anew or (self._models is None and self.trouble is None)):
             self._asked = self.queue.submit("models", "", {})
         return self._models
 

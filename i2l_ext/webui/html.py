@@ -151,7 +151,7 @@ def activity(active: Sequence[Job], failed: Job | None) -> str:
     shown = [job for job in active if job.kind not in ("look", "models")]
     lines = "".join(map(_job, shown))
     if failed is not None:
-        lines += _failure(failed)
+        lines += failure(failed)
     return f'<div id="i2l_jobs" data-active="{int(bool(active))}" aria-live="polite">{lines}</div>'
 
 
@@ -193,7 +193,8 @@ def _of(step: Mapping[str, Any]) -> str:
     return f"{round(step['share'] * step['layers'])} / {step['layers']}"
 
 
-def _failure(job: Job) -> str:
+def failure(job: Job) -> str:
+    """What went wrong, with the last words of the engine."""
     if job.state == "cancelled":
         return f'<section class="i2l-job"><b>{word(job.kind)} {value(job.title)}</b> <em>{word("cancelled")}</em></section>'  # noqa: E501
     hint = f"<p>{escape(job.hint)}</p>" if job.hint else ""

@@ -96,7 +96,10 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
             told |= dict.fromkeys(blocks, show(done[-1], desk, form))
     if [job.kind for job in ended if job.state == "done" and job.kind in ("make", "mend")][-1:] == ["make"]:
         told["make_mended"] = ""  # what was mended was another one
-    models = desk.models()
+    models = desk.models(anew=desk.trouble is not None and not seen.get("greeted"))
+    if models is None and desk.trouble is not None and seen.get("models") != desk.trouble.id:
+        seen["models"] = desk.trouble.id
+        told["models"] = told["catalogue"] = html.failure(desk.trouble)
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
     if models is not None and seen.get("models") != state:
         seen["models"] = state

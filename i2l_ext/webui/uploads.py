@@ -105,9 +105,16 @@ def received(claimed: Iterable[str], folders: Iterable[Path]) -> list[Path]:
     roots = [folder.resolve() for folder in folders]
     found = []
     for name in claimed:
-        path = Path(name)
-        real = path.resolve() if path.is_absolute() and "\0" not in name else None
+        real = _resolved(Path(name))
         if real is None or not real.is_file() or not any(root in real.parents for root in roots):
             raise UserError("That is not a file which this page uploaded. Drop it again.")
         found.append(real)
     return found
+
+
+def _resolved(path: Path) -> Path | None:
+    """Where a whole path leads; None for half characters, NUL, links in a ring."""
+    try:
+        return path.resolve() if path.is_absolute() else None
+    except (OSError, ValueError, RuntimeError):
+        return None

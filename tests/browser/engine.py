@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from i2l_ext import worker
 
-MAKE = worker.make
+MAKE = worker.WORK["make"]
 
 
 def make(request, tell):
