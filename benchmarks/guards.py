@@ -109,8 +109,8 @@ GUARDS = (
         ("an upload lies in the upload folder", "or not any(root in real.parents for root in roots)", "", "received"),
         ("links and dots are followed first", "path.resolve() if path.is_absolute()",
          "path.absolute() if path.is_absolute()", "received"),
-        ("a path that is none: a NUL, half a character", "except (OSError, ValueError, RuntimeError):", "except OSError:",
-         "received"),
+        ("a path that is none: a NUL, half a character", "except (OSError, ValueError, RuntimeError):",
+         "except OSError:", "received"),
         ("too many pictures of one LoRA", "if len(ids) > MOST_PICTURES:", "if False:", "known_by"),
     ),
     *_of(
