@@ -42,6 +42,11 @@ def _list(of: Test) -> Test:
     return lambda value: isinstance(value, list) and all(map(of, value))
 
 
+def _words(value: Any) -> bool:
+    """A command and its arguments, as a program can be given them."""
+    return value != [] and _list(lambda word: isinstance(word, str) and "\0" not in word)(value)
+
+
 def _maybe(test: Test) -> Test:
     return lambda value: value is None or test(value)
 
@@ -63,15 +68,15 @@ COMMON: Mapping[str, Test] = {
 NEEDED: Mapping[str, Mapping[str, Test]] = {
     "make": {"order": lambda value: isinstance(value, dict)},
     "look": {"pictures": _list(_path)},
-    "inspect": {"file": _path},
+    "inspect": {"file": _path, "folder": _path},
     "curve": {"file": _path},
     "mend": {"file": _path, "consumer": _text, "output": _path, "folder_of_export": _path},
     "doctor": {"host": _text},
     "models": {},
     "download": {"model": _text},
     "verify": {"model": _text},
-    "convert": {"arguments": _list(_prose)},
-    "export": {"arguments": _list(_prose)},
+    "convert": {"arguments": _words},
+    "export": {"arguments": _words},
 }
 """By kind of job, the fields that a request must have besides."""
 

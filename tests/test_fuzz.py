@@ -216,6 +216,9 @@ REQUESTS = [
     b'{"kind": "inspect", "file": "/a\\u0000"}',
     b'{"kind": "look", "pictures": [7]}',
     b'{"kind": "models", "folder": ""}',
+    b'{"kind": "inspect", "file": "/a"}',
+    b'{"kind": "export", "arguments": []}',
+    b'{"kind": "convert", "arguments": ["convert", "/a", "--to", "kohya", "-o", "\\u0000"]}',
     b'{"kind": "models", "cache_bytes": "x"}',
 ]
 

@@ -149,8 +149,9 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
 
 def _settle(home: Path, stderr: Path) -> None:
     """Folders of its own, stderr into a file, an alarm against hanging."""
-    for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_CACHE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+    for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         os.environ[name] = str(home)
+    os.environ["I2L_CACHE"] = str(home.with_name("cache"))  # what is written there is meant to be
     os.environ["DIFFSYNTH_MODEL_BASE_PATH"] = os.environ["MODELSCOPE_CACHE"] = str(home / "none")
     sink = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(sink, 1)

@@ -160,7 +160,8 @@ def test_models_and_the_bug_report(place, open_page):
     assert "mini" in page.locator("#i2l_models_result h4").inner_text()
     choice = page.locator("#i2l_model_choice input").first
     choice.click()
-    page.get_by_role("option", name="z-image-style").click()
+    options = page.locator('[role="option"], [data-testid="dropdown-option"]')  # the second in gradio 3.41
+    options.filter(has_text="z-image-style").first.click()
     page.locator("#i2l_download").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
     stop(page, "z-image-style")
