@@ -134,8 +134,8 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
             data = make(Random(f"{seed} {target.name} {index}"))
             with _room():
                 flaw = _one(feed, box, data, numbers)
-            if not flaw and sorted(home.rglob("*")) != calm:
-                flaw, calm = ("astray", "something was written beside"), sorted(home.rglob("*"))
+            if not flaw and (now := sorted(home.rglob("*"))) != calm:
+                flaw, calm = ("astray", f"written beside: {sorted({*now} ^ {*calm})[:3]}"), now
             if flaw:
                 _note(folder / "findings.jsonl", Finding(target.name, index, *flaw))
         numbers[NEXT] = count
@@ -151,7 +151,8 @@ def _settle(home: Path, stderr: Path) -> None:
     """Folders of its own, stderr into a file, an alarm against hanging."""
     for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         os.environ[name] = str(home)
-    os.environ["I2L_CACHE"] = str(home.with_name("cache"))  # what is written there is meant to be
+    for name in ("I2L_CACHE", "TORCHINDUCTOR_CACHE_DIR"):  # what is written there is meant to be
+        os.environ[name] = str(home.with_name("cache"))
     os.environ["DIFFSYNTH_MODEL_BASE_PATH"] = os.environ["MODELSCOPE_CACHE"] = str(home / "none")
     sink = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(sink, 1)
