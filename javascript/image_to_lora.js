@@ -126,10 +126,10 @@
     }
 
     function open(where) {
-        const titles = {txt2img: "txt2img", img2img: "img2img"};
+        const titles = [where, translated(where)];  // Forge writes it Txt2img
         const tab = all("#tabs > .tab-nav button, #tabs > div > .tab-container button, #tabs > div button[role=tab]")
-            .find((button) => button.textContent.trim() === translated(titles[where]) ||
-                              button.textContent.trim() === titles[where]);
+            .find((button) => [button.textContent.trim(), button.textContent.trim().toLowerCase()]
+                .some((title) => titles.includes(title)));
         if (tab) tab.click();
     }
 

@@ -151,6 +151,8 @@ def _tensor(random: Random, draft: Draft) -> None:
         said["shape"] = shape
     elif draw == 2:
         offsets = list(said["data_offsets"])
+        if [type(offset) for offset in offsets] != [int, int]:
+            return
         offsets[random.randrange(2)] = random.choice((*THINGS, offsets[0] + 1, offsets[1] - 1))
         said["data_offsets"] = offsets
     elif draw == 3:

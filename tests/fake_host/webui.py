@@ -57,7 +57,8 @@ def build():
     with gr.Blocks(title="Stand-in", analytics_enabled=False) as demo:
         with gr.Tabs(elem_id="tabs"):
             for name in ("txt2img", "img2img"):
-                with gr.Tab(name, elem_id=f"tab_{name}"):
+                title = name.capitalize() if shared.FLAVOUR.startswith("forge") else name
+                with gr.Tab(title, elem_id=f"tab_{name}"):
                     gr.Textbox(label="Prompt", elem_id=f"{name}_prompt", lines=2)
                     with gr.Tabs(elem_id=f"{name}_extra_tabs"):
                         with gr.Tab("Generation"):
