@@ -384,6 +384,14 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
             sent = end
 
 
+def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors to a safetensors file, byte for byte as the safetensors library does. That one writes to a
+    temporary file of its own first, which stays where the process is killed meanwhile."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    with path.open("wb") as stream:
+        write(stream, [Plan.of(name, tensors[name]) for name in order])
+
+
 def _send_to_disk(stream: BinaryIO, start: int, end: int) -> None:
     """Have the system begin to write these bytes while the next are made; else all of the disk's time comes at the
     end, in fsync. A hint: where there is no such call, or the disk does not take it, nothing is lost."""

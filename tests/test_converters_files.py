@@ -172,3 +172,18 @@ def test_appearing_is_whole_or_nothing(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot be written"), parts.appearing(tmp_path / "no" / "out"):
         pass
+
+
+def test_saved_as_the_library_does(tmp_path):
+    """Byte for byte, so that trained weights are what they were; and nothing beside the file at any time."""
+    library = pytest.importorskip("safetensors.torch")
+    tensors = {
+        "b": torch.randn(3, 5).bfloat16(),
+        "a": torch.randn(4, 2).bfloat16().T,
+        "c": torch.zeros(0, 2).bfloat16(),
+    }
+    for one in (tensors, tensors | {"ä": torch.tensor(7), "d": torch.ones(3), "e": torch.ones(2).bool()}):
+        files.save(tmp_path / "it", one)
+        whole = {name: tensor.contiguous() for name, tensor in one.items()}
+        assert (tmp_path / "it").read_bytes() == library.save(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]

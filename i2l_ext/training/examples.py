@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from i2l_ext.converters.files import save
 from i2l_ext.converters.parts import appearing
 
 
@@ -56,7 +57,7 @@ class Examples:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         tensors |= {f"tokens.{side}": value for side, value in self.tokens.items()}
         with appearing(path, overwrite=True) as part:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+            save(part, tensors)
 
     @classmethod
     def load(cls, path: Path) -> Examples:

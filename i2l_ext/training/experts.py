@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from i2l_ext.converters import files
 from i2l_ext.converters.architectures import Architecture
 from i2l_ext.converters.lora import Lora
 from i2l_ext.converters.parts import appearing
@@ -72,7 +73,7 @@ def save(module: nn.Module, arch: Architecture, path: Path) -> None:
         Lora.of(arch, factors).save(path, "diffsynth", overwrite=True)
         return
     with appearing(path, overwrite=True) as part:
-        save_file({key: value.bfloat16().contiguous() for key, value in module.folded().items()}, part)
+        files.save(part, {key: value.bfloat16() for key, value in module.folded().items()})
 
 
 def load(expert: Expert, arch: Architecture, examples: Examples, path: Path) -> nn.Module:

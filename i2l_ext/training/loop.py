@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from i2l_ext.converters.files import save
 from i2l_ext.converters.parts import appearing
 
 from .config import Schedule
@@ -115,7 +116,7 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         older = list(self._files())
         with appearing(self.folder / f"step-{step:07d}.safetensors", overwrite=True) as part:
-            save_file({key: value.detach().cpu().contiguous() for key, value in self._tensors()}, part)
+            save(part, dict(self._tensors()))
         for _, path in older:
             path.unlink(missing_ok=True)
 

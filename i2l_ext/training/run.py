@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import save
 from i2l_ext.converters.parts import appearing
 
 from . import experts
@@ -155,7 +155,7 @@ class Plan:
         if accelerator.is_main_process:
             with appearing(self.file(name), overwrite=True) as part:
                 kept = foundations.weights(name, task.module)
-                save_file({key: value.detach().half().contiguous() for key, value in kept.items()}, part)
+                save(part, {key: value.detach().half() for key, value in kept.items()})
 
     def _base(self, accelerator: Accelerator) -> experts.Backbone:
         if self.config.base.kind == "mini":
