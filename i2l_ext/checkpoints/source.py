@@ -46,7 +46,8 @@ def pages(nbytes: int) -> torch.Tensor:
         with suppress(OSError):  # a kernel without large pages
             room.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(room, dtype=torch.uint8)[:nbytes]
-    return on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8))[:nbytes]
+    else:  # noqa: RET505 - so that a check of types for Linux knows it is not for Linux
+        return on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8))[:nbytes]
 
 
 def on_a_page(memory: torch.Tensor) -> torch.Tensor:
