@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from results import record, table
+
 ROOT = Path(__file__).resolve().parent.parent
 CODE = """
 import json, sys, time
@@ -39,15 +41,30 @@ print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time(
                   "heavy": [name for name in ("torch", "transformers") if name in sys.modules]}))
 """
 
+PYTHONS = (
+    sys.executable,
+    *(ROOT / ".private" / f"gradio-{version}" / "bin" / "python" for version in ("4.40", "3.41")),
+)
+"""Of this environment, and of those that ``python install.py browser`` makes."""
+
+
+def main() -> None:
+    rounds, rows = int(sys.argv[1]) if len(sys.argv) > 1 else 5, []
+    for python in filter(Path.exists, map(Path, PYTHONS)):
+        runs = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as state:
+                command = [str(python), "-c", CODE, str(ROOT), state]
+                out = subprocess.run(command, capture_output=True, text=True, check=True)
+            runs.append(json.loads(out.stdout.splitlines()[-1]))
+        medians = (f"{statistics.median(run[key] for run in runs):.3f}" for key in ("wall", "cpu", "empty"))
+        least = f"{min(run['wall'] for run in runs):.3f}"
+        heavy = ", ".join(sorted({name for run in runs for name in run["heavy"]})) or "no"
+        rows.append([runs[0]["gradio"], *medians, least, heavy])
+    head = ["gradio", "seconds", "of the processor", "of an empty page", "seconds, least", "torch or transformers"]
+    text = f"What the tab adds to a start once gradio is loaded, medians of {rounds}; 0.2 s are asked.\n\n"
+    record("Start of the WebUI", text + table(head, rows), script=__file__)
+
+
 if __name__ == "__main__":
-    runs = []
-    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):
-        with tempfile.TemporaryDirectory() as state:
-            out = subprocess.run(
-                [sys.executable, "-c", CODE, str(ROOT), state], capture_output=True, text=True, check=True
-            )
-        runs.append(json.loads(out.stdout.splitlines()[-1]))
-    for key in ("wall", "cpu", "empty"):
-        values = [run[key] for run in runs]
-        print(f"gradio {runs[0]['gradio']}: {key} {statistics.median(values):.3f} s (least {min(values):.3f})")
-    print("heavy imports:", sorted({name for run in runs for name in run["heavy"]}) or "none")
+    main()
