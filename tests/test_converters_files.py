@@ -175,7 +175,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_saved_as_the_library_does(tmp_path):
-    """Byte for byte, so that trained weights are what they were; and nothing beside the file at any time."""
+    """Byte for byte, so that trained weights are what they were."""
     library = pytest.importorskip("safetensors.torch")
     tensors = {
         "b": torch.randn(3, 5).bfloat16(),
