@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from bench import in_turns, random_file, ratio, spread  # before torch: how its threads wait
+from bench import in_turns, random_file, ratio, spread, usual  # before torch: how its threads wait
 
 # isort: split
 import torch
@@ -58,7 +58,7 @@ def main() -> None:
             def theirs(x: torch.Tensor = x, count: int = count) -> None:
                 merge([peer(x=one, residual=None) for one in x.split(1)], alpha=1 / count)
 
-            seconds = in_turns({"ours": ours, "theirs": theirs}, args.rounds)
+            seconds = in_turns({"ours": ours, "theirs": usual(theirs)}, args.rounds)
             rows.append([count, *(spread(seconds[who]) for who in ("ours", "theirs")),
                          ratio(seconds["theirs"], seconds["ours"])])  # fmt: skip
     text = f"{args.blocks} of 60 blocks, {args.rounds} rounds, seconds: median (least to most).\n\n"

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import random_file  # before torch: how its threads wait
+from bench import random_file, usual  # before torch: how its threads wait
 
 # isort: split
 import torch
@@ -120,7 +120,7 @@ def main() -> None:
         jobs: dict[str, Callable[[], Any]] = {"ours": lambda: dinov3.encode([path], dims, [pixels], Run())[0]}
         for name, title in (("memory", "reference, in memory"), ("disk", "reference, from disk")):
             if name not in args.skip:
-                jobs[title] = partial(one_by_one, reference(dims, path, offload=name == "disk"), pixels)
+                jobs[title] = usual(partial(one_by_one, reference(dims, path, name == "disk"), pixels))
         results = {title: job() for title, job in jobs.items()}  # also warms up
         jobs["matrix products"] = products(dims, args.images)
         seconds: dict[str, list[float]] = {title: [] for title in jobs}

@@ -19,10 +19,6 @@ from i2l_ext.converters.errors import UserError
 WORK = 256 << 20
 """Bytes that pictures may take inside one layer: enough to keep any processor busy."""
 
-WORK_ON_CPU = 32 << 20
-"""The same on a CPU, which one picture keeps busy: what fits its cache, and what its allocator keeps at hand rather
-than to fetch it anew from the system, page by page, for each step."""
-
 OVERHEAD = 512 << 20
 """Bytes set aside, when memory is bounded, for what libraries allocate behind our back."""
 
@@ -62,14 +58,13 @@ def plan(run: Run, layer: int, fixed: int, state: int, peak: int) -> Plan:
     ``layer`` and ``fixed`` are the weights of one layer and of everything else, ``state`` and ``peak`` what one
     picture takes between and inside layers. Raises UserError when one layer and one picture do not fit.
     """
-    work = WORK_ON_CPU if run.device == "cpu" else WORK
     if run.memory is None:
-        return Plan(1, work, 1 << 62)
+        return Plan(1, WORK, 1 << 62)
     room = run.memory - OVERHEAD - fixed
     for ahead in (1, 0):
         left = room - (1 + ahead) * layer - state - peak
         if left >= 0:
-            inside = min(work, peak + left // 2)
+            inside = min(WORK, peak + left // 2)
             return Plan(ahead, inside, room - (1 + ahead) * layer - max(inside, peak))
     least = (OVERHEAD + fixed + layer + state + peak) / 1e9
     raise UserError(f"--memory {run.memory / 1e9:.1f}GB is too little for this model: it needs {least:.1f}GB.")

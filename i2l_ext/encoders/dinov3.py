@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from i2l_ext.checkpoints.stream import Run, TensorFiles
 from i2l_ext.checkpoints.walk import Stack, first, run_through
@@ -18,6 +19,7 @@ from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
+    from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -61,6 +63,26 @@ def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
     return structure_of("dinov3", _model(dims))
 
 
+def class_token(layer: DINOv3ViTLayer, hidden: Tensor, rotary: Rotary) -> Tensor:
+    """What ``layer`` makes of the class token alone, [N, 1, hidden], of all places [N, tokens, hidden].
+
+    Of the last layer nothing else is used: four fifths of it need not be computed.
+    """
+    from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
+
+    part, normed, token = layer.attention, layer.norm1(hidden), hidden[:, :1].contiguous()
+
+    def heads(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (part.num_heads, -1)).transpose(1, 2)
+
+    query = heads(part.q_proj(normed[:, :1].contiguous()))  # of a slice, torch would copy the weights for each picture
+    key, value = heads(part.k_proj(normed)), heads(part.v_proj(normed))
+    _, key = apply_rotary_pos_emb(key, key, *rotary)  # the class token, which has no place, is not turned
+    mixed = scaled_dot_product_attention(query, key, value, scale=part.scaling).transpose(1, 2).flatten(2)
+    token = token + layer.layer_scale1(part.o_proj(mixed))
+    return token + layer.layer_scale2(layer.mlp(layer.norm2(token)))
+
+
 def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
     """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
 
@@ -73,8 +95,10 @@ def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], r
     def enter(batch: Tensor) -> tuple[Tensor, Rotary]:
         return model.embeddings(batch), model.rope_embeddings(batch)
 
-    def step(_: int, layer: nn.Module, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
+    def step(index: int, layer: DINOv3ViTLayer, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
         hidden, rotary = state
+        if index == dims.layers - 1:
+            return class_token(layer, hidden, rotary), rotary
         return first(layer(hidden, position_embeddings=rotary)), rotary
 
     with TensorFiles(paths) as files:
