@@ -26,7 +26,7 @@ PARTS = {
     "store": "i2l_ext/checkpoints/store.py",
     "jobs": "i2l_ext/jobs.py",
 }
-TESTS = ("converters_*", "trainers", "library", "store", "jobs")
+TESTS = ("converters_*", "trainers", "library", "folders", "store", "jobs")
 """The files of tests/ that are about them."""
 
 

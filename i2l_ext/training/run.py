@@ -32,14 +32,6 @@ from .curve import plot
 from .examples import Examples
 from .loop import train
 
-KEPT_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
-"""For glibc: keep what was freed. A training step allocates the same few megabytes again and again, and the kernel's
-work of clearing them was a tenth of the time."""
-
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -105,7 +97,7 @@ class Plan:
         self._check_same()
         waiting = [step for step in self.steps.values() if not self.done(step.name)]
         running: dict[str, subprocess.Popen[bytes]] = {}
-        environment = {**KEPT_MEMORY, **os.environ, "OMP_NUM_THREADS": str(self.config.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.config.threads)}
         try:
             while waiting or running:
                 ready = [s for s in waiting if all(self.done(need) for need in s.needs)]
