@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import math
 import mmap
 import os
@@ -113,11 +114,26 @@ def usual(job: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def in_turns(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each job in each round, A B A B …, so that a busy machine is busy for all; one round goes before."""
+def out_of_cache(paths: Sequence[Path]) -> None:
+    """Have the next read come from the disk."""
+    gc.collect()  # what is still mapped stays
+    os.sync()
+    for path in paths:
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def in_turns(
+    jobs: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each job in each round, A B A B …, so that a busy machine is busy for all; one round goes before.
+
+    ``before`` goes before each job and is not counted.
+    """
     seconds: dict[str, list[float]] = {title: [] for title in jobs}
     for number in range(rounds + 1):
         for title, job in jobs.items():
+            before()
             start = time.perf_counter()
             job()
             if number:

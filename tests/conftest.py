@@ -1,11 +1,14 @@
 """The small models, as tests ask for them."""
 
+import signal
 from dataclasses import replace
 
 import pytest
 
 from i2l_ext.checkpoints import catalogue
 from small_models import SMALL, build
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all we start too
 
 
 @pytest.fixture(scope="session")

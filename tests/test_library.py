@@ -245,12 +245,11 @@ def test_a_name_taken_meanwhile(tmp_path):
 
 
 CHILD = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
 from PIL import Image
 from i2l_ext import library
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have it ignored
 folder, me, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 
 def write(path, stem):

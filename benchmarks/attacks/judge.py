@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from i2l_ext import processors
 from i2l_ext.converters.errors import UserError
 
 SECONDS, MEGABYTES = 2.0, 500
@@ -31,6 +32,10 @@ HANG = 15.0
 
 SPACE = 6 << 30
 """Bytes of address space that an attacked process may add to its own, so that the machine survives a finding."""
+
+
+THRESHOLD = 128 << 10
+"""glibc's own M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1), bytes: see ``processors.KEPT``."""
 
 
 class Flaw(Exception):
@@ -148,7 +153,11 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
 
 
 def _settle(home: Path, stderr: Path) -> None:
-    """Folders of its own, stderr into a file, an alarm against hanging."""
+    """Folders of its own, stderr into a file, memory that goes back when it is freed, an alarm against hanging."""
+    os.environ.update(
+        {f"MALLOC_{what}_THRESHOLD_": str(THRESHOLD) for what in ("MMAP", "TRIM")}
+    )  # a choice that stands
+    processors.allocate({-3: THRESHOLD, -1: THRESHOLD})  # kept memory would hide an input's own
     for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         os.environ[name] = str(home)
     for name in ("I2L_CACHE", "TORCHINDUCTOR_CACHE_DIR"):  # what is written there is meant to be
