@@ -97,7 +97,7 @@ class Straight:
         os.fsync(self.number)
 
 
-GLIBC = {-3: 32 << 20, -1: 64 << 20, -2: 128 << 10}
+GLIBC = {processors.MMAP_THRESHOLD: 32 << 20, processors.TRIM_THRESHOLD: 64 << 20, processors.TOP_PAD: 128 << 10}
 """What glibc's thresholds (see ``processors.KEPT``) come to by themselves once a program has freed 32 MB at once."""
 
 

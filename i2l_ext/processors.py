@@ -5,10 +5,13 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-KEPT = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 1 << 26, -8: 1}
-"""glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes, and M_ARENA_MAX: what is freed stays at hand, on
-every thread. A layer takes and frees the same megabytes again and again; to get them from the kernel each time, page
-by page and cleared, was 7 % of the time that five pictures took in an encoder, and a tenth of that of a training."""
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
+"""glibc's numbers for ``mallopt``; all but the last are set in bytes."""
+
+KEPT = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 1 << 26, ARENA_MAX: 1}
+"""What is freed stays at hand, on every thread. A layer takes and frees the same megabytes again and again; to get
+them from the kernel each time, page by page and cleared, was 7 % of the time that five pictures took in an encoder,
+and a tenth of that of a training."""
 
 
 def share() -> None:

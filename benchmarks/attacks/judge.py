@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -33,9 +34,8 @@ HANG = 15.0
 SPACE = 6 << 30
 """Bytes of address space that an attacked process may add to its own, so that the machine survives a finding."""
 
-
 THRESHOLD = 128 << 10
-"""glibc's own M_MMAP_THRESHOLD (-3) and M_TRIM_THRESHOLD (-1), bytes: see ``processors.KEPT``."""
+"""Bytes: what glibc begins with, for giving memory back."""
 
 
 class Flaw(Exception):
@@ -154,10 +154,10 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
 
 def _settle(home: Path, stderr: Path) -> None:
     """Folders of its own, stderr into a file, memory that goes back when it is freed, an alarm against hanging."""
-    os.environ.update(
-        {f"MALLOC_{what}_THRESHOLD_": str(THRESHOLD) for what in ("MMAP", "TRIM")}
-    )  # a choice that stands
-    processors.allocate({-3: THRESHOLD, -1: THRESHOLD})  # kept memory would hide an input's own
+    os.environ["MALLOC_TRIM_THRESHOLD_"] = str(THRESHOLD)  # commands leave a choice alone
+    processors.allocate({processors.MMAP_THRESHOLD: THRESHOLD, processors.TRIM_THRESHOLD: THRESHOLD})
+    with suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what this process kept would hide what an input takes
     for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         os.environ[name] = str(home)
     for name in ("I2L_CACHE", "TORCHINDUCTOR_CACHE_DIR"):  # what is written there is meant to be
