@@ -211,10 +211,10 @@ def _one(feed: Callable[[Path, Any], None], box: Path, data: Any, numbers: Any) 
     left = sorted(path.name for path in box.iterdir() if not path.name.startswith(allowed))
     if left and not flaw:
         flaw = "astray", ", ".join(left)[:300]
-    if seconds > SECONDS and not flaw:
-        flaw = "slow", f"{seconds:.1f} s"
     if megabytes > MEGABYTES and not flaw:
         flaw = "hungry", f"{megabytes:.0f} MB"
+    if seconds > SECONDS and not flaw:
+        flaw = "slow", f"{seconds:.1f} s"
     for path in box.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return flaw
