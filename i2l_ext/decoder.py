@@ -1,7 +1,8 @@
 """Embeddings -> LoRA: the heads of an i2L model, read from disk one at a time and used for all pictures at once.
 
-The heads are thousands of small matrices, each used once. So several threads each read one and use it while it is
-still in the processor's cache; they are a few blocks ahead of whoever asks.
+The heads are thousands of small matrices, each used once. So they are used where they are read, on the processor: a
+graphics card would only wait for them. Several threads each read one and use it while it is still in the processor's
+cache; they are a few blocks ahead of whoever asks.
 
 For each target matrix two small maps without bias or activation: embedding -> compress -> rank x d_in gives down,
 embedding -> compress -> rank x d_out gives up. The later kind, ``core`` (arXiv 2606.13809), has a learned pair of
@@ -123,7 +124,7 @@ class Heads:
         except UserError:
             self.files.close()
             raise
-        self.run = replace(run, dtype=TORCH_NAMES[self.dtype])
+        self.run = replace(run, device="cpu", dtype=TORCH_NAMES[self.dtype])
         self.order = {head.module.path: number for number, head in enumerate(heads)}
         self.blocks: dict[str, list[Head]] = {}
         for head in heads:
@@ -177,7 +178,7 @@ class Sight:
 
 
 class _Workers:
-    """Threads that read blocks and use them, each on one processor with a buffer of its own; for a device, one."""
+    """Threads that read blocks and use them, each on one processor with a buffer of its own."""
 
     def __init__(self, heads: Heads) -> None:
         import torch
@@ -186,7 +187,7 @@ class _Workers:
 
         self.heads, self.loader = heads, Loader(heads.files, heads.run)
         everywhere = torch.get_num_threads()
-        self.count = min(WORKERS, everywhere) if heads.run.device == "cpu" else 1
+        self.count = min(WORKERS, everywhere)
         self.size = max(map(self.loader.nbytes, heads.groups.values()))
         self.buffers: deque[torch.Tensor] = deque()
         self.pool = ThreadPoolExecutor(self.count, "i2l-decode", _on_one_processor, (everywhere,))
@@ -202,16 +203,15 @@ class _Workers:
             buffer = self.buffers.pop()
         except IndexError:  # each thread's first block
             buffer = self.loader.buffer(self.size)
-        with self.loader.computing():
-            middle = None
-            if sight.residual is not None:
-                weights = self.loader.read(heads.groups[block], buffer)
-                tokens = sight.residual @ weights[f"{block}.proj_residual.proj_in.weight"].T
-                middle = tokens.flatten(1) @ weights[f"{block}.proj_residual.proj_out.weight"].T
-            made = self._room(heads.blocks[block], sight.embeddings)
-            for head in heads.blocks[block]:
-                maps = Maps(self.loader.read(heads.groups[head.key], buffer), sight, middle)
-                KINDS[heads.spec.kind].write(maps, head, heads.spec.rank, *made[head.module.path])
+        middle = None
+        if sight.residual is not None:
+            weights = self.loader.read(heads.groups[block], buffer)
+            tokens = sight.residual @ weights[f"{block}.proj_residual.proj_in.weight"].T
+            middle = tokens.flatten(1) @ weights[f"{block}.proj_residual.proj_out.weight"].T
+        made = self._room(heads.blocks[block], sight.embeddings)
+        for head in heads.blocks[block]:
+            maps = Maps(self.loader.read(heads.groups[head.key], buffer), sight, middle)
+            KINDS[heads.spec.kind].write(maps, head, heads.spec.rank, *made[head.module.path])
         self.buffers.append(buffer)
         return made
 

@@ -111,6 +111,20 @@ def test_modules_may_be_asked_for_in_any_order(tmp_path):
                 assert torch.equal(ours, theirs)
 
 
+def test_heads_are_used_on_the_processor_whatever_the_device(tmp_path):
+    spec = HeadSpec(shallow(QWEN_IMAGE), 8, 2, residual=Residual(3, 5, 2))
+    save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
+    x, residual = torch.randn(2, 8), torch.randn(2, 3, 5)
+
+    def made(device):
+        with Heads(tmp_path / "heads.safetensors", spec, Run(device=device)) as heads:
+            lora = heads.lora(x, [0.5, 0.5], residual)
+            return [factor for path in lora for factor in lora[path]]
+
+    for ours, plain in zip(made("meta"), made("cpu"), strict=True):
+        assert ours.device.type == "cpu" and torch.equal(ours, plain)
+
+
 def test_the_decoder_leaves_torchs_threads_alone(tmp_path):
     spec = HeadSpec(shallow(QWEN_IMAGE, depth=1), 8, 2)
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -250,18 +250,6 @@ class Loader:
         for job in work:
             job()
         return tensors
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Compute on the stream of the reading, so that nothing is used before it is there, nor read over before it
-        has been used; at the end all is done."""
-        if not self.stream:
-            yield
-            return
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with self.on_stream():
-            yield
-        self.stream.synchronize()
 
     def _read(self, piece: Piece, buffer: Tensor) -> None:
         if self.stop.is_set():
