@@ -44,6 +44,9 @@ RESIDUAL_SCALE = 0.05
 WORKERS = 8
 """Threads at most: with more, the memory they read from is the bound."""
 
+WIDENED = {"F8_E4M3": "BF16", "F8_E5M2": "BF16"}
+"""Formats of files that no processor multiplies, and what they are computed in, which holds each of their numbers."""
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -112,18 +115,20 @@ class Heads:
     """An i2L checkpoint, open for use. Its blocks are read in the order of the file, a few ahead of the one in use."""
 
     def __init__(self, path: Path, spec: HeadSpec, run: Run) -> None:
-        """Raises UserError where the file is not what ``spec`` says, naming the tensor."""
+        """Raises UserError where the file is not what ``spec`` says, or holds no floats, naming the tensor."""
         from i2l_ext.checkpoints.stream import TensorFiles
 
         self.spec = spec
         self.files = TensorFiles([path])
         try:
             check_structure(path.name, spec.shapes, self.files.shapes)
+            self.files.check(spec.shapes)
             heads = sorted(spec.heads.values(), key=lambda head: self._entry(head).start)
-            self.dtype = self._entry(heads[0]).dtype
+            stored = self._entry(heads[0]).dtype
         except UserError:
             self.files.close()
             raise
+        self.dtype = WIDENED.get(stored, stored)
         self.run = replace(run, device="cpu", dtype=TORCH_NAMES[self.dtype])
         self.order = {head.module.path: number for number, head in enumerate(heads)}
         self.blocks: dict[str, list[Head]] = {}
@@ -151,8 +156,8 @@ class Heads:
         """The LoRA of N pictures, side by side along the rank: the update is the sum of scales_i x update_i.
 
         ``embeddings`` [N, embed]; ``residual`` [N, length, dim] where the spec has one. The factors have the
-        checkpoint's dtype and rank N x rank, and are made when they are asked for. Modules stand in the order of
-        the file: asked for in that order, each byte is read once.
+        checkpoint's dtype (bfloat16 where that is an fp8) and rank N x rank, and are made when they are asked for.
+        Modules stand in the order of the file: asked for in that order, each byte is read once.
         """
         spec, count = self.spec, len(scales)
         if embeddings.shape != (count, spec.embed):

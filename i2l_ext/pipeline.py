@@ -150,6 +150,7 @@ def decode(
 
 def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Path]], opened: ExitStack) -> Lora:
     """The experts' parts side by side and the bias behind them, with the blocks, kinds, rank and dtype as ordered.
+    Without an order the dtype is the experts': the bias is a file of its own, and may be an fp8.
 
     Raises UserError for a bias that is not of the model.
     """
@@ -158,6 +159,8 @@ def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Pat
 
     order, model = job.order, job.model
     factors = [1.0] * len(parts)
+    made = {spec.dtype for part in parts for spec in part.specs.values()}
+    dtype = order.dtype or (made.pop() if len(made) == 1 else "F32")
     if model.bias:
         [path] = weights[model.bias.id]
         bias = from_file(opened.enter_context(TensorFile(path)))
@@ -166,7 +169,6 @@ def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Pat
         parts, factors = [*parts, bias], [*factors, order.strength]
     lora = concatenate(parts, factors) if len(parts) > 1 else parts[0]
     lora = select(lora, order.blocks, order.kinds)
-    dtype = order.dtype or next(iter(lora.specs.values())).dtype
     if order.rank is not None:
         lora = resize(lora, order.rank)
     return lora.cast(dtype)

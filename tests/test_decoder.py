@@ -11,6 +11,7 @@ from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder import Heads, HeadSpec, Residual
 from peers import diffsynth
@@ -109,6 +110,38 @@ def test_modules_may_be_asked_for_in_any_order(tmp_path):
         for path in [*reversed(list(other)), *other]:
             for ours, theirs in zip(other[path], straight[path], strict=True):
                 assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize(("kind", "residual"), [("direct", Residual(3, 5, 2)), ("direct", None), ("core", None)])
+def test_fp8_heads_are_computed_in_bf16(tmp_path, fp8, kind, residual):
+    spec = HeadSpec(shallow(QWEN_IMAGE), 8, 2, residual=residual, kind=kind)
+    stored = {key: torch.randn(shape).to(fp8) for key, shape in spec.shapes.items()}
+    x, tokens = torch.randn(2, 8), torch.randn(2, 3, 5)
+
+    def made(tensors):
+        path = tmp_path / "heads.safetensors"
+        save_file(tensors, path)
+        with Heads(path, spec, Run()) as heads:
+            lora = heads.lora(x, [0.5, 0.5], tokens if residual else None)
+            assert {spec.dtype for spec in lora.specs.values()} == {"BF16"}
+            return [factor for path in lora for factor in lora[path]]
+
+    widened = made({key: tensor.bfloat16() for key, tensor in stored.items()})
+    for ours, theirs in zip(made(stored), widened, strict=True):
+        assert ours.dtype == torch.bfloat16 and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("at", [0, -1])
+def test_heads_of_whole_numbers_are_refused(tmp_path, monkeypatch, at):
+    spec, closed, close = HeadSpec(shallow(Z_IMAGE), 8, 2), [], TensorFile.close
+    monkeypatch.setattr(TensorFile, "close", lambda self: (closed.append(self.path), close(self)))
+    tensors = {key: torch.zeros(shape) for key, shape in spec.shapes.items()}
+    key = list(tensors)[at]
+    save_file(tensors | {key: tensors[key].to(torch.int8)}, tmp_path / "heads.safetensors")
+    with pytest.raises(UserError, match=f"{key}' holds I8, not floats"):
+        Heads(tmp_path / "heads.safetensors", spec, Run())
+    assert closed == [tmp_path / "heads.safetensors"]
 
 
 def test_heads_are_used_on_the_processor_whatever_the_device(tmp_path):

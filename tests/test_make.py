@@ -120,6 +120,23 @@ def test_a_folder_and_a_dtype(make, world):
     assert {tensor.dtype for tensor in load_file(made["file"]).values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_in_fp8_make_what_they_make_widened(breakable, make, fp8):
+    parts = ("small-coarse", "small-fine", "small-bias")
+    stored = {part: load_file(breakable.file(part)) for part in parts}
+
+    def made(dtype):
+        for part in parts:
+            tensors = {key: tensor.to(fp8).to(dtype) for key, tensor in stored[part].items()}
+            save_file(tensors, breakable.file(part))
+        return load_file(make("--overwrite", model="small-all")["file"])
+
+    ours, theirs = made(fp8), made(torch.bfloat16)
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, theirs[key])
+
+
 def test_the_second_time_nothing_is_encoded(make, monkeypatch):
     first = deltas(make()["file"])
     from i2l_ext.encoders import dinov3, siglip2
