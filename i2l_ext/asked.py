@@ -60,8 +60,9 @@ ORDER: Mapping[str, Test] = {
 """The fields of pipeline.Order."""
 
 COMMON: Mapping[str, Test] = {
-    "kind": _text, "folder": _path, "outcome": _path, "device": _maybe(_text), "memory": _maybe(_text),
-    "cache_bytes": _maybe(_whole), "draw": lambda value: isinstance(value, bool), "source": _maybe(_text),
+    "kind": _text, "folder": _path, "outcome": _path, "device": _maybe(_text), "precision": _maybe(_text),
+    "memory": _maybe(_text), "cache_bytes": _maybe(_whole), "draw": lambda value: isinstance(value, bool),
+    "source": _maybe(_text),
 }  # fmt: skip
 """Fields that a request may have."""
 

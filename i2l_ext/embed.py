@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext import images
 from i2l_ext.checkpoints.catalogue import Checkpoint, Model
+from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,8 @@ def embed(
     """Run the model's encoders over the pictures, each over all of them at once.
 
     ``files``: the paths of each checkpoint, by its id; ``run``: by the title of a step, how to compute it and whom
-    to tell. Raises UserError for unusable weights, Cancelled when the run says so.
+    to tell; its dtype is a wish. Raises UserError for unusable weights, and where an embedding is not finite;
+    Cancelled when the run says so.
     """
     import torch
 
@@ -100,7 +102,10 @@ class _Book:
         """One tensor [N, …] for each view, of which each is a list of N arrays."""
         import torch
 
+        from i2l_ext.devices import choose, facts
+
         step = run(f"encode {part.id}")
+        step = replace(step, dtype=choose(facts(step.device), part.spec.safe_dtypes, step.dtype).dtype)
         keys = [[self._key(part, array, step) for array in view] for view in views]
         known = [[self.cache.get(key) if self.cache else None for key in row] for row in keys]
         lacking = [[number for number, tensor in enumerate(row) if tensor is None] for row in known]
@@ -109,6 +114,7 @@ class _Book:
         if asked:
             pixels = [torch.stack([torch.from_numpy(views[index][n]) for n in lacking[index]]) for index in asked]
             for index, found in zip(asked, encode(self.files[part.id], part.spec, pixels, step), strict=True):
+                _check_finite(part, found, step.dtype)
                 for number, tensor in zip(lacking[index], found, strict=True):
                     known[index][number] = tensor
                     if self.cache:
@@ -121,3 +127,17 @@ class _Book:
 
         facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), run.dtype)
         return sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _check_finite(part: Checkpoint, found: torch.Tensor, dtype: str) -> None:
+    """Raises UserError where an embedding holds NaN or infinity: nothing could be made of it, and it is not kept."""
+    import torch
+
+    from i2l_ext.devices import WORDS
+
+    if torch.isfinite(found).all():
+        return
+    mend = "Check its weights: i2l models verify."
+    if dtype != "float32":
+        mend = "Choose fp32: --precision fp32, or Precision in the settings."
+    raise UserError(f"{part.id}: in {WORDS[dtype]} its embedding comes out as NaN or infinity. {mend}")

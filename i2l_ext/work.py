@@ -77,12 +77,11 @@ def _draw(file: Path) -> str | None:
 
 def steps(model: Model) -> list[dict[str, Any]]:
     """The steps of a make, as the pipeline titles them, with the bytes that each reads."""
-    encoders = [part for part in (model.siglip2, model.dinov3, model.qwen_vl) if part]
     heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
     return [
         *(
             {"title": f"encode {part.id}", "bytes": part.nbytes, "layers": getattr(part.spec, "layers", None)}
-            for part in encoders
+            for part in model.encoders
         ),
         {"title": "decode", "bytes": sum(part.nbytes for part in heads), "layers": len(model.arch.made)},
     ]
@@ -100,7 +99,7 @@ def _engine(request: Request, tell: Teller) -> Run:
         raise UserError(f"The memory bound {bound!r} is not a size such as 6GB. Change it in the settings.") from None
     return Run(
         device=engine.device(request.get("device") or "auto"),
-        dtype=engine.precision("auto"),
+        dtype=engine.precision(request.get("precision") or "auto"),
         memory=bytes_of_memory,
         cancel=tell.cancelled.is_set,
         progress=tell.progress,
@@ -179,7 +178,8 @@ def doctor(request: Request, tell: Teller) -> Any:
     """The lines of ``i2l doctor``, as the engine's own process finds them."""
     from i2l_ext.commands.doctor import examine
 
-    facts = {"host": request["host"], **dict(examine())}
+    found = examine(request.get("device") or "auto", request.get("precision") or "auto")
+    facts = {"host": request["host"], **dict(found)}
     width = max(map(len, facts))
     return {"text": "\n".join(f"{name:{width}}  {value}" for name, value in facts.items())}
 

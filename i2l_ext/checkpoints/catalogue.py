@@ -83,8 +83,13 @@ class Model:
     @property
     def parts(self) -> tuple[Checkpoint, ...]:
         """Every checkpoint that the model needs."""
-        parts = (self.siglip2, self.dinov3, self.qwen_vl, *(expert.heads for expert in self.experts), self.bias)
+        parts = (*self.encoders, *(expert.heads for expert in self.experts), self.bias)
         return tuple(part for part in parts if part is not None)
+
+    @property
+    def encoders(self) -> tuple[Checkpoint, ...]:
+        """In the order in which they see the pictures."""
+        return tuple(part for part in (self.siglip2, self.dinov3, self.qwen_vl) if part is not None)
 
     @property
     def views(self) -> list[int]:

@@ -44,9 +44,10 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 class Run:
     """Where and how one computes, and who listens.
 
-    ``dtype`` is bfloat16, float16 or float32. ``memory`` bounds the bytes of weights and activations. ``cancel`` is
-    asked many times a second whether to stop; ``progress`` is told the share done, 0 to 1. Both are called on the
-    thread that computes.
+    ``dtype`` is bfloat16, float16 or float32; for ``embed`` it is a wish, which may also be auto, and each encoder
+    gets what suits it on the device (devices.choose). ``memory`` bounds the bytes of weights and activations.
+    ``cancel`` is asked many times a second whether to stop; ``progress`` is told the share done, 0 to 1. Both are
+    called on the thread that computes.
     """
 
     device: str = "cpu"

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from i2l_ext import __version__
+from i2l_ext.converters.errors import UserError
 
 PACKAGES = (
     "torch", "transformers", "safetensors", "diffusers", "accelerate", "gradio", "numpy", "pillow",
@@ -41,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def examine() -> Iterator[tuple[str, str]]:
-    """(name, value) of everything worth knowing."""
+def examine(device: str = "auto", precision: str = "auto") -> Iterator[tuple[str, str]]:
+    """(name, value) of everything worth knowing. ``device`` and ``precision``: what the user has chosen to compute on
+    and in."""
     yield "i2l", __version__
     yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -50,7 +52,7 @@ def examine() -> Iterator[tuple[str, str]]:
     yield "cores", str(os.cpu_count())
     for name in PACKAGES:
         yield name, _version(name)
-    yield "devices", _devices()
+    yield from _devices(device, precision)
     yield "own packages", "in use" if any(".private" in Path(entry).parts for entry in sys.path) else "not in use"
     yield from _models()
 
@@ -77,14 +79,27 @@ def _memory() -> str:
     return "unknown"
 
 
-def _devices() -> str:
+def _devices(device: str, precision: str) -> Iterator[tuple[str, str]]:
+    """Which there are, which one computes, and in which dtype it computes each of the published encoders."""
     try:
         import torch
     except ImportError as error:
-        return f"torch cannot be imported: {type(error).__name__}"
-    names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    cards = [f"{card.name} {card.total_memory / 1e9:.1f} GB" for card in names]
-    return ", ".join(["cpu", *cards])
+        yield "devices", f"torch cannot be imported: {type(error).__name__}"
+        return
+    from i2l_ext.checkpoints.catalogue import MODELS
+    from i2l_ext.commands import engine
+    from i2l_ext.devices import choose, facts
+
+    yield "devices", ", ".join(["cpu", *(str(facts(f"cuda:{index}")) for index in range(torch.cuda.device_count()))])
+    try:
+        chosen, wish = facts(engine.device(device)), engine.precision(precision)
+    except UserError as error:
+        yield "computes on", str(error)
+        return
+    yield "computes on", str(chosen)
+    encoders = {part.id: part for model in MODELS.values() for part in model.encoders if part.repo}
+    for part in encoders.values():
+        yield f"computes {part.id} in", str(choose(chosen, part.spec.safe_dtypes, wish))
 
 
 def _models() -> Iterator[tuple[str, str]]:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.errors import UserError
+from i2l_ext.devices import PRECISIONS, WORDS, choose, facts
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.checkpoints.stream import Run
 
 
-def engine(args: argparse.Namespace) -> Run:
-    """Device, dtype and memory bound; Ctrl-C stops by itself."""
+def engine(args: argparse.Namespace, model: str | None = None) -> Run:
+    """Device, dtype and memory bound; Ctrl-C stops by itself. Which encoders of ``model`` are not computed in the
+    dtype that was asked for is said on stderr. Raises UserError for a device or a model that there is not."""
     from i2l_ext.checkpoints.stream import Run
 
-    return Run(device=device(args.device), dtype=precision(args.precision), memory=args.memory)
+    run = Run(device=device(args.device), dtype=precision(args.precision), memory=args.memory)
+    for line in denied(run, model) if model else ():
+        print(f"i2l: {line}", file=sys.stderr)
+    return run
+
+
+def denied(run: Run, model: str) -> Iterator[str]:
+    """A line for each encoder that cannot be computed in the dtype of ``run``, a wish."""
+    for part in catalogue.find(model).encoders:
+        choice = choose(facts(run.device), part.spec.safe_dtypes, run.dtype)
+        if run.dtype not in ("auto", choice.dtype):
+            yield f"{part.id} is computed in {choice}."
 
 
 def device(name: str) -> str:
@@ -40,8 +56,10 @@ def device(name: str) -> str:
 
 
 def precision(name: str) -> str:
-    """The encoders' dtype; bfloat16, in which the weights are published, unless the user insists."""
-    return {"auto": "bfloat16", "bf16": "bfloat16", "fp32": "float32"}[name]
+    """What a user wishes the encoders' dtype to be: torch's name of one, or auto. Raises UserError for any other."""
+    if name not in PRECISIONS:
+        raise UserError(f"There is no precision {name!r}. There are: {', '.join(PRECISIONS)}.")
+    return next((dtype for dtype, word in WORDS.items() if word == name), name)
 
 
 def cache(args: argparse.Namespace) -> Cache | None:

@@ -13,6 +13,7 @@ from i2l_ext import library, names
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
+from i2l_ext.devices import PRECISIONS
 
 if TYPE_CHECKING:
     from i2l_ext.pipeline import Made, Order
@@ -51,7 +52,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Where and how the engine computes."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps or auto (default)")
     parser.add_argument("--memory", type=memory, metavar="SIZE", help="bound on memory, such as 6GB")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the encoders")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the encoders; see `i2l doctor`")
     parser.add_argument("--no-cache", action="store_true", help="encode anew, and keep nothing of it")
 
 
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.each:
         code = run_each(args, order)
     else:
-        with bars(engine(args)) as step:
+        with bars(engine(args, model)) as step:
             show(make(order, step, cache(args)), args.json)
         code = 0
     if args.model is None and model == MINIATURE:
@@ -117,7 +118,7 @@ def run_each(args: argparse.Namespace, template: Order) -> int:
     if args.name is not None or args.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
     orders, failed = share(each(args.pictures, template)), 0
-    with bars(engine(args)) as step:
+    with bars(engine(args, template.model)) as step:
         for made in make_each(orders, step, cache(args)) if orders else ():
             if isinstance(made, LeftOut):
                 failed += not made.done

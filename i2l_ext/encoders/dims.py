@@ -1,4 +1,5 @@
-"""How big the encoders are: the real ones and, as further constants of the same classes, any miniature.
+"""How big the encoders are, and in which dtypes they may be computed: the real ones and, as further constants of the
+same classes, any miniature.
 
 Nothing here imports torch, so that a WebUI's process can read it.
 """
@@ -6,6 +7,9 @@ Nothing here imports torch, so that a WebUI's process can read it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+WIDE = ("bfloat16", "float32")
+"""The dtypes, by torch's names, whose exponents are wide enough for anything."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class SiglipDims:
     mlp: int
     patch: int
     image: int
+    safe_dtypes: tuple[str, ...] = (*WIDE, "float16")
+    """Those in which nothing overflows."""
 
     @property
     def tokens(self) -> int:
@@ -40,6 +46,8 @@ class Dinov3Dims:
     patch: int
     image: int
     registers: int = 4
+    safe_dtypes: tuple[str, ...] = WIDE
+    """Those in which nothing overflows. Its authors do not support float16."""
 
     @property
     def tokens(self) -> int:
@@ -80,6 +88,8 @@ class QwenVLDims:
     patch: int = 14
     merge: int = 2
     window: int = 112
+    safe_dtypes: tuple[str, ...] = WIDE
+    """Those in which nothing overflows: some hidden states are beyond float16's 65,504."""
 
     @property
     def width(self) -> int:

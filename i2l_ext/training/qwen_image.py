@@ -80,7 +80,7 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
     opened = [images.open_image(path, sizes=(*model.views, config.data.size)) for path in paths]
     weights = store.require(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seen = embed(opened, model, weights, lambda title: Run(device=device))
+    seen = embed(opened, model, weights, lambda title: Run(device=device, dtype="auto"))
 
     from diffusers import QwenImagePipeline
 

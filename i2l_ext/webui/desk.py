@@ -140,7 +140,7 @@ class Desk:
 
     def doctor(self) -> Job:
         """What a bug report needs."""
-        return self.queue.submit("doctor", "", {"host": self.host.title})
+        return self.queue.submit("doctor", "", {"host": self.host.title, **self._engine()})
 
     def convert(self, path: Path, name: str, dialect: str) -> Job:
         """Write a LoRA in another dialect, beside the others, under a fresh name."""
@@ -200,6 +200,7 @@ class Desk:
         gigabytes = self.host.option("i2l_cache_gb")
         return {
             "device": self.host.option("i2l_device"),
+            "precision": self.host.option("i2l_precision"),
             "memory": self.host.option("i2l_memory"),
             "cache_bytes": int(gigabytes * 10**9),
         }
