@@ -21,24 +21,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import UserError
+from .headers import BYTES, Entry, check_bounds, parse_header
 
 if TYPE_CHECKING:
     import torch
 
-HEADER_LIMIT = 64 << 20
-"""Bytes. The largest real header here (720 modules) has 0.2 MB; a larger one than this is an attack or an error."""
-TENSOR_LIMIT = 50_000
-"""Tensors in a file. The largest LoRA here has 2,538, the largest checkpoint a few thousand."""
 CHUNK = 1 << 18
 """Bytes read and written at a time: small enough to stay in the processor's cache while its values are checked."""
 BEHIND = 4 << 20
 """Bytes that are written before the disk is told to begin with them."""
-
-BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-"""Bytes an element, by the format's dtype name."""
 
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -50,119 +41,6 @@ STRUCT_CODES = {
     "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U64": "Q", "U32": "I", "U16": "H", "U8": "B",
 }  # fmt: skip
 FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies: its dtype by the format's name, its shape, its bytes [start, end) behind the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself: tensors by name in file order, metadata, and where the first byte of data lies."""
-
-    tensors: dict[str, Entry]
-    metadata: dict[str, str]
-    data_start: int
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self.tensors.items()}
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON would keep the last of two equal names in silence."""
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return seen
-
-
-def _entry(name: str, raw: object) -> Entry:
-    if not isinstance(raw, dict):
-        raise ValueError(f"tensor {name!r} is not described")
-    dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
-    if not isinstance(dtype, str) or dtype not in BYTES:
-        raise ValueError(f"tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
-    if shape is None or offsets is None:
-        raise ValueError(f"tensor {name!r} has no proper shape or offsets")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
-        raise ValueError(f"tensor {name!r} has offsets that do not fit its shape")
-    return Entry(dtype, tuple(shape), *offsets)
-
-
-def _counts(raw: object) -> list[int] | None:
-    return raw if isinstance(raw, list) and len(raw) <= 16 and all(map(_is_count, raw)) else None
-
-
-def _is_count(n: object) -> bool:
-    return type(n) is int and 0 <= n < 1 << 48
-
-
-def _read(stream: BinaryIO, count: int) -> bytes:
-    """So many bytes, fewer only at the end: a read may give less than is there."""
-    pieces = []
-    while count and (piece := stream.read(count)):
-        pieces.append(piece)
-        count -= len(piece)
-    return b"".join(pieces)
-
-
-def parse_header(stream: BinaryIO, size: int) -> Header:
-    """Read and check the header of a safetensors ``stream`` of ``size`` bytes.
-
-    Raises ValueError with a short reason. Like the library it insists that the tensors fill the data without gap,
-    overlap or rest.
-    """
-    if size == 0:
-        raise ValueError("the file is empty")
-    first = _read(stream, 8)
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-    if length < 2 or length > size - 8:
-        raise ValueError("it is cut short or not a safetensors file")
-    if length > HEADER_LIMIT:
-        raise ValueError(f"its header claims {length / 1e6:.0f} MB")
-    text = _read(stream, length)
-    if len(text) != length or text[:1] != b"{":
-        raise ValueError("it is cut short or not a safetensors file")
-    claimed = text.count(b'"data_offsets"')
-    if claimed > TENSOR_LIMIT:  # before they become objects, which take twenty times the memory
-        raise ValueError(f"it claims {claimed} tensors; more than {TENSOR_LIMIT} are not read")
-    try:
-        raw = json.loads(text.decode(), object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("its header is nested too deep") from None
-    except UnicodeDecodeError:
-        raise ValueError("its header is not text") from None
-    except json.JSONDecodeError:
-        raise ValueError("its header is not JSON") from None
-    metadata = raw.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("its metadata are not text")
-    try:
-        "".join((*raw, *metadata, *metadata.values())).encode()
-    except UnicodeEncodeError:  # JSON can spell half a character, which no file that we write could hold
-        raise ValueError("its names are not text") from None
-    entries = [(name, _entry(name, value)) for name, value in raw.items()]
-    end = 0
-    for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != end:
-            raise ValueError(f"tensor {name!r} overlaps another or leaves a gap")
-        end = entry.end
-    if 8 + length + end > size:
-        raise ValueError(f"it is cut short: {size} bytes of {8 + length + end}")
-    if 8 + length + end < size:
-        raise ValueError(f"{size - 8 - length - end} bytes follow the last tensor")
-    return Header(dict(sorted(entries, key=lambda item: item[1].start)), metadata, 8 + length)
 
 
 class TensorFile:
@@ -360,7 +238,9 @@ class Plan:
 
 
 def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file to ``stream``, a tensor at a time, in the order given."""
+    """Write a safetensors file to ``stream``, a tensor at a time, in the order given.
+
+    Raises UserError where its header would be larger than we read."""
     plans = list(plans)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -369,6 +249,10 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
         header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    try:
+        check_bounds(text)  # nothing is written that would not be read again
+    except ValueError as error:
+        raise UserError(f"The file cannot be written: {error}. Shorten its description and other metadata.") from None
     stream.write(struct.pack("<Q", len(text)))
     stream.write(text)
     sent = 0
@@ -390,6 +274,12 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     with path.open("wb") as stream:
         write(stream, [Plan.of(name, tensors[name]) for name in order])
+
+
+def load_file(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, each in memory of its own. Raises UserError."""
+    with TensorFile(path) as file:
+        return {name: file.tensor(name) for name in file.header.tensors}
 
 
 def _send_to_disk(stream: BinaryIO, start: int, end: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from .lora import Lora
 
-STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
-"""Hashes of the old file's data."""
+STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "i2l.request")
+"""Hashes of the old file's data, and of the options it was made with."""
 
 MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
 """musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""

@@ -6,13 +6,14 @@ can tell them from those of a living process, and removes them.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -23,13 +24,14 @@ CAN_HOLD = os.name == "posix"
 if sys.platform != "win32":
     import fcntl
 
-    def _hold(number: int) -> None:
-        """Lock an open file. Raises OSError where another process has it, and on a disk without locks."""
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _hold(number: int, *, wait: bool = False) -> None:
+        """Lock an open file. Raises OSError on a disk without locks, and, unless told to wait, where another process
+        has it."""
+        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 else:
 
-    def _hold(number: int) -> None:
+    def _hold(number: int, *, wait: bool = False) -> None:
         raise OSError
 
 
@@ -119,7 +121,10 @@ def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def place(part: Path, path: Path, *, overwrite: bool) -> None:
-    """Give the finished ``part`` its name. Raises FileExistsError where the name is taken."""
+    """Give the finished ``part`` its name, in one step: whoever looks finds nothing, the old file or the new one.
+
+    Raises FileExistsError where the name is taken.
+    """
     if overwrite:
         part.replace(path)
         return
@@ -128,9 +133,18 @@ def place(part: Path, path: Path, *, overwrite: bool) -> None:
     except FileExistsError:
         raise
     except OSError:  # a disk without hard links: FAT, some network shares
-        path.touch(exist_ok=False)  # so that only one of several processes goes on
-        try:
-            part.replace(path)
-        finally:
-            if part.exists():  # it did not come to that
-                path.unlink()
+        with _alone(path.parent):
+            if os.path.lexists(path):  # Windows' rename sees that by itself
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            part.rename(path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time, as far as the system lets a folder be locked. Nothing is left behind."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            _hold(descriptor, wait=True)
+        yield

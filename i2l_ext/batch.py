@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 from i2l_ext import images, names
 from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.inspection import inspect
 from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
     from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
 
@@ -118,19 +119,32 @@ def _model_of(orders: Sequence[Order]) -> Model:
 
 def _made_before(job: Job) -> LeftOut | None:
     """Whether a LoRA of that name lies there: the very one, or another that we shall not touch."""
-    file = job.order.folder / f"{job.order.name}.safetensors"
+    name, file = job.order.name, job.order.folder / f"{job.order.name}.safetensors"
     if job.order.overwrite or not file.exists():
         return None
-    try:
-        with TensorFile(file) as found:
-            said = found.header.metadata
-    except UserError:
-        said = {}
-    wanted = {"i2l.model": job.model.name, "i2l.strength": f"{job.order.strength:g}"}
-    same = said.get("i2l.images") == json.dumps(job.origins) and wanted.items() <= said.items()
-    if same:
-        return LeftOut(job.order.name, "made before", done=True)
-    return LeftOut(job.order.name, f"{file.name} is another LoRA. Move it away, or say --overwrite.")
+    with suppress(UserError):
+        found = inspect(file, values=False)
+        request = found.metadata.get("i2l.request")
+        if request == job.request:
+            return LeftOut(name, "made before", done=True)
+        if request is None and _tells_the_same(found, job):
+            return LeftOut(name, "made before, as far as the file tells: it does not say with which options", done=True)
+    reason = f"{file.name} is another LoRA, or made with other options. Move it away, or say --overwrite."
+    return LeftOut(name, reason)
+
+
+def _tells_the_same(found: Inspection, job: Job) -> bool:
+    """For a file without the digest of its request, from before there was one or changed since. No file tells from
+    which blocks and kinds it was chosen."""
+    order = job.order
+    wanted = {"i2l.model": job.model.name, "i2l.strength": f"{order.strength:g}", "i2l.images": json.dumps(job.origins)}
+    return (
+        wanted.items() <= found.metadata.items()
+        and found.dialect == order.dialect
+        and (order.dtype is None or set(found.dtypes) == {order.dtype})
+        and (order.rank is None or set(found.ranks) == {order.rank})
+        and order.blocks is order.kinds is None
+    )
 
 
 def _make_some(

@@ -54,6 +54,7 @@ def metadata(
     alpha: float | None = None,
     images: Sequence[Mapping[str, Any]],
     strength: float = 1.0,
+    request: str | None = None,
     description: str = "",
     made: datetime | None = None,
 ) -> dict[str, str]:
@@ -61,6 +62,7 @@ def metadata(
 
     ``images``: ``sha256`` and ``weight`` of each; whatever else they hold (a file name) is left out.
     ``alpha``: None where the file has none, which is the same as alpha = rank.
+    ``request``: the digest of what was asked for (``pipeline.Job.request``).
     ``made``: with its time zone; now if not given.
     There is no ss_network_module, as no trainer made this, and no modelspec.hash_sha256, as a header is written
     before its tensors.
@@ -81,4 +83,5 @@ def metadata(
         "i2l.model": model,
         "i2l.strength": f"{strength:g}",
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
+        **({"i2l.request": request} if request else {}),
     }

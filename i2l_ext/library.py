@@ -2,7 +2,8 @@
 
 A LoRA is three files of one stem. Each is first written under a hidden name with another suffix, which no host lists.
 Then they get their names, the LoRA last, each in one step that cannot replace a file: the first file to be named
-decides which of two processes has the stem. So there is no lock that a dead process could leave behind.
+decides which of two processes has the stem. So there is no lock that a dead process could leave behind. What is to be
+overwritten keeps its name until the new file has it; a second name or a copy serves to go back.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ def save(
     sidecar: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Saved:
-    """Put a LoRA, its preview and its sidecar into ``folder``: all three or nothing, in whatever way it ends.
+    """Put a LoRA, its preview and its sidecar into ``folder``: all three, or the folder as it was.
+
+    Each file is at every moment the old one or the new one, whole, also on a disk without hard links; the LoRA comes
+    last. A kill between two of them can leave a new card beside the old LoRA, or a card without a LoRA, never less.
 
     ``write(path, stem)`` writes the LoRA; ``stem`` is what it will be called. It is called again with another stem
     if another process takes the first one meanwhile. The folder is made if need be. With ``overwrite`` the stem is
@@ -139,9 +143,8 @@ def _save_as(
         for part in (note, picture, lora):
             _flush(part)
         for part, final in zip((note, picture, lora), finals, strict=True):
-            if overwrite:
-                _keep(final, passing.enter_context(_spare(final.parent)), undo)
-            undo.callback(_withdraw, final, part.stat())
+            old = _keep(final, passing.enter_context(_spare(final.parent))) if overwrite else None
+            undo.callback(_withdraw, final, part.stat(), old)
             try:
                 place(part, final, overwrite=overwrite)
             except FileExistsError:
@@ -167,24 +170,24 @@ def _spare(folder: Path) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _keep(final: Path, backup: Path, undo: ExitStack) -> None:
-    """Hold on to what is about to be replaced."""
-    undo.callback(_restore, backup, final)
+def _keep(final: Path, backup: Path) -> Path | None:
+    """What is about to be replaced, under a second name; None where there is nothing. It keeps the first one too."""
     with suppress(FileNotFoundError):
         try:
             os.link(final, backup)
         except FileNotFoundError:
             raise
         except OSError:  # a disk without hard links
-            final.replace(backup)
+            shutil.copyfile(final, backup)
+        return backup
+    return None
 
 
-def _restore(backup: Path, final: Path) -> None:
-    with suppress(FileNotFoundError):  # there was nothing to replace
-        backup.replace(final)
-
-
-def _withdraw(final: Path, ours: os.stat_result) -> None:
+def _withdraw(final: Path, ours: os.stat_result, old: Path | None) -> None:
+    """Back to what was there before, in one step."""
+    if old is not None:
+        old.replace(final)
+        return
     with suppress(FileNotFoundError):
         if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
             final.unlink()

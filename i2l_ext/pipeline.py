@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,18 @@ class Job:
     def origins(self) -> list[dict[str, Any]]:
         """Where the LoRA comes from, without a name of the user's."""
         return [{"sha256": p.sha256, "weight": scale} for p, scale in zip(self.pictures, self.scales, strict=True)]
+
+    @property
+    def request(self) -> str:
+        """A digest of all that was asked for and decides what the LoRA does, by which a later run knows it as made.
+
+        Name, place and card (description, words for the prompt) are left out: they may be changed by hand since. So
+        are device and precision, which change the last digits only.
+        """
+        order = self.order
+        shape = [order.dialect, order.dtype, order.rank, order.blocks, order.kinds]
+        facts = [self.model.name, self.origins, float(order.strength), *shape]
+        return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) -> Made:
@@ -185,7 +199,7 @@ def save(job: Job, lora: Lora, clock: Clock) -> Made:
     }
 
     def write(part: Path, name: str) -> None:
-        made = labels.metadata(name, **facts, images=job.origins, strength=order.strength)
+        made = labels.metadata(name, **facts, images=job.origins, strength=order.strength, request=job.request)
         lora.write(part, order.dialect, metadata=made)
 
     sidecar = labels.sidecar(

@@ -63,6 +63,58 @@ def test_what_is_made_is_not_made_again(run, tmp_path):
     assert stamps.items() <= {p.name: p.stat().st_mtime_ns for p in (tmp_path / "Lora").iterdir()}.items()
 
 
+OTHERWISE = {
+    "rank": ["--rank", "2"], "dtype": ["--dtype", "fp16"], "blocks": ["--blocks", "0-1"], "kinds": ["--kinds", "attn"],
+    "dialect": ["--to", "kohya"], "strength": ["--strength", "0.5"], "model": ["--model", "small-all"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OTHERWISE.values(), ids=OTHERWISE)
+def test_other_options_are_another_lora(run, tmp_path, options):
+    run()
+    file = tmp_path / "Lora" / "a.safetensors"
+    before = file.read_bytes()
+    code, made, err = run(*options)
+    assert code == 1 and not made and err.count("made with other options") == 3 and "--overwrite" in err
+    assert file.read_bytes() == before
+    code, made, _ = run(*options, "--overwrite")
+    assert code == 0 and len(made) == 3 and file.read_bytes() != before
+    code, made, err = run(*options)
+    assert code == 0 and not made and err.count("made before") == 3
+
+
+def test_a_card_may_be_changed(run):
+    run("--description", "mine", "--activation-text", "style")
+    code, made, err = run("--description", "yours", "--host", "forge-neo")
+    assert code == 0 and not made and err.count("made before") == 3
+
+
+def test_what_a_conversion_wrote_is_not_what_was_made(run, tmp_path, capsys):
+    run()
+    file = tmp_path / "Lora" / "a.safetensors"
+    assert main(["convert", str(file), "--to", "kohya", "-o", str(file), "--overwrite"]) == 0
+    capsys.readouterr()
+    code, _, err = run()
+    assert code == 1 and "a.safetensors is another LoRA, or made with other options" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [([], True), (["--rank", "4"], True), (["--rank", "2"], False), (["--dtype", "fp16"], False),
+     (["--to", "kohya"], False), (["--blocks", "0-2"], False), (["--strength", "0.5"], False)],
+)  # fmt: skip
+def test_an_older_file_is_held_against_what_it_tells(run, tmp_path, options, same):
+    run()
+    file = tmp_path / "Lora" / "a.safetensors"
+    lora = Lora.read(file)
+    metadata = {key: value for key, value in lora.metadata.items() if key != "i2l.request"}
+    lora.save(file, metadata=metadata, overwrite=True)
+    _, _, err = run(*options)
+    [told] = [line for line in err.splitlines() if line.startswith("i2l: a: ")]
+    assert ("made before, as far as the file tells" in told) == same
+    assert same or "made with other options" in told
+
+
 def test_another_lora_of_that_name_is_not_touched(run, tmp_path):
     (tmp_path / "Lora").mkdir()
     (tmp_path / "Lora" / "a.safetensors").write_bytes(b"precious")

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -104,6 +106,73 @@ WRONG = {
         "100000 tensors",
     ),
 }
+
+
+def greedy() -> dict[str, str]:
+    """JSON of up to eight megabytes that becomes much more; each kind as long as can be, and as long as is read."""
+    kinds = {
+        "objects": '{"a":1}',
+        "wide objects": '{"a":1,"b":2,"c":3}',
+        "lists": "[]",
+        "numbers": "1e9",
+        "texts": '"ab"',
+    }
+    found = {
+        "wide text": '{"__metadata__":{"a":"\U0001f600' + "x" * 8_000_000 + '"}}',
+        "digits": '{"a":' + "1" * 8_000_000 + "}",
+    }
+    for name, value in kinds.items():
+        for count in (8_000_000 // (len(value) + 1), 249_000 // (1 + sum(map(value.count, ",[{")))):
+            found[f"{count} {name}"] = '{"a":[' + ",".join([value] * count) + "]}"
+    for count in (600_000, 240_000, 24_000):
+        members = ",".join(f'"{number:x}":1.5' for number in range(count))
+        found[f"{count} names"] = "{" + members + "}"
+        found[f"{count} names and a picture"] = '{"\U0001f600":1,' + members + "}"
+    for count in (110_000, 30_000, 24_000):
+        members = [rf'"t{n}":{{"dtype":"U8","shape":[0],"data\u005foffsets":[0,0]}}' for n in range(count)]
+        found[f"{count} escaped keys"] = "{" + ",".join(members) + "}"
+    return found
+
+
+GREEDY = greedy()
+
+
+@pytest.mark.parametrize("case", GREEDY)
+def test_no_header_takes_much_memory(tmp_path, case):
+    """Eight megabytes at most are read, and what they become is bounded too, in whatever way they are spelled."""
+    path = tmp_path / "greedy.safetensors"
+    path.write_bytes(header(GREEDY[case].encode()))
+    assert path.stat().st_size < 9_000_000
+    tracemalloc.start()
+    try:
+        with suppress(UserError), files.TensorFile(path):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6
+
+
+def test_real_headers_are_far_below_the_bounds(tmp_path):
+    """The largest there are: Style's heads, a training's state of them, a LoRA with a trainer's long metadata."""
+    tags = json.dumps({f"a tag of some words {i}": i for i in range(40_000)})
+    for name, count, metadata in (
+        ("transformer_blocks.{}.attn.to_add_out.proj_in.weight", 2_880, {}),
+        ("exp_avg_sq/transformer_blocks.{}.attn.to_add_out.proj_in.weight", 5 * 2_880, {}),
+        ("lora_unet_transformer_blocks_{}_attn_to_add_out.lora_down.weight", 3 * 846, {"ss_tag_frequency": tags}),
+    ):
+        plans = [files.Plan(name.format(i), "F32", (1, 1), lambda: [b"\0" * 4]) for i in range(count)]
+        with (tmp_path / "real").open("wb") as stream:
+            files.write(stream, plans, metadata)
+        with files.TensorFile(tmp_path / "real") as file:
+            assert len(file.header.tensors) == count and file.header.metadata == metadata
+
+
+def test_nothing_is_written_that_is_not_read_again(tmp_path):
+    for words in ("x" * 9_000_000, "a, " * 300_000):
+        with (tmp_path / "f").open("wb") as stream, pytest.raises(UserError, match="Shorten its description"):
+            files.write(stream, [], {"modelspec.description": words})
+        assert not (tmp_path / "f").stat().st_size
 
 
 @pytest.mark.parametrize("case", WRONG)

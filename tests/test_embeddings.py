@@ -85,6 +85,38 @@ def test_the_least_recently_used_go_first(tmp_path):
     assert [cache.get(key(number)) is not None for number in range(4)] == [True, False, True, True]
 
 
+WATCHED: list[str] = []
+SEEN: list[str] = []
+
+
+def listings(folder: Path) -> int:
+    """How often the folder's names were read since it was first asked for."""
+    if not WATCHED:
+        sys.addaudithook(lambda event, args: event in ("os.listdir", "os.scandir") and SEEN.append(str(args[0])))
+    WATCHED.append(str(folder))
+    return SEEN.count(str(folder))
+
+
+def test_the_folder_is_looked_through_once_a_share_of_the_limit(tmp_path):
+    Cache(tmp_path / "one").put(KEY, torch.zeros(1000))
+    entry = Cache(tmp_path / "one").size()[1]
+    folder = tmp_path / "many"
+    cache = Cache(folder, limit=160 * entry)
+    assert listings(folder) == 0
+    cache.put(key(0), torch.zeros(1000))
+    once = listings(folder)
+    assert once
+    for number in range(1, 11):
+        cache.put(key(number), torch.zeros(1000))
+    assert listings(folder) == once
+    for number in range(11, 400):
+        cache.put(key(number), torch.zeros(1000))
+    assert listings(folder) <= 40 * once
+    assert 160 * entry <= cache.size()[1] <= 170 * entry
+    Cache(folder, limit=160 * entry).put(key(0), torch.zeros(1000))
+    assert cache.size()[1] <= 160 * entry, "the next run begins with a look"
+
+
 def test_an_entry_larger_than_the_limit_is_not_kept(tmp_path):
     cache = Cache(tmp_path, limit=100)
     cache.put(KEY, torch.zeros(1000))

@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -40,7 +41,25 @@ SAVE = kills.Deed("save over an old one", shelf.lay, save, kills.is_style)
 FRESH = kills.Deed("save", shelf.lay, partial(save, name="new", overwrite=False))
 
 
-@pytest.mark.parametrize("deed", [SAVE, FRESH, *DEEDS.values()], ids=lambda deed: deed.name)
+def broken_off(folder):
+    """Ctrl-C just after the last file got its name: everything is taken back."""
+    steps = iter(range(3))
+
+    def place(part, path, *, overwrite):
+        parts.place(part, path, overwrite=overwrite)
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(library, "place", place), pytest.raises(KeyboardInterrupt):
+        save(folder)
+    return 0
+
+
+BROKEN = kills.Deed("save broken off", shelf.lay, broken_off, kills.is_style)
+SAVES = [SAVE, FRESH, BROKEN]
+
+
+@pytest.mark.parametrize("deed", [*SAVES, *map(kills.linkless, SAVES), *DEEDS.values()], ids=lambda deed: deed.name)
 def test_killed_before_each_step_on_the_disk(deed, tmp_path):
     toll = kills.steps(deed, tmp_path / "d")
     assert toll.tried > 5 and toll.met == toll.tried - 1
@@ -104,6 +123,24 @@ def test_a_clock_that_jumps(tmp_path):
 def test_two_at_once(tmp_path):
     trouble = disks.together(lambda here, which: save(here, "new", overwrite=False), shelf.lay, 5, tmp_path / "a", 2)
     assert trouble.done == 10 and not trouble.harm
+
+
+def test_two_at_once_without_hard_links(tmp_path):
+    """Between the look whether the name is free and the renaming there is time here for the other one."""
+    there = os.path.lexists
+
+    def slowly(path):
+        seen = there(path)
+        time.sleep(0.05 if Path(path).parent.name == "Lora" else 0)
+        return seen
+
+    def work(here, which):
+        with mock.patch.object(os.path, "lexists", slowly), mock.patch.object(os, "link", kills.no_links):
+            return save(here, "new", overwrite=False)
+
+    trouble = disks.together(work, shelf.lay, 3, tmp_path / "a", 2)
+    assert trouble.done == 6 and not trouble.harm
+    assert len(list((tmp_path / "a" / "n0" / "Lora").glob("new*.safetensors"))) == 2
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -146,6 +148,20 @@ def test_a_bad_list_of_shards_is_refused(tmp_path, folders, text):
     index.write_text(text)
     with pytest.raises(UserError, match="not a usable list of shards"):
         locate(SHARDED, folders)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors.sha256"])
+def test_other_json_is_read_within_the_bounds_of_a_header(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('{"weight_map": {"a": [' + "[]," * 3_000_000 + "[]]}}")
+    tracemalloc.start()
+    try:
+        with suppress(UserError):
+            store.shards(path)
+        assert store.note_of(path.with_suffix("")) == {}
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_wrong_with_a_file_is_named(folders):

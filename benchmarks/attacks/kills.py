@@ -3,18 +3,20 @@ has everything loaded; and of the engine and the WebUI as they really are."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import yaml
 from PIL import Image
@@ -175,15 +177,31 @@ def _export(folder: Path) -> int:
     return 0 if (folder / "training").exists() else main(list(map(str, words)))
 
 
+def no_links(*args: object, **options: object) -> None:
+    """os.link, as exFAT, many network shares and some mounts of a container have it."""
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def linkless(deed: Deed) -> Deed:
+    """The same on a disk without hard links."""
+
+    def do(folder: Path) -> int:
+        with mock.patch.object(os, "link", no_links):
+            return deed.do(folder)
+
+    return replace(deed, name=f"{deed.name}, no links", do=do)
+
+
 def is_style(name: str) -> bool:
     return name.startswith("Lora/style.")
 
 
 def deeds() -> list[Deed]:
     """Those that need nothing but this machine's processor."""
+    made = [Deed("make", _lay_make, _make), Deed("make over an old one", _lay_make, partial(_make_over), is_style)]
     return [
-        Deed("make", _lay_make, _make),
-        Deed("make over an old one", _lay_make, partial(_make_over), is_style),
+        *made,
+        *map(linkless, made),
         Deed("convert over an old one", shelf.lay, _convert, is_style),
         Deed("export", _lay_export, _export),
     ]
@@ -218,8 +236,6 @@ def training() -> Deed:
 @contextmanager
 def downloading(size: int = 12_000_000) -> Iterator[Deed]:
     """From a hub on this machine."""
-    from dataclasses import replace
-
     from huggingface_hub import constants
 
     from attacks.headers import HEADS

@@ -7,7 +7,6 @@ any name: a file is recognised by the structure of its tensors. Only headers are
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +20,11 @@ from i2l_ext.checkpoints import catalogue
 from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.checkpoints.structure import check_structure, structure_md5
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import BYTES, TensorFile
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 
 INDEX = ".index.json"
-INDEX_LIMIT = 16 << 20
-"""Bytes. The index of the largest model here, 729 tensors in four shards, has less than 0.1 MB."""
-
-HEADER_SLACK = 16 << 20
+HEADER_SLACK = HEADER_LIMIT + 8
 """Bytes that a file may be larger than its tensors and still be worth a look at its header."""
 
 PACKAGE = Path(i2l_ext.__file__).absolute().parent
@@ -162,14 +159,12 @@ def _expand(paths: Iterable[Path]) -> list[Path] | None:
 def shards(index: Path) -> list[Path]:
     """The files that a ``.index.json`` lists, which lie beside it. Raises UserError where it lists anything else."""
     try:
-        if index.stat().st_size > INDEX_LIMIT:
-            raise ValueError
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
         if not names or not all(_is_plain(name) for name in names):
             raise ValueError
     except OSError as error:
         raise UserError(f"{index.name}: cannot be read ({error.strerror}).") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{index}: not a usable list of shards. Delete it and download it again.") from None
     return [index.with_name(name) for name in sorted(names)]
 
@@ -258,10 +253,9 @@ def sidecar(path: Path) -> Path:
 def note_of(path: Path) -> dict[str, Any]:
     """What is in the sidecar of a file; nothing where there is none, or none that can be read."""
     try:
-        noted = json.loads(sidecar(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(sidecar(path))
+    except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
 
 
 def known_sha256(path: Path) -> str | None:

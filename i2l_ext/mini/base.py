@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from diffusers import QwenImageTransformer2DModel
-from safetensors.torch import load_file
 from torch import nn
 
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import load_file
 from i2l_ext.training.flow import velocity
 
 from . import world

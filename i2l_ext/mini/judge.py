@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
+
+from i2l_ext.converters.files import load_file
 
 from . import world
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from i2l_ext.converters.files import load_file
 from i2l_ext.encoders.keys import file_key
 from i2l_ext.training.config import Data
 from i2l_ext.training.examples import Examples, by_style

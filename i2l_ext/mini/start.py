@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.files import load_file
 from i2l_ext.converters.lora import Lora
 from i2l_ext.training.config import Expert
 from i2l_ext.training.flow import mixed, times
@@ -193,8 +194,6 @@ def table(run: Run) -> Image.Image:
 
 def other_loras(lab: Lab, path: Path, samples: Sequence[Sample], expert: Expert) -> list[Lora]:
     """LoRAs by heads that are in no model of the catalogue, made by the training code."""
-    from safetensors.torch import load_file
-
     sources = torch.stack([world.render([s.style], [s.content], SIDE)[0] for s in samples])
     embeddings = lessons.image_embeddings(sources, lab.folder)
     heads = Heads(MINI, embedding=embeddings.shape[1], compress=expert.compress, rank=expert.rank, kind=expert.kind)

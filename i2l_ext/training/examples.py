@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from i2l_ext.converters.files import save
+from i2l_ext.converters.files import load_file, save
 from i2l_ext.converters.parts import appearing
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -79,7 +78,7 @@ def save(module: nn.Module, arch: Architecture, path: Path) -> None:
 def load(expert: Expert, arch: Architecture, examples: Examples, path: Path) -> nn.Module:
     """Heads as they were saved, frozen, in fp32."""
     heads = build(expert, arch, examples)
-    heads.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    heads.load_state_dict({key: value.float() for key, value in files.load_file(path).items()})
     return heads.eval().requires_grad_(False)
 
 

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import nn
 
-from i2l_ext.converters.files import save
+from i2l_ext.converters.files import load_file, save
 from i2l_ext.converters.parts import appearing
 
 from .config import Schedule
