@@ -18,7 +18,7 @@
     const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
     const dropped = {};
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
-    let asking = false;
+    let asking = false, picked = "";
 
     function box(id) {
         const place = root(id);
@@ -46,9 +46,11 @@
         const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, weight(card)]);
         const model = find('#i2l_models input[name="i2l_model"]:checked');
         const rank = find('#i2l_train_rank input[type="number"]');
+        const choice = find("#i2l_to_download [data-i2l-choice]"), agreed = find("#i2l_to_download input:checked");
         write(box("i2l_form"), JSON.stringify({
             pictures: pictures, model: model ? model.value : "", dropped: dropped.inspect_drop || "",
-            rank: rank ? parseFloat(rank.value) : null,
+            rank: rank ? parseFloat(rank.value) : null, picked: picked,
+            choice: choice ? choice.dataset.i2lChoice : "", agreed: agreed ? agreed.value : "",
         }));
     }
 
@@ -197,7 +199,8 @@
         }
     }, true);
     document.addEventListener("input", (event) => {
-        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models")) gather();
+        if (event.target.name === "i2l_model") picked = event.target.value;
+        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models, #i2l_to_download")) gather();
     }, true);
     document.addEventListener("change", (event) => {
         const zone = event.target.closest && event.target.closest("[data-i2l-drop]");

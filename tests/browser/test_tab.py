@@ -177,6 +177,13 @@ def test_models_and_the_bug_report(place, open_page):
     choice.click()
     options = page.locator('[role="option"], [data-testid="dropdown-option"]')  # the second in gradio 3.41
     options.filter(has_text="z-image-style").first.click()
+    facts = page.locator("#i2l_to_download")
+    facts.locator("[data-i2l-choice=z-image-style]").wait_for()
+    for told in ("19.0 GB", "DiffSynth-Studio/Z-Image-i2L", "DINOv3 licence", str(place.root)):
+        assert told in facts.inner_text()
+    page.locator("#i2l_download").click()
+    page.locator("#i2l_models_error", has_text="agree to the licences").first.wait_for()
+    facts.locator("input[type=checkbox]").check()
     page.locator("#i2l_download").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
     stop(page, "z-image-style")
