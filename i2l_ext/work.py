@@ -209,15 +209,18 @@ def models(request: Request, tell: Teller) -> Any:
 
 
 def download(request: Request, tell: Teller) -> Any:
-    """Fetch what a model lacks; what is broken off goes on there next time. The paths of the files."""
+    """Fetch what a model lacks, whose licences the user has agreed to; what is broken off goes on there next time.
+    The paths of the files."""
     from i2l_ext.checkpoints import catalogue
     from i2l_ext.checkpoints.download import Job, missing
     from i2l_ext.checkpoints.download import download as fetch
     from i2l_ext.checkpoints.hubs import HUBS
-    from i2l_ext.checkpoints.store import Folders
+    from i2l_ext.checkpoints.store import Folders, remember
 
     folders = Folders.default()
     parts = missing(catalogue.find(request["model"]), folders)
+    if parts:
+        remember(folders.own)
     total = sum(part.nbytes for part in parts)
     tell.plan([{"title": "download", "bytes": total}])
     hub = HUBS[request.get("source") or "huggingface"]()

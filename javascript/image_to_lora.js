@@ -5,14 +5,20 @@
     if (window.imageToLora) return;
     window.imageToLora = true;
 
-    const FAST = 500, SLOW = 4000;
-    const find = (selector, root) => (root || document).querySelector(selector);
+    const FAST = 500, SLOW = 4000, PATIENCE = 20000;
+    const SPOKEN = ["title", "aria-label", "placeholder", "alt"];
+    const find = (selector, root = document) => root.querySelector(selector);
     const all = (selector) => Array.from(document.querySelectorAll(selector));
     const root = (id) => document.getElementById(id);
-    const translated = (text) => (window.localization && window.localization[text]) || text;
+    const translated = (text) => {
+        const words = window.localization || {};
+        return (Object.hasOwn(words, text) && words[text]) || text;
+    };
+    const base = () => location.pathname.replace(/\/$/, "");
     const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
     const dropped = {};
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
+    let asking = false, picked = "";
 
     function box(id) {
         const place = root(id);
@@ -40,9 +46,11 @@
         const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, weight(card)]);
         const model = find('#i2l_models input[name="i2l_model"]:checked');
         const rank = find('#i2l_train_rank input[type="number"]');
+        const choice = find("#i2l_to_download [data-i2l-choice]"), agreed = find("#i2l_to_download input:checked");
         write(box("i2l_form"), JSON.stringify({
             pictures: pictures, model: model ? model.value : "", dropped: dropped.inspect_drop || "",
-            rank: rank ? parseFloat(rank.value) : null,
+            rank: rank ? parseFloat(rank.value) : null, picked: picked,
+            choice: choice ? choice.dataset.i2lChoice : "", agreed: agreed ? agreed.value : "",
         }));
     }
 
@@ -52,14 +60,14 @@
         const prefix = (window.gradio_config && window.gradio_config.api_prefix) || "";
         const form = new FormData();
         form.append("files", file);
-        const answer = await fetch(location.pathname.replace(/\/$/, "") + prefix + "/upload", {method: "POST", body: form});
+        const answer = await fetch(base() + prefix + "/upload", {method: "POST", body: form});
         if (!answer.ok) throw new Error(String(answer.status));
         return (await answer.json())[0];
     }
 
     function queue(id, files) {
         sending += 1;
-        uploads = uploads.then(() => upload(id, files)).finally(() => { sending -= 1; });
+        uploads = uploads.then(() => upload(id, files)).catch(console.error).finally(() => { sending -= 1; });
     }
 
     // Who presses the button while pictures are still on their way means those too.
@@ -191,7 +199,8 @@
         }
     }, true);
     document.addEventListener("input", (event) => {
-        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models")) gather();
+        if (event.target.name === "i2l_model") picked = event.target.value;
+        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models, #i2l_to_download")) gather();
     }, true);
     document.addEventListener("change", (event) => {
         const zone = event.target.closest && event.target.closest("[data-i2l-drop]");
@@ -245,14 +254,29 @@
         });
     }
 
+    // Asked before the hidden button is pressed: where nobody answers, gradio would put up an alarm at each press.
+    async function isThere() {
+        const stop = new AbortController();
+        const late = setTimeout(() => stop.abort(), PATIENCE);
+        try {
+            return (await fetch(base() + "/i2l/alive", {cache: "no-store", signal: stop.signal})).status < 500;
+        } catch (error) {
+            return false;
+        } finally {
+            clearTimeout(late);
+        }
+    }
+
     function ask() {
         const jobs = root("i2l_jobs");
         const busy = jobs && jobs.dataset.active === "1";
         const now = Date.now();
-        if (!root("i2l_poll") || document.hidden || (!first && !busy && !shown("i2l_panes"))) return;
+        if (asking || !root("i2l_poll") || document.hidden || (!first && !busy && !shown("i2l_panes"))) return;
         if (!first && now - asked < (busy && !lost ? FAST : SLOW)) return;
         asked = now;
-        fetch(location.pathname, {method: "HEAD", cache: "no-store"}).then(() => true, () => false).then((there) => {
+        asking = true;
+        isThere().then((there) => {
+            asking = false;
             lost = !there;
             const notice = root("i2l_lost");
             if (notice) notice.hidden = there;
@@ -260,48 +284,65 @@
         });
     }
 
+    // A browser that blocks the site's data throws at each of these.
+    function remembered() {
+        try { return localStorage.getItem("i2l_language") || ""; } catch (error) { return ""; }
+    }
+
+    function remember(language) {
+        try { localStorage.setItem("i2l_language", language); } catch (error) { console.error(error); }
+    }
+
     // Alone there is no WebUI that translates: window.i2lWords has the words (see alone.py).
     function language() {
         const words = window.i2lWords;
         if (!words) return;
-        const chosen = localStorage.getItem("i2l_language");
+        const chosen = remembered();
         const wanted = chosen ? [chosen] : navigator.languages || [navigator.language];
         const codes = ["en", ...Object.keys(words)];
         const code = wanted.map((one) => codes.find((code) => code.slice(0, 2) === one.slice(0, 2))).find(Boolean);
         window.localization = words[code] || {};
         document.addEventListener("change", (event) => {
             if (!event.target.matches("[data-i2l-language]")) return;
-            localStorage.setItem("i2l_language", event.target.value);
+            remember(event.target.value);
             location.reload();
         }, true);
-        if (words[code]) {
-            document.documentElement.lang = code.replace("_", "-");
-            new MutationObserver(() => translate(document.body)).observe(document.body,
-                {subtree: true, childList: true, characterData: true});
-        }
+        if (!words[code]) return;
+        document.documentElement.lang = code.replace("_", "-");
+        const observer = new MutationObserver((changes) => {
+            for (const change of changes) {
+                (change.type === "childList" ? change.addedNodes : [change.target]).forEach(translate);
+            }
+            observer.takeRecords();  // what we have just written ourselves
+        });
+        observer.observe(document.body, {subtree: true, childList: true, characterData: true, attributeFilter: SPOKEN});
+        translate(document.body);
     }
 
     function translate(place) {
+        if (place.nodeType === Node.TEXT_NODE) speak(place);
+        if (place.nodeType !== Node.ELEMENT_NODE) return;
         const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
-        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-            const told = window.localization[node.nodeValue.trim()];
-            if (told && !node.parentElement.closest("#i2l_tips, .i2l-value, script, style")) {
-                node.nodeValue = node.nodeValue.replace(node.nodeValue.trim(), told);
+        while (walker.nextNode()) speak(walker.currentNode);
+        for (const name of SPOKEN) {
+            for (const item of [place, ...place.querySelectorAll("[" + name + "]")]) {
+                const text = item.getAttribute(name), told = translated(text);
+                if (told !== text) item.setAttribute(name, told);
             }
         }
-        for (const name of ["title", "aria-label", "placeholder", "alt"]) {
-            place.querySelectorAll("[" + name + "]").forEach((item) => {
-                const told = window.localization[item.getAttribute(name)];
-                if (told) item.setAttribute(name, told);
-            });
-        }
+    }
+
+    function speak(node) {
+        const text = node.nodeValue.trim(), told = translated(text);
+        if (told === text || !node.parentElement || node.parentElement.closest("#i2l_tips, .i2l-value, script, style")) return;
+        node.nodeValue = node.nodeValue.replace(text, () => told);
     }
 
     function choice() {
         const list = find("[data-i2l-language]");
         if (list && !list.dataset.i2lSet) {
             list.dataset.i2lSet = "1";
-            list.value = localStorage.getItem("i2l_language") || "";
+            list.value = remembered();
         }
     }
 

@@ -11,6 +11,14 @@ from small_models import SMALL, build
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all we start too
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_data(tmp_path_factory):
+    """What is kept for the user who runs the tests (where downloads went) is left alone, and not heeded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("small"))

@@ -365,8 +365,10 @@ def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
     added = []
     monkeypatch.setattr(extension, "desk", lambda: SimpleNamespace(host=SimpleNamespace(api=True)))
     monkeypatch.setattr(api, "add", lambda app, desk, credentials=(): added.extend(credentials))
-    extension._started(None, None)
+    app = SimpleNamespace(router=SimpleNamespace(routes=["the host's"]))
+    extension._started(None, app)
     assert added == known
+    assert [getattr(route, "path", route) for route in app.router.routes] == ["/i2l/alive", "the host's"]
 
 
 @pytest.mark.parametrize("flags", [{"listen": True}, {"share": True}, {"ngrok": "x"}, {"server_name": "0.0.0.0"}, {}])  # noqa: S104  # fmt: skip

@@ -206,6 +206,26 @@ def test_a_checkout_among_extensions_sees_the_webui(tmp_path, monkeypatch):
     monkeypatch.delenv("I2L_MODELS", raising=False)
     (tmp_path / "webui/models").mkdir(parents=True)
     assert Folders.default().webui == (tmp_path / "webui/models/i2l", tmp_path / "webui/models")
+    assert Folders.default().own == tmp_path / "webui/models/i2l", "as the tab has it"
+
+
+def test_where_downloads_went_is_remembered(tmp_path, monkeypatch):
+    """The tab's downloads are found by a command line that knows nothing of its settings, and the other way round."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("I2L_MODELS", str(tmp_path / "tab"))
+    store.remember(Folders.default().own)
+    store.remember(Folders.default().own)
+    monkeypatch.delenv("I2L_MODELS")
+    assert Folders.default().own == tmp_path / "user/i2l/models"
+    path = save(tmp_path / "tab/Some/Repo-1.0/sub/model.safetensors")
+    assert locate(TINY) == [path] and Folders.default().others[1:] == (tmp_path / "tab",)
+    path.rename(path.with_name("renamed.safetensors"))
+    assert locate(TINY) is None, "it may be any folder, so it is not looked through"
+    renamed = save(tmp_path / "user/i2l/models/renamed.safetensors")
+    monkeypatch.setenv("I2L_MODELS", str(tmp_path / "else where"))
+    assert locate(TINY) == [renamed], "the user's own folder is, whatever the environment says"
+    store.remember(tmp_path / "user/i2l/models")
+    assert len(json.loads((tmp_path / "user/i2l/folders.json").read_bytes())) == 1
 
 
 def test_require_says_what_to_do_in_one_line(folders):

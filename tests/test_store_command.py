@@ -57,7 +57,12 @@ def hub():
 @pytest.fixture
 def environment(hub, tmp_path):
     places = {name: str(tmp_path / name) for name in ("I2L_MODELS", "I2L_CACHE", "MODELSCOPE_HOME", "MODELSCOPE_CACHE")}
-    places |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url}
+    places |= {
+        "XDG_DATA_HOME": str(tmp_path / "user"),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "MODELSCOPE_ENDPOINT": hub.url,
+    }
     return {**os.environ, **places, "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -89,6 +94,7 @@ def test_download_from_a_mirror(hub, i2l, tmp_path, source):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{path}\n" and path.read_bytes() == content
     assert "Licence: Apache-2.0" in done.stderr
+    assert f"to download from {source} into {path.parents[3]}" in done.stderr
     again = i2l("tiny", "models", "download", "m", "--yes", "--offline")
     assert again.returncode == 0 and "all its weights are here" in again.stderr
 
@@ -98,6 +104,13 @@ def test_to_another_folder(hub, i2l, tmp_path):
     done = i2l("tiny", "models", "download", "m", "--yes", "--to", "else where")
     assert done.returncode == 0 and (tmp_path / "else where" / FILE).exists()
     assert f"I2L_MODELS={tmp_path / 'else where'}" in done.stderr
+    found = i2l("tiny", "models")
+    assert str(tmp_path / "else where" / FILE) in found.stdout, "and it is found there from now on"
+    assert found.stdout.endswith(f"Downloads go to {tmp_path / 'I2L_MODELS'}\n")
+    where = tmp_path / "user" / "i2l" / "folders.json"
+    for damaged in ("{half", "[7]", "{}", "[" * 10**5):
+        where.write_text(damaged)
+        assert "not here" in i2l("tiny", "models").stdout
 
 
 def test_nobody_to_ask(hub, i2l):
@@ -168,7 +181,7 @@ def test_a_run_that_is_stopped_is_taken_up(hub, i2l, environment, tmp_path, sour
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """The same in this process."""
-    for name in ("I2L_MODELS", "I2L_CACHE"):
+    for name in ("I2L_MODELS", "I2L_CACHE", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     model = replace(catalogue.MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY, experts=())
     monkeypatch.setattr(catalogue, "MODELS", {"m": model})

@@ -1,6 +1,7 @@
 """The tab's parts that need no browser: texts, pages, uploads, the desk, and what loading the extension costs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from i2l_ext.jobs import Job
 from i2l_ext.webui import html
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.host import Alone
-from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.webui.settings import HUBS, OPTIONS, Stored
 from i2l_ext.webui.texts import everything
 from i2l_ext.webui.uploads import Uploads, received
 
@@ -33,6 +34,37 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
     page = html.activity([running], job) + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
     page += html.model_choice([{"name": evil, "line": evil, "ready": False, "download_bytes": 1}], evil)
     assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_a_download_is_told_as_the_command_line_tells_it():
+    from i2l_ext.checkpoints import catalogue, download, hubs, store
+
+    row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
+    for places in (True, False):
+        page = html.to_download(row.as_json(), places=places)
+        missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))
+        assert len(missing) == 3 and 'type="checkbox" name="i2l_agreed" value="qwen-image-style"' in page
+        for part in missing:
+            assert part.id in page and part.repo in page and html.escape(part.licence) in page
+            assert html.size(part.nbytes) in page
+        assert html.size(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
+    mini = html.to_download({**row.as_json(), "parts": []}, places=True)
+    assert "checkbox" not in mini and "/srv/weights" in mini
+    assert list(HUBS.values()) == list(hubs.HUBS)
+
+
+@pytest.mark.parametrize("setting", ["", "set"])
+def test_downloads_of_the_tab_and_of_the_command_line_go_to_one_folder(desk, tmp_path, monkeypatch, setting):
+    """Unless the tab's own setting says otherwise."""
+    from i2l_ext.checkpoints.store import Folders
+
+    desk.host.stored.write({"i2l_models_folder": setting and str(tmp_path / setting)})
+    for named in ("", str(tmp_path / "a"), os.pathsep.join([str(tmp_path / "a"), str(tmp_path / "b")])):
+        monkeypatch.setenv("I2L_MODELS", named)
+        line = Folders.default().own
+        monkeypatch.setenv("I2L_MODELS", desk._environment().get("I2L_MODELS", named))
+        assert Folders.default().own == (tmp_path / setting if setting else line)
+        assert {*map(Path, filter(None, named.split(os.pathsep)))} <= {Folders.default().own, *Folders.default().webui}
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65, "1:05"), (3600, "1:00:00"), (59.6, "1:00")])

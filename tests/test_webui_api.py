@@ -105,6 +105,11 @@ def test_pictures_in_a_lora_out(served, picture):
         ("POST", "/inspect", {"content": b"{}", "headers": {"content-type": "text/plain"}}, 415),
         ("POST", "/inspect", {"json": {"lora": "x" * (1 << 17)}}, 413),
         ("POST", "/export", {"json": {"lora": "x", "trainer": "rm -rf", "rank": 1}}, 422),
+        ("POST", "/download", {"json": {"model": "z-image-style", "source": "huggingface", "agree": False}}, 422),
+        ("POST", "/download", {"json": {"model": "z-image-style", "source": "elsewhere", "agree": True}}, 422),
+        ("POST", "/download", {"json": {"model": "../evil", "source": "huggingface", "agree": True}}, 422),
+        ("POST", "/download", {"json": {"model": "z-image-style"}}, 422),
+        ("POST", "/download", {"json": {"model": "z-image-style", "source": "huggingface", "agree": 1}}, 422),
         ("GET", "/loras/none", {}, 404),
         ("DELETE", "/loras/none", {}, 404),
     ],
@@ -151,6 +156,25 @@ def test_limits(served, picture, monkeypatch):
     assert not [job for job in served.get("/loras").json() if job["title"].startswith("limits")]
 
 
+def test_a_download_tells_its_licences_first(served):
+    [row] = [row for row in served.get("/models").json() if row["name"] == "qwen-image-style"]
+    assert {part["id"]: part["licence"] for part in row["parts"]}["dinov3-7b"].startswith("Apache-2.0 as re-hosted")
+    assert all(part["repo"] and not part["present"] and "path" not in part for part in row["parts"])
+    asked = {"model": "qwen-image-style", "source": "modelscope", "agree": False}
+    assert "DINOv3 licence" in served.post("/download", json=asked).json()["error"]
+    done = wait(served, served.post("/download", json={**asked, "model": "mini", "agree": True}).json())
+    assert done["state"] == "done" and done["result"]["files"] == []
+
+
+def test_a_model_need_not_be_named(served, picture, monkeypatch):
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    made = wait(served, served.post("/loras", files=files, data={"name": "unnamed_model"}).json())
+    assert made["result"]["model"] == served.desk.chosen() == "mini", "where no other is here"
+    monkeypatch.setattr(served.desk, "models", lambda: None)
+    assert served.post("/loras", files=files, data={"name": "too_early"}).status_code == 503
+    assert served.post("/download", json={"model": "mini", "source": "huggingface", "agree": True}).status_code == 503
+
+
 def test_a_body_without_length(served):
     answer = served.post("/inspect", content=iter([b"{}"]), headers={"content-type": "application/json"})
     assert answer.status_code == 411
@@ -170,7 +194,7 @@ def test_credentials(tmp_path):
 
 def test_the_description_names_every_route(served):
     told = served.get("/openapi.json").json()
-    assert set(told["paths"]) == {"/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models"}
+    assert set(told["paths"]) == {"/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download"}
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not here")

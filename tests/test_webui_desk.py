@@ -126,6 +126,7 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
             hub.add(part.repo, file, (world.models / part.repo / file).read_bytes())
     monkeypatch.setenv("I2L_TEST_SMALL", "1")
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("I2L_MODELS", raising=False)
     host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
     host.stored.write({"i2l_models_folder": str(tmp_path / "weights")})
@@ -138,12 +139,22 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
             desk.models()
         return next(row for row in desk.models() if row["name"] == "small")
 
-    assert not row()["ready"]
-    job = done(desk, desk.download("small"))
+    assert not row()["ready"] and row()["download_folder"] == str(tmp_path / "weights")
+    with pytest.raises(UserError, match="licences"):
+        desk.download("small")
+    with pytest.raises(UserError, match="no hub"):
+        desk.download("small", "elsewhere", agreed=True)
+    assert not [job for job in desk.queue.jobs() if job.kind == "download"]
+    assert desk.chosen() == "mini"
+    job = done(desk, desk.download("small", agreed=True))
     files = [
         path.relative_to(tmp_path / "weights").as_posix() for path in (tmp_path / "weights").rglob("*.safetensors")
     ]
     assert row()["ready"] and sorted(job.result["files"]) == sorted(files)
+    assert desk.chosen() == "small" and desk.chosen("mini-coarse", "none") == "mini-coarse"
+    host.stored.write({**host.stored.read(), "i2l_model": "mini"})
+    assert desk.chosen() == "mini", "the user's setting stands"
+    assert desk.download("small").state != "failed", "nothing is missing, so there is nothing to agree to"
     found = done(desk, desk.verify("small")).result["parts"]
     assert [part["id"] for part in found] == [part.id for part in SMALL["small"].parts]
     assert all("checksum" in part["found"] for part in found)
@@ -153,6 +164,37 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
     assert job.state == "failed" and victim.name in job.error and str(tmp_path) not in job.error
     desk.queue.close()
     hub.close()
+
+
+def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
+    """Also once its download is over; what the user has picked stays, and so does the model to download."""
+    pytest.importorskip("gradio")
+    from i2l_ext.webui import tab
+
+    def rows(ready):
+        part = {"id": "a", "path": None, "problem": None, "bytes": 1, "licence": "L", "repo": "some/repo"}
+        return [
+            {"name": name, "arch": name, "line": "", "ready": here, "download_bytes": 1, "download_folder": "/w",
+             "parts": [{**part, "repo": part["repo"] if name != "mini" else None, "present": here}]}
+            for name, here in (("mini", True), ("first", False), ("second", ready))
+        ]  # fmt: skip
+
+    def page(ready, **form):
+        desk._models = rows(ready)
+        return tab._answer(desk, {"greeted": True}, form, ["models", "to_download", "model_choice"])[1:]
+
+    desk = Desk(Alone(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", ENGINE)
+    try:
+        assert 'value="mini" checked' in page(False, model="mini")[0]
+        assert 'value="second" checked' in page(True, model="mini")[0]
+        assert 'value="mini" checked' in page(True, model="mini", picked="mini")[0]
+        desk.host.stored.write({"i2l_model": "first"})
+        assert 'value="first" checked' in page(True)[0]
+        for choice, told in (("second", "All its weights are here."), ("first", 'name="i2l_agreed" value="first"')):
+            _, shown, update = page(True, choice=choice)
+            assert told in shown and update["value"] == choice
+    finally:
+        desk.queue.close()
 
 
 def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):

@@ -7,8 +7,10 @@ any name: a file is recognised by the structure of its tensors. Only headers are
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -22,6 +24,7 @@ from i2l_ext.checkpoints.structure import check_structure, structure_md5
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
+from i2l_ext.converters.parts import appearing
 
 INDEX = ".index.json"
 HEADER_SLACK = HEADER_LIMIT + 8
@@ -32,27 +35,36 @@ PACKAGE = Path(i2l_ext.__file__).absolute().parent
 
 @dataclass(frozen=True)
 class Folders:
-    """Where to look, first folder first. ``own``, where downloads go, ``webui`` and ``others`` hold files as
-    ``<folder>/<repo>/<file>``, as DiffSynth-Studio does; ``own`` and ``webui`` are also scanned for renamed files.
-    ``modelscope`` and ``hugging_face`` are the caches of those libraries; None stands for no such cache."""
+    """Where to look, first folder first. ``own``, where downloads go, ``webui``, ``user`` and ``others`` hold files as
+    ``<folder>/<repo>/<file>``, as DiffSynth-Studio does; all but ``others`` are also scanned for renamed files.
+    ``modelscope`` and ``hugging_face`` are the caches of those libraries; None stands for no such place."""
 
     own: Path
     webui: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()
     modelscope: Path | None = None
     hugging_face: Path | None = None
+    user: Path | None = None
 
     @staticmethod
     def default() -> Folders:
         """As the environment says. ``I2L_MODELS`` names our own folder, and after it, separated as in ``PATH``, any
-        that a host adds."""
+        that a host adds. Without it our own folder is the WebUI's, where we lie in one, else the user's. Folders
+        that downloads went to before are among the others."""
         named = [Path(name).expanduser() for name in os.environ.get("I2L_MODELS", "").split(os.pathsep) if name]
-        own, *added = named or [_own_models()]
-        return Folders(own, (*added, *_webui_models()), (_diffsynth_models(),), _modelscope_cache(), _hub_cache())
+        own, *added = named or [next(_webui_models(), _user_models())]
+        others = (_diffsynth_models(), *_remembered())
+        caches = _modelscope_cache(), _hub_cache()
+        return Folders(own, (*added, *_webui_models()), others, *caches, _user_models())
+
+    @property
+    def scanned(self) -> Iterator[Path]:
+        """The folders that are ours to look through."""
+        yield from dict.fromkeys((self.own, *self.webui, *filter(None, [self.user])))
 
     def homes(self, repo: str, file: str) -> Iterator[Path]:
         """Every folder that may hold that repository's files; ``file`` is one of them."""
-        for root in (self.own, *self.webui, *self.others):
+        for root in dict.fromkeys((*self.scanned, *self.others)):
             yield root / repo
         if self.hugging_face:
             yield from _in_hub_cache(self.hugging_face, repo, file)
@@ -62,14 +74,39 @@ class Folders:
     @cached_property
     def loose(self) -> list[Path]:
         """The files that may be recognised whatever their names, as they were when first asked for."""
-        roots = (self.own, *self.webui)
-        return [path for root in roots for end in (".safetensors", INDEX) for path in sorted(root.rglob(f"*{end}"))]
+        return [
+            path for root in self.scanned for end in (".safetensors", INDEX) for path in sorted(root.rglob(f"*{end}"))
+        ]
 
 
-def _own_models() -> Path:
+def _user_models() -> Path:
     from platformdirs import user_data_dir
 
     return Path(user_data_dir("i2l", appauthor=False)) / "models"
+
+
+def remember(folder: Path) -> None:
+    """Have ``folder`` looked into from now on, whoever asks: the tab's downloads go where its settings say, those of
+    the command line elsewhere, and each is to find the other's. Without a word where that cannot be kept."""
+    known, record = _remembered(), _record()
+    if folder.absolute() in (_user_models(), *known):
+        return
+    with suppress(OSError, UserError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(record, overwrite=True) as path:
+            path.write_text(json.dumps([str(one) for one in (*known, folder.absolute())]), encoding="utf-8")
+
+
+def _remembered() -> list[Path]:
+    try:
+        held = json.loads(_record().read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [Path(name) for name in held if isinstance(name, str)] if isinstance(held, list) else []
+
+
+def _record() -> Path:
+    return _user_models().with_name("folders.json")
 
 
 def _webui_models() -> Iterator[Path]:
@@ -282,9 +319,10 @@ def _stamp(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A checkpoint as ``i2l models`` shows it. ``bytes``: of the files where there are any, else to download.
-    ``structure_md5`` is that of our own module definitions; None where it was not asked for or there is none.
-    ``problem`` says why files of that name cannot be used."""
+    """A checkpoint as ``i2l models`` shows it. ``repo``: where it is downloaded from; None for what we ship.
+    ``bytes``: of the files where there are any, else to download. ``structure_md5`` is that of our own module
+    definitions; None where it was not asked for or there is none. ``problem`` says why files of that name cannot be
+    used."""
 
     id: str
     parameters: int
@@ -293,12 +331,13 @@ class Part:
     path: str | None
     bytes: int
     licence: str
+    repo: str | None
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model as ``i2l models`` shows it."""
+    """A model as ``i2l models`` shows it. ``download_folder``: where a download goes."""
 
     name: str
     arch: str
@@ -306,6 +345,7 @@ class Row:
     parts: tuple[Part, ...]
     ready: bool
     download_bytes: int
+    download_folder: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -325,6 +365,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
             tuple(shown[part.id] for part in model.parts),
             all(shown[part.id].present for part in model.parts),
             sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
+            str(folders.own.absolute()),
         )
         for model in catalogue.MODELS.values()
     ]
@@ -340,4 +381,5 @@ def _part(part: Checkpoint, folders: Folders, structures: bool) -> Part:
     parameters, md5 = part.parameters, None
     if structures and part.kind != "bias":
         parameters, md5 = sum(map(prod, part.shapes.values())), structure_md5(part.shapes)
-    return Part(part.id, parameters, md5, bool(paths), str(paths[0]) if paths else None, size, part.licence, problem)
+    first = str(paths[0]) if paths else None
+    return Part(part.id, parameters, md5, bool(paths), first, size, part.licence, part.repo, problem)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext import library, names
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
 from i2l_ext.devices import PRECISIONS
@@ -143,7 +142,4 @@ def default_model() -> str:
     """The first downloaded model; without one the miniature."""
     from i2l_ext.checkpoints.store import listing
 
-    downloaded = (
-        row.name for row in listing() if row.ready and any(part.repo for part in catalogue.MODELS[row.name].parts)
-    )
-    return next(downloaded, MINIATURE)
+    return next((row.name for row in listing() if row.ready and any(part.repo for part in row.parts)), MINIATURE)

@@ -28,7 +28,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     fetch = actions.add_parser("download", help="fetch the weights of a model")
     fetch.add_argument("name", metavar="NAME", help="a model, as `i2l models` lists them")
     fetch.add_argument("--from", dest="source", choices=("huggingface", "modelscope"), default="huggingface")
-    fetch.add_argument("--to", type=Path, metavar="DIR", help="a folder of your choice; name it in I2L_MODELS later")
+    fetch.add_argument("--to", type=Path, metavar="DIR", help="a folder of your choice (default: as `i2l models` says)")
     fetch.add_argument("--yes", action="store_true", help="agree to the licences without being asked")
     fetch.add_argument("--offline", action="store_true", help="only say what is missing")
     fetch.set_defaults(run=download_model)
@@ -57,6 +57,7 @@ def show_models(args: argparse.Namespace) -> int:
         print(f"{row.name}: {row.line} ({state})")
         for part in row.parts:
             print(f"    {part.id:24} {gigabytes(part.bytes):>9}  {part.path or part.problem or 'not here'}")
+    print(f"Downloads go to {rows[0].download_folder}")
     return 0
 
 
@@ -64,7 +65,7 @@ def download_model(args: argparse.Namespace) -> int:
     from i2l_ext.checkpoints import catalogue
     from i2l_ext.checkpoints.download import Job, download, missing
     from i2l_ext.checkpoints.hubs import HUBS
-    from i2l_ext.checkpoints.store import Folders, gigabytes
+    from i2l_ext.checkpoints.store import Folders, gigabytes, remember
 
     model = catalogue.find(args.name)
     folders = Folders.default()
@@ -77,7 +78,8 @@ def download_model(args: argparse.Namespace) -> int:
     size = gigabytes(sum(part.nbytes for part in parts))
     if args.offline or _is_offline():
         raise UserError(f"{model.name}: offline; {size} are missing: {', '.join(part.id for part in parts)}.")
-    _consent(f"{model.name}: {size} to download into {folders.own}", parts, args.yes)
+    _consent(f"{model.name}: {size} to download from {args.source} into {folders.own}", parts, args.yes)
+    remember(folders.own)
     try:
         with _bar() as progress:
             paths = download(parts, HUBS[args.source](), folders.own, Job(progress))
@@ -87,7 +89,7 @@ def download_model(args: argparse.Namespace) -> int:
     for path in paths:
         print(path)
     if args.to:
-        print(f"To have them found, set I2L_MODELS={folders.own}", file=sys.stderr)
+        print(f"To have downloads go there always, set I2L_MODELS={folders.own}", file=sys.stderr)
     return 0
 
 

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from i2l_ext import jobs
 from i2l_ext.child import ROOT
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui import gradio_versions
+from i2l_ext.webui import alive, gradio_versions
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.door import NEAR, Door, Gate
 from i2l_ext.webui.host import LOCAL, Alone
@@ -48,6 +48,7 @@ def serve(
     app, page = gradio_versions.launch(
         lambda _: build(desk), title=WORDS["title"], css=asset("style.css"), head=head, options=options
     )
+    alive.add(app)
     if api:
         from i2l_ext.webui import api as interface
 

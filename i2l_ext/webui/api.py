@@ -28,7 +28,7 @@ MOST_BODY, MOST_JSON = 512 << 20, 64 << 10
 
 FIELDS: Mapping[str, tuple[type, str]] = {
     "name": (str, "the LoRA's name"),
-    "model": (str, "see /models"),
+    "model": (str, "see /models; the first that is downloaded, else mini, unless given"),
     "weights": (list, "a number for each picture, as JSON"),
     "strength": (float, "scales the whole effect"),
     "rank": (int, "as made unless given"),
@@ -55,6 +55,12 @@ def add(app: Any, desk: Desk, credentials: Sequence[tuple[str, str]] = ()) -> No
 
 
 def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
+    def looked_for() -> list[dict[str, Any]]:
+        rows = desk.models()
+        if rows is None:
+            raise Refused(503, "The models are being looked for. Ask again in a few seconds.")
+        return rows
+
     async def make(request: Request) -> tuple[int, Any]:
         form = await _form(request)
         files = [value for value in form.getlist("pictures") if isinstance(value, UploadFile)]
@@ -64,7 +70,9 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
         if unknown := sorted(set(form) - set(FIELDS) - {"pictures"}):
             raise Refused(422, f"Unknown fields: {', '.join(unknown)[:200]}.")
         ids = [await run_in_threadpool(desk.uploads.take_stream, file.file) for file in files]
-        wish = Wish(pictures=ids, **{"name": "", "model": "mini", **values})
+        if "model" not in values:
+            looked_for()
+        wish = Wish(pictures=ids, **{"name": "", "model": desk.chosen(), **values})
         return 202, _shown(await run_in_threadpool(desk.make, wish))
 
     async def jobs(request: Request) -> tuple[int, Any]:
@@ -91,11 +99,17 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
         return 202, _shown(desk.export(await run_in_threadpool(desk.lora, name), name, trainer, rank))
 
     async def models(request: Request) -> tuple[int, Any]:
-        rows = desk.models()
-        if rows is None:
-            raise Refused(503, "The models are being looked for. Ask again in a few seconds.")
         keys = ("name", "arch", "line", "ready", "download_bytes")
-        return 200, [{key: row[key] for key in keys} for row in rows]
+        parts = ("id", "bytes", "repo", "licence", "present")
+        return 200, [
+            {**{key: row[key] for key in keys}, "parts": [{key: part[key] for key in parts} for part in row["parts"]]}
+            for row in looked_for()
+        ]
+
+    async def download(request: Request) -> tuple[int, Any]:
+        model, source, agree = await _json(request, model=str, source=str, agree=bool)
+        looked_for()
+        return 202, _shown(desk.download(model, source, agreed=agree))
 
     async def openapi(request: Request) -> tuple[int, Any]:
         return 200, description()
@@ -103,7 +117,8 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
     return {
         ("POST", "/loras"): make, ("GET", "/loras"): jobs, ("GET", "/loras/{id}"): job,
         ("DELETE", "/loras/{id}"): cancel, ("POST", "/inspect"): inspect, ("POST", "/convert"): convert,
-        ("POST", "/export"): export, ("GET", "/models"): models, ("GET", "/openapi.json"): openapi,
+        ("POST", "/export"): export, ("GET", "/models"): models, ("POST", "/download"): download,
+        ("GET", "/openapi.json"): openapi,
     }  # fmt: skip
 
 
@@ -194,7 +209,8 @@ def _field(name: str, text: Any) -> Any:
 
 def description() -> dict[str, Any]:
     """The interface as OpenAPI 3.1 has it."""
-    kinds = {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, list: {"type": "string"}}
+    kinds = {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, list: {"type": "string"},
+             bool: {"type": "boolean"}}  # fmt: skip
     job = {"$ref": "#/components/schemas/Job"}
 
     def answer(status: str, schema: Any) -> dict[str, Any]:
@@ -213,7 +229,8 @@ def description() -> dict[str, Any]:
     jobs, objects = {"type": "array", "items": job}, {"type": "array", "items": {"type": "object"}}
     make_body = {"required": True, "content": {"multipart/form-data": {"schema": make}}}
     posts = {"/inspect": body(lora=str), "/convert": body(lora=str, to=str),
-             "/export": body(lora=str, trainer=str, rank=int)}  # fmt: skip
+             "/export": body(lora=str, trainer=str, rank=int),
+             "/download": body(model=str, source=str, agree=bool)}  # fmt: skip
     return {
         "openapi": "3.1.0",
         "info": {"title": "Image to LoRA", "version": __version__},

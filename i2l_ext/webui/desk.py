@@ -15,7 +15,7 @@ from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.jobs import Job, Queue
 from i2l_ext.webui import folders
 from i2l_ext.webui.host import Alone
-from i2l_ext.webui.settings import DTYPES
+from i2l_ext.webui.settings import DTYPES, HUBS
 from i2l_ext.webui.uploads import MOST_PICTURES, Uploads, upload_folders
 
 PATIENCE = 120.0
@@ -180,9 +180,24 @@ class Desk:
             self._asked = self.queue.submit("models", "", {})
         return self._models
 
-    def download(self, name: str) -> Job:
-        """Fetch what a model lacks."""
-        return self.queue.submit("download", self._model(name), {"model": name})
+    def chosen(self, *wanted: object) -> str:
+        """The model to begin with: the first of ``wanted`` that there is, the settings', the first that is downloaded
+        and ready, or the miniature."""
+        rows = self.models() or ()
+        names = [row["name"] for row in rows]
+        real = [row["name"] for row in rows if row["ready"] and any(part["repo"] for part in row["parts"])]
+        return next((name for name in (*wanted, self.host.option("i2l_model"), *real) if name in names), "mini")
+
+    def download(self, name: str, source: str = "huggingface", *, agreed: bool = False) -> Job:
+        """Fetch what a model lacks from a hub, once its licences are ``agreed`` to."""
+        if source not in HUBS.values():
+            raise UserError(f"There is no hub {str(source)[:80]!r}. There are: {', '.join(HUBS.values())}.")
+        name = self._model(name)
+        parts = [part for row in self.models() or () if row["name"] == name for part in lacking(row)]
+        if parts and not agreed:
+            licences = "; ".join(dict.fromkeys(part["licence"] for part in parts))
+            raise UserError(f"{name}: agree to the licences before the download ({licences}).")
+        return self.queue.submit("download", name, {"model": name, "source": source})
 
     def verify(self, name: str) -> Job:
         """Hold a model's files against the hub's checksums."""
@@ -206,10 +221,8 @@ class Desk:
         }
 
     def _environment(self) -> Mapping[str, str]:
-        folders = [str(folder) for folder in self.host.models_folders()]
-        inherited = os.environ.get("I2L_MODELS")
-        named = [inherited] if inherited else []
-        return {"I2L_MODELS": os.pathsep.join(folders + named)} if folders else {}
+        named = [str(folder) for folder in self.host.models_folders()]
+        return {"I2L_MODELS": os.pathsep.join(named)} if named else {}
 
     def _hide(self, job: Job) -> None:
         """No folder of this machine in what a client sees; where weights lie is told by the models' table alone."""
@@ -226,6 +239,11 @@ class Desk:
             self.host.refresh()
         if job.kind in ("download", "verify", "make"):
             self.models(anew=job.kind != "make")
+
+
+def lacking(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a model that are to be downloaded."""
+    return [part for part in row["parts"] if part["repo"] and not part["present"]]
 
 
 def picture_list(form: Mapping[str, Any]) -> tuple[list[str], list[float]]:

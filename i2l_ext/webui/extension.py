@@ -45,6 +45,9 @@ def _settings() -> None:
 def _started(demo: Any, app: Any) -> None:
     from importlib.util import find_spec
 
+    from i2l_ext.webui import alive
+
+    alive.add(app)
     if desk().host.api and find_spec("i2l_ext.webui.api"):
         from i2l_ext.webui import api
 

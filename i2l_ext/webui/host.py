@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -47,8 +48,8 @@ class Alone:
 
     def models_folders(self) -> list[Path]:
         """Where weights are looked for, downloads first."""
-        named = self.option("i2l_models_folder")
-        return [Path(named).absolute()] if named else []
+        named = [self.option("i2l_models_folder"), *os.environ.get("I2L_MODELS", "").split(os.pathsep)]
+        return [Path(name).expanduser().absolute() for name in named if name]
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA of the folders, by its path below them, the newest first."""

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from i2l_ext.jobs import Job
+from i2l_ext.webui.desk import lacking
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 
 
@@ -126,6 +127,18 @@ def model_table(rows: Sequence[Mapping[str, Any]] | None, *, places: bool) -> st
         title = f"<summary><b>{escape(row['name'])}</b> <span>{escape(row['line'])}</span> {_mark(row)}</summary>"
         out.append(f"<details>{title}{table(('part', 'size', 'licence', 'place'), parts)}</details>")
     return f'<div class="i2l-catalogue">{"".join(out)}</div>'
+
+
+def to_download(row: Mapping[str, Any], *, places: bool) -> str:
+    """What a model lacks, where that comes from and goes to (with ``places``), and a tick that agrees to its licences:
+    to those of this model, so it goes with the model."""
+    name, folder = escape(row["name"]), [("goes_to", value(row["download_folder"]))] if places else []
+    parts = [[value(part["id"]), value(size(part["bytes"])), value(part["repo"]), value(part["licence"])]
+             for part in lacking(row)]  # fmt: skip
+    agree = f'<label class="i2l-agree"><input type="checkbox" name="i2l_agreed" value="{name}"> {word("agree")}</label>'
+    due = [("to_download", value(size(row["download_bytes"])))] if parts else []
+    told = table(("part", "size", "origin", "licence"), parts) + agree if parts else quiet("all_here")
+    return f'<div data-i2l-choice="{name}">{facts([("model", value(row["name"])), *due, *folder])}{told}</div>'
 
 
 def _place(part: Mapping[str, Any], places: bool) -> str:

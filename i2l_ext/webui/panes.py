@@ -14,7 +14,7 @@ from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.webui import door, gradio_versions, html
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk, Wish, picture_list
-from i2l_ext.webui.settings import DTYPES, OPTIONS
+from i2l_ext.webui.settings import DTYPES, HUBS, OPTIONS
 from i2l_ext.webui.texts import WORDS, label
 from i2l_ext.webui.uploads import received, upload_folders
 
@@ -104,8 +104,10 @@ def models(desk: Desk, c: dict[str, Any]) -> None:
     _html(c, "catalogue", html.quiet("looking"))
     with gr.Row():
         _add(c, gr.Dropdown, "model_choice", choices=[], value=None)
+        _add(c, gr.Dropdown, "source", choices=list(HUBS), value=next(iter(HUBS)))
         _button(c, "download", "primary")
         _button(c, "verify")
+    _html(c, "to_download")
     _html(c, "models_error")
     _html(c, "models_result")
     _button(c, "doctor")
@@ -215,7 +217,7 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
     def start(form: str, name: str, strength: float, rank: str, *rest: str) -> None:
         gathered = read_form(form)
         pictures, weights = picture_list(gathered)
-        wish = Wish(pictures, name or "", str(gathered.get("model") or "mini"), weights, strength,
+        wish = Wish(pictures, name or "", str(gathered.get("model") or desk.chosen()), weights, strength,
                     int(rank) if rank in RANKS[1:] else None, *(text or "" for text in rest))  # fmt: skip
         desk.make(wish)
 
@@ -231,6 +233,9 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
             raise UserError("Choose a LoRA of the list, or drop one.")
         return desk.lora(shown), shown
 
+    def download(name: str, source: str, form: str) -> None:
+        desk.download(name, HUBS.get(source, source), agreed=read_form(form).get("agreed") == name)
+
     def mend(target: str) -> None:
         id, _, consumer = (target or "").partition(" ")
         desk.mend(id, consumer)
@@ -245,12 +250,17 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         ),
         "mend": (mend, [c["target"]], "mend_error"),
         "doctor": (desk.doctor, [], "models_error"),
-        "download": (desk.download, [c["model_choice"]], "models_error"),
+        "download": (download, [c["model_choice"], c["source"], c["form"]], "models_error"),
         "verify": (desk.verify, [c["model_choice"]], "models_error"),
     }  # fmt: skip
     for id, (act, inputs, told) in acts.items():
         gradio_versions.on(c[id].click, refused(act), inputs, [c[told]])
 
+    def to_download(name: str) -> Any:
+        row = next((row for row in desk.models() or () if row["name"] == name), None)
+        return html.to_download(row, places=desk.host.local) if row else gr.update()
+
+    gradio_versions.on(c["model_choice"].change, to_download, [c["model_choice"]], [c["to_download"]])
     gradio_versions.on(c["train_file"].input, refused(acts["curve"][0]), trs, [c["train_error"]])
 
     def redraw_curve(rank: float, seen: dict[str, Any]) -> Any:

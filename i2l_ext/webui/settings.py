@@ -14,6 +14,7 @@ from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.devices import PRECISIONS
 
 DTYPES = {"as made": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+HUBS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,16 @@ class Option:
 
 
 OPTIONS = (
-    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: a folder of the system's.",
-           folder=True),
+    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: models/i2l of the WebUI, or "
+           "without one a folder of the system's.", folder=True),
     Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI.", folder=True),
     Option("i2l_device", "auto", "Device", "Where the engine computes: auto takes the graphics card if there is one.",
            ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
     Option("i2l_precision", "auto", "Precision", "Of the encoders. auto: what the device computes natively and each "
            "encoder bears; the bug report says which.", PRECISIONS),
     Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),  # noqa: E501
-    Option("i2l_model", "", "Default model", "The one that is chosen at first. Empty: the first that is ready."),
+    Option("i2l_model", "", "Default model", "The one that is chosen at first. Empty: the first that is downloaded, "
+           "else mini."),
     Option("i2l_dialect", DEFAULT, "Default key names", "What is chosen at first under Advanced.", tuple(DIALECTS)),
     Option("i2l_dtype", "as made", "Default number format", "What is chosen at first under Advanced.", tuple(DTYPES)),
     Option("i2l_subfolder", "", "Default sub-folder", "Of the LoRA folder."),

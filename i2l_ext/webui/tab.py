@@ -66,8 +66,9 @@ def build(desk: Desk) -> dict[str, Any]:
 
 def _bind(desk: Desk, c: dict[str, Any]) -> None:
     settings = [option.key for option in OPTIONS if option.key in c] if desk.host.alone else []
-    shown = [*settings, *DEFAULTS.values(), "activity", "models", "catalogue", "model_choice", "inspect_file",
-             "train_file", *dict.fromkeys(block for blocks, _ in RESULTS.values() for block in blocks)]  # fmt: skip
+    shown = [*settings, *DEFAULTS.values(), "activity", "models", "catalogue", "model_choice", "to_download",
+             "inspect_file", "train_file",
+             *dict.fromkeys(block for blocks, _ in RESULTS.values() for block in blocks)]  # fmt: skip
 
     def poll(seen: dict[str, Any], form: str) -> list[Any]:
         return _answer(desk, dict(seen or {}), read_form(form), shown)
@@ -103,10 +104,11 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
     if models is not None and seen.get("models") != state:
         seen["models"] = state
-        told["models"] = html.model_choice(models, chosen(desk, models, form))
+        told["models"] = html.model_choice(models, desk.chosen(form.get("picked")))
         told["catalogue"] = html.model_table(models, places=desk.host.local)
-        choices = [row["name"] for row in models]
-        told["model_choice"] = gr.update(choices=choices, value=choices[0])
+        shown_now = next((row for row in models if row["name"] == form.get("choice")), models[0])
+        told["model_choice"] = gr.update(choices=[row["name"] for row in models], value=shown_now["name"])
+        told["to_download"] = html.to_download(shown_now, places=desk.host.local)
     if not seen.get("greeted"):  # the page was built when the process began; settings have changed since
         seen["greeted"] = True
         values = {option.key: desk.host.option(option.key) for option in OPTIONS}
@@ -119,14 +121,6 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
         for name in ("inspect_file", "train_file"):
             told[name] = gr.update(choices=files, **first)
     return [seen, *(told.get(name, gr.update()) for name in shown)]
-
-
-def chosen(desk: Desk, models: list[dict[str, Any]], form: Mapping[str, Any]) -> str:
-    """The model that is ticked: the user's choice, the settings', or the first that is ready."""
-    ready = [row["name"] for row in models if row["ready"]]
-    wanted = (form.get("model"), desk.host.option("i2l_model"), *ready, models[0]["name"])
-    names = {row["name"] for row in models}
-    return next(name for name in wanted if name in names)
 
 
 def read_form(text: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ CONTROLS = {
     "export": Text("Write the training folder", "The start file, the command or settings, and a read-me."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
     "model_choice": Text("Model to download or check", "What it needs is listed above."),
+    "source": Text("Download from", "The hub that the files come from. Both have the same."),
     "download": Text("Download", "Fetch what is missing; a broken download goes on where it stopped."),
     "verify": Text("Verify", "Compare every byte on the disk with the hub's checksums."),
     "doctor": Text("Gather what a bug report needs", "Versions, devices and models. Nothing of it is private."),
@@ -138,6 +139,10 @@ WORDS = {
     "not_here": "not here",
     "here": "here",
     "downloaded": "Downloaded",
+    "goes_to": "Downloads go to",
+    "origin": "From",
+    "agree": "I agree to these licences",
+    "all_here": "All its weights are here.",
     "verified": "Verified against",
     "part": "Part",
     "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",  # noqa: E501

@@ -8,10 +8,19 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = os.environ.get("I2L_SCREENSHOTS")
 """A folder to keep the pictures in. Those of docs/images that show the tab were made with it, alone."""
+
+
+PANES = {
+    "Make": "Make the LoRA", "Train from it": "Write the training folder", "Inspect and convert": "Convert",
+    "Models": "Verify", "Settings": "Default model",
+}  # fmt: skip
+"""A pane, and a text that stands in it."""
 
 
 def drop(page, pictures):
@@ -168,6 +177,13 @@ def test_models_and_the_bug_report(place, open_page):
     choice.click()
     options = page.locator('[role="option"], [data-testid="dropdown-option"]')  # the second in gradio 3.41
     options.filter(has_text="z-image-style").first.click()
+    facts = page.locator("#i2l_to_download")
+    facts.locator("[data-i2l-choice=z-image-style]").wait_for()
+    for told in ("19.0 GB", "DiffSynth-Studio/Z-Image-i2L", "DINOv3 licence", str(place.root)):
+        assert told in facts.inner_text()
+    page.locator("#i2l_download").click()
+    page.locator("#i2l_models_error", has_text="agree to the licences").first.wait_for()
+    facts.locator("input[type=checkbox]").check()
     page.locator("#i2l_download").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
     stop(page, "z-image-style")
@@ -209,6 +225,63 @@ def test_it_speaks_the_browsers_language(place, browser):
         page.locator("[data-i2l-language]").select_option("en")
         page.locator("#i2l_make", has_text="Make the LoRA").wait_for()
         context.close()
+
+
+@pytest.mark.parametrize("language", ["en", "zh_CN", "ru_RU"])
+def test_every_pane_in_every_language(place, browser, language):
+    """A pane that opens is translated once; the page goes on answering."""
+    if place.version != "6":
+        return  # the host's localisation does it
+    words = {} if language == "en" else json.loads((ROOT / "localizations" / f"{language}.json").read_text("utf-8"))
+    context = browser.new_context(locale=language.replace("_", "-"))
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(place.url, wait_until="domcontentloaded")
+    page.locator("#i2l_models input").first.wait_for()
+    for title, control in PANES.items():
+        pane(page, re.escape(words.get(title, title)))
+        told = words.get(control, control)
+        page.locator("#i2l_panes").get_by_text(told, exact=True).filter(visible=True).first.wait_for()
+        page.wait_for_timeout(500)  # the script's own steps, twice
+        page.wait_for_function("document.body.isConnected")
+    changes = "new Promise(done => { let n = 0; const all = {subtree: true, childList: true, characterData: true};" \
+        " new MutationObserver(() => n++).observe(document.body, all); setTimeout(() => done(n), 1000); })"  # fmt: skip
+    assert page.evaluate(changes) < 100, "the page does not come to rest"
+    context.close()
+
+
+def test_an_upload_after_one_that_broke(place, open_page, pictures):
+    page = open_page()
+    page.evaluate("window.busy = document.querySelector('#i2l_files em')")
+    page.evaluate("busy.replaceWith(window.mark = document.createElement('i'))")
+    page.evaluate(PASTE, list(Path(pictures[0]).read_bytes()))
+    page.wait_for_timeout(300)
+    page.evaluate("mark.replaceWith(busy)")
+    page.evaluate(PASTE, list(Path(pictures[1]).read_bytes()))
+    page.locator("#i2l_tray .i2l-card").first.wait_for(timeout=60_000)
+
+
+def test_without_storage_the_page_still_works(place, browser):
+    """A browser that blocks a site's data throws where it is asked for."""
+    context = browser.new_context()
+    context.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no'); }})")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(place.url, wait_until="domcontentloaded")
+    page.locator("#i2l_models input").first.wait_for()
+    context.close()
+
+
+def test_the_page_asks_for_little(place, open_page):
+    """Whether the server is there is asked of a route that costs nothing, not of the page, which gradio draws anew."""
+    page = open_page()
+    asked = []
+    page.on("request", lambda request: asked.append((request.method, request.url)))
+    page.wait_for_event("request", lambda request: "/i2l/alive" in request.url, timeout=60_000)
+    page.wait_for_timeout(1000)
+    assert ("HEAD", page.url) not in asked
+    answer = page.request.get(place.url + "i2l/alive")
+    assert answer.status == 204 and answer.body() == b""
 
 
 def test_refusals_are_one_line(place, open_page, pictures):
