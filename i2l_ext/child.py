@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from threading import Lock, Thread, Timer
+from threading import Event, Thread, Timer
 from typing import IO, Any, cast
 
 import i2l_ext
@@ -74,9 +74,11 @@ def _sound(value: Any) -> Any:
 
 
 class Child:
-    """A running engine. ``stop`` may be called from any thread, at any time, more than once."""
+    """A running engine. ``stop`` may be called from any thread, at any time, more than once; it does not block.
+    Raises OSError where the engine cannot be started."""
 
     def __init__(self, request: Mapping[str, Any], command: Sequence[str], environment: Mapping[str, str]) -> None:
+        line = json.dumps(request).encode() + b"\n"
         flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
         self.process = subprocess.Popen(
             list(command), cwd=ROOT, env={**os.environ, **environment}, creationflags=flags,
@@ -84,17 +86,20 @@ class Child:
         )  # fmt: skip
         pipes = self.process.stdin, self.process.stdout, self.process.stderr
         self._stdin, self._stdout, self._stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
-        self._lock = Lock()
+        self._stopped = Event()
         self.tail: deque[str] = deque(maxlen=TAIL)
         self._ears = Thread(target=self._listen, name="i2l-stderr", daemon=True)
         self._ears.start()
-        with suppress(BrokenPipeError, ConnectionError):  # it died at once: its exit code and its tail will tell
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-            self._stdin.flush()
+        Thread(target=self._ask, args=(line,), name="i2l-stdin", daemon=True).start()
 
     def events(self) -> Iterator[dict[str, Any]]:
         """What the child says, until it says no more. Whatever is no event counts as stderr."""
         while line := self._stdout.readline(LONGEST_LINE):
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := self._stdout.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                self.tail.append(f"(a line of more than {LONGEST_LINE >> 20} MB)")
+                continue
             try:
                 event = heard(line)
                 if not isinstance(event, dict) or not isinstance(event.get("event"), str):
@@ -111,15 +116,14 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        self._ears.join(timeout=1)
-        for stream in (self._stdout, self._stderr):
-            stream.close()
-        self._close()
+        self._ears.join(timeout=1)  # not for ever: a process that the engine has started may still hold its stderr
+        self._stdout.close()
+        self._stopped.set()
         return code
 
     def stop(self) -> None:
         """Ask it to stop; kill it if it does not."""
-        self._close()
+        self._stopped.set()
         timer = Timer(GRACE, self._kill)
         timer.daemon = True
         timer.start()
@@ -129,12 +133,16 @@ class Child:
             if self.process.poll() is None:
                 self.process.kill()
 
-    def _close(self) -> None:
-        with self._lock, suppress(OSError):
-            self._stdin.close()
+    def _ask(self, line: bytes) -> None:
+        """Write the request and close stdin when it is time. On a thread: an engine that does not read keeps it."""
+        # an engine that died at once: its exit code and its tail tell why. Windows says EINVAL of such a pipe
+        with suppress(OSError), self._stdin:
+            self._stdin.write(line)
+            self._stdin.flush()
+            self._stopped.wait()
 
     def _listen(self) -> None:
-        with suppress(ValueError, OSError):  # closed under us
+        with suppress(OSError), self._stderr:
             while line := self._stderr.readline(2000):
                 # a progress bar writes over its line: only what it shows last counts
                 if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:

@@ -1,137 +1,43 @@
 """The engine's jobs as the WebUI's process sees them: a queue, its progress, and what came of each job.
 
 One job of a lane runs at a time, each in a child process of its own (child.py); the others wait. Every job has a
-record on disk. A folder of records is locked as long as its process lives, so that the next process knows which jobs
-were cut off, and says so. Standard library only.
+record on disk (records.py), so that the next process knows which jobs were cut off, and says so. Standard library only.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import secrets
 import shutil
 import stat
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from threading import Condition, Thread
 from typing import Any
 
-from i2l_ext import child
-from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext import child, records
+from i2l_ext.converters.errors import UserError
+from i2l_ext.job import ENDED, Job
 from i2l_ext.locks import Lock
 
-LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
-"""Kinds of jobs that take a moment and do not wait for the long ones."""
+__all__ = ["ENDED", "Busy", "Job", "Queue", "state_folder"]
 
 WAITING, KEPT = 20, 60
 """Jobs that may wait, and ended ones that are remembered."""
 
-WINDOW = 20.0
-"""Seconds of past progress from which the time left is estimated."""
+FLEETING, KEPT_FLEETING = frozenset({"look", "models"}), 10
+"""Kinds whose results are read once, and how many ended ones are remembered: they push no other out."""
 
-ENDED = frozenset({"done", "failed", "cancelled"})
+LAST = 30.0
+"""Seconds for an engine that has outlived its WebUI to wind down; it gives itself 10."""
 
 
 class Busy(UserError):
     """Too many jobs wait already."""
-
-
-@dataclass
-class Job:
-    """One piece of work. ``state``: waiting, running, stopping, and then done, failed or cancelled. ``steps`` are
-    as the worker plans them: ``{title, bytes, layers}``; ``step`` is the current one's index and ``share`` (0 to 1)
-    how much of it is done. ``folder`` is the job's own, for what it draws. Times are seconds since the epoch."""
-
-    id: str
-    kind: str
-    title: str
-    request: Mapping[str, Any]
-    folder: Path
-    state: str = "waiting"
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    step: int = 0
-    share: float = 0.0
-    created: float = field(default_factory=time.time)
-    started: float | None = None
-    ended: float | None = None
-    result: Any = None
-    error: str | None = None
-    hint: str | None = None
-    tail: list[str] = field(default_factory=list)
-    past: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=400), repr=False)
-
-    @property
-    def lane(self) -> str:
-        return LANES.get(self.kind, "work")
-
-    @property
-    def total(self) -> float:
-        """How much of the whole is done, 0 to 1; steps count by the bytes they read."""
-        if self.state == "done":
-            return 1.0
-        sizes = [max(step.get("bytes") or 0, 1) for step in self.steps]
-        if not sizes:
-            return 0.0
-        return (sum(sizes[: self.step]) + sizes[self.step] * self.share) / sum(sizes)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds to go, from the rate of late; None while nothing can be said."""
-        if self.state != "running" or len(self.past) < 2:
-            return None
-        (since, start), (now, end) = self.past[0], self.past[-1]
-        rate = (end - start) / (now - since) if now - since >= 1 else 0
-        return (1 - end) / rate if rate > 0 and end - start > 0.001 else None
-
-    def view(self) -> dict[str, Any]:
-        """The job for a page, a program or a record."""
-        step = self.steps[self.step] if self.steps else None
-        end = self.ended or time.time()
-        return {
-            "id": self.id, "kind": self.kind, "title": self.title, "state": self.state,
-            "share": round(self.total, 4), "seconds": round(max(end - self.started, 0.0), 1) if self.started else 0.0,
-            "left": None if self.left is None else round(self.left, 1),
-            "step": None if step is None else {
-                **step, "number": self.step + 1, "of": len(self.steps), "share": round(self.share, 4)
-            },
-            "cached": [step["title"] for step in self.steps if step.get("cached")],
-            "created": self.created, "started": self.started, "ended": self.ended,
-            "result": self.result, "error": self.error, "hint": self.hint, "tail": self.tail,
-        }  # fmt: skip
-
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """Take in an event of the worker."""
-        kind = event["event"]
-        if kind == "plan":
-            self.steps, self.step, self.share = [_planned(step) for step in event["steps"]], 0, 0.0
-            self.past.clear()
-        elif kind == "step" and self.steps:
-            self.step = min(max(int(event["step"]), 0), len(self.steps) - 1)
-            self.share = min(max(float(event["share"]), 0.0), 1.0)
-            for index in event.get("cached", ()):
-                self.steps[index]["cached"] = True
-                self.past.clear()  # what is skipped says nothing of the rate
-            now = time.monotonic()
-            while len(self.past) > 2 and now - self.past[0][0] > WINDOW:
-                self.past.popleft()
-            self.past.append((now, self.total))
-        elif kind in ENDED:
-            said = event.get("error")
-            self.state, self.result = kind, event.get("result")
-            self.error = None if said is None else one_line(str(said))
-
-
-def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
-    """A step as the worker plans it. Raises what a wrong one raises."""
-    size = step.get("bytes")
-    return {**step, "title": str(step["title"]), "bytes": None if size is None else max(int(size), 0)}
 
 
 class Queue:
@@ -151,20 +57,22 @@ class Queue:
     ) -> None:
         self._command, self._environment, self._around, self._after = command, environment, around, after
         self._hide = hide
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._jobs: dict[str, Job] = {}
         self._children: dict[str, child.Child] = {}
-        self._lanes: dict[str, threading.Thread] = {}
+        self._lanes: dict[str, Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for job in sorted(_recover(folder), key=lambda job: job.created):
-            self._hide(job)
+        self.folder, self._lock = records.new_folder(folder)
+        left = list(records.abandoned(folder))
+        for job in sorted((job for _, jobs in left for job in jobs), key=lambda job: job.created):
+            self._hidden(job)
             self._jobs[job.id] = job
-        self.folder = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
-        self.folder.mkdir()
-        self._lock = Lock(self.folder / "lock")
-        self._lock.acquire()
-        for job in self._jobs.values():  # the folder they were found in is gone
-            self._record(job)
+            records.write_job(job, self.folder)
+        for lock, jobs in left:  # only now: their jobs are on disk a second time
+            if all(job.state in ENDED for job in jobs):
+                records.remove_folder(lock)
+            else:
+                Thread(target=self._adopt, args=(lock, jobs), name="i2l-adopt", daemon=True).start()
 
     def submit(self, kind: str, title: str, request: Mapping[str, Any]) -> Job:
         """Put a job at the end of its lane. Raises Busy where too many wait."""
@@ -173,13 +81,13 @@ class Queue:
         with self._changed:
             if sum(other.state == "waiting" for other in self._jobs.values()) >= WAITING:
                 raise Busy(f"{WAITING} jobs are waiting already. Wait for some of them, or cancel some.")
+            if job.lane not in self._lanes:
+                runner = Thread(target=self._run_lane, args=(job.lane,), name="i2l-jobs", daemon=True)
+                runner.start()
+                self._lanes[job.lane] = runner
             self._jobs[id] = job
             self._forget()
-            self._record(job)
-            if job.lane not in self._lanes:
-                runner = threading.Thread(target=self._run_lane, args=(job.lane,), name="i2l-jobs", daemon=True)
-                self._lanes[job.lane] = runner
-                runner.start()
+            records.write_job(job, self.folder)
             self._changed.notify_all()
         return job
 
@@ -236,79 +144,105 @@ class Queue:
                 with self._around(job):
                     self._run(job)
                 self._after(job)
-            except Exception as error:  # noqa: BLE001 - it comes from the host, whose lane must go on
+            except BaseException as error:  # noqa: BLE001 - it comes from the host, whose lane must go on
                 with self._changed:
                     if job.state not in ENDED:
-                        self._end(job, "failed", f"The WebUI did not let it run: {type(error).__name__}: {error}")
+                        self._end(job, "failed", error=f"The WebUI did not let it run: {type(error).__name__}: {error}")
 
     def _next(self, lane: str) -> Job | None:
         return next((job for job in self._jobs.values() if job.lane == lane and job.state == "waiting"), None)
 
     def _run(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        request = {**job.request, "kind": job.kind, "outcome": str(self._outcome(job)), "folder": str(job.folder)}
+        request = {**job.request, "kind": job.kind, "outcome": str(job.outcome), "folder": str(job.folder)}
         with self._changed:
             if job.state != "waiting":
                 return
             job.state, job.started = "running", time.time()
-            self._record(job)
-            try:
-                engine = child.Child(request, self._command or child.command(), self._environment())
-            except OSError as error:
-                self._end(job, "failed", f"The engine cannot be started: {error.strerror}.")
-                return
+            records.write_job(job, self.folder)
+        try:  # without the lock: a start may take its time, and whoever asks how things stand is not to wait for it
+            engine = child.Child(request, self._command or child.command(), self._environment())
+        except OSError as error:
+            with self._changed:
+                self._end(job, "failed", error=f"The engine cannot be started: {error.strerror}.")
+            return
+        with self._changed:
             self._children[job.id] = engine
-        noted, outcome = time.monotonic(), None
+            if job.state == "stopping":  # cancelled meanwhile
+                engine.stop()
+        try:
+            said = self._listen(job, engine)
+        finally:
+            code = engine.wait()
+            with self._changed:
+                del self._children[job.id]
+        # a result too long for a line, and one that a kill cut short, are in the file
+        outcome = records.parse_outcome(said) if said else records.read_outcome(job.outcome)
+        with self._changed:
+            if outcome is None:
+                stopped = job.state == "stopping"
+                outcome = {"state": "cancelled"} if stopped else {"state": "failed", "error": _ending(code)}
+            self._end(job, **outcome, tail=list(engine.tail))
+
+    def _listen(self, job: Job, engine: child.Child) -> Mapping[str, Any] | None:
+        """Follow a job's progress to its end; the event of the end."""
+        noted, last = time.monotonic(), None
         for event in engine.events():
             if event["event"] in ENDED:
-                outcome = event
+                last = event
                 continue
-            with self._changed, suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-                job.hear(event)
+            with suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                job.progress = job.progress.updated(event)
             if time.monotonic() - noted > 1:
                 noted = time.monotonic()
-                self._record(job)
-        code = engine.wait()
-        with self._changed:
-            self._children.pop(job.id)
-            job.tail = list(engine.tail)
-            if outcome:
-                job.hear(outcome)
-                self._end(job, job.state, job.error)
-            elif job.state == "stopping":
-                self._end(job, "cancelled")
-            else:
-                self._end(job, "failed", _ending(code))
+                records.write_job(job, self.folder)
+        return last
 
-    def _end(self, job: Job, state: str, error: str | None = None) -> None:
-        """To be called with the lock."""
-        job.state, job.ended, job.error = state, time.time(), error
+    def _adopt(self, lock: Lock, jobs: Sequence[Job]) -> None:
+        """See jobs to their end whose engines have outlived their WebUI; then the folder of that WebUI goes."""
+        end = time.monotonic() + LAST
+        for job in jobs:
+            while job.state not in ENDED:
+                time.sleep(0.1)
+                outcome = records.recovered_outcome(job) or (records.CUT_OFF if time.monotonic() > end else None)
+                if outcome is not None:
+                    with self._changed:
+                        self._end(job, **outcome)
+                    with suppress(Exception):  # it comes from the host
+                        self._after(job)
+        records.remove_folder(lock)
+
+    def _end(self, job: Job, state: str, *, result: Any = None, error: str | None = None, tail: Any = ()) -> None:
+        """To be called with the lock. What came of the job appears at once, and with nothing in it that is to be
+        hidden."""
+        ended = replace(job, state=state, ended=time.time(), result=result, error=error, tail=list(tail))
         if state == "failed":
-            job.hint = child.hint("\n".join((error or "", *job.tail)))
-        self._hide(job)
-        self._record(job)
+            ended.hint = child.hint("\n".join((error or "", *ended.tail)))
+        self._hidden(ended)
+        vars(job).update(vars(ended))
+        records.write_job(job, self.folder)
         self._changed.notify_all()
 
-    def _record(self, job: Job) -> None:
-        """On disk, whole; where the disk does not take it, the job goes on without."""
-        path = self.folder / f"{job.id}.json"
-        with suppress(OSError):
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(job.view()), encoding="utf-8")
-            part.replace(path)
-
-    def _outcome(self, job: Job) -> Path:
-        """Where the engine writes what came of the job, for the case that nobody is left to hear it."""
-        return self.folder / f"{job.id}.outcome.json"
+    def _hidden(self, job: Job) -> None:
+        """Let the host hide what is not to be seen; where it cannot, nothing is seen."""
+        try:
+            self._hide(job)
+        except Exception as error:  # noqa: BLE001 - it comes from the host, and somebody waits for the job
+            job.result, job.tail = None, []
+            if job.state in ("done", "failed"):
+                job.state = "failed"
+                job.error = f"The job ended, but what came of it cannot be shown ({type(error).__name__}). " \
+                            "If it wrote a file, that is in its folder."  # fmt: skip
 
     def _forget(self) -> None:
-        ended = [job for job in self._jobs.values() if job.state in ENDED]
-        for job in ended[: max(len(ended) - KEPT, 0)]:
-            del self._jobs[job.id]
-            shutil.rmtree(job.folder, ignore_errors=True)
-            for path in (self.folder / f"{job.id}.json", self._outcome(job)):
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+        for fleeting, most in ((True, KEPT_FLEETING), (False, KEPT)):
+            jobs = [job for job in self._jobs.values() if (job.kind in FLEETING) is fleeting and job.state in ENDED]
+            for job in jobs[: max(len(jobs) - most, 0)]:
+                del self._jobs[job.id]
+                shutil.rmtree(job.folder, ignore_errors=True)
+                for path in (self.folder / f"{job.id}.json", job.outcome):
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
 
 
 def state_folder() -> Path:
@@ -336,53 +270,3 @@ def _ending(code: int) -> str:
     if code < 0:
         return f"The engine was stopped from outside (signal {-code}). Nothing half-written was left behind."
     return f"The engine ended unexpectedly (code {code}). Nothing half-written was left behind."
-
-
-def _recover(folder: Path) -> Iterator[Job]:
-    """The jobs of processes that are gone. What an engine could still finish is done; the rest was cut off."""
-    for old in sorted(path for path in folder.iterdir() if path.is_dir() and (path / "lock").is_file()):
-        lock = Lock(old / "lock")
-        if not lock.acquire():
-            continue
-        for record in sorted(old.glob("*.json")):
-            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-                if not record.name.endswith(".outcome.json"):
-                    yield _read(record)
-        lock.release()
-        shutil.rmtree(old, ignore_errors=True)
-
-
-_STATES = ENDED | {"waiting", "running", "stopping"}
-_RECORDED: Mapping[str, Callable[[Any], bool]] = {
-    "id": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value) is not None,
-    "kind": lambda value: isinstance(value, str),
-    "title": lambda value: isinstance(value, str),
-    "state": lambda value: isinstance(value, str) and value in _STATES,
-    "created": lambda value: isinstance(value, float),
-    "started": lambda value: value is None or isinstance(value, float),
-    "ended": lambda value: value is None or isinstance(value, float),
-    "error": lambda value: value is None or isinstance(value, str),
-    "hint": lambda value: value is None or isinstance(value, str),
-    "tail": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
-}
-"""What a record must look like: a disk may have damaged it."""
-
-
-def _read(record: Path) -> Job:
-    """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
-    view = child.heard(record.read_bytes())
-    if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
-        raise ValueError(f"{record}: {wrong[0]}")
-    job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
-    for name in ("state", "created", "started", "ended", "result", "error", "hint", "tail"):
-        setattr(job, name, view[name])
-    if job.state not in ENDED:
-        job.ended = record.stat().st_mtime
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            job.hear(child.heard(record.with_suffix(".outcome.json").read_bytes()))
-    if job.state not in ENDED:
-        job.state = "failed"
-        job.error = (
-            "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again."
-        )
-    return job

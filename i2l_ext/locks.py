@@ -27,13 +27,14 @@ class Lock:
         self._stream: BinaryIO | None = None
 
     def acquire(self) -> bool:
-        """False where another process holds it, or the file cannot be opened."""
+        """False where another process holds it, has taken the file away, or the file cannot be opened."""
         try:
             stream = self.path.open("ab")
-        except OSError:
+        except (OSError, ValueError):  # the latter of a path that no disk can have
             return False
         try:
             _take(stream)
+            self.path.stat()  # between open and lock the file may go: a lock on it keeps nobody out
         except OSError:
             stream.close()
             return False

@@ -2,7 +2,8 @@
 
 Request ``{kind, folder, outcome, …}``; events ``{event: plan | step | done | failed | cancelled, …}``. The end of
 stdin means stop: the one who asked wants no more of it, or is no more. What came of the work is also written to the
-file ``outcome``, for the case that nobody is left to hear it.
+file ``outcome``, for the case that nobody is left to hear it, or it is too long for a line. The file ``lock`` in
+``folder`` is locked as long as this process lives.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 
 from i2l_ext import asked, private, processors
 from i2l_ext.converters.errors import Cancelled, UserError, one_line
+from i2l_ext.locks import Lock
 from i2l_ext.work import WORK, Request
 
 PATIENCE = 10.0
@@ -87,6 +89,9 @@ def main() -> int:
     request: Request = {}
     try:
         request = asked.read(sys.stdin.buffer.readline())
+        if folder := request.get("folder"):
+            alive = Lock(Path(folder) / "lock")
+            alive.acquire()
         threading.Thread(target=_watch, args=(tell,), daemon=True).start()
         work = WORK.get(request["kind"])
         if work is None:

@@ -1,6 +1,7 @@
 """The engine with the tests' small models in its catalogue, and a few jobs that misbehave. Run as a script."""
 
 import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -45,6 +46,24 @@ def babble(request, tell):
     return "fine"
 
 
+def large(request, tell):
+    return "x" * (5 << 20)
+
+
+def late(request, tell):
+    """What cannot be broken off any more when it is told to stop."""
+    while not tell.cancelled.is_set():
+        time.sleep(0.02)
+    time.sleep(1.5)
+    return "in time"
+
+
+def parent(request, tell):
+    """Something that it has started outlives it, and holds its stderr."""
+    subprocess.Popen(["sleep", "8"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return "born"
+
+
 def with_small(work):
     def run(request, tell):
         from i2l_ext.checkpoints import catalogue
@@ -60,7 +79,8 @@ def with_small(work):
 if __name__ == "__main__":
     from i2l_ext import worker
 
-    worker.WORK.update(slow=slow, deaf=deaf, die=die, fail=fail, refuse=refuse, babble=babble)
+    own = (slow, deaf, die, fail, refuse, babble, large, late, parent)
+    worker.WORK.update({work.__name__: work for work in own})
     if os.environ.get("I2L_TEST_SMALL"):
         names = ("make", "models", "download", "verify")
         worker.WORK.update({name: with_small(worker.WORK[name]) for name in names})

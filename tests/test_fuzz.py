@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import asked, child, cli, jobs, processors  # noqa: E402
+from i2l_ext import asked, child, cli, processors, records  # noqa: E402
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 
@@ -204,10 +204,10 @@ RECORDS = {
 def test_records(name, tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(lines.RECORD))
-    assert jobs._read(path).state == "failed"
+    assert records.read_job(path).state == "failed"
     path.write_text(json.dumps({**lines.RECORD, name: RECORDS[name]}))
     with pytest.raises(ValueError):
-        jobs._read(path)
+        records.read_job(path)
 
 
 REQUESTS = [

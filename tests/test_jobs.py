@@ -45,7 +45,7 @@ def test_progress_moves_and_the_result_comes(queue):
     until(lambda: seen.add(job.total) or job.state == "done")
     assert job.result == {"slept": True} and job.total == 1
     assert len(seen) > 10
-    assert job.steps[1] == {"title": "slow", "bytes": 1000, "layers": 10}
+    assert job.progress.steps[1] == {"title": "slow", "bytes": 1000, "layers": 10}
 
 
 def test_the_time_left_is_estimated(queue):
@@ -58,7 +58,7 @@ def test_the_time_left_is_estimated(queue):
 @pytest.mark.parametrize("kind", ["slow", "deaf"])
 def test_cancel_within_a_second(queue, kind):
     job = queue.submit(kind, "Long", {})
-    until(lambda: job.steps)
+    until(lambda: job.progress.steps)
     process = queue._children[job.id].process
     start = time.monotonic()
     assert queue.cancel(job.id)
@@ -230,7 +230,7 @@ def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeyp
     first = queue.wait(queue.submit("make", "Make", {"order": order}).id, 600)
     assert first.state == "done", first.tail
     assert Path(first.result["file"]).is_file() and first.result["prompt"] == "<lora:it:1>"
-    assert [step["title"] for step in first.steps] == [
+    assert [step["title"] for step in first.progress.steps] == [
         "start", "encode small-siglip2", "encode small-dinov3", "decode",
     ]  # fmt: skip
     assert first.view()["cached"] == []
@@ -246,7 +246,7 @@ def test_a_cancelled_make_leaves_nothing(world, tmp_path, monkeypatch):
     queue, folder = Queue(tmp_path / "state", SMALL), tmp_path / "Lora"
     order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small-all"}
     job = queue.submit("make", "Make", {"order": order})
-    until(lambda: job.step > 0, 60)
+    until(lambda: job.progress.step > 0, 60)
     queue.cancel(job.id)
     assert queue.wait(job.id, 2).state == "cancelled"
     assert not folder.exists() or not list(folder.iterdir())

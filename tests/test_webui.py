@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.jobs import Job
+from i2l_ext.job import Job, Progress
 from i2l_ext.webui import html
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.host import Alone
@@ -30,7 +30,7 @@ def test_every_text_is_translated(language):
 def test_pages_escape_what_is_not_theirs(tmp_path):
     evil = '<script>"x"</script>'
     job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
-    running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, steps=[{"title": evil}])
+    running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, progress=Progress(({"title": evil},)))
     page = html.activity([running], job) + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
     page += html.model_choice([{"name": evil, "line": evil, "ready": False, "download_bytes": 1}], evil)
     assert "<script>" not in page and "&lt;script&gt;" in page

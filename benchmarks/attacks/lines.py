@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
-from i2l_ext import jobs, worker
+from i2l_ext import jobs, records, worker
 from i2l_ext.checkpoints import store
 from i2l_ext.checkpoints.embeddings import Cache
 from i2l_ext.converters.errors import UserError
@@ -115,7 +115,7 @@ def start_events(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Pat
             raise Flaw("shown otherwise")
         for _ in range(100):  # the record is written under the lock of the queue, maybe a moment later
             with suppress(OSError, ValueError):
-                if jobs._read(queue.folder / f"{job.id}.json").state == job.state:
+                if records.read_job(queue.folder / f"{job.id}.json").state == job.state:
                     break
             threading.Event().wait(0.01)
         else:

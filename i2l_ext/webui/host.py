@@ -129,7 +129,8 @@ class WebUI(Alone):
         from modules import call_queue
 
         with call_queue.queue_lock:
-            self._free_vram()
+            if job.state == "waiting":  # it may have been cancelled while it stood in line
+                self._free_vram()
             yield
 
     def _free_vram(self) -> None:

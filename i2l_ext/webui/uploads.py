@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -46,7 +47,7 @@ class Uploads:
     def take_stream(self, stream: BinaryIO) -> str:
         """Keep the bytes of a stream; their id. Raises UserError where there are too many."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{os.getpid()}-{time.monotonic_ns()}.part"
+        part = self.folder / f".{secrets.token_hex(8)}.part"  # a clock may tick too seldom for a name
         digest, size = hashlib.sha256(), 0
         try:
             with part.open("xb") as out:
@@ -58,7 +59,11 @@ class Uploads:
                     out.write(piece)
             if not size:
                 raise UserError("A picture is empty. Copy or download it again.")
-            part.replace(self.folder / digest.hexdigest())
+            kept = self.folder / digest.hexdigest()
+            try:
+                part.replace(kept)
+            except PermissionError:  # Windows, while the engine reads it: the same bytes are there
+                os.utime(kept)
         finally:
             part.unlink(missing_ok=True)
         self._trim()

@@ -1,0 +1,140 @@
+"""One job as the WebUI's process sees it: what it is, how far it is, and what came of it. Standard library only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ENDED = frozenset({"done", "failed", "cancelled"})
+
+LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
+"""Kinds of jobs that take a moment and do not wait for the long ones."""
+
+WINDOW = 20.0
+"""Seconds of past progress from which the time left is estimated."""
+
+MARKS = 400
+"""Moments of it that are kept at most."""
+
+LARGEST = 1 << 60
+"""Bytes of a step. What is said to be more is nonsense, with which no share can be worked out."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``steps`` are as the worker plans them: ``{title, bytes, layers}``, and ``cached`` where their work was done
+    already; ``step`` is the current one's index and ``share`` (0 to 1) how much of it is done. ``past`` are moments:
+    (seconds of a steady clock, share of the whole).
+
+    It never changes, and a job replaces it as a whole: who looks from another thread sees a plan and a step that
+    belong together."""
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    step: int = 0
+    share: float = 0.0
+    past: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def total(self) -> float:
+        """How much of the whole is done, 0 to 1; steps count by the bytes they read."""
+        sizes = [max(step.get("bytes") or 0, 1) for step in self.steps]
+        if not sizes:
+            return 0.0
+        return (sum(sizes[: self.step]) + sizes[self.step] * self.share) / sum(sizes)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, from the rate of late; None while nothing can be said."""
+        if len(self.past) < 2:
+            return None
+        (since, start), (now, end) = self.past[0], self.past[-1]
+        rate = (end - start) / (now - since) if now - since >= 1 else 0
+        return (1 - end) / rate if rate > 0 and end - start > 0.001 else None
+
+    def current(self) -> dict[str, Any] | None:
+        """The step for a page or a program: as planned, with its ``number`` from 1, ``of`` how many, ``share``."""
+        if not self.steps:
+            return None
+        return {
+            **self.steps[self.step], "number": self.step + 1, "of": len(self.steps), "share": round(self.share, 4)
+        }  # fmt: skip
+
+    def updated(self, event: Mapping[str, Any]) -> Progress:
+        """With an event of the worker taken in. What a wrong event raises: ValueError, TypeError, LookupError,
+        AttributeError, ArithmeticError."""
+        if event["event"] == "plan":
+            return Progress(tuple(_planned(step) for step in event["steps"]))
+        if event["event"] != "step" or not self.steps:
+            return self
+        cached = set(event.get("cached", ()))
+        steps = tuple({**step, "cached": True} if at in cached else step for at, step in enumerate(self.steps))
+        past = self.past if steps == self.steps else ()  # what is skipped says nothing of the rate
+        step = min(max(int(event["step"]), 0), len(steps) - 1)
+        new = replace(self, steps=steps, step=step, share=min(max(float(event["share"]), 0.0), 1.0))
+        now = time.monotonic()
+        while len(past) > 2 and now - past[0][0] > WINDOW:
+            past = past[1:]
+        return replace(new, past=(*past, (now, new.total))[-MARKS:])
+
+
+def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
+    """A step as the worker plans it. Raises what a wrong one raises."""
+    size = step.get("bytes")
+    return {**step, "title": str(step["title"]), "bytes": None if size is None else min(max(int(size), 0), LARGEST)}
+
+
+@dataclass
+class Job:
+    """One piece of work. ``state``: waiting, running, stopping, and then done, failed or cancelled. ``folder`` is the
+    job's own, for what it draws. Times are seconds since the epoch."""
+
+    id: str
+    kind: str
+    title: str
+    request: Mapping[str, Any]
+    folder: Path
+    state: str = "waiting"
+    progress: Progress = field(default_factory=Progress)
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    result: Any = None
+    error: str | None = None
+    hint: str | None = None
+    tail: list[str] = field(default_factory=list)
+
+    @property
+    def lane(self) -> str:
+        return LANES.get(self.kind, "work")
+
+    @property
+    def total(self) -> float:
+        """How much of the whole is done, 0 to 1."""
+        return 1.0 if self.state == "done" else self.progress.total
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go; None while nothing can be said."""
+        return self.progress.left if self.state == "running" else None
+
+    @property
+    def outcome(self) -> Path:
+        """Where the engine writes what came of the job, for the case that nobody hears it."""
+        return self.folder.with_name(f"{self.id}.outcome.json")
+
+    def view(self) -> dict[str, Any]:
+        """The job for a page, a program or a record, as it is at one moment."""
+        now = copy(self)  # another thread may be changing it
+        end, left, progress = now.ended or time.time(), now.left, now.progress
+        return {
+            "id": now.id, "kind": now.kind, "title": now.title, "state": now.state,
+            "share": round(now.total, 4), "seconds": round(max(end - now.started, 0.0), 1) if now.started else 0.0,
+            "left": None if left is None else round(left, 1), "step": progress.current(),
+            "cached": [step["title"] for step in progress.steps if step.get("cached")],
+            "created": now.created, "started": now.started, "ended": now.ended,
+            "result": now.result, "error": now.error, "hint": now.hint, "tail": now.tail,
+        }  # fmt: skip

@@ -1,0 +1,125 @@
+"""What a job leaves on disk: its record, what its engine said of its end, and the folders of processes that are gone.
+
+Each process has a folder of its own, locked as long as it lives. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from i2l_ext import child
+from i2l_ext.converters.errors import one_line
+from i2l_ext.job import ENDED, Job
+from i2l_ext.locks import Lock
+
+CUT_OFF: Mapping[str, Any] = {
+    "state": "failed",
+    "error": "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again.",
+}
+
+
+def parse_outcome(event: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine's last event says of its job: ``state``, ``result``, ``error``. Raises LookupError, TypeError,
+    ValueError for another event."""
+    if event["event"] not in ENDED:
+        raise ValueError(event["event"])
+    said = event.get("error")
+    return {"state": event["event"], "result": event.get("result"),
+            "error": None if said is None else one_line(str(said))}  # fmt: skip
+
+
+def read_outcome(path: Path) -> dict[str, Any] | None:
+    """The same of the file that the engine leaves; None where there is none, or a damaged one."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return parse_outcome(child.heard(path.read_bytes()))
+    return None
+
+
+def recovered_outcome(job: Job) -> Mapping[str, Any] | None:
+    """What came of a job whose WebUI is gone; None while its engine winds down."""
+    lock = Lock(job.folder / "lock")  # the engine's (worker.py): it ends with it
+    alive = lock.path.is_file() and not lock.acquire()
+    lock.release()
+    return read_outcome(job.outcome) or (None if alive else CUT_OFF)
+
+
+def new_folder(folder: Path) -> tuple[Path, Lock]:
+    """A new folder inside, and its lock. Another process that starts may take it for one left behind, in the moment
+    before it is locked: then it is another one."""
+    for _ in range(5):
+        own = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
+        own.mkdir()
+        lock = Lock(own / "lock")
+        if lock.acquire():
+            return own, lock
+        shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(exist_ok=True)  # a disk that knows no locks
+    return own, lock
+
+
+def abandoned(folder: Path) -> Iterator[tuple[Lock, list[Job]]]:
+    """The folders of processes that are gone, locked, and their jobs. What still winds down is "stopping"."""
+    for old in sorted(path for path in folder.iterdir() if (path / "lock").is_file()):
+        lock = Lock(old / "lock")
+        if not lock.acquire():
+            continue
+        jobs = []
+        for record in sorted(old.glob("*.json")):
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+                if not record.name.endswith(".outcome.json"):
+                    jobs.append(read_job(record))
+        yield lock, jobs
+
+
+def remove_folder(lock: Lock) -> None:
+    """A folder that was left behind. What is still locked when it goes, no process can take for its own."""
+    shutil.rmtree(lock.path.parent, ignore_errors=True)
+    lock.release()
+    shutil.rmtree(lock.path.parent, ignore_errors=True)  # Windows keeps a file that is open
+
+
+def write_job(job: Job, folder: Path) -> None:
+    """Its record, whole; where the disk does not take it, the job goes on without."""
+    path = folder / f"{job.id}.json"
+    with suppress(OSError):
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(job.view()), encoding="utf-8")
+        part.replace(path)
+
+
+_STATES = ENDED | {"waiting", "running", "stopping"}
+_RECORDED: Mapping[str, Callable[[Any], bool]] = {
+    "id": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{1,64}", value) is not None,
+    "kind": lambda value: isinstance(value, str),
+    "title": lambda value: isinstance(value, str),
+    "state": lambda value: isinstance(value, str) and value in _STATES,
+    "created": lambda value: isinstance(value, float),
+    "started": lambda value: value is None or isinstance(value, float),
+    "ended": lambda value: value is None or isinstance(value, float),
+    "error": lambda value: value is None or isinstance(value, str),
+    "hint": lambda value: value is None or isinstance(value, str),
+    "tail": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
+}
+"""What a record must look like: a disk may have damaged it."""
+
+
+def read_job(record: Path) -> Job:
+    """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
+    view = child.heard(record.read_bytes())
+    if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
+        raise ValueError(f"{record}: {wrong[0]}")
+    job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
+    for name in ("state", "created", "started", "ended", "result", "error", "hint", "tail"):
+        setattr(job, name, view[name])
+    if job.state not in ENDED:
+        job.ended = record.stat().st_mtime
+        vars(job).update(recovered_outcome(job) or {"state": "stopping", "ended": None})
+    return job
