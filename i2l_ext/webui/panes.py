@@ -275,7 +275,7 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
             return html.error(FAR)
         if new == {key: held[key] for key in new}:
             return ""  # the page itself has put them there
-        desk.host.stored.write(held | new)
+        desk.host.stored.write(new)
         return html.quiet("saved")
 
     for option in shown if desk.host.alone else ():

@@ -97,9 +97,10 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
     if [job.kind for job in ended if job.state == "done" and job.kind in ("make", "mend")][-1:] == ["make"]:
         told["make_mended"] = ""  # what was mended was another one
     models = desk.models(anew=desk.trouble is not None and not seen.get("greeted"))
-    if models is None and desk.trouble is not None and seen.get("models") != desk.trouble.id:
-        seen["models"] = desk.trouble.id
-        told["models"] = told["catalogue"] = html.failure(desk.trouble)
+    trouble = desk.trouble  # it may be over in the next moment
+    if models is None and trouble is not None and seen.get("models") != trouble.id:
+        seen["models"] = trouble.id
+        told["models"] = told["catalogue"] = html.failure(trouble)
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
     if models is not None and seen.get("models") != state:
         seen["models"] = state
