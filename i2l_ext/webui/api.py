@@ -75,23 +75,23 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
 
     async def cancel(request: Request) -> tuple[int, Any]:
         found = _find(desk, request)
-        desk.queue.cancel(found.id)
+        await run_in_threadpool(desk.queue.cancel, found.id)
         return 202, _shown(found)
 
     async def inspect(request: Request) -> tuple[int, Any]:
         [name] = await _json(request, lora=str)
-        return 202, _shown(desk.inspect(await run_in_threadpool(desk.lora, name), name))
+        return 202, _shown(await run_in_threadpool(lambda: desk.inspect(desk.lora(name), name)))
 
     async def convert(request: Request) -> tuple[int, Any]:
         name, dialect = await _json(request, lora=str, to=str)
-        return 202, _shown(desk.convert(await run_in_threadpool(desk.lora, name), name, dialect))
+        return 202, _shown(await run_in_threadpool(lambda: desk.convert(desk.lora(name), name, dialect)))
 
     async def export(request: Request) -> tuple[int, Any]:
         name, trainer, rank = await _json(request, lora=str, trainer=str, rank=int)
-        return 202, _shown(desk.export(await run_in_threadpool(desk.lora, name), name, trainer, rank))
+        return 202, _shown(await run_in_threadpool(lambda: desk.export(desk.lora(name), name, trainer, rank)))
 
     async def models(request: Request) -> tuple[int, Any]:
-        rows = desk.models()
+        rows = await run_in_threadpool(desk.models)
         if rows is None:
             raise Refused(503, "The models are being looked for. Ask again in a few seconds.")
         keys = ("name", "arch", "line", "ready", "download_bytes")
