@@ -1,17 +1,26 @@
-"""The server behind the tab and the HTTP interface: many threads at once, disks that fail, what is looked up how often."""
+"""The server behind the tab and the HTTP interface: many threads, disks that fail, what is looked up how often."""
 
+import errno
+import json
+import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from i2l_ext import jobs, library
+from i2l_ext.converters.errors import UserError
+from i2l_ext.webui import uploads
 from i2l_ext.webui.desk import Desk, Wish
+from i2l_ext.webui.disk import DiskError
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.recent import Recent
-from i2l_ext.webui.settings import Stored
+from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.webui.uploads import Uploads
 
 MANY = 12
 
@@ -207,3 +216,214 @@ def test_a_moment_ends(monkeypatch):
     assert recent("b") == 3
     recent.forget()
     assert recent("b") == 4
+
+
+# --- previews -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(tmp_path):
+    """A desk whose engine looks; and the pictures that it was shown, a list for each time it was started."""
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    yield (
+        desk,
+        lambda: [
+            [Path(path).name for path in job.request["pictures"]] for job in desk.queue.jobs() if job.kind == "look"
+        ],
+    )
+    desk.queue.close()
+
+
+def test_only_new_pictures_are_looked_at(looking, tmp_path):
+    desk, shown = looking
+    red, green, blue = (desk.uploads.take(_picture(tmp_path, colour=colour)) for colour in ("red", "green", "blue"))
+    (tmp_path / "text").write_text("not a picture")
+    bad = desk.uploads.take(tmp_path / "text")
+    first = desk.look([red, green])
+    again = desk.look([green, red, bad, blue])
+    assert shown() == [[red, green], [bad, blue]]
+    assert [again[1], again[0]] == first and again[2]["error"].startswith("picture 3: ")
+    assert desk.look([blue, red, green]) == [again[3], *first]
+    assert len(shown()) == 2, "of pictures that are known nothing is started"
+    assert desk.look([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be mended by an update"
+
+
+def test_a_damaged_preview_is_made_again(looking, tmp_path):
+    desk, shown = looking
+    red = desk.uploads.take(_picture(tmp_path))
+    seen = desk.look([red])
+    for damaged in (b"", b"\xff", b'"><script>', b"data:text/html,x"):
+        (desk.uploads.folder / f"{red}.preview").write_bytes(damaged)
+        assert desk.look([red]) == seen
+    assert len(shown()) == 5
+
+
+def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
+    kept = Uploads(tmp_path / "uploads")
+    ids = []
+    for number in range(4):
+        (tmp_path / "a").write_bytes(bytes([number]) * 100)
+        ids.append(kept.take(tmp_path / "a"))
+        kept.keep_preview(ids[-1], "data:image/jpeg;base64," + "A" * 77)
+        os.utime(kept.folder / ids[-1], (number, number))
+    monkeypatch.setattr(uploads, "MOST_KEPT", 500)  # the new one and two of them, with previews of 100 bytes each
+    (tmp_path / "a").write_bytes(b"new")
+    new = kept.take(tmp_path / "a")
+    assert {path.name for path in kept.folder.iterdir()} == {new, *ids[2:], *(f"{id}.preview" for id in ids[2:])}
+    kept.sweep()
+    assert [path.name for path in kept.folder.iterdir()] == [new]
+
+
+def test_a_look_that_takes_too_long_is_stopped(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("i2l_ext.webui.desk.PATIENCE", 0.05)
+    with pytest.raises(UserError, match="too long"):
+        desk.look([desk.uploads.take(_picture(tmp_path))])
+    assert [job.state for job in desk.queue.jobs()] == ["cancelled"]
+
+
+# --- disks that fail ----------------------------------------------------------------------------------------------
+
+FAULTS = {"full": (errno.ENOSPC, 507), "quota": (errno.EDQUOT, 507), "read-only": (errno.EROFS, 500),
+          "not allowed": (errno.EACCES, 500), "broken": (errno.EIO, 500)}  # fmt: skip
+
+
+def refusing(monkeypatch, place, name, code, when=lambda *values: True):
+    """Let a call fail as the system lets it fail."""
+    function = getattr(place, name)
+
+    def fail(*values, **named):
+        if when(*values):
+            raise OSError(code, os.strerror(code), "/secret/place")
+        return function(*values, **named)
+
+    monkeypatch.setattr(place, name, fail)
+
+
+@pytest.fixture
+def client(desk):
+    pytest.importorskip("httpx")
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from i2l_ext.webui import api
+
+    app = Starlette()
+    api.add(app, desk)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+def told(answer, status):
+    assert answer.status_code == status, answer.text
+    [(key, line)] = answer.json().items()
+    assert key == "error" and "\n" not in line and "try again" in line and "secret" not in line
+    assert ("the disk is full" in line) == (status == 507)
+
+
+def send(client, picture):
+    return client.post("/i2l/v1/loras", files={"pictures": picture.read_bytes()}, data={"name": "x"})
+
+
+@pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
+def test_an_upload_that_cannot_be_kept(client, desk, tmp_path, monkeypatch, code, status, step):
+    picture = _picture(tmp_path)
+    refusing(monkeypatch, Path, step, code, lambda path, *values: desk.uploads.folder in (path, path.parent))
+    told(send(client, picture), status)
+    monkeypatch.undo()
+    assert not desk.uploads.folder.exists() or not list(desk.uploads.folder.iterdir())
+    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, desk, tmp_path, monkeypatch):
+    open_ = Path.open
+
+    def full(path, *values, **named):
+        stream = open_(path, *values, **named)
+        if path.suffix != ".part":
+            return stream
+        stream.close()
+        return open_(Path("/dev/full"), "wb", 0)
+
+    monkeypatch.setattr(Path, "open", full)
+    told(send(client, _picture(tmp_path)), 507)
+    with pytest.raises(DiskError, match="full"):
+        desk.uploads.take(tmp_path / "a.png")
+    monkeypatch.undo()
+    assert not list(desk.uploads.folder.iterdir())
+
+
+def test_a_form_that_does_not_fit_into_the_temporary_folder(client, tmp_path, monkeypatch):
+    import starlette.formparsers
+
+    refusing(monkeypatch, starlette.formparsers, "SpooledTemporaryFile", errno.ENOSPC)
+    told(send(client, _picture(tmp_path)), 507)
+
+
+@pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
+def test_routes_that_read_what_cannot_be_read(client, desk, tmp_path, monkeypatch, code, status):
+    (desk.host.lora_folder() / "a.safetensors").touch()
+    refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
+    told(client.post("/i2l/v1/export", json={"lora": "a.safetensors", "trainer": "diffusers", "rank": 4}), status)
+    refusing(monkeypatch, Path, "is_file", code, lambda path: path.parent == desk.uploads.folder)
+    told(send(client, _picture(tmp_path)), status)
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(desk, monkeypatch):
+    for name in ("a", "b", "c"):
+        (desk.host.lora_folder() / name).mkdir()
+        (desk.host.lora_folder() / name / "x.safetensors").touch()
+    refusing(monkeypatch, os, "scandir", errno.EIO, lambda path: str(path).endswith("/b"))
+    assert sorted(desk.host.loras()) == ["a/x.safetensors", "c/x.safetensors"]
+
+
+def test_a_subfolder_that_is_a_link_in_a_ring(client, desk, tmp_path):
+    (desk.host.lora_folder() / "ring").symlink_to(desk.host.lora_folder() / "ring")
+    answer = client.post("/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "subfolder": "ring"})
+    assert answer.status_code == 422 and "ring" in answer.json()["error"]
+
+
+@pytest.fixture
+def handlers(desk, monkeypatch):
+    """What the tab binds, by the name of the function."""
+    gr = pytest.importorskip("gradio")
+    from i2l_ext.webui import gradio_versions, tab
+
+    bound = {}
+    on = lambda event, function, inputs, outputs: bound.setdefault(function.__name__, function)  # noqa: E731
+    monkeypatch.setattr(gradio_versions, "on", on)
+    with gr.Blocks():
+        tab.build(desk)
+    return bound
+
+
+@pytest.mark.parametrize("code", [code for code, _ in FAULTS.values()], ids=FAULTS)
+def test_the_tab_tells_of_the_disk_in_one_line(desk, handlers, tmp_path, monkeypatch, code):
+    from i2l_ext.webui import tab
+
+    request = SimpleNamespace(headers={"host": "localhost"})
+    uploaded = tmp_path / "gradio" / "a.png"
+    uploaded.parent.mkdir()
+    _picture(uploaded.parent)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploaded.parent))
+    refusing(monkeypatch, Path, "open", code, lambda path, *values: path.suffix == ".part")
+    refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
+    refusing(monkeypatch, Path, "is_dir", code, lambda path: path.name == "locked")
+    refusing(monkeypatch, library, "names_below", code)
+    (desk.host.lora_folder() / "a.safetensors").touch()
+    monkeypatch.setattr(desk._names, "_find", library.names_below)
+    values = [option.default for option in OPTIONS]
+    values[1] = str(tmp_path)
+    answers = {
+        "drop": handlers["drop"](json.dumps({"paths": [str(uploaded)]}), "{}"),
+        "add_folder": handlers["add_folder"](request, str(uploaded.parent), "{}"),
+        "a folder": handlers["add_folder"](request, str(tmp_path / "locked"), "{}"),
+        "saved_as": handlers["saved_as"]("name", ""),
+        "keep": handlers["keep"](request, *values),
+        "convert": tab.refused(desk.convert)(tmp_path / "a", "a", "kohya"),
+    }
+    for name, answer in answers.items():
+        assert 'role="alert"' in answer and "secret" not in answer, (name, answer)
+        assert ("the disk is full" in answer) == (code in (errno.ENOSPC, errno.EDQUOT))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".json")] == []

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from i2l_ext import __version__
 from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import Busy, Job
+from i2l_ext.webui import disk
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.door import NEAR, Gate, Refused
 from i2l_ext.webui.uploads import MOST_PICTURES
@@ -112,12 +113,15 @@ def _guarded(gate: Gate, handler: Handler) -> Callable[[Request], Awaitable[Resp
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         try:
             gate.check(request.method, request.headers)
-            status, body = await handler(request)
+            with disk.explained("The server could not do that"):
+                status, body = await handler(request)
         except Refused as error:
             status, body = error.status, {"error": str(error)}
             headers |= {"WWW-Authenticate": 'Basic realm="i2l"'} if status == 401 else {}
         except Busy as error:
             status, body = 429, {"error": str(error)}
+        except disk.DiskError as error:
+            status, body = 507 if error.full else 500, {"error": str(error)}
         except UserError as error:
             status, body = 422, {"error": str(error)}
         except ClientDisconnect:
@@ -158,7 +162,7 @@ async def _form(request: Request) -> Any:
         raise Refused(415, "Send multipart/form-data, with the pictures in `pictures`.")
     try:
         return await request.form()
-    except ClientDisconnect:
+    except (ClientDisconnect, OSError):
         raise
     except Exception as error:
         raise Refused(400, "The form cannot be read.") from error
@@ -236,5 +240,6 @@ def description() -> dict[str, Any]:
 _REFUSALS = {
     "400": "unreadable", "401": "credentials are needed", "403": "from another site", "404": "no such job",
     "411": "no Content-Length", "413": "too large", "415": "not that type", "422": "refused, with the reason",
-    "429": "too many jobs wait", "503": "not yet",
+    "429": "too many jobs wait", "500": "the server's disk refuses", "503": "not yet",
+    "507": "the server's disk is full",
 }  # fmt: skip

@@ -68,13 +68,27 @@ class Desk:
         self._asking, self._naming = Lock(), Lock()  # requests come in many threads
 
     def look(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``."""
-        paths = self.uploads.paths(ids)
-        job = self.queue.submit("look", "", {"pictures": [str(path) for path in paths]})
-        job = self.queue.wait(job.id, PATIENCE)
+        """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``. It looks at new ones only."""
+        paths = dict(zip(ids, self.uploads.paths(ids), strict=True))
+        seen: dict[str, Any] = {id: {"picture": uri} for id in ids if (uri := self.uploads.preview(id))}
+        if new := [id for id in paths if id not in seen]:
+            found = self._look([list(ids).index(id) + 1 for id in new], [paths[id] for id in new])
+            for id, one in zip(new, found, strict=True):
+                seen[id] = one
+                if "picture" in one:
+                    self.uploads.keep_preview(id, one["picture"])
+        return [{"id": id, **seen[id]} for id in ids]
+
+    def _look(self, numbers: Sequence[int], paths: Sequence[Path]) -> Any:
+        job = self.queue.submit("look", "", {"pictures": [str(path) for path in paths], "numbers": list(numbers)})
+        try:
+            self.queue.wait(job.id, PATIENCE)
+        except TimeoutError:
+            self.queue.cancel(job.id)
+            raise UserError("Looking at the pictures takes too long. Remove some, or try again.") from None
         if job.state != "done":
             raise UserError(job.error or "The pictures could not be looked at. Try again.")
-        return [{"id": id, **seen} for id, seen in zip(ids, job.result, strict=True)]
+        return job.result
 
     def folder(self, subfolder: str = "") -> Path:
         """The LoRA folder, or one inside it. Raises UserError for anything else."""
@@ -83,8 +97,11 @@ class Desk:
             raise UserError("A sub-folder is a name or two, such as styles/mine; it lies inside the LoRA folder.")
         root = self.host.lora_folder()
         folder = root.joinpath(*map(names.check_name, parts))
-        if root.resolve() not in (folder.resolve(), *folder.resolve().parents):
-            raise UserError("That sub-folder leads out of the LoRA folder. Choose another one.")
+        try:
+            if root.resolve() not in (folder.resolve(), *folder.resolve().parents):
+                raise UserError("That sub-folder leads out of the LoRA folder. Choose another one.")
+        except RuntimeError:  # as Python before 3.13 has it
+            raise UserError("That sub-folder is a link in a ring. Choose another one.") from None
         return folder
 
     def saved_name(self, name: str, subfolder: str = "") -> str:

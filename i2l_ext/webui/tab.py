@@ -10,7 +10,7 @@ import gradio as gr
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import ENDED, Job
-from i2l_ext.webui import gradio_versions, html, panes
+from i2l_ext.webui import disk, gradio_versions, html, panes
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.settings import OPTIONS
@@ -144,7 +144,8 @@ def refused(function: Callable[..., Any]) -> Callable[..., str]:
 
     def run(*values: Any) -> str:
         try:
-            function(*values)
+            with disk.explained("That could not be done"):
+                function(*values)
         except UserError as error:
             return html.error(str(error))
         return ""
