@@ -68,7 +68,7 @@ COMMON: Mapping[str, Test] = {
 
 NEEDED: Mapping[str, Mapping[str, Test]] = {
     "make": {"order": lambda value: isinstance(value, dict)},
-    "look": {"pictures": _list(_path)},
+    "look": {"pictures": _list(_path), "numbers": _maybe(_list(_whole))},
     "inspect": {"file": _path, "folder": _path},
     "curve": {"file": _path},
     "mend": {"file": _path, "consumer": _text, "output": _path, "folder_of_export": _path},

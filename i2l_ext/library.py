@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -64,7 +64,11 @@ def fresh_name(folder: Path | str, name: str) -> str:
 
     Hosts know a LoRA by its stem alone, and cache by it: a used name never comes to mean another file.
     """
-    taken = _names_below(Path(folder))
+    return free_name(name, names_below(Path(folder)))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The same where the files are known, as names_below gives them."""
     for number in itertools.count(1):
         tail = "" if number == 1 else f"-{number}"
         stem = name[: LONGEST - len(tail)] + tail
@@ -212,7 +216,7 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _names_below(folder: Path) -> set[str]:
+def names_below(folder: Path) -> set[str]:
     """Lower-case names of all there is in the folder and below, behind links too, as hosts list it."""
     names: set[str] = set()
     seen: set[str] = set()

@@ -115,11 +115,13 @@ def _cache(request: Request) -> Any:
 
 
 def look(request: Request, tell: Teller) -> Any:
-    """What the models see in pictures: for each ``{picture}``, its centre square as a data URI, or ``{error}``."""
+    """What the models see in pictures: for each ``{picture}``, its centre square as a data URI, or ``{error}``.
+    ``numbers``: what messages call them; 1, 2, … unless told otherwise."""
     from i2l_ext import images
 
+    pictures = request["pictures"]
     seen = []
-    for number, path in enumerate(request["pictures"], 1):
+    for number, path in zip(request.get("numbers") or range(1, len(pictures) + 1), pictures, strict=True):
         tell.check()
         try:
             square = images.open_image(Path(path), name=f"picture {number}", sizes=()).square

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from i2l_ext import __version__
 from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import Busy, Job
+from i2l_ext.webui import disk
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.door import NEAR, Gate, Refused
 from i2l_ext.webui.uploads import MOST_PICTURES
@@ -71,8 +72,9 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
             raise Refused(422, f"Unknown fields: {', '.join(unknown)[:200]}.")
         ids = [await run_in_threadpool(desk.uploads.take_stream, file.file) for file in files]
         if "model" not in values:
-            looked_for()
-        wish = Wish(pictures=ids, **{"name": "", "model": desk.chosen(), **values})
+            await run_in_threadpool(looked_for)
+        model = await run_in_threadpool(desk.chosen)
+        wish = Wish(pictures=ids, **{"name": "", "model": model, **values})
         return 202, _shown(await run_in_threadpool(desk.make, wish))
 
     async def jobs(request: Request) -> tuple[int, Any]:
@@ -83,33 +85,33 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
 
     async def cancel(request: Request) -> tuple[int, Any]:
         found = _find(desk, request)
-        desk.queue.cancel(found.id)
+        await run_in_threadpool(desk.queue.cancel, found.id)
         return 202, _shown(found)
 
     async def inspect(request: Request) -> tuple[int, Any]:
         [name] = await _json(request, lora=str)
-        return 202, _shown(desk.inspect(await run_in_threadpool(desk.lora, name), name))
+        return 202, _shown(await run_in_threadpool(lambda: desk.inspect(desk.lora(name), name)))
 
     async def convert(request: Request) -> tuple[int, Any]:
         name, dialect = await _json(request, lora=str, to=str)
-        return 202, _shown(desk.convert(await run_in_threadpool(desk.lora, name), name, dialect))
+        return 202, _shown(await run_in_threadpool(lambda: desk.convert(desk.lora(name), name, dialect)))
 
     async def export(request: Request) -> tuple[int, Any]:
         name, trainer, rank = await _json(request, lora=str, trainer=str, rank=int)
-        return 202, _shown(desk.export(await run_in_threadpool(desk.lora, name), name, trainer, rank))
+        return 202, _shown(await run_in_threadpool(lambda: desk.export(desk.lora(name), name, trainer, rank)))
 
     async def models(request: Request) -> tuple[int, Any]:
         keys = ("name", "arch", "line", "ready", "download_bytes")
         parts = ("id", "bytes", "repo", "licence", "present")
         return 200, [
             {**{key: row[key] for key in keys}, "parts": [{key: part[key] for key in parts} for part in row["parts"]]}
-            for row in looked_for()
+            for row in await run_in_threadpool(looked_for)
         ]
 
     async def download(request: Request) -> tuple[int, Any]:
         model, source, agree = await _json(request, model=str, source=str, agree=bool)
-        looked_for()
-        return 202, _shown(desk.download(model, source, agreed=agree))
+        await run_in_threadpool(looked_for)
+        return 202, _shown(await run_in_threadpool(lambda: desk.download(model, source, agreed=agree)))
 
     async def openapi(request: Request) -> tuple[int, Any]:
         return 200, description()
@@ -127,12 +129,15 @@ def _guarded(gate: Gate, handler: Handler) -> Callable[[Request], Awaitable[Resp
         headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
         try:
             gate.check(request.method, request.headers)
-            status, body = await handler(request)
+            with disk.explained("The server could not do that"):
+                status, body = await handler(request)
         except Refused as error:
             status, body = error.status, {"error": str(error)}
             headers |= {"WWW-Authenticate": 'Basic realm="i2l"'} if status == 401 else {}
         except Busy as error:
             status, body = 429, {"error": str(error)}
+        except disk.DiskError as error:
+            status, body = 507 if error.full else 500, {"error": str(error)}
         except UserError as error:
             status, body = 422, {"error": str(error)}
         except ClientDisconnect:
@@ -173,7 +178,7 @@ async def _form(request: Request) -> Any:
         raise Refused(415, "Send multipart/form-data, with the pictures in `pictures`.")
     try:
         return await request.form()
-    except ClientDisconnect:
+    except (ClientDisconnect, OSError):
         raise
     except Exception as error:
         raise Refused(400, "The form cannot be read.") from error
@@ -253,5 +258,6 @@ def description() -> dict[str, Any]:
 _REFUSALS = {
     "400": "unreadable", "401": "credentials are needed", "403": "from another site", "404": "no such job",
     "411": "no Content-Length", "413": "too large", "415": "not that type", "422": "refused, with the reason",
-    "429": "too many jobs wait", "503": "not yet",
+    "429": "too many jobs wait", "500": "the server's disk refuses", "503": "not yet",
+    "507": "the server's disk is full",
 }  # fmt: skip

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from i2l_ext import jobs, library, names
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.jobs import Job, Queue
+from i2l_ext.jobs import Busy, Job, Queue
 from i2l_ext.webui import folders
 from i2l_ext.webui.host import Alone
+from i2l_ext.webui.recent import Recent
 from i2l_ext.webui.settings import DTYPES, HUBS
 from i2l_ext.webui.uploads import MOST_PICTURES, Uploads, upload_folders
 
 PATIENCE = 120.0
 """Seconds for a look at pictures."""
+
+MOMENT = 5.0
+"""Seconds for which the names of the LoRA folder are taken to be those that were there, while a name is typed."""
+
+WRITING = frozenset({"make", "convert", "mend"})
+"""Kinds of jobs that write a LoRA, which is called like the job."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +62,33 @@ class Desk:
         )
         self._models: list[dict[str, Any]] | None = None
         self._asked: Job | None = None
+        self._anew = False
         self.trouble: Job | None = None
+        self._names = Recent(library.names_below, MOMENT)
+        self._asking, self._naming = Lock(), Lock()  # requests come in many threads
 
     def look(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``."""
-        paths = self.uploads.paths(ids)
-        job = self.queue.submit("look", "", {"pictures": [str(path) for path in paths]})
-        job = self.queue.wait(job.id, PATIENCE)
+        """What the engine sees in these uploads: ``{id, picture}`` or ``{id, error}``. It looks at new ones only."""
+        paths = dict(zip(ids, self.uploads.paths(ids), strict=True))
+        seen: dict[str, Any] = {id: {"picture": uri} for id in ids if (uri := self.uploads.preview(id))}
+        if new := [id for id in paths if id not in seen]:
+            found = self._look([list(ids).index(id) + 1 for id in new], [paths[id] for id in new])
+            for id, one in zip(new, found, strict=True):
+                seen[id] = one
+                if "picture" in one:
+                    self.uploads.keep_preview(id, one["picture"])
+        return [{"id": id, **seen[id]} for id in ids]
+
+    def _look(self, numbers: Sequence[int], paths: Sequence[Path]) -> Any:
+        job = self.queue.submit("look", "", {"pictures": [str(path) for path in paths], "numbers": list(numbers)})
+        try:
+            self.queue.wait(job.id, PATIENCE)
+        except TimeoutError:
+            self.queue.cancel(job.id)
+            raise UserError("Looking at the pictures takes too long. Remove some, or try again.") from None
         if job.state != "done":
             raise UserError(job.error or "The pictures could not be looked at. Try again.")
-        return [{"id": id, **seen} for id, seen in zip(ids, job.result, strict=True)]
+        return job.result
 
     def folder(self, subfolder: str = "") -> Path:
         """The LoRA folder, or one inside it. Raises UserError for anything else."""
@@ -71,14 +97,26 @@ class Desk:
             raise UserError("A sub-folder is a name or two, such as styles/mine; it lies inside the LoRA folder.")
         root = self.host.lora_folder()
         folder = root.joinpath(*map(names.check_name, parts))
-        if root.resolve() not in (folder.resolve(), *folder.resolve().parents):
-            raise UserError("That sub-folder leads out of the LoRA folder. Choose another one.")
+        try:
+            if root.resolve() not in (folder.resolve(), *folder.resolve().parents):
+                raise UserError("That sub-folder leads out of the LoRA folder. Choose another one.")
+        except RuntimeError:  # as Python before 3.13 has it
+            raise UserError("That sub-folder is a link in a ring. Choose another one.") from None
         return folder
 
     def saved_name(self, name: str, subfolder: str = "") -> str:
-        """What a LoRA of that name will be called. Raises UserError with a better one."""
+        """What a LoRA of that name will be called, as far as it was known a moment ago. Raises UserError with a
+        better one."""
         self.folder(subfolder)
-        return library.fresh_name(self.host.lora_folder(), names.check_name(name.strip()))
+        return self._free_name(name, self._names(self.host.lora_folder()))
+
+    def _free_name(self, name: str, taken: Collection[str] | None = None) -> str:
+        """The name, or one like it, that no LoRA has (``taken``: the files there are, if known) and that no job has
+        been promised. Raises UserError with a better one."""
+        name = names.check_name(name.strip())
+        promised = {f"{job.title.lower()}.safetensors" for job in self.queue.active() if job.kind in WRITING}
+        there = library.names_below(self.host.lora_folder()) if taken is None else taken
+        return library.free_name(name, promised.union(there))
 
     def make(self, wish: Wish) -> Job:
         """Start making a LoRA."""
@@ -97,17 +135,18 @@ class Desk:
             raise UserError("The rank is a whole number from 1 to 1024.")
         if wish.weights is not None and len(wish.weights) != len(wish.pictures):
             raise UserError("Give one weight for each picture.")
-        name = self.saved_name(wish.name, wish.subfolder)
         order = {
             "pictures": [str(path) for path in self.uploads.paths(wish.pictures)],
             "weights": None if wish.weights is None else [float(weight) for weight in wish.weights],
-            "name": name, "folder": str(self.folder(wish.subfolder).absolute()), "model": wish.model,
+            "folder": str(self.folder(wish.subfolder).absolute()), "model": wish.model,
             "strength": float(wish.strength), "rank": wish.rank, "dtype": DTYPES.get(wish.dtype),
             "dialect": wish.dialect or self.host.option("i2l_dialect"),
             "description": wish.description[:4000], "activation_text": wish.activation_text[:1000],
             "host": self.host.name,
         }  # fmt: skip
-        return self.queue.submit("make", name, {"order": order, "draw": True, **self._engine()})
+        with self._naming:
+            name = self._free_name(wish.name)
+            return self.queue.submit("make", name, {"order": {**order, "name": name}, "draw": True, **self._engine()})
 
     def lora(self, shown: str) -> Path:
         """The LoRA that the list shows under this name. Raises UserError."""
@@ -133,10 +172,12 @@ class Desk:
         if not path.is_file():
             raise UserError("That LoRA is no longer there. Inspect another one.")
         stem = names.clean_name(f"{Path(job.title).stem}-{consumer}")
-        name = library.fresh_name(self.host.lora_folder(), stem)
-        targets = {"output": str(self.host.lora_folder() / f"{name}.safetensors"),
-                   "folder_of_export": str(self._training(stem))}  # fmt: skip
-        return self.queue.submit("mend", name, {"file": str(path), "consumer": consumer, **targets, **self._engine()})
+        with self._naming:
+            name = self._free_name(stem)
+            targets = {"output": str(self.host.lora_folder() / f"{name}.safetensors"),
+                       "folder_of_export": str(self._training(stem))}  # fmt: skip
+            request = {"file": str(path), "consumer": consumer, **targets, **self._engine()}
+            return self.queue.submit("mend", name, request)
 
     def doctor(self) -> Job:
         """What a bug report needs."""
@@ -146,10 +187,11 @@ class Desk:
         """Write a LoRA in another dialect, beside the others, under a fresh name."""
         if dialect not in DIALECTS:
             raise UserError(f"There are no key names {str(dialect)[:80]!r}. There are: {', '.join(DIALECTS)}.")
-        folder = self.host.lora_folder()
-        stem = library.fresh_name(folder, names.clean_name(f"{Path(name).stem}-{dialect}"))
-        output = folder / f"{stem}.safetensors"
-        return self._command("convert", stem, "convert", path, "--to", dialect, "-o", output)
+        stem = names.clean_name(f"{Path(name).stem}-{dialect}")
+        with self._naming:
+            stem = self._free_name(stem)
+            output = self.host.lora_folder() / f"{stem}.safetensors"
+            return self._command("convert", stem, "convert", path, "--to", dialect, "-o", output)
 
     def export(self, path: Path, name: str, trainer: str, rank: int) -> Job:
         """Write the folder from which a trainer starts."""
@@ -158,27 +200,34 @@ class Desk:
         if not 1 <= int(rank) <= 1024:
             raise UserError("The rank is a whole number from 1 to 1024.")
         stem = names.clean_name(f"{Path(name).stem}-{trainer}-rank{int(rank)}")
-        target = self._training(stem)
-        return self._command("export", target.name, "export", path, "--for", trainer, "--rank", int(rank), "-o", target)
+        with self._naming:
+            to = self._training(stem)
+            return self._command("export", to.name, "export", path, "--for", trainer, "--rank", int(rank), "-o", to)
 
     def _training(self, stem: str) -> Path:
-        """A folder that is not there yet, for a trainer to start from."""
+        """A folder that is not there yet and that no job has been promised, for a trainer to start from."""
         folder = self.host.lora_folder().absolute().parent / "i2l-training"
+        active = self.queue.active()
+        promised = {folder / job.title for job in active if job.kind == "export"}
+        promised |= {Path(job.request["folder_of_export"]) for job in active if job.kind == "mend"}
         number = 1
-        while (target := folder / (stem if number == 1 else f"{stem}-{number}")).exists():
+        while (target := folder / (stem if number == 1 else f"{stem}-{number}")) in promised or target.exists():
             number += 1
         return target
 
     def models(self, *, anew: bool = False) -> list[dict[str, Any]] | None:
         """The models and what of them is here; None until that is known. Where it could not be found out ``trouble``
         says why, and it is tried again when they are asked for ``anew``."""
-        if self._asked and self._asked.state in jobs.ENDED:
-            done = self._asked.state == "done"
-            self._models = self._asked.result if done else self._models
-            self.trouble, self._asked = None if done else self._asked, None
-        if self._asked is None and (anew or (self._models is None and self.trouble is None)):
-            self._asked = self.queue.submit("models", "", {})
-        return self._models
+        with self._asking:
+            self._anew |= anew  # also of a search that is under way: it may have been past what has changed
+            if self._asked and self._asked.state in jobs.ENDED:
+                done = self._asked.state == "done"
+                self._models = self._asked.result if done else self._models
+                self.trouble, self._asked = None if done else self._asked, None
+            if self._asked is None and (self._anew or (self._models is None and self.trouble is None)):
+                with suppress(Busy):  # whoever asks next tries again
+                    self._asked, self._anew = self.queue.submit("models", "", {}), False
+            return self._models
 
     def chosen(self, *wanted: object) -> str:
         """The model to begin with: the first of ``wanted`` that there is, the settings', the first that is downloaded
@@ -235,7 +284,8 @@ class Desk:
         job.error, job.tail = (folders.hide(value, known, others=True) for value in (job.error, job.tail))
 
     def _after(self, job: Job) -> None:
-        if job.kind in ("make", "convert", "mend") and job.state == "done":
+        if job.kind in WRITING and job.state == "done":
+            self._names.forget()
             self.host.refresh()
         if job.kind in ("download", "verify", "make"):
             self.models(anew=job.kind != "make")

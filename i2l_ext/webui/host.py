@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,7 @@ class Alone:
         """Every LoRA of the folders, by its path below them, the newest first."""
         found = []
         for folder in self.lora_folders():
-            for number, path in enumerate(folder.rglob("*.safetensors")):
-                if number >= MOST_FILES:
-                    break
+            for path in islice(_below(folder, ".safetensors"), MOST_FILES):
                 with suppress(OSError):  # it may go while we look
                     found.append((-path.stat().st_mtime, path.relative_to(folder).as_posix(), path))
         return {shown: path for _, shown, path in sorted(found)}
@@ -141,6 +140,12 @@ class WebUI(Alone):
             drop()
         gc.collect()
         devices.torch_gc()
+
+
+def _below(folder: Path, suffix: str) -> Iterator[Path]:
+    """The files in a folder and below it whose names end so; a folder that cannot be read is passed over."""
+    for root, _, files in os.walk(folder):
+        yield from (Path(root, name) for name in files if name.endswith(suffix))
 
 
 def in_webui() -> bool:

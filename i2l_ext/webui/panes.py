@@ -11,7 +11,7 @@ import gradio as gr
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.webui import door, gradio_versions, html
+from i2l_ext.webui import disk, door, gradio_versions, html
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.settings import DTYPES, HUBS, OPTIONS
@@ -180,7 +180,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
 
     def redraw(take: Callable[[], list[str]], form: str, turn: object = "") -> Any:
         try:
-            return tray(take(), read_form(form), turn)
+            with disk.explained("The pictures could not be taken in"):
+                return tray(take(), read_form(form), turn)
         except UserError as error:
             held = read_form(form)
             try:
@@ -206,7 +207,8 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
         if not (name or "").strip():
             return ""
         try:
-            stem = desk.saved_name(name, subfolder or "")
+            with disk.explained("The LoRA folder cannot be read"):
+                stem = desk.saved_name(name, subfolder or "")
         except UserError as error:
             return html.error(str(error))
         return html.quiet("saved_as", f"{stem}.safetensors")
@@ -285,7 +287,11 @@ def bind(desk: Desk, c: dict[str, Any]) -> None:
             return html.error(FAR)
         if new == {key: held[key] for key in new}:
             return ""  # the page itself has put them there
-        desk.host.stored.write(held | new)
+        try:
+            with disk.explained("The settings could not be kept"):
+                desk.host.stored.write(new)
+        except UserError as error:
+            return html.error(str(error))
         return html.quiet("saved")
 
     for option in shown if desk.host.alone else ():

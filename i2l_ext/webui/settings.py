@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+from i2l_ext.converters import parts
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.devices import PRECISIONS
 
@@ -64,6 +65,7 @@ class Stored:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = Lock()
 
     def read(self) -> dict[str, Any]:
         held: Any = None
@@ -73,7 +75,9 @@ class Stored:
         return {option.key: option.sound(held.get(option.key, option.default)) for option in OPTIONS}
 
     def write(self, values: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(dict(values), indent=2), encoding="utf-8")
-        part.replace(self.path)
+        """Change these; the others stay. Raises OSError, and then the file is as it was."""
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with parts.held(self.path.parent) as part:
+                part.write_text(json.dumps(self.read() | dict(values), indent=2), encoding="utf-8")
+                parts.place(part, self.path, overwrite=True)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.jobs import ENDED, Job
-from i2l_ext.webui import gradio_versions, html, panes
+from i2l_ext.webui import disk, gradio_versions, html, panes
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.settings import OPTIONS
@@ -98,9 +98,10 @@ def _answer(desk: Desk, seen: dict[str, Any], form: Mapping[str, Any], shown: li
     if [job.kind for job in ended if job.state == "done" and job.kind in ("make", "mend")][-1:] == ["make"]:
         told["make_mended"] = ""  # what was mended was another one
     models = desk.models(anew=desk.trouble is not None and not seen.get("greeted"))
-    if models is None and desk.trouble is not None and seen.get("models") != desk.trouble.id:
-        seen["models"] = desk.trouble.id
-        told["models"] = told["catalogue"] = html.failure(desk.trouble)
+    trouble = desk.trouble  # it may be over in the next moment
+    if models is None and trouble is not None and seen.get("models") != trouble.id:
+        seen["models"] = trouble.id
+        told["models"] = told["catalogue"] = html.failure(trouble)
     state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in models or ()])
     if models is not None and seen.get("models") != state:
         seen["models"] = state
@@ -137,7 +138,8 @@ def refused(function: Callable[..., Any]) -> Callable[..., str]:
 
     def run(*values: Any) -> str:
         try:
-            function(*values)
+            with disk.explained("That could not be done"):
+                function(*values)
         except UserError as error:
             return html.error(str(error))
         return ""

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from i2l_ext.converters import parts
 from i2l_ext.converters.errors import UserError
+from i2l_ext.webui import disk
 
 MOST_PICTURES = 64
 MOST_BYTES = 128 << 20
@@ -28,6 +30,7 @@ MOST_KEPT = 8 << 30
 A_WEEK = 7 * 24 * 3600
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_PREVIEW = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 
 
 class Uploads:
@@ -44,8 +47,10 @@ class Uploads:
         except OSError as error:
             raise UserError(f"A picture could not be taken in ({error.strerror}). Drop it again.") from None
 
+    @disk.explained("A picture could not be kept")
     def take_stream(self, stream: BinaryIO) -> str:
-        """Keep the bytes of a stream; their id. Raises UserError where there are too many."""
+        """Keep the bytes of a stream; their id. Raises UserError where there are too many, DiskError where there is no
+        room for them; then nothing is left of them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{secrets.token_hex(8)}.part"  # a clock may tick too seldom for a name
         digest, size = hashlib.sha256(), 0
@@ -83,21 +88,47 @@ class Uploads:
             found.append(path)
         return found
 
+    def preview(self, id: str) -> str | None:
+        """The data URI that is kept with a picture; None where there is none."""
+        with suppress(OSError, ValueError):
+            uri = self._preview(id).read_text(encoding="ascii")
+            return uri if _PREVIEW.fullmatch(uri) else None
+        return None
+
+    def keep_preview(self, id: str, uri: str) -> None:
+        """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
+        with suppress(OSError), parts.held(self.folder) as part:
+            part.write_text(uri, encoding="ascii")
+            part.replace(self._preview(id))
+
+    def _preview(self, id: str) -> Path:
+        return self.folder / f"{id}.preview"
+
     def _trim(self) -> None:
+        found = []
+        for path in self.folder.glob("*"):
+            with suppress(OSError):  # another process may take it away as well
+                if _HASH.fullmatch(path.name):
+                    status, preview = path.stat(), self._preview(path.name)
+                    size = status.st_size + (preview.stat().st_size if preview.exists() else 0)
+                    found.append((status.st_mtime, size, path))
         kept = 0
-        with suppress(OSError):  # another process may take them away as well
-            pictures = [path for path in self.folder.glob("*") if _HASH.fullmatch(path.name)]
-            for path in sorted(pictures, key=lambda path: -path.stat().st_mtime):
-                kept += path.stat().st_size
-                if kept > MOST_KEPT:
-                    path.unlink()
+        for _, size, path in sorted(found, reverse=True):
+            kept += size
+            if kept > MOST_KEPT:
+                self._let_go(path)
+
+    def _let_go(self, path: Path) -> None:
+        for file in (self._preview(path.name), path):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Let go what nobody has used for a week."""
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > A_WEEK:
-                    path.unlink()
+                    self._let_go(path)
 
 
 def upload_folders() -> list[Path]:

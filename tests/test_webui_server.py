@@ -1,0 +1,429 @@
+"""The server behind the tab and the HTTP interface: many threads, disks that fail, what is looked up how often."""
+
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from i2l_ext import jobs, library
+from i2l_ext.converters.errors import UserError
+from i2l_ext.webui import uploads
+from i2l_ext.webui.desk import Desk, Wish
+from i2l_ext.webui.disk import DiskError
+from i2l_ext.webui.host import Alone
+from i2l_ext.webui.recent import Recent
+from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.webui.uploads import Uploads
+
+MANY = 12
+
+
+def at_once(function, count=MANY):
+    """What ``function(number)`` gives in so many threads, all started in the same moment."""
+    start = threading.Barrier(count)
+
+    def run(number):
+        start.wait()
+        return function(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Its jobs wait for ever: no lane is started."""
+    monkeypatch.setattr(jobs.Queue, "_run_lane", lambda queue, lane: None)
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    desk.host.lora_folder().mkdir()
+    yield desk
+    desk.queue.close()
+
+
+def slowly(monkeypatch, place, name):
+    """Let every thread get to the same line."""
+    function = getattr(place, name)
+
+    def slow(*values, **named):
+        found = function(*values, **named)
+        time.sleep(0.02)
+        return found
+
+    monkeypatch.setattr(place, name, slow)
+
+
+def end(job, result=None, error=None):
+    job.result, job.error, job.state = result, error, "failed" if error else "done"
+
+
+# --- many threads -------------------------------------------------------------------------------------------------
+
+
+def test_models_are_looked_for_once_by_however_many(desk, monkeypatch):
+    slowly(monkeypatch, desk.queue, "submit")
+    assert at_once(lambda number: desk.models()) == [None] * MANY
+    [job] = desk.queue.jobs()
+    rows = [{"name": "mini"}]
+
+    class Slow(jobs.Job):
+        @property
+        def state(self):
+            time.sleep(0.01)  # between the look at it and its use
+            return self.__dict__["state"]
+
+        @state.setter
+        def state(self, value):
+            self.__dict__["state"] = value
+
+    job.__class__ = Slow
+    end(job, rows)
+    assert at_once(lambda number: desk.models()) == [rows] * MANY
+    assert len(desk.queue.jobs()) == 1
+
+
+def test_a_search_that_began_before_a_change_is_followed_by_another(desk):
+    desk.models()
+    [first] = desk.queue.jobs()
+    desk.models(anew=True)  # a download has ended while it was under way
+    end(first, [])
+    desk.models()
+    assert len(desk.queue.jobs()) == 2
+    end(desk.queue.jobs()[1], [{"name": "mini"}])
+    assert [desk.models() for _ in range(3)][-1] == [{"name": "mini"}] and len(desk.queue.jobs()) == 2
+
+
+def test_a_full_queue_does_not_keep_the_page_from_its_answer(desk, monkeypatch):
+    monkeypatch.setattr(jobs, "WAITING", 0)
+    assert desk.models() is None
+    monkeypatch.undo()
+    desk.models()
+    assert len(desk.queue.jobs()) == 1
+
+
+def test_no_two_jobs_are_promised_the_same_name(desk, tmp_path, monkeypatch):
+    picture = desk.uploads.take(_picture(tmp_path))
+    slowly(monkeypatch, library, "names_below")
+    lora = desk.host.lora_folder() / "style.safetensors"
+    made = at_once(lambda number: desk.make(Wish([picture], "Style", "mini")), 6)
+    assert sorted(job.title for job in made) == ["Style", *(f"Style-{number}" for number in range(2, 7))]
+    assert {job.request["order"]["name"] for job in made} == {job.title for job in made}
+    assert desk.saved_name("STYLE") == "STYLE-7"
+    converted = at_once(lambda number: desk.convert(lora, lora.name, "kohya"), 6)
+    assert len({job.request["arguments"][-1] for job in converted}) == 6
+    lora.touch()
+    inspected = desk.inspect(lora, lora.name)
+    mended = at_once(lambda number: desk.mend(inspected.id, "kohya"), 2)
+    assert (
+        len({job.request["output"] for job in mended}) == len({job.request["folder_of_export"] for job in mended}) == 2
+    )
+
+
+def test_no_two_jobs_are_promised_the_same_folder(desk, monkeypatch):
+    slowly(monkeypatch, desk, "_training")
+    lora = desk.host.lora_folder() / "style.safetensors"
+    targets = [
+        job.request["arguments"][-1] for job in at_once(lambda n: desk.export(lora, lora.name, "diffusers", 4), 6)
+    ]
+    assert len(set(targets)) == 6
+
+
+def test_settings_of_several_pages_do_not_undo_each_other(tmp_path, monkeypatch):
+    stored = Stored(tmp_path / "settings.json")
+    values = {"i2l_device": "cpu", "i2l_memory": "6GB", "i2l_model": "mini", "i2l_dtype": "bf16", "i2l_subfolder": "a"}
+    keys = list(values)
+    slowly(monkeypatch, stored, "read")
+    at_once(lambda number: stored.write({keys[number]: values[keys[number]]}), len(keys))
+    held = stored.read()
+    assert {key: held[key] for key in keys} == values
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_the_trouble_may_be_over_while_a_page_is_answered(desk):
+    pytest.importorskip("gradio")
+    from i2l_ext.webui import tab
+
+    class Fleeting(Desk):
+        left = 2
+
+        @property
+        def trouble(self):
+            self.left -= 1
+            return self._trouble if self.left >= 0 else None
+
+        @trouble.setter
+        def trouble(self, job):
+            self._trouble = job
+
+    trouble = desk.queue.submit("models", "", {})
+    end(trouble, error="no engine")
+    desk.__class__, desk._trouble, desk._asked = Fleeting, trouble, desk.queue.submit("models", "", {})
+    _, shown = tab._answer(desk, {}, {}, ["models"])
+    assert "no engine" in shown
+
+
+def _picture(folder, name="a.png", colour="red"):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), colour).save(folder / name)
+    return folder / name
+
+
+# --- what is looked up how often ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """Folders from which a walk began."""
+    begun = []
+    walk = library.os.walk
+    monkeypatch.setattr(library.os, "walk", lambda folder, **options: begun.append(folder) or walk(folder, **options))
+    return begun
+
+
+def test_typing_a_name_walks_the_folder_once(desk, walks, monkeypatch):
+    text = "a_rather_long_name"
+    for length in range(1, len(text) + 1):
+        assert desk.saved_name(text[:length]) == text[:length]
+    assert len(walks) == 1
+    at_once(lambda number: desk.saved_name(f"name{number}"))
+    assert len(walks) == 1
+
+
+def test_what_is_promised_is_looked_up_then(desk, walks, tmp_path):
+    assert desk.saved_name("style") == "style"
+    (desk.host.lora_folder() / "style.safetensors").touch()
+    job = desk.make(Wish([desk.uploads.take(_picture(tmp_path))], "style", "mini"))
+    assert job.title == "style-2" and len(walks) == 2
+    assert desk.saved_name("style-2") == "style-2-2"
+    end(job, {})
+    desk._after(job)
+    assert desk.saved_name("style") == "style-2" and len(walks) == 3
+
+
+def test_a_moment_ends(monkeypatch):
+    now, looked = [0.0], []
+    monkeypatch.setattr("i2l_ext.webui.recent.time.monotonic", lambda: now[0])
+    recent = Recent(lambda key: looked.append(key) or len(looked), 5)
+    assert [recent("a"), recent("a"), recent("b")] == [1, 1, 2]
+    now[0] = 6
+    assert recent("b") == 3
+    recent.forget()
+    assert recent("b") == 4
+
+
+# --- previews -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(tmp_path):
+    """A desk whose engine looks; and the pictures that it was shown, a list for each time it was started."""
+    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    yield (
+        desk,
+        lambda: [
+            [Path(path).name for path in job.request["pictures"]] for job in desk.queue.jobs() if job.kind == "look"
+        ],
+    )
+    desk.queue.close()
+
+
+def test_only_new_pictures_are_looked_at(looking, tmp_path):
+    desk, shown = looking
+    red, green, blue = (desk.uploads.take(_picture(tmp_path, colour=colour)) for colour in ("red", "green", "blue"))
+    (tmp_path / "text").write_text("not a picture")
+    bad = desk.uploads.take(tmp_path / "text")
+    first = desk.look([red, green])
+    again = desk.look([green, red, bad, blue])
+    assert shown() == [[red, green], [bad, blue]]
+    assert [again[1], again[0]] == first and again[2]["error"].startswith("picture 3: ")
+    assert desk.look([blue, red, green]) == [again[3], *first]
+    assert len(shown()) == 2, "of pictures that are known nothing is started"
+    assert desk.look([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be mended by an update"
+
+
+def test_a_damaged_preview_is_made_again(looking, tmp_path):
+    desk, shown = looking
+    red = desk.uploads.take(_picture(tmp_path))
+    seen = desk.look([red])
+    for damaged in (b"", b"\xff", b'"><script>', b"data:text/html,x"):
+        (desk.uploads.folder / f"{red}.preview").write_bytes(damaged)
+        assert desk.look([red]) == seen
+    assert len(shown()) == 5
+
+
+def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
+    kept = Uploads(tmp_path / "uploads")
+    ids = []
+    for number in range(4):
+        (tmp_path / "a").write_bytes(bytes([number]) * 100)
+        ids.append(kept.take(tmp_path / "a"))
+        kept.keep_preview(ids[-1], "data:image/jpeg;base64," + "A" * 77)
+        os.utime(kept.folder / ids[-1], (number, number))
+    monkeypatch.setattr(uploads, "MOST_KEPT", 500)  # the new one and two of them, with previews of 100 bytes each
+    (tmp_path / "a").write_bytes(b"new")
+    new = kept.take(tmp_path / "a")
+    assert {path.name for path in kept.folder.iterdir()} == {new, *ids[2:], *(f"{id}.preview" for id in ids[2:])}
+    kept.sweep()
+    assert [path.name for path in kept.folder.iterdir()] == [new]
+
+
+def test_a_look_that_takes_too_long_is_stopped(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr("i2l_ext.webui.desk.PATIENCE", 0.05)
+    with pytest.raises(UserError, match="too long"):
+        desk.look([desk.uploads.take(_picture(tmp_path))])
+    assert [job.state for job in desk.queue.jobs()] == ["cancelled"]
+
+
+# --- disks that fail ----------------------------------------------------------------------------------------------
+
+FAULTS = {"full": (errno.ENOSPC, 507), "quota": (errno.EDQUOT, 507), "read-only": (errno.EROFS, 500),
+          "not allowed": (errno.EACCES, 500), "broken": (errno.EIO, 500)}  # fmt: skip
+
+
+def refusing(monkeypatch, place, name, code, when=lambda *values: True):
+    """Let a call fail as the system lets it fail."""
+    function = getattr(place, name)
+
+    def fail(*values, **named):
+        if when(*values):
+            raise OSError(code, os.strerror(code), "/secret/place")
+        return function(*values, **named)
+
+    monkeypatch.setattr(place, name, fail)
+
+
+@pytest.fixture
+def client(desk):
+    pytest.importorskip("httpx")
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from i2l_ext.webui import api
+
+    app = Starlette()
+    api.add(app, desk)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+def told(answer, status):
+    assert answer.status_code == status, answer.text
+    [(key, line)] = answer.json().items()
+    assert key == "error" and "\n" not in line and "try again" in line and "secret" not in line
+    assert ("the disk is full" in line) == (status == 507)
+
+
+def send(client, picture):
+    return client.post("/i2l/v1/loras", files={"pictures": picture.read_bytes()}, data={"name": "x"})
+
+
+@pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
+def test_an_upload_that_cannot_be_kept(client, desk, tmp_path, monkeypatch, code, status, step):
+    picture = _picture(tmp_path)
+    refusing(monkeypatch, Path, step, code, lambda path, *values: desk.uploads.folder in (path, path.parent))
+    told(send(client, picture), status)
+    monkeypatch.undo()
+    assert not desk.uploads.folder.exists() or not list(desk.uploads.folder.iterdir())
+    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, desk, tmp_path, monkeypatch):
+    open_ = Path.open
+
+    def full(path, *values, **named):
+        stream = open_(path, *values, **named)
+        if path.suffix != ".part":
+            return stream
+        stream.close()
+        return open_(Path("/dev/full"), "wb", 0)
+
+    monkeypatch.setattr(Path, "open", full)
+    told(send(client, _picture(tmp_path)), 507)
+    with pytest.raises(DiskError, match="full"):
+        desk.uploads.take(tmp_path / "a.png")
+    monkeypatch.undo()
+    assert not list(desk.uploads.folder.iterdir())
+
+
+def test_a_form_that_does_not_fit_into_the_temporary_folder(client, tmp_path, monkeypatch):
+    import starlette.formparsers
+
+    refusing(monkeypatch, starlette.formparsers, "SpooledTemporaryFile", errno.ENOSPC)
+    told(send(client, _picture(tmp_path)), 507)
+
+
+@pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
+def test_routes_that_read_what_cannot_be_read(client, desk, tmp_path, monkeypatch, code, status):
+    (desk.host.lora_folder() / "a.safetensors").touch()
+    refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
+    told(client.post("/i2l/v1/export", json={"lora": "a.safetensors", "trainer": "diffusers", "rank": 4}), status)
+    refusing(monkeypatch, Path, "is_file", code, lambda path: path.parent == desk.uploads.folder)
+    told(send(client, _picture(tmp_path)), status)
+
+
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(desk, monkeypatch):
+    for name in ("a", "b", "c"):
+        (desk.host.lora_folder() / name).mkdir()
+        (desk.host.lora_folder() / name / "x.safetensors").touch()
+    refusing(monkeypatch, os, "scandir", errno.EIO, lambda path: str(path).endswith("/b"))
+    assert sorted(desk.host.loras()) == ["a/x.safetensors", "c/x.safetensors"]
+
+
+def test_a_subfolder_that_is_a_link_in_a_ring(client, desk, tmp_path):
+    (desk.host.lora_folder() / "ring").symlink_to(desk.host.lora_folder() / "ring")
+    answer = client.post("/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "subfolder": "ring"})
+    assert answer.status_code == 422 and "ring" in answer.json()["error"]
+
+
+@pytest.fixture
+def handlers(desk, monkeypatch):
+    """What the tab binds, by the name of the function."""
+    gr = pytest.importorskip("gradio")
+    from i2l_ext.webui import gradio_versions, tab
+
+    bound = {}
+    on = lambda event, function, inputs, outputs: bound.setdefault(function.__name__, function)  # noqa: E731
+    monkeypatch.setattr(gradio_versions, "on", on)
+    with gr.Blocks():
+        tab.build(desk)
+    return bound
+
+
+@pytest.mark.parametrize("code", [code for code, _ in FAULTS.values()], ids=FAULTS)
+def test_the_tab_tells_of_the_disk_in_one_line(desk, handlers, tmp_path, monkeypatch, code):
+    from i2l_ext.webui import tab
+
+    request = SimpleNamespace(headers={"host": "localhost"})
+    uploaded = tmp_path / "gradio" / "a.png"
+    uploaded.parent.mkdir()
+    _picture(uploaded.parent)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploaded.parent))
+    refusing(monkeypatch, Path, "open", code, lambda path, *values: path.suffix == ".part")
+    refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
+    refusing(monkeypatch, Path, "is_dir", code, lambda path: path.name == "locked")
+    refusing(monkeypatch, library, "names_below", code)
+    (desk.host.lora_folder() / "a.safetensors").touch()
+    monkeypatch.setattr(desk._names, "_find", library.names_below)
+    values = [option.default for option in OPTIONS]
+    values[1] = str(tmp_path)
+    answers = {
+        "drop": handlers["drop"](json.dumps({"paths": [str(uploaded)]}), "{}"),
+        "add_folder": handlers["add_folder"](request, str(uploaded.parent), "{}"),
+        "a folder": handlers["add_folder"](request, str(tmp_path / "locked"), "{}"),
+        "saved_as": handlers["saved_as"]("name", ""),
+        "keep": handlers["keep"](request, *values),
+        "convert": tab.refused(desk.convert)(tmp_path / "a", "a", "kohya"),
+    }
+    for name, answer in answers.items():
+        assert 'role="alert"' in answer and "secret" not in answer, (name, answer)
+        assert ("the disk is full" in answer) == (code in (errno.ENOSPC, errno.EDQUOT))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".json")] == []
