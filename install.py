@@ -17,6 +17,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from collections.abc import Sequence
 from importlib import metadata
@@ -28,6 +30,7 @@ REQUIREMENTS = ROOT / "requirements"
 LOCKS = {"mini": ("mini",), "mini,ui": ("mini", "ui"), "test": ("mini", "ui", "test", "peers")}
 """Extras -> the files of requirements/ that hold them: each adds to the last."""
 PRIVATE = ROOT / ".private" / "site-packages"
+A_DAY = 24 * 3600
 
 OLDEST = {
     "transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4",
@@ -59,19 +62,29 @@ def main(arguments: Sequence[str]) -> int:
 
 def host(_: Sequence[str]) -> int:
     """The WebUI's part. Nothing is done, and nothing printed, where its Python has all that the engine needs."""
+    sys.path.insert(0, str(ROOT))  # an embedded Python, as WebUIs bring, does not look beside the script
+    from i2l_ext import private
+
     lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
-    stamp = PRIVATE / "i2l-python.txt"
-    pinned = REQUIREMENTS / "host.txt"
-    wanted = "\n".join((sys.prefix, sys.version.replace("\n", " "), _digest(pinned)))
-    if not lacking or (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
+    if not lacking or private.fits(PRIVATE):
         return 0
     print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
-    PRIVATE.mkdir(parents=True, exist_ok=True)
-    command = ("install", "--quiet", "--no-deps", "--upgrade", "--target", PRIVATE, *_hashed(pinned))
     try:
-        subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
-        stamp.write_text(wanted, encoding="utf-8")
-    except subprocess.CalledProcessError:
+        PRIVATE.parent.mkdir(parents=True, exist_ok=True)
+        for left in PRIVATE.parent.glob("new-*"):  # of a set-up that was killed
+            if time.time() - left.stat().st_mtime > A_DAY:
+                shutil.rmtree(left, ignore_errors=True)
+        # a fresh folder takes the place of the old one when it is whole: nobody ever sees half of one
+        with tempfile.TemporaryDirectory(dir=PRIVATE.parent, prefix="new-", ignore_cleanup_errors=True) as aside:
+            fresh = Path(aside) / "new"
+            fresh.mkdir()
+            command = ("install", "--quiet", "--no-deps", "--target", fresh, *_hashed(private.PINS))
+            subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
+            (fresh / private.STAMP).write_text(private.stamp(), encoding="utf-8")
+            if PRIVATE.exists():
+                PRIVATE.rename(Path(aside) / "old")
+            fresh.rename(PRIVATE)
+    except (subprocess.CalledProcessError, OSError):
         print("Image to LoRA: that failed; the tab will say what is missing. The WebUI itself is unharmed.")
     return 0
 
@@ -105,6 +118,12 @@ CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "tests/meas
 """All of them, whatever the first ones say. The last runs all tests, those of four parts under coverage; the types are
 held by a test (tests/test_types.py)."""
 
+NO_CUDA = """There is an NVIDIA card, which PyPI's torch for Windows does not use. To use it, run this again after
+    set I2L_TORCH_INDEX=https://download.pytorch.org/whl/cu130
+in PowerShell
+    $env:I2L_TORCH_INDEX = "https://download.pytorch.org/whl/cu130"
+or another index that fits the card: https://pytorch.org/get-started/locally. It is remembered."""
+
 GRADIOS = ("3.41", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""
 
@@ -119,15 +138,22 @@ def _environment(extras: str) -> str:
         venv.EnvBuilder(with_pip=True, clear=ENVIRONMENT.exists()).create(ENVIRONMENT)
     locks = [REQUIREMENTS / f"{'' if name == 'peers' else 'lock-'}{name}.txt" for name in LOCKS[extras]]
     torch = REQUIREMENTS / "torch.txt"
-    wanted = _digest(*locks, torch, ROOT / "pyproject.toml")
+    named = ENVIRONMENT / "i2l-torch-index.txt"
+    index = os.environ.get("I2L_TORCH_INDEX", named.read_text(encoding="utf-8") if named.is_file() else "")
+    wanted = _digest(*locks, torch, ROOT / "pyproject.toml") + index
     stamp = ENVIRONMENT / f"i2l-{extras.replace(',', '-')}.sha256"
-    if not (stamp.is_file() and stamp.read_text() == wanted):
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
         print("Installing exact versions; torch is large, so the first time takes some minutes", flush=True)
+        if sys.platform == "win32" and not index and shutil.which("nvidia-smi"):
+            print(NO_CUDA, flush=True)
+        stamp.unlink(missing_ok=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "--no-deps", *_hashed(*locks)], check=True)
-        subprocess.run([*pip, "--only-binary=:all:", "-r", str(torch)], check=True)
+        elsewhere = ("--upgrade", "--index-url", index) if index else ()  # the same version there counts as a newer one
+        subprocess.run([*pip, "--only-binary=:all:", *elsewhere, "-r", str(torch)], check=True)
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
-        stamp.write_text(wanted)
+        named.write_text(index, encoding="utf-8")
+        stamp.write_text(wanted, encoding="utf-8")
     return str(python)
 
 

@@ -1,15 +1,32 @@
 """Newer packages for the engine's own process, beside a WebUI's Python whose packages are not to be touched."""
 
+import hashlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / ".private" / "site-packages"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".private" / "site-packages"
+PINS = ROOT / "requirements" / "host.txt"
 STAMP = "i2l-python.txt"
-"""Names the Python for which ``install.py`` filled the folder: another one has no use for it."""
+"""In the folder: for which Python and from which pins ``install.py`` filled it. Another one has no use for it."""
+
+
+def stamp() -> str:
+    """What is to stand there: the prefix and the version of the Python that runs, and the digest of the pins. Raises
+    OSError where there are none."""
+    digest = hashlib.sha256(b"\0".join((PINS.read_bytes(), sys.version.encode())))
+    return "\n".join((sys.prefix, sys.version.replace("\n", " "), digest.hexdigest()))
+
+
+def fits(folder: Path) -> bool:
+    """Whether a folder was filled for the Python that runs, from the pins as they are, to its end."""
+    with suppress(OSError, ValueError):
+        return (folder / STAMP).read_text(encoding="utf-8") == stamp()
+    return False
 
 
 def use() -> None:
-    """Put the private folder first on the path, where it was made for the Python that runs."""
-    stamp = FOLDER / STAMP
-    if stamp.is_file() and stamp.read_text(encoding="utf-8").splitlines()[0] == sys.prefix:
+    """Put the private folder first on the path, where it fits."""
+    if fits(FOLDER):
         sys.path.insert(0, str(FOLDER))

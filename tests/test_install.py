@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from i2l_ext import private
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -109,11 +111,58 @@ def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
     assert install.main([]) == 0 and install.main([]) == 0
     [command] = install.calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert "--no-deps" in command and command[command.index("--target") + 1] == str(install.PRIVATE)
+    assert "--no-deps" in command
+    target = Path(command[command.index("--target") + 1])  # a fresh folder, which then took the other's place
+    assert target.parent.parent == install.PRIVATE.parent and not target.parent.exists()
+    assert private.fits(install.PRIVATE)
     assert {"--require-hashes", "--only-binary=:all:"} <= set(command)
     wanted = {pin.name for pin, _ in pins(Path(command[command.index("-r") + 1]))}
     assert {"transformers", "tokenizers"} <= wanted
     assert wanted.isdisjoint({"torch", "numpy", "pillow", "protobuf", "gradio", "pydantic"})
+
+
+@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "pip"), KeyboardInterrupt(), OSError("disk full")])
+def test_an_update_that_breaks_off_leaves_the_private_folder_as_it_was(install, monkeypatch, error):
+    (install.PRIVATE / "transformers").mkdir(parents=True)
+    (install.PRIVATE / "transformers" / "__init__.py").write_text("old")
+    (install.PRIVATE / private.STAMP).write_text("of other pins")
+
+    def pip(command, **_):
+        target = Path(command[command.index("--target") + 1])
+        (target / "transformers").mkdir()
+        (target / "transformers" / "__init__.py").write_text("new")
+        raise error
+
+    monkeypatch.setattr(install.subprocess, "run", pip)
+    monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
+    assert install.main([]) == (130 if isinstance(error, KeyboardInterrupt) else 0)
+    assert (install.PRIVATE / "transformers" / "__init__.py").read_text() == "old"
+    assert [path.name for path in install.PRIVATE.parent.iterdir()] == [install.PRIVATE.name]
+    assert not private.fits(install.PRIVATE)
+
+
+def test_an_update_leaves_nothing_of_the_old_packages(install, monkeypatch):
+    killed = install.PRIVATE.parent / "new-killed"
+    for folder in (install.PRIVATE / "old_package", killed):
+        folder.mkdir(parents=True)
+    os.utime(killed, (1, 1))
+    monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
+    assert install.main([]) == 0
+    assert [path.name for path in install.PRIVATE.iterdir()] == [private.STAMP]
+    assert [path.name for path in install.PRIVATE.parent.iterdir()] == [install.PRIVATE.name]
+
+
+@pytest.mark.parametrize("line", [None, 0, 1, 2, "empty", "not text"])
+def test_the_engine_takes_only_the_packages_of_its_python_and_pins(monkeypatch, tmp_path, line):
+    monkeypatch.setattr(private, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    lines = private.stamp().split("\n")
+    if isinstance(line, int):
+        lines[line] += "0"
+    said = {"empty": b"", "not text": b"\xff\xfe"}.get(line, "\n".join(lines).encode())
+    (tmp_path / private.STAMP).write_bytes(said)
+    private.use()
+    assert (sys.path[0] == str(tmp_path)) is (line is None)
 
 
 def test_pip_failing_does_not_keep_the_webui_from_starting(install, monkeypatch, capsys):
@@ -238,13 +287,68 @@ def test_the_locks_name_every_dependency_once(version, system):
     assert len(names) == len(set(names))
 
 
-def test_what_the_set_up_installs_is_held_against_hashes(install, monkeypatch, tmp_path):
+@pytest.fixture
+def environment(install, monkeypatch, tmp_path):
+    """install.py with an environment that it makes in a temporary folder."""
     made = tmp_path / "made"
     for python in ("bin/python", "Scripts/python.exe"):
         (made / python).parent.mkdir(parents=True)
         (made / python).touch()
     monkeypatch.setattr(install, "ENVIRONMENT", tmp_path / ".venv")
     monkeypatch.setattr(install.venv.EnvBuilder, "create", lambda self, folder: shutil.copytree(made, folder))
+    monkeypatch.delenv("I2L_TORCH_INDEX", raising=False)
+    return install
+
+
+def test_a_graphics_card_on_windows(environment, monkeypatch, capsys):
+    """PyPI's torch does not use it there: that is said, and another index is taken, and remembered."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+    environment._environment("mini,ui")
+    assert "set I2L_TORCH_INDEX=https://download.pytorch.org/whl/cu" in capsys.readouterr().out
+    assert "--index-url" not in environment.calls[1]
+    environment.calls.clear()
+    monkeypatch.setenv("I2L_TORCH_INDEX", "https://example.org/cu1")
+    environment._environment("mini,ui")
+    monkeypatch.delenv("I2L_TORCH_INDEX")
+    environment._environment("mini,ui")  # nothing to do
+    environment._environment("test")
+    assert "I2L_TORCH_INDEX" not in capsys.readouterr().out
+    torch = [command for command in environment.calls if command[-1].endswith("torch.txt")]
+    assert len(environment.calls) == 6 and len(torch) == 2
+    assert all(command[-5:-2] == ["--upgrade", "--index-url", "https://example.org/cu1"] for command in torch)
+
+
+@pytest.mark.parametrize(("system", "card"), [("linux", "nvidia-smi"), ("win32", None)])
+def test_nothing_is_said_of_cards_where_there_is_nothing_to_do(
+    environment, monkeypatch, capsys, system, card
+):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: card)
+    environment._environment("mini")
+    assert "I2L_TORCH_INDEX" not in capsys.readouterr().out
+
+
+def test_a_set_up_that_breaks_off_is_done_again(environment, monkeypatch):
+    environment._environment("mini")
+    run = environment.subprocess.run
+    (environment.ENVIRONMENT / "i2l-mini.sha256").write_text("of other locks")
+
+    def fail(command, **_):
+        assert not (environment.ENVIRONMENT / "i2l-mini.sha256").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment.subprocess, "run", fail)
+    with pytest.raises(KeyboardInterrupt):
+        environment._environment("mini")
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.calls.clear()
+    environment._environment("mini")
+    assert len(environment.calls) == 3
+
+
+def test_what_the_set_up_installs_is_held_against_hashes(environment):
+    install = environment
     for extras, count in (("mini", 1), ("mini,ui", 2), ("test", 4)):
         install.calls.clear()
         install._environment(extras)
