@@ -19,10 +19,10 @@ from bench import in_turns, random_file, ratio, spread, usual  # before torch: h
 # isort: split
 import torch
 
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.decoder import Heads, HeadSpec
+from i2l_ext.weights.stream import Run
 from peers import diffsynth
 from results import record, table
 

@@ -32,9 +32,9 @@ from bench import in_turns, out_of_cache, random_file, usual  # before torch: ho
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.encoders import dinov3
 from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims
+from i2l_ext.weights.stream import Run
 from peers import diffsynth
 from results import record, table
 

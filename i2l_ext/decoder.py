@@ -25,17 +25,17 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from i2l_ext.checkpoints.structure import check_structure
 from i2l_ext.converters.architectures import Architecture, Module
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TORCH_NAMES, Entry
 from i2l_ext.converters.lora import Lora, Spec
+from i2l_ext.weights.structure import check_structure
 
 if TYPE_CHECKING:
     import torch
 
-    from i2l_ext.checkpoints.stream import Run
     from i2l_ext.converters.lora import Pair
+    from i2l_ext.weights.stream import Run
 
 RESIDUAL_SCALE = 0.05
 """The residual's factor before its first map: part of the model as it was trained, not a choice."""
@@ -116,7 +116,7 @@ class Heads:
 
     def __init__(self, path: Path, spec: HeadSpec, run: Run) -> None:
         """Raises UserError where the file is not what ``spec`` says, or holds no floats, naming the tensor."""
-        from i2l_ext.checkpoints.stream import TensorFiles
+        from i2l_ext.weights.stream import TensorFiles
 
         self.spec = spec
         self.files = TensorFiles([path])
@@ -188,7 +188,7 @@ class _Workers:
     def __init__(self, heads: Heads) -> None:
         import torch
 
-        from i2l_ext.checkpoints.stream import Loader
+        from i2l_ext.weights.stream import Loader
 
         self.heads, self.loader = heads, Loader(heads.files, heads.run)
         everywhere = torch.get_num_threads()
@@ -266,7 +266,7 @@ class _Decoder:
 
     def _go_to(self, number: int) -> None:
         """Have the factors of that block; it is on its way already, unless it is one long before or behind."""
-        from i2l_ext.checkpoints.stream import outcome
+        from i2l_ext.weights.stream import outcome
 
         while self.coming and self.coming[0][0] != number:
             self.coming.popleft()[1].cancel()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from i2l_ext.checkpoints.embeddings import Cache
-    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.weights.stream import Run
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _Book:
         """One tensor [N, …] for each view, of which each is a list of N arrays."""
         import torch
 
-        from i2l_ext.devices import choose, facts
+        from i2l_ext.weights.devices import choose, facts
 
         step = run(f"encode {part.id}")
         step = replace(step, dtype=choose(facts(step.device), part.spec.safe_dtypes, step.dtype).dtype)
@@ -133,7 +133,7 @@ def _check_finite(part: Checkpoint, found: torch.Tensor, dtype: str) -> None:
     """Raises UserError where an embedding holds NaN or infinity: nothing could be made of it, and it is not kept."""
     import torch
 
-    from i2l_ext.devices import WORDS
+    from i2l_ext.weights.devices import WORDS
 
     if torch.isfinite(found).all():
         return

@@ -22,7 +22,7 @@ from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
-    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.weights.stream import Run
     from i2l_ext.worker import Teller
 
 Request = Mapping[str, Any]
@@ -88,9 +88,9 @@ def steps(model: Model) -> list[dict[str, Any]]:
 
 
 def _engine(request: Request, tell: Teller) -> Run:
-    from i2l_ext.checkpoints.stream import Run
     from i2l_ext.commands import engine
     from i2l_ext.commands.make import memory
+    from i2l_ext.weights.stream import Run
 
     bound = request.get("memory")
     try:

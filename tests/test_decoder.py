@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from i2l_ext.checkpoints import catalogue
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder import Heads, HeadSpec, Residual
+from i2l_ext.weights.stream import Run
 from peers import diffsynth
 
 EMBED = 5632
@@ -213,7 +213,7 @@ def test_experts_and_bias_are_joined_as_the_authors_do(tmp_path):
 def test_the_published_structure(part):
     from math import prod
 
-    from i2l_ext.checkpoints.structure import structure_md5
+    from i2l_ext.weights.structure import structure_md5
 
     assert structure_md5(part.shapes) == part.structure_md5
     assert sum(map(prod, part.shapes.values())) == part.parameters

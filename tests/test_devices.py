@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from i2l_ext import devices, work
+from i2l_ext import work
 from i2l_ext.cli import main
 from i2l_ext.commands.doctor import examine
 from i2l_ext.converters.errors import UserError
-from i2l_ext.devices import Device, choose
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
+from i2l_ext.weights import devices
+from i2l_ext.weights.devices import Device, choose
 
 CPU = Device("cpu", "cpu")
 HOPPER, AMPERE, TURING, PASCAL = (

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2l_ext.checkpoints.stream import Run
-from i2l_ext.checkpoints.structure import structure_md5
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
 from i2l_ext.encoders.keys import RENAMES, file_key
+from i2l_ext.weights.stream import Run
+from i2l_ext.weights.structure import structure_md5
 from small_encoders import DINOV3, SIGLIP, fetched, relative, save, weights
 
 ROOT = Path(__file__).parent.parent

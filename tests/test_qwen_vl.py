@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import qwen_view, qwen_vl
 from i2l_ext.encoders.dims import QWEN25_VL_7B, QWEN_IMAGE_EDIT
 from i2l_ext.encoders.keys import file_key
+from i2l_ext.weights.stream import Run
 from small_encoders import QWEN_VL, relative, save, weights
 
 FP32 = Run(dtype="float32")

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import i2l_ext.checkpoints.stream as streaming
-import i2l_ext.checkpoints.walk as walking
-from i2l_ext.checkpoints import source
-from i2l_ext.checkpoints.stream import Cancelled, Run, TensorFiles, load, stream
-from i2l_ext.checkpoints.walk import Stack, plan, run_through
+import i2l_ext.weights.layers as walking
+import i2l_ext.weights.stream as streaming
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.encoders import dinov3, siglip2
+from i2l_ext.weights import source
+from i2l_ext.weights.layers import Stack, plan, run_through
+from i2l_ext.weights.stream import Cancelled, Run, TensorFiles, load, stream
 from small_encoders import DINOV3, SIGLIP, relative, save, weights
 
 FP32 = Run(dtype="float32")

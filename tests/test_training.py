@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from i2l_ext import decoder
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.cli import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
@@ -24,6 +23,7 @@ from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style
 from i2l_ext.training.heads import Heads, evening
 from i2l_ext.training.loop import Checkpoint, optimizer_of, read_metrics
+from i2l_ext.weights.stream import Run
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))

@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     from PIL import Image
 
-    from i2l_ext.checkpoints.stream import Run
     from i2l_ext.commands.make import show
     from i2l_ext.commands.progress import bars
     from i2l_ext.converters.lora import Lora
     from i2l_ext.converters.parts import appearing
     from i2l_ext.pipeline import Order, make
+    from i2l_ext.weights.stream import Run
 
     pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))
     print(f"{len(pictures)} pictures of one style become a LoRA", file=sys.stderr)

@@ -88,7 +88,7 @@ def _devices(device: str, precision: str) -> Iterator[tuple[str, str]]:
         return
     from i2l_ext.checkpoints.catalogue import MODELS
     from i2l_ext.commands import engine
-    from i2l_ext.devices import choose, facts
+    from i2l_ext.weights.devices import choose, facts
 
     yield "devices", ", ".join(["cpu", *(str(facts(f"cuda:{index}")) for index in range(torch.cuda.device_count()))])
     try:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.errors import UserError
-from i2l_ext.devices import PRECISIONS, WORDS, choose, facts
+from i2l_ext.weights.devices import PRECISIONS, WORDS, choose, facts
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.embeddings import Cache
-    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.weights.stream import Run
 
 
 def engine(args: argparse.Namespace, model: str | None = None) -> Run:
     """Device, dtype and memory bound; Ctrl-C stops by itself. Which encoders of ``model`` are not computed in the
     dtype that was asked for is said on stderr. Raises UserError for a device or a model that there is not."""
-    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.weights.stream import Run
 
     run = Run(device=device(args.device), dtype=precision(args.precision), memory=args.memory)
     for line in denied(run, model) if model else ():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from i2l_ext import library, names
 from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
-from i2l_ext.devices import PRECISIONS
+from i2l_ext.weights.devices import PRECISIONS
 
 if TYPE_CHECKING:
     from i2l_ext.pipeline import Made, Order

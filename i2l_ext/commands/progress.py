@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from i2l_ext.checkpoints.stream import Run
+    from i2l_ext.weights.stream import Run
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from i2l_ext.checkpoints.stream import Run, TensorFiles
-from i2l_ext.checkpoints.walk import Stack, first, run_through
 from i2l_ext.encoders.dims import Dinov3Dims
 from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.weights.layers import Stack, first, run_through
+from i2l_ext.weights.stream import Run, TensorFiles
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel

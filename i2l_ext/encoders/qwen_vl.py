@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.checkpoints.stream import Run, TensorFiles
-from i2l_ext.checkpoints.walk import Stack, first, run_through
 from i2l_ext.encoders.dims import QwenVLDims
 from i2l_ext.encoders.qwen_view import patch_angles, prompt_places, window_order
 from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.weights.layers import Stack, first, run_through
+from i2l_ext.weights.stream import Run, TensorFiles
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

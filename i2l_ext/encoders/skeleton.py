@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from i2l_ext.checkpoints.stream import Run, TensorFiles, load
 from i2l_ext.encoders.keys import file_key
+from i2l_ext.weights.stream import Run, TensorFiles, load
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from i2l_ext import images
 from i2l_ext.checkpoints import catalogue, store
-from i2l_ext.checkpoints.stream import Run
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.embed import embed
+from i2l_ext.weights.stream import Run
 
 from .config import Config
 from .examples import Examples, by_style

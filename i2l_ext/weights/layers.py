@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.checkpoints.stream import Run, TensorFiles, stream
 from i2l_ext.converters.errors import UserError
+from i2l_ext.weights.stream import Run, TensorFiles, stream
 
 WORK = 256 << 20
 """Bytes that pictures may take inside one layer: enough to keep any processor busy."""

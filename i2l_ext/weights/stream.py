@@ -22,9 +22,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from i2l_ext.checkpoints.source import PAGE, Source, on_a_page, pages, too_large_to_keep
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
+from i2l_ext.weights.source import PAGE, Source, on_a_page, pages, too_large_to_keep
 
 PIECE = 16 << 20
 """Bytes read between two looks at whether to stop."""

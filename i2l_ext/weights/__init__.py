@@ -1,0 +1,1 @@
+"""Bytes of safetensors files become tensors, a piece at a time."""
