@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.encoders.cache import Cache
     from i2l_ext.weights.stream import Run
 
 

@@ -20,9 +20,9 @@ from i2l_ext.converters.select import select
 
 if TYPE_CHECKING:
     from i2l_ext.checkpoints.catalogue import Model
-    from i2l_ext.checkpoints.embeddings import Cache
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
+    from i2l_ext.encoders.cache import Cache
     from i2l_ext.weights.stream import Run
 
 

@@ -107,7 +107,7 @@ def _engine(request: Request, tell: Teller) -> Run:
 
 
 def _cache(request: Request) -> Any:
-    from i2l_ext.checkpoints.embeddings import LIMIT, Cache
+    from i2l_ext.encoders.cache import LIMIT, Cache
 
     limit = request.get("cache_bytes")
     cache = replace(Cache.default(), limit=LIMIT if limit is None else int(limit))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2l_ext.checkpoints.embeddings import FORGOTTEN, Cache
+from i2l_ext.encoders.cache import FORGOTTEN, Cache
 
 KEY = "ab" * 32
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -160,7 +160,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 import torch
-from i2l_ext.checkpoints.embeddings import Cache
+from i2l_ext.encoders.cache import Cache
 torch.set_num_threads(1)
 cache = Cache(Path(sys.argv[1]), limit=int(sys.argv[2]))
 for turn in range(40):

@@ -244,7 +244,7 @@ JUMPS = (-10 * 365 * 86400.0, -86400.0, -3.0, 0.0, 3600.0, 3 * 86400.0, 40 * 365
 @contextmanager
 def jumping(random: Random) -> Iterator[None]:
     """time.time, as every module here asks for it, that jumps now and then; files keep the system's time."""
-    from i2l_ext.checkpoints import embeddings
+    from i2l_ext.encoders import cache
 
     plain, now = time.time, 0.0
 
@@ -254,7 +254,7 @@ def jumping(random: Random) -> Iterator[None]:
             now = random.choice(JUMPS)
         return plain() + now
 
-    with mock.patch.object(time, "time", told), mock.patch.object(embeddings, "time", told):
+    with mock.patch.object(time, "time", told), mock.patch.object(cache, "time", told):
         yield
 
 

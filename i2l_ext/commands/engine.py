@@ -13,7 +13,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.weights.devices import PRECISIONS, WORDS, choose, facts
 
 if TYPE_CHECKING:
-    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.encoders.cache import Cache
     from i2l_ext.weights.stream import Run
 
 
@@ -64,6 +64,6 @@ def precision(name: str) -> str:
 
 def cache(args: argparse.Namespace) -> Cache | None:
     """The embedding cache, unless the user wants none."""
-    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.encoders.cache import Cache
 
     return None if args.no_cache else Cache.default()

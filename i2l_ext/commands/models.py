@@ -175,7 +175,7 @@ def verify_models(args: argparse.Namespace) -> int:
 
 
 def show_cache(args: argparse.Namespace) -> int:
-    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.encoders.cache import Cache
 
     cache = Cache.default()
     _tell_cache(args, "holds", *cache.size(), cache.folder)
@@ -183,7 +183,7 @@ def show_cache(args: argparse.Namespace) -> int:
 
 
 def clear_cache(args: argparse.Namespace) -> int:
-    from i2l_ext.checkpoints.embeddings import Cache
+    from i2l_ext.encoders.cache import Cache
 
     cache = Cache.default()
     _tell_cache(args, "let go", *cache.clear(), cache.folder)
