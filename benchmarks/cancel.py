@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 
 from i2l_ext import library
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.errors import Cancelled
+from i2l_ext.models import catalogue
 from i2l_ext.pipeline import Order, make
 from i2l_ext.weights.stream import Run
 from real_size import weights

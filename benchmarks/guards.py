@@ -208,7 +208,7 @@ GUARDS = (
         ("too many bytes", "if len(data) > MAX_BYTES:", "if False:", "too_many_bytes"),
     ),
     *_of(
-        "i2l_ext/checkpoints/download.py", "test_store_download",
+        "i2l_ext/models/download.py", "test_store_download",
         ("what comes is what the hub's sha256 says", "if digest(part, remote.digest, self.job) != remote.digest:",
          "if False:", "wrong_bytes"),
         ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self.job) !="
@@ -218,12 +218,12 @@ GUARDS = (
          "sees_a_change"),
     ),
     *_of(
-        "i2l_ext/checkpoints/hubs.py", "test_store_download",
+        "i2l_ext/models/hubs.py", "test_store_download",
         ("no checksum, no download", 'if size is None or len(digest) not in (40, 64) or set(digest) - set("0123456789'
          'abcdef"):', "if False:", "no_checksum"),
     ),
     *_of(
-        "i2l_ext/checkpoints/store.py", "test_store",
+        "i2l_ext/models/store.py", "test_store",
         ("shards lie beside their index", "or not all(_is_plain(name) for name in names)", "", "list_of_shards"),
         ("a checkpoint of another structure", "if checkpoint.structure_md5 not in (None, found):", "if False:",
          "what_is_wrong"),

@@ -34,11 +34,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bench import ROOT, out_of_cache, random_file
-from i2l_ext.checkpoints import catalogue
-from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.lora import Lora
 from i2l_ext.encoders.dims import Dinov3Dims, SiglipDims
+from i2l_ext.models import catalogue
+from i2l_ext.models.catalogue import Checkpoint, Model
 from results import record, table
 
 SHARDS = 4

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext import images, names
-from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.inspection import inspect
+from i2l_ext.models import catalogue, store
 from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
 
 if TYPE_CHECKING:
-    from i2l_ext.checkpoints.catalogue import Model
     from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import Cache
+    from i2l_ext.models.catalogue import Model
     from i2l_ext.weights.stream import Run
 
 AT_ONCE = 64

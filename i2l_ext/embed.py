@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext import images
-from i2l_ext.checkpoints.catalogue import Checkpoint, Model
 from i2l_ext.converters.errors import UserError
+from i2l_ext.models.catalogue import Checkpoint, Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ class _Book:
 
     def _key(self, part: Checkpoint, pixels: np.ndarray, run: Run) -> str:
         """Equal pixels, equal weights, equal arithmetic: equal embedding."""
-        from i2l_ext.checkpoints.store import identity
+        from i2l_ext.models.store import identity
 
         facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), run.dtype)
         return sha256("\n".join(facts).encode()).hexdigest()

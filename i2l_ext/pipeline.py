@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import images, labels, library, names
-from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
+from i2l_ext.models import catalogue, store
 
 if TYPE_CHECKING:
-    from i2l_ext.checkpoints.catalogue import Model
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import Cache
+    from i2l_ext.models.catalogue import Model
     from i2l_ext.weights.stream import Run
 
 

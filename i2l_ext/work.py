@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
-    from i2l_ext.checkpoints.catalogue import Model
+    from i2l_ext.models.catalogue import Model
     from i2l_ext.weights.stream import Run
     from i2l_ext.worker import Teller
 
@@ -30,7 +30,7 @@ Request = Mapping[str, Any]
 
 def make(request: Request, tell: Teller) -> Any:
     """Pictures in, LoRA out: the fields of ``i2l make --json``, and who loads the file."""
-    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.models import catalogue
     from i2l_ext.pipeline import Order
     from i2l_ext.pipeline import make as make_lora
 
@@ -205,7 +205,7 @@ def export(request: Request, tell: Teller) -> Any:
 
 def models(request: Request, tell: Teller) -> Any:
     """Every model and what of it is here."""
-    from i2l_ext.checkpoints.store import listing
+    from i2l_ext.models.store import listing
 
     return [row.as_json() for row in listing()]
 
@@ -213,11 +213,11 @@ def models(request: Request, tell: Teller) -> Any:
 def download(request: Request, tell: Teller) -> Any:
     """Fetch what a model lacks, whose licences the user has agreed to; what is broken off goes on there next time.
     The paths of the files."""
-    from i2l_ext.checkpoints import catalogue
-    from i2l_ext.checkpoints.download import Job, missing
-    from i2l_ext.checkpoints.download import download as fetch
-    from i2l_ext.checkpoints.hubs import HUBS
-    from i2l_ext.checkpoints.store import Folders, remember
+    from i2l_ext.models import catalogue
+    from i2l_ext.models.download import Job, missing
+    from i2l_ext.models.download import download as fetch
+    from i2l_ext.models.hubs import HUBS
+    from i2l_ext.models.store import Folders, remember
 
     folders = Folders.default()
     parts = missing(catalogue.find(request["model"]), folders)
@@ -232,10 +232,10 @@ def download(request: Request, tell: Teller) -> Any:
 
 def verify(request: Request, tell: Teller) -> Any:
     """Read every byte of a model's files; what each part was held against."""
-    from i2l_ext.checkpoints import catalogue
-    from i2l_ext.checkpoints.download import Job
-    from i2l_ext.checkpoints.download import verify as hold
-    from i2l_ext.checkpoints.store import locate
+    from i2l_ext.models import catalogue
+    from i2l_ext.models.download import Job
+    from i2l_ext.models.download import verify as hold
+    from i2l_ext.models.store import locate
 
     found = []
     for part in catalogue.find(request["model"]).parts:

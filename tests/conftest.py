@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from i2l_ext.checkpoints import catalogue
+from i2l_ext.models import catalogue
 from small_models import SMALL, build
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all we start too

@@ -23,7 +23,7 @@ BOUND = 90.0
 PARTS: Mapping[str, str | tuple[str, ...]] = {
     "converters": "converters/",
     "library": "i2l_ext/library.py",
-    "store": "i2l_ext/checkpoints/store.py",
+    "store": "i2l_ext/models/store.py",
     "jobs": ("i2l_ext/job.py", "i2l_ext/jobs.py", "i2l_ext/records.py"),
 }
 TESTS = ("converters_*", "trainers", "library", "folders", "store", "jobs", "jobs_faults")

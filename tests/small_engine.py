@@ -66,7 +66,7 @@ def parent(request, tell):
 
 def with_small(work):
     def run(request, tell):
-        from i2l_ext.checkpoints import catalogue
+        from i2l_ext.models import catalogue
         from small_models import SMALL
 
         small = replace(SMALL["small"], name=os.environ.get("I2L_TEST_NAME", "small"))

@@ -9,7 +9,7 @@ import time
 
 import small_models
 from i2l_ext import cli, decoder
-from i2l_ext.checkpoints import catalogue
+from i2l_ext.models import catalogue
 
 catalogue.MODELS.update(small_models.SMALL)
 if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from i2l_ext.checkpoints.catalogue import Checkpoint, Expert, Model
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.models.catalogue import Checkpoint, Expert, Model
 from small_encoders import DINOV3, QWEN_VL, SIGLIP, save, weights
 
 EMBED = SIGLIP.width + DINOV3.width

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder import Heads, HeadSpec, Residual
+from i2l_ext.models import catalogue
 from i2l_ext.weights.stream import Run
 from peers import diffsynth
 

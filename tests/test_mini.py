@@ -167,8 +167,8 @@ def test_the_draw_command(tmp_path, capsys):
 
 
 def test_the_shipped_weights_are_what_the_catalogue_says():
-    from i2l_ext.checkpoints import catalogue, store
     from i2l_ext.converters.files import TensorFile
+    from i2l_ext.models import catalogue, store
     from i2l_ext.weights.structure import check_structure
 
     total = sum(path.stat().st_size for path in draw.WEIGHTS.glob("*.safetensors"))

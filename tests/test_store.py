@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from i2l_ext.checkpoints import catalogue, store
-from i2l_ext.checkpoints.catalogue import MODELS, Checkpoint
-from i2l_ext.checkpoints.store import Folders, identity, listing, locate, require
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import Plan, write
+from i2l_ext.models import catalogue, store
+from i2l_ext.models.catalogue import MODELS, Checkpoint
+from i2l_ext.models.store import Folders, identity, listing, locate, require
 from i2l_ext.weights.structure import structure_md5
 
 SHAPES = {"head.weight": (4, 6), "head.bias": (4,), "tail.weight": (2, 4)}

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from hubs import FakeHub
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.commands import models
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import Plan, write
 from i2l_ext.encoders.cache import Cache
+from i2l_ext.models import catalogue
 from test_store import SHAPES, TINY, save
 
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import pytest
 
 from hubs import COMMIT, FakeHub
-from i2l_ext.checkpoints import download as downloading
-from i2l_ext.checkpoints.catalogue import MODELS
-from i2l_ext.checkpoints.download import Job, download, missing, verify
-from i2l_ext.checkpoints.hubs import HUBS
-from i2l_ext.checkpoints.store import Folders, identity, known_sha256, locate, sidecar
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Plan, write
+from i2l_ext.models import download as downloading
+from i2l_ext.models.catalogue import MODELS
+from i2l_ext.models.download import Job, download, missing, verify
+from i2l_ext.models.hubs import HUBS
+from i2l_ext.models.store import Folders, identity, known_sha256, locate, sidecar
 from test_store import SHAPES, SHARDED, TINY, save, save_shards
 
 REPO = "Some/Repo-1.0"

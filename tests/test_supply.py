@@ -103,7 +103,7 @@ def test_what_from_pretrained_is_told():
 
 def test_weights_come_from_the_catalogue_alone():
     """Every repository is named there, as ``owner/name``, and nothing but safetensors and their index is fetched."""
-    from i2l_ext.checkpoints import catalogue
+    from i2l_ext.models import catalogue
 
     fetched = [part for model in catalogue.MODELS.values() for part in model.parts if part.repo]
     assert fetched

@@ -37,7 +37,7 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
 
 
 def test_a_download_is_told_as_the_command_line_tells_it():
-    from i2l_ext.checkpoints import catalogue, download, hubs, store
+    from i2l_ext.models import catalogue, download, hubs, store
 
     row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
     for places in (True, False):
@@ -56,7 +56,7 @@ def test_a_download_is_told_as_the_command_line_tells_it():
 @pytest.mark.parametrize("setting", ["", "set"])
 def test_downloads_of_the_tab_and_of_the_command_line_go_to_one_folder(desk, tmp_path, monkeypatch, setting):
     """Unless the tab's own setting says otherwise."""
-    from i2l_ext.checkpoints.store import Folders
+    from i2l_ext.models.store import Folders
 
     desk.host.stored.write({"i2l_models_folder": setting and str(tmp_path / setting)})
     for named in ("", str(tmp_path / "a"), os.pathsep.join([str(tmp_path / "a"), str(tmp_path / "b")])):

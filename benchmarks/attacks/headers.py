@@ -18,14 +18,14 @@ import torch
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext import cli
-from i2l_ext.checkpoints import store
-from i2l_ext.checkpoints.catalogue import Checkpoint
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, Plan, write
 from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import HeadSpec
+from i2l_ext.models import store
+from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure
 from i2l_ext.weights.stream import Run, TensorFiles, stream
 

@@ -240,9 +240,9 @@ def downloading(size: int = 12_000_000) -> Iterator[Deed]:
 
     from attacks.headers import HEADS
     from hubs import FakeHub
-    from i2l_ext.checkpoints.download import download
-    from i2l_ext.checkpoints.hubs import HuggingFace
     from i2l_ext.converters.files import Plan, write
+    from i2l_ext.models.download import download
+    from i2l_ext.models.hubs import HuggingFace
 
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
     hub = FakeHub()

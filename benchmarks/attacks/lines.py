@@ -20,10 +20,10 @@ from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext import jobs, records, worker
-from i2l_ext.checkpoints import store
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders.cache import Cache
 from i2l_ext.jobs import Queue
+from i2l_ext.models import store
 from i2l_ext.webui import api
 from i2l_ext.webui.settings import OPTIONS, Stored
 

@@ -86,8 +86,8 @@ def _devices(device: str, precision: str) -> Iterator[tuple[str, str]]:
     except ImportError as error:
         yield "devices", f"torch cannot be imported: {type(error).__name__}"
         return
-    from i2l_ext.checkpoints.catalogue import MODELS
     from i2l_ext.commands import engine
+    from i2l_ext.models.catalogue import MODELS
     from i2l_ext.weights.devices import choose, facts
 
     yield "devices", ", ".join(["cpu", *(str(facts(f"cuda:{index}")) for index in range(torch.cuda.device_count()))])
@@ -103,7 +103,7 @@ def _devices(device: str, precision: str) -> Iterator[tuple[str, str]]:
 
 
 def _models() -> Iterator[tuple[str, str]]:
-    from i2l_ext.checkpoints import store
+    from i2l_ext.models import store
 
     for row in store.listing():
         yield f"model {row.name}", "ready" if row.ready else "not downloaded"

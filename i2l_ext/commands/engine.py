@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.errors import UserError
+from i2l_ext.models import catalogue
 from i2l_ext.weights.devices import PRECISIONS, WORDS, choose, facts
 
 if TYPE_CHECKING:

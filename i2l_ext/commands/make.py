@@ -140,6 +140,6 @@ def show(made: Made, as_json: bool) -> None:
 
 def default_model() -> str:
     """The first downloaded model; without one the miniature."""
-    from i2l_ext.checkpoints.store import listing
+    from i2l_ext.models.store import listing
 
     return next((row.name for row in listing() if row.ready and any(part.repo for part in row.parts)), MINIATURE)

@@ -16,7 +16,7 @@ from i2l_ext.converters.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from i2l_ext.checkpoints.catalogue import Checkpoint
+    from i2l_ext.models.catalogue import Checkpoint
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -46,7 +46,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def show_models(args: argparse.Namespace) -> int:
-    from i2l_ext.checkpoints.store import gigabytes, listing
+    from i2l_ext.models.store import gigabytes, listing
 
     rows = listing(structures=args.json)
     if args.json:
@@ -62,10 +62,10 @@ def show_models(args: argparse.Namespace) -> int:
 
 
 def download_model(args: argparse.Namespace) -> int:
-    from i2l_ext.checkpoints import catalogue
-    from i2l_ext.checkpoints.download import Job, download, missing
-    from i2l_ext.checkpoints.hubs import HUBS
-    from i2l_ext.checkpoints.store import Folders, gigabytes, remember
+    from i2l_ext.models import catalogue
+    from i2l_ext.models.download import Job, download, missing
+    from i2l_ext.models.hubs import HUBS
+    from i2l_ext.models.store import Folders, gigabytes, remember
 
     model = catalogue.find(args.name)
     folders = Folders.default()
@@ -101,7 +101,7 @@ def _is_offline() -> bool:
 
 def _consent(title: str, parts: Sequence[Checkpoint], agreed: bool) -> None:
     """Show the licences and ask. Raises UserError where nobody can be asked, or the answer is no."""
-    from i2l_ext.checkpoints.download import notes
+    from i2l_ext.models.download import notes
 
     if not agreed and not (sys.stdin and sys.stdin.isatty()):
         raise UserError(f"{title}. Nobody can be asked here: add --yes to agree to the licences ({_licences(parts)}).")
@@ -150,9 +150,9 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def verify_models(args: argparse.Namespace) -> int:
-    from i2l_ext.checkpoints import catalogue
-    from i2l_ext.checkpoints.download import Job, verify
-    from i2l_ext.checkpoints.store import Folders, locate
+    from i2l_ext.models import catalogue
+    from i2l_ext.models.download import Job, verify
+    from i2l_ext.models.store import Folders, locate
 
     models = [catalogue.find(args.name)] if args.name else list(catalogue.MODELS.values())
     folders = Folders.default()

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from i2l_ext import images, pipeline
-from i2l_ext.checkpoints import catalogue
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.embed import Embeddings, embed
+from i2l_ext.models import catalogue
 from i2l_ext.weights.stream import Run
 
 from . import world

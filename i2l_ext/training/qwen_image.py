@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from i2l_ext import images
-from i2l_ext.checkpoints import catalogue, store
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.embed import embed
+from i2l_ext.models import catalogue, store
 from i2l_ext.weights.stream import Run
 
 from .config import Config

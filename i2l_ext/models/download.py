@@ -19,11 +19,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from i2l_ext.checkpoints.catalogue import Checkpoint, Model
-from i2l_ext.checkpoints.hubs import BROKEN, Hub, Remote, explain
-from i2l_ext.checkpoints.store import INDEX, Folders, gigabytes, locate, note_of, shapes_of, shards, sidecar
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.parts import appearing, place
+from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.hubs import BROKEN, Hub, Remote, explain
+from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_of, shapes_of, shards, sidecar
 from i2l_ext.weights.structure import check_structure
 
 Result = TypeVar("Result")
