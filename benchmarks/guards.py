@@ -140,7 +140,7 @@ GUARDS = (
          ".parents):", "if False:", "link_outside"),
     ),
     *_of(
-        "i2l_ext/names.py", "test_names",
+        "i2l_ext/library/names.py", "test_names",
         ("foreign characters: separators, look-alikes, control codes", "if foreign := _FOREIGN.search(name):",
          "if foreign := None:", "bad_names"),
         ("over-long names", "lambda name: len(name) > LONGEST", "lambda name: False", "bad_names"),

@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from i2l_ext import images, names
+from i2l_ext import images
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.inspection import inspect
+from i2l_ext.library import names
 from i2l_ext.models import catalogue, store
 from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
 

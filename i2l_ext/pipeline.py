@@ -11,11 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from i2l_ext import images, labels, library, names
+from i2l_ext import images, library
 from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
+from i2l_ext.library import metadata, names
 from i2l_ext.models import catalogue, store
 
 if TYPE_CHECKING:
@@ -199,12 +200,12 @@ def save(job: Job, lora: Lora, clock: Clock) -> Made:
     }
 
     def write(part: Path, name: str) -> None:
-        made = labels.metadata(name, **facts, images=job.origins, strength=order.strength, request=job.request)
+        made = metadata.metadata(name, **facts, images=job.origins, strength=order.strength, request=job.request)
         lora.write(part, order.dialect, metadata=made)
 
-    sidecar = labels.sidecar(
+    sidecar = metadata.sidecar(
         description=order.description,
-        sd_version=labels.sd_version(model.arch.id, order.host),
+        sd_version=metadata.sd_version(model.arch.id, order.host),
         activation_text=order.activation_text,
     )
     preview = images.collage([picture.square for picture in job.pictures])

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from i2l_ext import labels, library
+from i2l_ext import library
+from i2l_ext.library import metadata
 
 PREVIEW = Image.new("RGB", (16, 16), "teal")
-NOTE = labels.sidecar(notes="Über Größe", sd_version="qwen")
+NOTE = metadata.sidecar(notes="Über Größe", sd_version="qwen")
 
 
 def write(path, stem):

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers  # noqa: E402
 
 from i2l_ext import jobs  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
-from i2l_ext.names import check_name  # noqa: E402
+from i2l_ext.library.names import check_name  # noqa: E402
 from i2l_ext.webui import alone, panes, uploads  # noqa: E402
 from i2l_ext.webui.desk import Desk, Wish  # noqa: E402
 from i2l_ext.webui.door import NEAR, Gate, Refused  # noqa: E402

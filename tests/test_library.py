@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from i2l_ext import images, labels, library
+from i2l_ext import images, library
 from i2l_ext.converters import parts
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
+from i2l_ext.library import metadata
 from shelf import NOTE, PREVIEW, listing, save, triple, write
 
 ROOT = Path(library.__file__).resolve().parent.parent
@@ -72,17 +73,17 @@ def test_find_lora_folder(tmp_path, monkeypatch):
 
 
 def test_sd_version():
-    assert labels.sd_version("qwen-image", "forge-neo") == "qwen"
-    assert labels.sd_version("z-image", "forge-neo") == "zit"
+    assert metadata.sd_version("qwen-image", "forge-neo") == "qwen"
+    assert metadata.sd_version("z-image", "forge-neo") == "zit"
     for arch, host in (("qwen-image", ""), ("z-image", "a1111"), ("mini", "forge-neo")):
-        assert labels.sd_version(arch, host) == "Unknown"
+        assert metadata.sd_version(arch, host) == "Unknown"
 
 
 @pytest.mark.parametrize("arch_id", ARCHITECTURES)
 def test_metadata(arch_id):
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
     pictures = [{"sha256": "ab" * 32, "weight": 0.5, "name": "secret-folder/grandma.jpg"}]
-    said = labels.metadata(
+    said = metadata.metadata(
         "style-2", arch_id=arch_id, model="m", rank=8, images=pictures, strength=0.8, made=made, description="d"
     )
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in said.items())
@@ -92,7 +93,7 @@ def test_metadata(arch_id):
     assert said["modelspec.architecture"].endswith("/lora")
     assert json.loads(said["i2l.images"]) == [{"sha256": "ab" * 32, "weight": 0.5}]
     assert "grandma" not in json.dumps(said) and "secret" not in json.dumps(said)
-    assert labels.metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"] == "2.5"
+    assert metadata.metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"] == "2.5"
 
 
 # --- saving -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.names import check_name, clean_name, suggest_name
+from i2l_ext.library.names import check_name, clean_name, suggest_name
 
 wild = st.text(max_size=120) | st.text("aB1._-/: ", max_size=120) | st.from_regex(r"(?i)(con|nul|com1|none)[.\w]*")
 

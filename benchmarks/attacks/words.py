@@ -13,9 +13,10 @@ from PIL import Image
 
 from attacks.drawn import maker
 from attacks.judge import Flaw
-from i2l_ext import images, library, names
+from i2l_ext import images, library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
+from i2l_ext.library import names
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.uploads import received

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from i2l_ext import library, names
+from i2l_ext import library
 from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
+from i2l_ext.library import names
 from i2l_ext.weights.devices import PRECISIONS
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from i2l_ext import jobs, library, names
+from i2l_ext import jobs, library
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.jobs import Busy, Job, Queue
+from i2l_ext.library import names
 from i2l_ext.webui import folders
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.recent import Recent

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.child import ROOT
-from i2l_ext.library import find_lora_folder
+from i2l_ext.library.folder import find_lora_folder
 from i2l_ext.webui.settings import OPTIONS, Stored
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext.converters import parts
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.parts import place
-from i2l_ext.names import LONGEST, check_name
+from i2l_ext.library.names import LONGEST, check_name
 
 if TYPE_CHECKING:
     from PIL import Image
