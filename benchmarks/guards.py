@@ -151,13 +151,13 @@ GUARDS = (
         ("the name that means no LoRA", 'lambda name: name.lower() == "none"', "lambda name: False", "bad_names"),
     ),
     *_of(
-        "i2l_ext/jobs.py", "test_door",
+        "i2l_ext/engine/queue.py", "test_door",
         ("something else in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
         ("our folder in temp: somebody else's", "status.st_uid == user", "True", "in_temp"),
         ("our folder in temp: open to others", "not status.st_mode & 0o022", "True", "in_temp"),
     ),
     *_of(
-        "i2l_ext/jobs.py", "test_jobs",
+        "i2l_ext/engine/queue.py", "test_jobs",
         ("the queue has an end", ">= WAITING:", ">= 10**9:", "has_an_end"),
     ),
     *_of(

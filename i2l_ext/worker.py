@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from i2l_ext import asked, private, processors
 from i2l_ext.converters.errors import Cancelled, UserError, one_line
-from i2l_ext.locks import Lock
+from i2l_ext.engine.locks import Lock
 from i2l_ext.work import WORK, Request
 
 PATIENCE = 10.0

@@ -24,7 +24,7 @@ PARTS: Mapping[str, str | tuple[str, ...]] = {
     "converters": "converters/",
     "library": "i2l_ext/library.py",
     "store": "i2l_ext/models/store.py",
-    "jobs": ("i2l_ext/job.py", "i2l_ext/jobs.py", "i2l_ext/records.py"),
+    "jobs": ("i2l_ext/engine/job.py", "i2l_ext/engine/queue.py", "i2l_ext/engine/records.py"),
 }
 TESTS = ("converters_*", "trainers", "library", "folders", "store", "jobs", "jobs_faults")
 """The files of tests/ that are about them."""

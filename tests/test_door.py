@@ -16,8 +16,8 @@ httpx = pytest.importorskip("httpx")
 
 from starlette.datastructures import Headers  # noqa: E402
 
-from i2l_ext import jobs  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
+from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.library.names import check_name  # noqa: E402
 from i2l_ext.webui import alone, panes, uploads  # noqa: E402
 from i2l_ext.webui.desk import Desk, Wish  # noqa: E402
@@ -299,28 +299,28 @@ def test_a_picture_that_does_not_end(desk, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
 def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("I2L_STATE", raising=False)
-    monkeypatch.setattr(jobs.child, "ROOT", tmp_path / "nowhere")
-    monkeypatch.setattr(jobs.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(queue.child, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(queue.tempfile, "gettempdir", lambda: str(tmp_path))
     folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
     other.mkdir()
     folder.symlink_to(other)  # laid by somebody else before our first start
     with pytest.raises(UserError):
-        jobs.state_folder()
+        queue.state_folder()
     folder.unlink()
     folder.touch(mode=0o600)
     with pytest.raises(UserError):
-        jobs.state_folder()
+        queue.state_folder()
     folder.unlink()
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(UserError):
-        jobs.state_folder()
+        queue.state_folder()
     folder.rmdir()
-    assert jobs.state_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(jobs.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    (tmp_path / f"i2l-{jobs.os.getuid()}").mkdir(mode=0o700)
+    assert queue.state_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(queue.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    (tmp_path / f"i2l-{queue.os.getuid()}").mkdir(mode=0o700)
     with pytest.raises(UserError):
-        jobs.state_folder()
+        queue.state_folder()
 
 
 def test_settings_of_folders_are_not_shown_in_the_network(tmp_path):

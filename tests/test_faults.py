@@ -21,7 +21,7 @@ from attacks import disks, kills, shelf  # noqa: E402
 from i2l_ext import library  # noqa: E402
 from i2l_ext.converters import parts  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
-from i2l_ext.jobs import Queue  # noqa: E402
+from i2l_ext.engine.queue import Queue  # noqa: E402
 
 DEEDS = {deed.name: deed for deed in kills.deeds() if deed.name in ("convert over an old one", "export")}
 

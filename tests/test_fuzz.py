@@ -22,9 +22,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import asked, child, cli, processors, records  # noqa: E402
+from i2l_ext import asked, cli, processors
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
+from i2l_ext.engine import process, records  # noqa: E402
 
 FRESH = secrets.randbits(32)
 COSTLY = {"pictures": 0.3, "orders": 0.5, "schema": 0.3}
@@ -259,7 +260,7 @@ def test_every_field_of_an_order_is_in_the_table():
 
 
 def test_heard():
-    assert child.heard(b'{"a": [NaN, 1e999, "\\ud800", "\\ud83d\\ude00"]}') == {"a": [None, None, "?", "\U0001f600"]}
+    assert process.heard(b'{"a": [NaN, 1e999, "\\ud800", "\\ud83d\\ude00"]}') == {"a": [None, None, "?", "\U0001f600"]}
 
 
 def test_names_are_drawn(tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from i2l_ext import child, jobs, private
-from i2l_ext.jobs import Busy, Queue
+from i2l_ext import private
+from i2l_ext.engine import process, queue
+from i2l_ext.engine.queue import Busy, Queue
 
 HERE = Path(__file__).resolve().parent
 SMALL = [sys.executable, str(HERE / "small_engine.py")]
@@ -96,7 +97,7 @@ def test_a_look_does_not_wait_for_the_long_ones(queue):
 def test_the_queue_has_an_end(queue):
     queue.submit("slow", "first", {})
     until(lambda: not any(job.state == "waiting" for job in queue.jobs()))
-    for number in range(jobs.WAITING):
+    for number in range(queue.WAITING):
         queue.submit("slow", str(number), {})
     with pytest.raises(Busy):
         queue.submit("slow", "one too many", {})
@@ -154,14 +155,14 @@ def test_around_and_after(tmp_path):
 OWNER = """
 import sys, time
 from pathlib import Path
-from i2l_ext.jobs import Queue
+from i2l_ext.engine.queue import Queue
 queue = Queue(Path(sys.argv[1]), [sys.executable, sys.argv[2]])
 queue.submit(sys.argv[3], "Cut off", {"times": 1000})
 queue.submit("slow", "Never begun", {})
 time.sleep(0.2)
-while not any(child.process.pid for child in queue._children.values()):
+while not any(process.process.pid for child in queue._children.values()):
     time.sleep(0.01)
-print(*(child.process.pid for child in queue._children.values()), flush=True)
+print(*(process.process.pid for child in queue._children.values()), flush=True)
 time.sleep(60)
 """
 
@@ -171,7 +172,7 @@ time.sleep(60)
 def test_a_killed_owner_leaves_no_engine_and_the_next_one_knows(tmp_path, monkeypatch, kind):
     state = tmp_path / "state"
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(state), SMALL[1], kind], stdout=subprocess.PIPE, cwd=child.ROOT
+        [sys.executable, "-c", OWNER, str(state), SMALL[1], kind], stdout=subprocess.PIPE, cwd=process.ROOT
     )
     engine = int(owner.stdout.readline())
     assert alive(engine)
@@ -196,7 +197,7 @@ def test_what_an_engine_finished_alone_is_done(tmp_path):
     old = tmp_path / "state" / "1-x"
     old.mkdir(parents=True)
     (old / "lock").touch()
-    view = jobs.Job("ab", "make", "Make", {}, old / "ab", state="running", started=1.0).view()
+    view = queue.Job("ab", "make", "Make", {}, old / "ab", state="running", started=1.0).view()
     (old / "ab.json").write_text(json.dumps(view))
     (old / "ab.outcome.json").write_text(json.dumps({"event": "done", "result": {"name": "it"}}))
     (old / "cd.json").write_text("{half a rec")
@@ -207,7 +208,7 @@ def test_what_an_engine_finished_alone_is_done(tmp_path):
 
 
 def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
-    monkeypatch.setattr(jobs, "KEPT", 2)
+    monkeypatch.setattr(queue, "KEPT", 2)
     ids = [queue.submit("slow", str(number), {"times": 0}).id for number in range(4)]
     queue.wait(ids[-1], 30)
     last = queue.submit("slow", "last", {"times": 0})
@@ -218,7 +219,7 @@ def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
 def test_the_queue_imports_nothing_heavy():
     code = "import sys, i2l_ext.jobs; print(*sorted(m for m in sys.modules if m.split('.')[0] in " \
            "('torch', 'transformers', 'numpy', 'PIL', 'gradio')))"  # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=child.ROOT)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
     assert out.stdout.strip() == ""
 
 
@@ -255,7 +256,7 @@ def test_a_cancelled_make_leaves_nothing(world, tmp_path, monkeypatch):
 
 def test_state_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("I2L_STATE", str(tmp_path))
-    assert jobs.state_folder() == tmp_path
+    assert queue.state_folder() == tmp_path
     monkeypatch.delenv("I2L_STATE")
-    assert jobs.state_folder() in (child.ROOT / ".private" / "state", jobs.state_folder())
-    assert private.FOLDER.parent == child.ROOT / ".private"
+    assert queue.state_folder() in (process.ROOT / ".private" / "state", queue.state_folder())
+    assert private.FOLDER.parent == process.ROOT / ".private"

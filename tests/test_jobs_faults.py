@@ -15,9 +15,9 @@ from types import ModuleType
 
 import pytest
 
-from i2l_ext import child, job, jobs, locks, records
-from i2l_ext.job import Job, Progress
-from i2l_ext.jobs import ENDED, Queue
+from i2l_ext.engine import job, locks, process, queue, records
+from i2l_ext.engine.job import Job, Progress
+from i2l_ext.engine.queue import ENDED, Queue
 from test_jobs import OWNER, SMALL, until
 
 QUIET = [sys.executable, "-c", ""]
@@ -57,7 +57,7 @@ class WindowsProcess(subprocess.Popen):
 
 
 def test_an_engine_that_dies_at_its_start_is_told_by_its_own_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(child.subprocess, "Popen", WindowsProcess)
+    monkeypatch.setattr(process.subprocess, "Popen", WindowsProcess)
     queue = Queue(tmp_path / "state", [sys.executable, "-c", "import sys; sys.exit('No module named torch')"])
     ended = done(queue)
     assert ended.error.startswith("The engine ended unexpectedly (code 1)")
@@ -77,8 +77,8 @@ def test_a_request_that_nobody_reads_holds_nobody_up(tmp_path):
 
 
 def test_a_start_that_takes_its_time_holds_nobody_up(tmp_path, monkeypatch):
-    start, go = child.Child, threading.Event()
-    monkeypatch.setattr(child, "Child", lambda *args: go.wait(10) and start(*args))
+    start, go = process.Child, threading.Event()
+    monkeypatch.setattr(process, "Child", lambda *args: go.wait(10) and start(*args))
     queue = Queue(tmp_path / "state", SMALL)
     asked = queue.submit("slow", "Long", {})
     until(lambda: asked.state == "running")
@@ -198,8 +198,8 @@ def test_a_job_cancelled_in_line_leaves_the_hosts_model_alone(tmp_path, monkeypa
 
 
 def test_looks_push_no_other_job_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "KEPT", 2)
-    monkeypatch.setattr(jobs, "KEPT_FLEETING", 1)
+    monkeypatch.setattr(queue, "KEPT", 2)
+    monkeypatch.setattr(queue, "KEPT_FLEETING", 1)
     queue = Queue(tmp_path / "state", QUIET)
     made = [done(queue, "make") for _ in range(2)]
     seen = [done(queue, kind) for kind in ("look", "models", "look", "look")]
@@ -264,14 +264,14 @@ def test_a_record_is_on_disk_all_the_time(tmp_path, monkeypatch):
 def test_an_engine_that_outlives_its_webui_is_waited_for(tmp_path, monkeypatch, patient):
     state, told = tmp_path / "state", []
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(state), SMALL[1], "late"], stdout=subprocess.PIPE, cwd=child.ROOT
+        [sys.executable, "-c", OWNER, str(state), SMALL[1], "late"], stdout=subprocess.PIPE, cwd=process.ROOT
     )
     owner.stdout.readline()
     until(lambda: list(state.glob("*/*/lock")))
     [old] = state.iterdir()
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    monkeypatch.setattr(jobs, "LAST", jobs.LAST if patient else 0)
+    monkeypatch.setattr(queue, "LAST", queue.LAST if patient else 0)
     heir = Queue(state, SMALL, after=told.append)
     [asked] = heir.active()
     assert asked.state == "stopping" and asked.view()["title"] == "Cut off" and old.exists()

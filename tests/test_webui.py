@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.job import Job, Progress
+from i2l_ext.engine.job import Job, Progress
 from i2l_ext.webui import html
 from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.host import Alone

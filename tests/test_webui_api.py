@@ -16,7 +16,7 @@ httpx = pytest.importorskip("httpx")
 
 from starlette.applications import Starlette  # noqa: E402
 
-from i2l_ext import jobs  # noqa: E402
+from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.webui import api, uploads  # noqa: E402
 from i2l_ext.webui.desk import Desk  # noqa: E402
 from i2l_ext.webui.host import Alone  # noqa: E402
@@ -150,7 +150,7 @@ def test_limits(served, picture, monkeypatch):
     monkeypatch.setattr(uploads, "MOST_BYTES", 1000)
     assert ask().status_code == 422
     monkeypatch.undo()
-    monkeypatch.setattr(jobs, "WAITING", 0)
+    monkeypatch.setattr(queue, "WAITING", 0)
     assert ask().status_code == 429 and "waiting" in ask().json()["error"]
     monkeypatch.undo()
     assert not [job for job in served.get("/loras").json() if job["title"].startswith("limits")]

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from i2l_ext import jobs, library
+from i2l_ext import library
 from i2l_ext.converters.errors import UserError
+from i2l_ext.engine import queue
 from i2l_ext.webui import uploads
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.disk import DiskError
@@ -40,7 +41,7 @@ def at_once(function, count=MANY):
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """Its jobs wait for ever: no lane is started."""
-    monkeypatch.setattr(jobs.Queue, "_run_lane", lambda queue, lane: None)
+    monkeypatch.setattr(queue.Queue, "_run_lane", lambda queue, lane: None)
     desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
     desk.host.lora_folder().mkdir()
     yield desk
@@ -72,7 +73,7 @@ def test_models_are_looked_for_once_by_however_many(desk, monkeypatch):
     [job] = desk.queue.jobs()
     rows = [{"name": "mini"}]
 
-    class Slow(jobs.Job):
+    class Slow(queue.Job):
         @property
         def state(self):
             time.sleep(0.01)  # between the look at it and its use
@@ -100,7 +101,7 @@ def test_a_search_that_began_before_a_change_is_followed_by_another(desk):
 
 
 def test_a_full_queue_does_not_keep_the_page_from_its_answer(desk, monkeypatch):
-    monkeypatch.setattr(jobs, "WAITING", 0)
+    monkeypatch.setattr(queue, "WAITING", 0)
     assert desk.models() is None
     monkeypatch.undo()
     desk.models()

@@ -268,7 +268,7 @@ def downloading(size: int = 12_000_000) -> Iterator[Deed]:
 
 def engines(times: int, seed: int, folder: Path) -> Toll:
     """The engine's own process, killed at a random moment of a make that a queue asked for; the next job is done."""
-    from i2l_ext.jobs import Queue
+    from i2l_ext.engine.queue import Queue
 
     random, toll = Random(f"{seed} engine"), Toll()
     _lay_make(folder)

@@ -19,10 +19,11 @@ from starlette.responses import JSONResponse
 from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
-from i2l_ext import jobs, records, worker
+from i2l_ext import worker
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders.cache import Cache
-from i2l_ext.jobs import Queue
+from i2l_ext.engine import queue, records
+from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
 from i2l_ext.webui import api
 from i2l_ext.webui.settings import OPTIONS, Stored
@@ -108,7 +109,7 @@ def start_events(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Pat
         script.write_bytes(data)
         job = queue.submit(("make", "inspect", "look")[len(data) % 3], "attack", {})
         queue.wait(job.id, 10)
-        if job.state not in jobs.ENDED or not queue._lanes[job.lane].is_alive():
+        if job.state not in queue.ENDED or not queue._lanes[job.lane].is_alive():
             raise Flaw(f"the job is {job.state}")
         shown = JSONResponse(api._shown(job)).body
         if json.loads(shown)["state"] != job.state:
@@ -199,7 +200,7 @@ def feed_request(box: Path, data: bytes) -> None:
     if "Traceback" in (text := warned.read_text(errors="replace")):
         raise Flaw(text[-500:])
     last = json.loads(said.read_bytes().splitlines()[-1])
-    if last["event"] not in jobs.ENDED or code != int(last["event"] == "failed"):
+    if last["event"] not in queue.ENDED or code != int(last["event"] == "failed"):
         raise Flaw(f"it ended with {code} and {str(last)[:200]}")
     if last["event"] == "failed":
         if flaw := unclear(last["error"]):

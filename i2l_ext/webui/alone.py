@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from i2l_ext import jobs
-from i2l_ext.child import ROOT
 from i2l_ext.converters.errors import UserError
+from i2l_ext.engine import queue
+from i2l_ext.engine.process import ROOT
 from i2l_ext.webui import alive, gradio_versions
 from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.door import NEAR, Door, Gate
@@ -37,7 +37,7 @@ def serve(
     browser: bool = False,
 ) -> tuple[Any, Desk]:  # fmt: skip
     """Start the page; its Blocks and its desk. Returns at once. ``names``: what it is also called, as by a proxy."""
-    state = jobs.state_folder()
+    state = queue.state_folder()
     desk = Desk(Alone(state, lora_folder=lora_folder, local=address in LOCAL, api=api), state, command)
     words = {code: json.loads(asset(f"localizations/{code}.json")) for code in LANGUAGES if code != "en"}
     told = json.dumps(words, ensure_ascii=False).replace("</", "<\\/")

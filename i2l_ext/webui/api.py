@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from i2l_ext import __version__
 from i2l_ext.converters.errors import UserError
-from i2l_ext.jobs import Busy, Job
+from i2l_ext.engine.queue import Busy, Job
 from i2l_ext.webui import disk
 from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.door import NEAR, Gate, Refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from i2l_ext.jobs import Job
+from i2l_ext.engine.queue import Job
 from i2l_ext.webui.html import facts, percent, value, word
 from i2l_ext.webui.texts import WORDS
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from i2l_ext import jobs, library
+from i2l_ext import library
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.jobs import Busy, Job, Queue
+from i2l_ext.engine import queue
+from i2l_ext.engine.queue import Busy, Job, Queue
 from i2l_ext.library import names
 from i2l_ext.webui import folders
 from i2l_ext.webui.host import Alone
@@ -53,7 +54,7 @@ class Desk:
     """One for a WebUI process."""
 
     def __init__(self, host: Alone, state: Path | None = None, command: Sequence[str] | None = None) -> None:
-        state = state or jobs.state_folder()
+        state = state or queue.state_folder()
         self.host = host
         self.uploads = Uploads(state / "uploads")
         self.uploads.sweep()
@@ -221,7 +222,7 @@ class Desk:
         says why, and it is tried again when they are asked for ``anew``."""
         with self._asking:
             self._anew |= anew  # also of a search that is under way: it may have been past what has changed
-            if self._asked and self._asked.state in jobs.ENDED:
+            if self._asked and self._asked.state in queue.ENDED:
                 done = self._asked.state == "done"
                 self._models = self._asked.result if done else self._models
                 self.trouble, self._asked = None if done else self._asked, None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from i2l_ext.child import ROOT
+from i2l_ext.engine.process import ROOT
 
 _ANY = re.compile(r"(?<![\w.:/!])(?:[A-Za-z]:)?[/\\](?:[^\s/\\:\"'<>|,;]+[/\\])+")
 """The folders of a whole path, with blanks in none of them; not those of a URL or of a ``#!`` line."""

@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from i2l_ext.child import ROOT
+from i2l_ext.engine.process import ROOT
 from i2l_ext.library.folder import find_lora_folder
 from i2l_ext.webui.settings import OPTIONS, Stored
 
 if TYPE_CHECKING:
-    from i2l_ext.jobs import Job
+    from i2l_ext.engine.queue import Job
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 MOST_FILES = 5000

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from i2l_ext.jobs import Job
+from i2l_ext.engine.queue import Job
 from i2l_ext.webui.desk import lacking
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.jobs import ENDED, Job
+from i2l_ext.engine.queue import ENDED, Job
 from i2l_ext.webui import disk, gradio_versions, html, panes
 from i2l_ext.webui.curve import curve
 from i2l_ext.webui.desk import Desk

@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from i2l_ext import child
 from i2l_ext.converters.errors import one_line
-from i2l_ext.job import ENDED, Job
-from i2l_ext.locks import Lock
+from i2l_ext.engine import process
+from i2l_ext.engine.job import ENDED, Job
+from i2l_ext.engine.locks import Lock
 
 CUT_OFF: Mapping[str, Any] = {
     "state": "failed",
@@ -39,7 +39,7 @@ def parse_outcome(event: Mapping[str, Any]) -> dict[str, Any]:
 def read_outcome(path: Path) -> dict[str, Any] | None:
     """The same of the file that the engine leaves; None where there is none, or a damaged one."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return parse_outcome(child.heard(path.read_bytes()))
+        return parse_outcome(process.heard(path.read_bytes()))
     return None
 
 
@@ -113,7 +113,7 @@ _RECORDED: Mapping[str, Callable[[Any], bool]] = {
 
 def read_job(record: Path) -> Job:
     """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
-    view = child.heard(record.read_bytes())
+    view = process.heard(record.read_bytes())
     if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
         raise ValueError(f"{record}: {wrong[0]}")
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))

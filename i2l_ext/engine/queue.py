@@ -1,6 +1,6 @@
 """The engine's jobs as the WebUI's process sees them: a queue, its progress, and what came of each job.
 
-One job of a lane runs at a time, each in a child process of its own (child.py); the others wait. Every job has a
+One job of a lane runs at a time, each in a child process of its own (process.py); the others wait. Every job has a
 record on disk (records.py), so that the next process knows which jobs were cut off, and says so. Standard library only.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
-from i2l_ext import child, records
 from i2l_ext.converters.errors import UserError
-from i2l_ext.job import ENDED, Job
-from i2l_ext.locks import Lock
+from i2l_ext.engine import process, records
+from i2l_ext.engine.job import ENDED, Job
+from i2l_ext.engine.locks import Lock
 
 __all__ = ["ENDED", "Busy", "Job", "Queue", "state_folder"]
 
@@ -59,7 +59,7 @@ class Queue:
         self._hide = hide
         self._changed = Condition()
         self._jobs: dict[str, Job] = {}
-        self._children: dict[str, child.Child] = {}
+        self._children: dict[str, process.Child] = {}
         self._lanes: dict[str, Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._lock = records.new_folder(folder)
@@ -161,7 +161,7 @@ class Queue:
             job.state, job.started = "running", time.time()
             records.write_job(job, self.folder)
         try:  # without the lock: a start may take its time, and whoever asks how things stand is not to wait for it
-            engine = child.Child(request, self._command or child.command(), self._environment())
+            engine = process.Child(request, self._command or process.command(), self._environment())
         except OSError as error:
             with self._changed:
                 self._end(job, "failed", error=f"The engine cannot be started: {error.strerror}.")
@@ -184,7 +184,7 @@ class Queue:
                 outcome = {"state": "cancelled"} if stopped else {"state": "failed", "error": _ending(code)}
             self._end(job, **outcome, tail=list(engine.tail))
 
-    def _listen(self, job: Job, engine: child.Child) -> Mapping[str, Any] | None:
+    def _listen(self, job: Job, engine: process.Child) -> Mapping[str, Any] | None:
         """Follow a job's progress to its end; the event of the end."""
         noted, last = time.monotonic(), None
         for event in engine.events():
@@ -217,7 +217,7 @@ class Queue:
         hidden."""
         ended = replace(job, state=state, ended=time.time(), result=result, error=error, tail=list(tail))
         if state == "failed":
-            ended.hint = child.hint("\n".join((error or "", *ended.tail)))
+            ended.hint = process.hint("\n".join((error or "", *ended.tail)))
         self._hidden(ended)
         vars(job).update(vars(ended))
         records.write_job(job, self.folder)
@@ -249,8 +249,8 @@ def state_folder() -> Path:
     """Where records and uploads are kept: with the checkout, or where it is not ours to write, with the system."""
     if named := os.environ.get("I2L_STATE"):
         return Path(named)
-    own = child.ROOT / ".private"
-    if (child.ROOT / "install.py").is_file() and os.access(own if own.exists() else child.ROOT, os.W_OK):
+    own = process.ROOT / ".private"
+    if (process.ROOT / "install.py").is_file() and os.access(own if own.exists() else process.ROOT, os.W_OK):
         return own / "state"
     user = getattr(os, "getuid", lambda: "user")()
     folder = Path(tempfile.gettempdir()) / f"i2l-{user}"

@@ -1,0 +1,1 @@
+"""The engine's process, seen from outside: its queue, one process, locks. Standard library only."""
