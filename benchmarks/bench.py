@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from i2l_ext import processors  # noqa: E402
+from i2l_ext import runtime  # noqa: E402
 
-processors.share()
+runtime.share()
 
 import torch  # noqa: E402
 
@@ -97,19 +97,19 @@ class Straight:
         os.fsync(self.number)
 
 
-GLIBC = {processors.MMAP_THRESHOLD: 32 << 20, processors.TRIM_THRESHOLD: 64 << 20, processors.TOP_PAD: 128 << 10}
-"""What glibc's thresholds (see ``processors.KEPT``) come to by themselves once a program has freed 32 MB at once."""
+GLIBC = {runtime.MMAP_THRESHOLD: 32 << 20, runtime.TRIM_THRESHOLD: 64 << 20, runtime.TOP_PAD: 128 << 10}
+"""What glibc's thresholds (see ``runtime.KEPT``) come to by themselves once a program has freed 32 MB at once."""
 
 
 def usual(job: Callable[[], Any]) -> Callable[[], Any]:
     """A peer's job with freed memory treated as in any program, and not as in ours."""
 
     def run() -> Any:
-        processors.allocate(GLIBC)
+        runtime.allocate(GLIBC)
         try:
             return job()
         finally:
-            processors.allocate(processors.KEPT)
+            runtime.allocate(runtime.KEPT)
 
     return run
 

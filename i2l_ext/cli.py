@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from i2l_ext import __version__, private, processors
+from i2l_ext import __version__, private, runtime
 from i2l_ext.converters.errors import UserError
 
 COMMANDS = (
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     private.use()
-    processors.share()
+    runtime.share()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that lacks a letter is no reason to fail

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from i2l_ext import asked, private, processors
+from i2l_ext import asked, private, runtime
 from i2l_ext.converters.errors import Cancelled, UserError, one_line
 from i2l_ext.engine.locks import Lock
 from i2l_ext.work import WORK, Request
@@ -84,7 +84,7 @@ class Teller:
 def main() -> int:
     """Serve one request; 0 unless it failed."""
     private.use()
-    processors.share()
+    runtime.share()
     tell = Teller(_own_stdout())
     request: Request = {}
     try:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import asked, cli, processors
+from i2l_ext import asked, cli, runtime
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 from i2l_ext.engine import process, records  # noqa: E402
@@ -66,7 +66,7 @@ def test_the_judge_sees_what_it_is_to_see(tmp_path):
             error.args = ("two\nlines",)
             raise error
 
-    processors.allocate(processors.KEPT)  # as a command in this process may have done
+    runtime.allocate(runtime.KEPT)  # as a command in this process may have done
     room = bytearray(700 << 20)
     room[:: 1 << 12] = b"x" * len(range(0, len(room), 1 << 12))
     del room  # it is kept, and an input's own must be seen all the same
