@@ -21,7 +21,7 @@ import torch
 
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile
-from i2l_ext.decoder import Heads, HeadSpec
+from i2l_ext.decoder.decode import Heads, HeadSpec
 from i2l_ext.weights.stream import Run
 from peers import diffsynth
 from results import record, table

@@ -153,7 +153,7 @@ def decode(
 
     Raises UserError for a checkpoint that is not what it should be.
     """
-    from i2l_ext.decoder import Heads
+    from i2l_ext.decoder.decode import Heads
 
     parts = []
     for expert in model.experts:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.lora import Lora
-from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.decoder.decode import HeadSpec, Residual
 from i2l_ext.models.catalogue import Checkpoint, Expert, Model
 from small_encoders import DINOV3, QWEN_VL, SIGLIP, save, weights
 

@@ -11,7 +11,7 @@ from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
-from i2l_ext.decoder import Heads, HeadSpec, Residual
+from i2l_ext.decoder.decode import Heads, HeadSpec, Residual
 from i2l_ext.models import catalogue
 from i2l_ext.weights.stream import Run
 from peers import diffsynth

@@ -18,7 +18,7 @@ from i2l_ext import decoder
 from i2l_ext.cli import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
-from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.decoder.decode import HeadSpec, Residual
 from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style
 from i2l_ext.training.heads import Heads, evening

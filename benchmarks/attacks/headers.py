@@ -23,7 +23,7 @@ from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, Plan, write
 from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
-from i2l_ext.decoder import HeadSpec
+from i2l_ext.decoder.decode import HeadSpec
 from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure

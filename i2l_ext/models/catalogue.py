@@ -12,7 +12,7 @@ from typing import Any
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
-from i2l_ext.decoder import HeadSpec, Residual
+from i2l_ext.decoder.decode import HeadSpec, Residual
 from i2l_ext.encoders import dims
 
 APACHE = "Apache-2.0"
