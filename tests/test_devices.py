@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from i2l_ext import work
 from i2l_ext.cli import main
 from i2l_ext.commands.doctor import examine
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
 from i2l_ext.weights import devices
 from i2l_ext.weights.devices import Device, choose
+from i2l_ext.worker import tasks
 
 CPU = Device("cpu", "cpu")
 HOPPER, AMPERE, TURING, PASCAL = (
@@ -164,8 +164,8 @@ def test_the_settings_choose(tmp_path):
     finally:
         desk.queue.close()
     tell = SimpleNamespace(cancelled=SimpleNamespace(is_set=bool), progress=None)
-    assert work._engine(asked, tell).dtype == FP32
-    assert work._engine({}, tell).dtype == "auto"
-    assert "fp32: as asked" in work.doctor(asked, tell)["text"]
+    assert tasks._engine(asked, tell).dtype == FP32
+    assert tasks._engine({}, tell).dtype == "auto"
+    assert "fp32: as asked" in tasks.doctor(asked, tell)["text"]
     with pytest.raises(UserError, match="no precision 'fp8'"):
-        work._engine({"precision": "fp8"}, tell)
+        tasks._engine({"precision": "fp8"}, tell)

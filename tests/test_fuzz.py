@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import asked, cli, runtime
+from i2l_ext import cli, runtime
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 from i2l_ext.engine import process, records  # noqa: E402
+from i2l_ext.worker import requests
 
 FRESH = secrets.randbits(32)
 COSTLY = {"pictures": 0.3, "orders": 0.5, "schema": 0.3}
@@ -235,20 +236,20 @@ REQUESTS = [
 @pytest.mark.parametrize("line", REQUESTS)
 def test_requests(line):
     with pytest.raises(UserError, match="does not understand"):
-        asked.read(line)
+        requests.read(line)
 
 
 def test_a_request_that_is_understood():
-    assert asked.read(b'{"kind": "models", "folder": "/a", "outcome": "/b"}\n')["kind"] == "models"
+    assert requests.read(b'{"kind": "models", "folder": "/a", "outcome": "/b"}\n')["kind"] == "models"
     with pytest.raises(UserError, match="'new'"):
         order = {"pictures": ["/a"], "name": "a", "folder": "/b", "model": "mini", "new": 1}
-        asked.read(json.dumps({"kind": "make", "order": order}).encode())
+        requests.read(json.dumps({"kind": "make", "order": order}).encode())
 
 
 def test_every_kind_of_job_is_in_the_table():
     from i2l_ext import worker
 
-    assert worker.WORK.keys() == asked.NEEDED.keys()
+    assert worker.WORK.keys() == requests.NEEDED.keys()
 
 
 def test_every_field_of_an_order_is_in_the_table():
@@ -256,7 +257,7 @@ def test_every_field_of_an_order_is_in_the_table():
 
     from i2l_ext.pipeline import Order
 
-    assert {field.name for field in fields(Order)} == asked.ORDER.keys()
+    assert {field.name for field in fields(Order)} == requests.ORDER.keys()
 
 
 def test_heard():

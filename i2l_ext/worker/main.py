@@ -19,10 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from i2l_ext import asked, private, runtime
+from i2l_ext import private, runtime
 from i2l_ext.converters.errors import Cancelled, UserError, one_line
 from i2l_ext.engine.locks import Lock
-from i2l_ext.work import WORK, Request
+from i2l_ext.worker import requests
+from i2l_ext.worker.tasks import WORK, Request
 
 PATIENCE = 10.0
 """Seconds after the end of stdin in which work is to wind down; then the process ends itself."""
@@ -88,7 +89,7 @@ def main() -> int:
     tell = Teller(_own_stdout())
     request: Request = {}
     try:
-        request = asked.read(sys.stdin.buffer.readline())
+        request = requests.read(sys.stdin.buffer.readline())
         if folder := request.get("folder"):
             alive = Lock(Path(folder) / "lock")
             alive.acquire()

@@ -23,7 +23,7 @@ from i2l_ext.converters.errors import UserError
 if TYPE_CHECKING:
     from i2l_ext.models.catalogue import Model
     from i2l_ext.weights.stream import Run
-    from i2l_ext.worker import Teller
+    from i2l_ext.worker.main import Teller
 
 Request = Mapping[str, Any]
 
