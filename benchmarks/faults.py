@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 
 from attacks import disks, kills, shelf  # noqa: E402
-from i2l_ext.cli import main as i2l  # noqa: E402
+from i2l_ext.commands.main import main as i2l  # noqa: E402
 from results import record_trust, table  # noqa: E402
 
 Row = tuple[str, str, int, str, list[str]]

@@ -116,7 +116,7 @@ def look():
             peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", status.read())[1]))
         time.sleep(0.002)
 watcher = threading.Thread(target=look); watcher.start()
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 code = main(sys.argv[1:])
 done = True; watcher.join()
 print(f"peak {{peak}}", file=sys.stderr)

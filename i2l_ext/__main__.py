@@ -2,7 +2,7 @@
 
 import sys
 
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,8 @@ import sys
 import time
 
 import small_models
-from i2l_ext import cli, decoder
+from i2l_ext import decoder
+from i2l_ext.commands import main
 from i2l_ext.models import catalogue
 
 catalogue.MODELS.update(small_models.SMALL)
@@ -23,4 +24,4 @@ if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):
     decoder._Decoder.__call__ = slowly
 
 if __name__ == "__main__":
-    sys.exit(cli.main(sys.argv[1:]))
+    sys.exit(main.main(sys.argv[1:]))

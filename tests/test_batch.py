@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from i2l_ext.batch import share
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 from i2l_ext.converters.lora import Lora
 from test_make import assert_same, deltas
 

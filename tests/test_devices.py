@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from i2l_ext.cli import main
 from i2l_ext.commands.doctor import examine
+from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
 from i2l_ext.weights import devices

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import cli, runtime
+from i2l_ext import runtime
+from i2l_ext.commands import main
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 from i2l_ext.engine import process, records  # noqa: E402
@@ -147,7 +148,7 @@ def test_what_a_file_says_cannot_move_the_cursor(tmp_path, capsys):
         ["inspect", str(path)],
         ["convert", str(path), "--to", "kohya", "-o", str(tmp_path / "b.safetensors")],
     ):
-        assert cli.main(words_) == 0
+        assert main.main(words_) == 0
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err and "\x07" not in printed.out
 

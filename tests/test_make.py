@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora
 from i2l_ext.pipeline import shares

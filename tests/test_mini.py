@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from i2l_ext import images
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora

@@ -2,7 +2,7 @@
 
 import pytest
 
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 
 pytest.importorskip("diffusers")
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from i2l_ext import decoder
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.decoder.decode import HeadSpec, Residual

@@ -22,7 +22,7 @@ from unittest import mock
 from attacks import shelf
 from attacks.judge import unclear
 from attacks.kills import Deed
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 
 

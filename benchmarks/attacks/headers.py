@@ -17,7 +17,7 @@ import torch
 
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
-from i2l_ext import cli
+from i2l_ext.commands import main
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, Plan, write
@@ -276,7 +276,7 @@ def start_loras(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, 
     sound = loras(folder)
     good = folder / "good.safetensors"
     good.write_bytes(sound[-1])
-    parser = cli.parser()
+    parser = main.parser()
 
     def make(random: Random) -> tuple[bytes, Sequence[str]]:
         words = random.choice(COMMANDS)

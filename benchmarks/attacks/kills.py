@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from attacks import shelf
-from i2l_ext.cli import main
+from i2l_ext.commands.main import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -262,11 +262,11 @@ def _phases(tell: Teller) -> Callable[[str, int, int], None]:
 
 def _run(*words: object) -> Any:
     """The JSON that ``i2l`` prints."""
-    from i2l_ext import cli
+    from i2l_ext.commands import main
 
     printed = io.StringIO()
     try:
-        args = cli.parser().parse_args([*map(str, words), "--json"])
+        args = main.parser().parse_args([*map(str, words), "--json"])
     except SystemExit:  # argparse has told stderr why
         raise UserError("The engine does not understand this command. Restart the WebUI.") from None
     with redirect_stdout(printed):

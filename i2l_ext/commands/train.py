@@ -29,7 +29,7 @@ def train(args: argparse.Namespace) -> int:
     """Raises UserError for a wrong configuration, one line."""
     from dataclasses import replace
 
-    from . import config as configuration
+    from i2l_ext.training import config as configuration
 
     config = configuration.read(args.config)
     if args.output:
@@ -40,7 +40,7 @@ def train(args: argparse.Namespace) -> int:
         import torch
     except ImportError as error:
         raise UserError(f"Training needs the package {error.name}: pip install 'image-to-lora[train]'.") from None
-    from .run import Plan, command_of
+    from i2l_ext.training.run import Plan, command_of
 
     torch.set_num_threads(config.threads)
     plan = Plan(config, lambda line: print(line, file=sys.stderr, flush=True))

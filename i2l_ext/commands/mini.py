@@ -62,8 +62,7 @@ def draw(args: argparse.Namespace) -> int:
     _needs_diffusers()
     from i2l_ext.converters.lora import Lora
     from i2l_ext.converters.parts import appearing
-
-    from . import draw
+    from i2l_ext.mini import draw
 
     prompt, named = draw.split_prompt(args.prompt)
     files = [_weighted(text) for text in args.lora]
@@ -95,7 +94,7 @@ def draw(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Exit code 1 with the broken rows on stderr where a bound does not hold."""
     _needs_diffusers()
-    from . import report
+    from i2l_ext.mini import report
 
     out = None if args.quick or args.only else args.out
     broken = report.run(args.weights, out, quick=args.quick, only=args.only, against=args.against)
