@@ -58,7 +58,7 @@ def examine(device: str = "auto", precision: str = "auto") -> Iterator[tuple[str
 
 
 def _licences() -> Iterator[tuple[str, str]]:
-    from i2l_ext.licences import licences
+    from i2l_ext.operations.licences import licences
 
     yield "i2l", f"{__version__}: Apache-2.0"
     for one in licences():

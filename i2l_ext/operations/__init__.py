@@ -1,0 +1,1 @@
+"""What a user can ask for, without command line, page or HTTP."""
