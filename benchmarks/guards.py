@@ -42,7 +42,7 @@ def _of(file: str, tests: str, *rows: tuple[str, str, str, str]) -> Iterator[Gua
 
 GUARDS = (
     *_of(
-        "i2l_ext/webui/door.py", "test_door",
+        "i2l_ext/webui/access.py", "test_door",
         ("a name that is made to point at us (DNS rebinding)",
          'if self._names is not None and not self._is_ours(_split(f"//{host}").hostname or ""):', "if False:",
          "made_to_point or names_are"),
@@ -59,7 +59,7 @@ GUARDS = (
         ("web sockets too", 'if scope["type"] in ("http", "websocket"):', 'if scope["type"] == "http":', "socket"),
     ),
     *_of(
-        "i2l_ext/webui/alone.py", "test_door",
+        "i2l_ext/webui/standalone.py", "test_door",
         ("the gate before the whole stand-alone page",
          'options["app_kwargs"] = {"middleware": [Middleware(Door, gate)]}', "pass", "refuses or upload"),
         ("credentials before the page", '"auth": list(auth) or None', '"auth": None', "credentials_of_the_stand"),
@@ -119,7 +119,7 @@ GUARDS = (
         ("a bound on what is kept", "if kept > MOST_KEPT:", "if False:", "have_a_bound"),
     ),
     *_of(
-        "i2l_ext/webui/desk.py", "test_door",
+        "i2l_ext/webui/service.py", "test_door",
         ("names of LoRAs", "names.check_name(name.strip())", "name.strip()", "other_places"),
         ("names of sub-folders", "*map(names.check_name, parts)", "*parts", "other_places"),
         ("sub-folders from the root", 'subfolder.strip().startswith(("/", "\\\\")) or ', "", "other_places"),
@@ -135,7 +135,7 @@ GUARDS = (
          "catalogue"),
     ),
     *_of(
-        "i2l_ext/webui/desk.py", "test_webui",
+        "i2l_ext/webui/service.py", "test_webui",
         ("a sub-folder that is a link to elsewhere", "if root.resolve() not in (folder.resolve(), *folder.resolve()"
          ".parents):", "if False:", "link_outside"),
     ),

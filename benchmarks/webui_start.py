@@ -29,7 +29,7 @@ with gr.Blocks():
 empty = time.process_time() - begun
 start = time.perf_counter()
 cpu = time.process_time()
-from i2l_ext.webui.desk import Desk
+from i2l_ext.webui.service import Desk
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.tab import build
 state = Path(sys.argv[2])

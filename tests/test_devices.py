@@ -153,8 +153,8 @@ def test_the_bug_report_tells_what_is_computed_how(on, capsys):
 
 def test_the_settings_choose(tmp_path):
     pytest.importorskip("gradio")
-    from i2l_ext.webui.desk import Desk
     from i2l_ext.webui.host import Alone
+    from i2l_ext.webui.service import Desk
 
     host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
     host.stored.write({"i2l_precision": "fp32"})

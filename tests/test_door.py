@@ -19,10 +19,10 @@ from starlette.datastructures import Headers  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.library.names import check_name  # noqa: E402
-from i2l_ext.webui import alone, panes, uploads  # noqa: E402
-from i2l_ext.webui.desk import Desk, Wish  # noqa: E402
-from i2l_ext.webui.door import NEAR, Gate, Refused  # noqa: E402
+from i2l_ext.webui import panes, standalone, uploads  # noqa: E402
+from i2l_ext.webui.access import NEAR, Gate, Refused  # noqa: E402
 from i2l_ext.webui.host import Alone  # noqa: E402
+from i2l_ext.webui.service import Desk, Wish  # noqa: E402
 from i2l_ext.webui.settings import OPTIONS  # noqa: E402
 
 GOOD = {"host": "localhost:7860"}
@@ -99,7 +99,7 @@ def page(tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         engine = [sys.executable, "-c", "raise SystemExit(9)"]
-        blocks, desk = alone.serve(
+        blocks, desk = standalone.serve(
             "127.0.0.1", free_port(), lora_folder=folder / "Lora", names=["sd.example"], command=engine
         )
         with httpx.Client(base_url=blocks.local_url, timeout=120, follow_redirects=True) as client:
@@ -130,7 +130,7 @@ def test_strangers_cannot_upload(page):
 def test_a_socket_is_refused_to_strangers():
     import asyncio
 
-    from i2l_ext.webui.door import Door
+    from i2l_ext.webui.access import Door
 
     async def inside(scope, receive, send):
         await send({"type": "websocket.accept"})
@@ -175,8 +175,8 @@ def test_a_folder_on_the_server_is_for_those_who_sit_at_it(tmp_path):
 def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address, offered):
     import gradio as gr
 
-    from i2l_ext.webui.desk import Desk
     from i2l_ext.webui.host import LOCAL, Alone
+    from i2l_ext.webui.service import Desk
     from i2l_ext.webui.tab import build
 
     desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=address in LOCAL), tmp_path, [sys.executable, "-c", ""])
@@ -339,7 +339,7 @@ def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
     """They stand before the page and before the HTTP interface."""
     monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
     engine = [sys.executable, "-c", "raise SystemExit(9)"]
-    blocks, desk = alone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
+    blocks, desk = standalone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
                                auth=[("me", "secret")])  # fmt: skip
     with httpx.Client(base_url=blocks.local_url, timeout=120) as client:
         for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):

@@ -11,8 +11,8 @@ import pytest
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import Job, Progress
 from i2l_ext.webui import html
-from i2l_ext.webui.desk import Desk, Wish, picture_list
 from i2l_ext.webui.host import Alone
+from i2l_ext.webui.service import Desk, Wish, picture_list
 from i2l_ext.webui.settings import HUBS, OPTIONS, Stored
 from i2l_ext.webui.texts import everything
 from i2l_ext.webui.uploads import Uploads, received

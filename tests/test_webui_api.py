@@ -18,8 +18,8 @@ from starlette.applications import Starlette  # noqa: E402
 
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.webui import api, uploads  # noqa: E402
-from i2l_ext.webui.desk import Desk  # noqa: E402
 from i2l_ext.webui.host import Alone  # noqa: E402
+from i2l_ext.webui.service import Desk  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

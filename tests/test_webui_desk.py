@@ -11,9 +11,9 @@ from PIL import Image
 from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.desk import Desk, Wish
-from i2l_ext.webui.folders import hide
 from i2l_ext.webui.host import Alone
+from i2l_ext.webui.redaction import hide
+from i2l_ext.webui.service import Desk, Wish
 from small_models import SMALL
 
 HERE = Path(__file__).resolve().parent

@@ -16,10 +16,10 @@ from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import queue
 from i2l_ext.webui import uploads
-from i2l_ext.webui.desk import Desk, Wish
 from i2l_ext.webui.disk import DiskError
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.recent import Recent
+from i2l_ext.webui.service import Desk, Wish
 from i2l_ext.webui.settings import OPTIONS, Stored
 from i2l_ext.webui.uploads import Uploads
 
@@ -276,7 +276,7 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
 
 
 def test_a_look_that_takes_too_long_is_stopped(desk, tmp_path, monkeypatch):
-    monkeypatch.setattr("i2l_ext.webui.desk.PATIENCE", 0.05)
+    monkeypatch.setattr("i2l_ext.webui.service.PATIENCE", 0.05)
     with pytest.raises(UserError, match="too long"):
         desk.look([desk.uploads.take(_picture(tmp_path))])
     assert [job.state for job in desk.queue.jobs()] == ["cancelled"]

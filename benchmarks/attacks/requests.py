@@ -17,8 +17,8 @@ from attacks.judge import Flaw, unclear
 from attacks.lines import ODD, twisted
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import api
-from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.host import Alone
+from i2l_ext.webui.service import Desk
 
 KNOWN = {int(code) for code in api._REFUSALS} | {200, 202}
 ENGINE = ["sh", "-c", 'read line; echo \'{"event": "done", "result": []}\'']

@@ -17,8 +17,8 @@ from i2l_ext import images, library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.library import names
-from i2l_ext.webui.desk import Desk
 from i2l_ext.webui.host import Alone
+from i2l_ext.webui.service import Desk
 from i2l_ext.webui.uploads import received
 
 ALLOWED = set(string.ascii_letters + string.digits + "._-")

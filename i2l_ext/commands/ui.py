@@ -32,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve the page until it is stopped."""
     try:
-        from i2l_ext.webui import alone
+        from i2l_ext.webui import standalone
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if any(not (user and mark and password) for user, mark, password in pairs):
         raise UserError("Give --auth as USER:PASSWORD.")
     auth = [(user, password) for user, _, password in pairs]
-    return alone.run(
+    return standalone.run(
         args.host, args.port, lora_folder=args.lora_dir and args.lora_dir.absolute(), api=args.api, auth=auth,
         names=args.name, browser=args.browser,
     )  # fmt: skip

@@ -20,8 +20,8 @@ from i2l_ext import __version__
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import Busy, Job
 from i2l_ext.webui import disk
-from i2l_ext.webui.desk import Desk, Wish
-from i2l_ext.webui.door import NEAR, Gate, Refused
+from i2l_ext.webui.access import NEAR, Gate, Refused
+from i2l_ext.webui.service import Desk, Wish
 from i2l_ext.webui.uploads import MOST_PICTURES
 
 ROOT = "/i2l/v1"

@@ -11,7 +11,7 @@ from i2l_ext.webui.texts import WORDS
 
 @cache
 def desk() -> Any:
-    from i2l_ext.webui.desk import Desk
+    from i2l_ext.webui.service import Desk
 
     return Desk(host.WebUI())
 

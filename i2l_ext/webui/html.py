@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from i2l_ext.engine.queue import Job
-from i2l_ext.webui.desk import lacking
+from i2l_ext.webui.service import lacking
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 
 

@@ -11,9 +11,9 @@ import gradio as gr
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.webui import disk, door, gradio_versions, html
+from i2l_ext.webui import access, disk, gradio_versions, html
 from i2l_ext.webui.curve import curve
-from i2l_ext.webui.desk import Desk, Wish, picture_list
+from i2l_ext.webui.service import Desk, Wish, picture_list
 from i2l_ext.webui.settings import DTYPES, HUBS, OPTIONS
 from i2l_ext.webui.texts import WORDS, label
 from i2l_ext.webui.uploads import received, upload_folders
@@ -144,8 +144,8 @@ PANES: Mapping[str, Callable[[Desk, dict[str, Any]], None]] = {
 def _near(headers: Mapping[str, str]) -> bool:
     """Whether the page was opened by this machine's own name, not through a tunnel."""
     try:
-        door.Gate(door.NEAR).check("POST", headers)
-    except door.Refused:
+        access.Gate(access.NEAR).check("POST", headers)
+    except access.Refused:
         return False
     return True
 

@@ -12,7 +12,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import ENDED, Job
 from i2l_ext.webui import disk, gradio_versions, html, panes
 from i2l_ext.webui.curve import curve
-from i2l_ext.webui.desk import Desk
+from i2l_ext.webui.service import Desk
 from i2l_ext.webui.settings import OPTIONS
 from i2l_ext.webui.texts import WORDS
 

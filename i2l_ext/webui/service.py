@@ -17,7 +17,7 @@ from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.engine import queue
 from i2l_ext.engine.queue import Busy, Job, Queue
 from i2l_ext.library import names
-from i2l_ext.webui import folders
+from i2l_ext.webui import redaction
 from i2l_ext.webui.host import Alone
 from i2l_ext.webui.recent import Recent
 from i2l_ext.webui.settings import DTYPES, HUBS
@@ -280,10 +280,10 @@ class Desk:
         if job.kind == "models":
             return
         loras = [folder.absolute() for folder in self.host.lora_folders()]
-        known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state, *folders.own(),
+        known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state, *redaction.own(),
                  *upload_folders(), *(Path(path).parent for path in [job.request.get("file")] if path)]  # fmt: skip
-        job.result = folders.hide(job.result, known)
-        job.error, job.tail = (folders.hide(value, known, others=True) for value in (job.error, job.tail))
+        job.result = redaction.hide(job.result, known)
+        job.error, job.tail = (redaction.hide(value, known, others=True) for value in (job.error, job.tail))
 
     def _after(self, job: Job) -> None:
         if job.kind in WRITING and job.state == "done":

@@ -16,9 +16,9 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import queue
 from i2l_ext.engine.process import ROOT
 from i2l_ext.webui import alive, gradio_versions
-from i2l_ext.webui.desk import Desk
-from i2l_ext.webui.door import NEAR, Door, Gate
+from i2l_ext.webui.access import NEAR, Door, Gate
 from i2l_ext.webui.host import LOCAL, Alone
+from i2l_ext.webui.service import Desk
 from i2l_ext.webui.tab import LANGUAGES, build
 from i2l_ext.webui.texts import WORDS
 
