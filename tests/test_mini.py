@@ -186,7 +186,7 @@ def test_the_shipped_weights_are_what_the_catalogue_says():
 
 def test_a_shipped_sample_gives_its_colours_to_another_content():
     """The whole chain on shipped weights: picture -> LoRA -> drawing, nearer to the picture than without."""
-    from i2l_ext.mini.lab import Lab, unseen
+    from i2l_ext.mini.evaluation import Lab, unseen
 
     lab = Lab()
     samples = [group[0] for group in unseen(4, 1, offset=60_000)]

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from i2l_ext.mini.shape_classifier import Judge
 from i2l_ext.training.config import Foundations, Schedule
 from i2l_ext.training.flow import mixed, times
 from i2l_ext.training.loop import Task
 
 from . import models, world
 from .base import Base
-from .judge import Judge
 
 SOURCE = 2 * world.PIXELS
 """Side at which pictures are rendered in training: halved for the base, resampled as the pipeline does for encoders."""

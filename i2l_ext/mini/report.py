@@ -12,9 +12,8 @@ from PIL import Image
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.parts import appearing
-
-from .lab import Lab
-from .trials import TRIALS, Row, Trials
+from i2l_ext.mini.claims import TRIALS, Row, Trials
+from i2l_ext.mini.evaluation import Lab
 
 HEAD = """# Claims
 

@@ -19,13 +19,13 @@ from torch import nn
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.files import load_file
 from i2l_ext.converters.lora import Lora
+from i2l_ext.mini import dataset, world
+from i2l_ext.mini.evaluation import PROMPTS, SIDE, Lab, Sample, mean_of, unseen
 from i2l_ext.training.config import Expert
 from i2l_ext.training.flow import mixed, times
 from i2l_ext.training.heads import Heads, PerSample
 
-from . import lessons, world
 from .draw import as_image, sheet
-from .lab import PROMPTS, SIDE, Lab, Sample, mean_of, unseen
 
 STEPS = 500
 EVERY = 20
@@ -195,7 +195,7 @@ def table(run: Run) -> Image.Image:
 def other_loras(lab: Lab, path: Path, samples: Sequence[Sample], expert: Expert) -> list[Lora]:
     """LoRAs by heads that are in no model of the catalogue, made by the training code."""
     sources = torch.stack([world.render([s.style], [s.content], SIDE)[0] for s in samples])
-    embeddings = lessons.image_embeddings(sources, lab.folder)
+    embeddings = dataset.image_embeddings(sources, lab.folder)
     heads = Heads(MINI, embedding=embeddings.shape[1], compress=expert.compress, rank=expert.rank, kind=expert.kind)
     heads.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     with torch.no_grad():

@@ -165,9 +165,9 @@ class Plan:
             return
         views = {expert.view for expert in self.config.experts if expert.view}
         if self.config.data.kind == "world":
-            from i2l_ext.mini import lessons
+            from i2l_ext.mini import dataset
 
-            made = lessons.make(self.config.data, self.folder, views, self.config.seed)
+            made = dataset.make(self.config.data, self.folder, views, self.config.seed)
         else:
             from . import qwen_image
 

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from i2l_ext.converters.lora import Lora
+from i2l_ext.mini import measures, start, world
+from i2l_ext.mini.draw import as_image, sheet
+from i2l_ext.mini.evaluation import PROMPTS, SILENT, Lab, Sample, mean_of, unseen
+from i2l_ext.mini.start import Run
 from i2l_ext.training.config import Expert, Schedule
-
-from . import measures, start, world
-from .draw import as_image, sheet
-from .lab import PROMPTS, SILENT, Lab, Sample, mean_of, unseen
-from .start import Run
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

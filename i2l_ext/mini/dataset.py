@@ -11,12 +11,11 @@ from torch import nn
 
 from i2l_ext.converters.files import load_file
 from i2l_ext.encoders.keys import file_key
+from i2l_ext.mini import models, world
+from i2l_ext.mini.base import Base
+from i2l_ext.mini.foundations import pictures, view
 from i2l_ext.training.config import Data
 from i2l_ext.training.examples import Examples, by_style
-
-from . import models, world
-from .base import Base
-from .foundations import pictures, view
 
 OWN = 1024
 """Pictures that the base draws by itself, for the bias."""

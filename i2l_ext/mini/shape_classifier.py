@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from i2l_ext.converters.files import load_file
-
-from . import world
+from i2l_ext.mini import world
 
 
 class Judge(nn.Module):

@@ -15,12 +15,11 @@ from PIL import Image
 from i2l_ext import images, pipeline
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.embed import Embeddings, embed
+from i2l_ext.mini import world
+from i2l_ext.mini.draw import WEIGHTS, Painter, as_image
+from i2l_ext.mini.shape_classifier import Judge
 from i2l_ext.models import catalogue
 from i2l_ext.weights.stream import Run
-
-from . import world
-from .draw import WEIGHTS, Painter, as_image
-from .judge import Judge
 
 UNSEEN = 1_000_000
 """Seeds from here on are the report's and the samples'; training uses small ones."""
