@@ -170,13 +170,13 @@ GUARDS = (
          "taken_meanwhile or at_once"),
     ),
     *_of(
-        "converters/parts.py", "test_library",
+        "converters/atomic.py", "test_library",
         ("nothing is replaced, not even in a race", "os.link(part, path)  #", "part.replace(path)  #",
          "at_once or taken_meanwhile"),
         ("the same on a disk without links", "if os.path.lexists(path):  #", "if False:  #", "without_hard_links"),
     ),
     *_of(
-        "converters/parts.py", "test_faults",
+        "converters/atomic.py", "test_faults",
         ("the same in a race on a disk without links", "_hold(descriptor, wait=True)", "pass", "without_hard_links"),
     ),
     *_of(

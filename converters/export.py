@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import dialects, files, parts, rank
+from . import atomic, dialects, files, rank
 from .errors import UserError
 from .lora import Lora
 from .metadata import rewritten
@@ -117,14 +117,14 @@ def _appearing(folder: Path, overwrite: bool) -> Iterator[Path]:
     try:
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
-        parts.reap(home)
-        with parts.held_folder(home) as here:
+        atomic.reap(home)
+        with atomic.held_folder(home) as here:
             yield here
             if home is not folder:
                 here.rename(folder)
                 return
             for file in sorted(here.iterdir()):
-                parts.place(file, folder / file.name, overwrite=overwrite)
+                atomic.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import dialects, files, parts
+from . import atomic, dialects, files
 from .architectures import Architecture
 from .errors import UserError
 
@@ -116,7 +116,7 @@ class Lora:
         overwrite: bool = False,
     ) -> None:
         """Write to a file that appears whole or not at all. Raises UserError, also for a factor that is not finite."""
-        with parts.appearing(Path(path), overwrite=overwrite) as part:
+        with atomic.appearing(Path(path), overwrite=overwrite) as part:
             self.write(part, dialect, metadata=metadata)
 
     def write(self, path: Path, dialect: str = dialects.DEFAULT, *, metadata: Mapping[str, str] | None = None) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import appearing
 from .lora import Lora
-from .parts import appearing
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2l_ext.converters import files, parts
+from i2l_ext.converters import atomic, files
 from i2l_ext.converters.errors import UserError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -223,23 +223,23 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
 
 def test_appearing_is_whole_or_nothing(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(RuntimeError), parts.appearing(path) as part:
+    with pytest.raises(RuntimeError), atomic.appearing(path) as part:
         part.write_bytes(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with parts.appearing(path) as part:
+    with atomic.appearing(path) as part:
         part.write_bytes(b"first")
-    with pytest.raises(UserError, match="exists already"), parts.appearing(path) as part:
+    with pytest.raises(UserError, match="exists already"), atomic.appearing(path) as part:
         part.write_bytes(b"second")
     assert path.read_bytes() == b"first"
-    with parts.appearing(path, overwrite=True) as part:
+    with atomic.appearing(path, overwrite=True) as part:
         part.write_bytes(b"third")
     assert path.read_bytes() == b"third"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be written"), parts.appearing(tmp_path / "no" / "out"):
+    with pytest.raises(UserError, match="cannot be written"), atomic.appearing(tmp_path / "no" / "out"):
         pass
 
 

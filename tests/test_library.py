@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from i2l_ext import images, library
-from i2l_ext.converters import parts
+from i2l_ext.converters import atomic
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library import metadata
@@ -113,7 +113,7 @@ def test_what_a_host_sees_meanwhile(tmp_path, monkeypatch):
     seen = []
 
     def watched(part, path, *, overwrite):
-        parts.place(part, path, overwrite=overwrite)
+        atomic.place(part, path, overwrite=overwrite)
         seen.append([name for name in listing(tmp_path) if not name.endswith(".part")])
 
     def writing(path, stem):
@@ -224,7 +224,7 @@ def test_without_hard_links_nothing_is_replaced(tmp_path, monkeypatch):
     part.write_bytes(b"new")
     path.write_bytes(b"old")
     with pytest.raises(FileExistsError):
-        parts.place(part, path, overwrite=False)
+        atomic.place(part, path, overwrite=False)
     assert path.read_bytes() == b"old" and part.exists()
     assert save(tmp_path / "shelf").file.read_bytes() == b"lora style"
     assert listing(tmp_path / "shelf") == triple("style")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from i2l_ext.converters import parts
+from i2l_ext.converters import atomic
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
@@ -137,4 +137,4 @@ def ended(pid: int) -> int:
 
 def at_once() -> None:
     """Let what dead processes left be removed without the minute's wait; living ones still hold theirs."""
-    parts.QUIET = -1.0
+    atomic.QUIET = -1.0

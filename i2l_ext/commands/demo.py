@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     from i2l_ext.commands.make import show
     from i2l_ext.commands.progress import bars
+    from i2l_ext.converters.atomic import appearing
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.converters.parts import appearing
     from i2l_ext.pipeline import Order, make
     from i2l_ext.weights.stream import Run
 

@@ -60,8 +60,8 @@ def _weighted(text: str) -> tuple[Path, float]:
 def draw(args: argparse.Namespace) -> int:
     """Raises UserError for an unknown word, a missing LoRA, and one of another model."""
     _needs_diffusers()
+    from i2l_ext.converters.atomic import appearing
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.converters.parts import appearing
     from i2l_ext.mini import draw
 
     prompt, named = draw.split_prompt(args.prompt)

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
-from i2l_ext.converters import files, parts
+from i2l_ext.converters import atomic, files
 from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class Cache:
         path = self._path(key)
         with suppress(OSError, UserError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with parts.held(self.folder) as part:
+            with atomic.held(self.folder) as part:
                 with part.open("wb") as stream:
                     files.write(stream, [files.Plan.of("embedding", tensor)], {"sha256": digest})
                 self._room.left -= part.stat().st_size
-                parts.place(part, path, overwrite=True)
+                atomic.place(part, path, overwrite=True)
             if self._room.left < 0:
                 self._trim()
 
@@ -116,7 +116,7 @@ class Cache:
                     yield 0.0, status.st_size, path
 
     def _trim(self) -> None:
-        parts.reap(self.folder)
+        atomic.reap(self.folder)
         entries = sorted(self._entries())
         surplus = sum(size for _, size, _ in entries) - self.limit
         going = []

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.parts import appearing
 from i2l_ext.mini.claims import TRIALS, Row, Trials
 from i2l_ext.mini.evaluation import Lab
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
+from i2l_ext.converters.atomic import appearing, place
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.converters.parts import appearing, place
 from i2l_ext.models.catalogue import Checkpoint, Model
 from i2l_ext.models.hubs import BROKEN, Hub, Remote, explain
 from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_of, shapes_of, shards, sidecar

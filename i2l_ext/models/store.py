@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import i2l_ext
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
-from i2l_ext.converters.parts import appearing
 from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, Model
 from i2l_ext.weights.structure import check_structure, structure_md5

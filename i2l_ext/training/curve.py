@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from i2l_ext.converters.parts import appearing
+from i2l_ext.converters.atomic import appearing
 
 from .loop import read_metrics
 

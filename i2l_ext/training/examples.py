@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.files import load_file, save
-from i2l_ext.converters.parts import appearing
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from i2l_ext.converters import files
 from i2l_ext.converters.architectures import Architecture
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.lora import Lora
-from i2l_ext.converters.parts import appearing
 
 from .config import Expert
 from .examples import Examples

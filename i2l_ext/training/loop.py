@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.files import load_file, save
-from i2l_ext.converters.parts import appearing
 
 from .config import Schedule
 from .muon import BETAS, Muon

@@ -22,9 +22,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from i2l_ext.converters.atomic import appearing
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import save
-from i2l_ext.converters.parts import appearing
 
 from . import experts
 from .config import Config, Expert

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from i2l_ext.converters import parts
+from i2l_ext.converters import atomic
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.weights.devices import PRECISIONS
 
@@ -78,6 +78,6 @@ class Stored:
         """Change these; the others stay. Raises OSError, and then the file is as it was."""
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with parts.held(self.path.parent) as part:
+            with atomic.held(self.path.parent) as part:
                 part.write_text(json.dumps(self.read() | dict(values), indent=2), encoding="utf-8")
-                parts.place(part, self.path, overwrite=True)
+                atomic.place(part, self.path, overwrite=True)

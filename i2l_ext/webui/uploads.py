@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from i2l_ext.converters import parts
+from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import disk
 
@@ -97,7 +97,7 @@ class Uploads:
 
     def keep_preview(self, id: str, uri: str) -> None:
         """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
-        with suppress(OSError), parts.held(self.folder) as part:
+        with suppress(OSError), atomic.held(self.folder) as part:
             part.write_text(uri, encoding="ascii")
             part.replace(self._preview(id))
 
