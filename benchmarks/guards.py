@@ -42,7 +42,7 @@ def _of(file: str, tests: str, *rows: tuple[str, str, str, str]) -> Iterator[Gua
 
 GUARDS = (
     *_of(
-        "i2l_ext/webui/access.py", "test_door",
+        "i2l_ext/webui/access.py", "test_access",
         ("a name that is made to point at us (DNS rebinding)",
          'if self._names is not None and not self._is_ours(_split(f"//{host}").hostname or ""):', "if False:",
          "made_to_point or names_are"),
@@ -59,7 +59,7 @@ GUARDS = (
         ("web sockets too", 'if scope["type"] in ("http", "websocket"):', 'if scope["type"] == "http":', "socket"),
     ),
     *_of(
-        "i2l_ext/webui/standalone.py", "test_door",
+        "i2l_ext/webui/standalone.py", "test_access",
         ("the gate before the whole stand-alone page",
          'options["app_kwargs"] = {"middleware": [Middleware(Door, gate)]}', "pass", "refuses or upload"),
         ("credentials before the page", '"auth": list(auth) or None', '"auth": None', "credentials_of_the_stand"),
@@ -67,18 +67,18 @@ GUARDS = (
          "credentials_of_the_stand"),
     ),
     *_of(
-        "i2l_ext/webui/extension.py", "test_door",
+        "i2l_ext/webui/extension.py", "test_access",
         ("the WebUI's credentials before the HTTP interface", "api.add(app, desk(), host.credentials())",
          "api.add(app, desk())", "credentials_of_a_webui"),
     ),
     *_of(
-        "i2l_ext/webui/host.py", "test_door",
+        "i2l_ext/webui/host.py", "test_access",
         ("a WebUI in the network is not taken for a local one", "self.local = not exposed and", "self.local =",
          "not_local"),
         ("nor one bound to an address of the network", "and (not server or server in LOCAL)", "", "not_local"),
     ),
     *_of(
-        "i2l_ext/webui/panes.py", "test_door",
+        "i2l_ext/webui/panes.py", "test_access",
         ("folders of the server: not offered in the network", "if desk.host.local:", "if True:", "offers_no_folder"),
         ("folders of the server: not through a tunnel", "if not _near(headers):", "if False:", "folder"),
         ("folders of the settings: not offered in the network", "if option.folder and not desk.host.local:",
@@ -114,12 +114,12 @@ GUARDS = (
         ("too many pictures of one LoRA", "if len(ids) > MOST_PICTURES:", "if False:", "known_by"),
     ),
     *_of(
-        "i2l_ext/webui/uploads.py", "test_door",
+        "i2l_ext/webui/uploads.py", "test_access",
         ("a picture that does not end", "if size > MOST_BYTES:", "if False:", "does_not_end"),
         ("a bound on what is kept", "if kept > MOST_KEPT:", "if False:", "have_a_bound"),
     ),
     *_of(
-        "i2l_ext/webui/service.py", "test_door",
+        "i2l_ext/webui/service.py", "test_access",
         ("names of LoRAs", "names.check_name(name.strip())", "name.strip()", "other_places"),
         ("names of sub-folders", "*map(names.check_name, parts)", "*parts", "other_places"),
         ("sub-folders from the root", 'subfolder.strip().startswith(("/", "\\\\")) or ', "", "other_places"),
@@ -151,13 +151,13 @@ GUARDS = (
         ("the name that means no LoRA", 'lambda name: name.lower() == "none"', "lambda name: False", "bad_names"),
     ),
     *_of(
-        "i2l_ext/engine/queue.py", "test_door",
+        "i2l_ext/engine/queue.py", "test_access",
         ("something else in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
         ("our folder in temp: somebody else's", "status.st_uid == user", "True", "in_temp"),
         ("our folder in temp: open to others", "not status.st_mode & 0o022", "True", "in_temp"),
     ),
     *_of(
-        "i2l_ext/engine/queue.py", "test_jobs",
+        "i2l_ext/engine/queue.py", "test_queue",
         ("the queue has an end", ">= WAITING:", ">= 10**9:", "has_an_end"),
     ),
     *_of(
@@ -165,7 +165,7 @@ GUARDS = (
         ("what is shown is escaped", "from html import escape", "escape = str", "escape"),
     ),
     *_of(
-        "i2l_ext/library.py", "test_library",
+        "i2l_ext/library/folder.py", "test_library",
         ("only our own file is taken back", "if ours.st_ino and os.path.samestat(final.lstat(), ours):", "if True:",
          "taken_meanwhile or at_once"),
     ),

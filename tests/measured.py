@@ -22,11 +22,11 @@ BOUND = 90.0
 
 PARTS: Mapping[str, str | tuple[str, ...]] = {
     "converters": "converters/",
-    "library": "i2l_ext/library.py",
+    "library": "i2l_ext/library/folder.py",
     "store": "i2l_ext/models/store.py",
-    "jobs": ("i2l_ext/engine/job.py", "i2l_ext/engine/queue.py", "i2l_ext/engine/records.py"),
+    "queue": ("i2l_ext/engine/job.py", "i2l_ext/engine/queue.py", "i2l_ext/engine/records.py"),
 }
-TESTS = ("converters_*", "trainers", "library", "folders", "store", "jobs", "jobs_faults")
+TESTS = ("converters_*", "trainers", "library", "folders", "store", "queue", "queue_faults")
 """The files of tests/ that are about them."""
 
 

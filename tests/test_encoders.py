@@ -109,7 +109,7 @@ def test_a_picture_alone_and_in_a_batch(tmp_path, name, module, small, run, boun
 
 def test_dims_need_neither_torch_nor_transformers():
     code = (
-        "import sys, i2l_ext.encoders.dims, i2l_ext.encoders.keys, i2l_ext.checkpoints.structure; "
+        "import sys, i2l_ext.encoders.dims, i2l_ext.encoders.keys, i2l_ext.weights.structure; "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz  # noqa: E402
 from attacks import headers, lines, pictures, words  # noqa: E402
 from attacks.judge import LONGEST, unclear  # noqa: E402
-from i2l_ext import runtime
-from i2l_ext.commands import main
+from i2l_ext import runtime  # noqa: E402
+from i2l_ext.commands import main  # noqa: E402
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 from i2l_ext.engine import process, records  # noqa: E402
-from i2l_ext.worker import requests
+from i2l_ext.worker import requests  # noqa: E402
 
 FRESH = secrets.randbits(32)
 COSTLY = {"pictures": 0.3, "orders": 0.5, "schema": 0.3}

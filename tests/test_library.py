@@ -21,7 +21,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.library import metadata
 from shelf import NOTE, PREVIEW, listing, save, triple, write
 
-ROOT = Path(library.__file__).resolve().parent.parent
+ROOT = Path(library.__file__).resolve().parents[2]
 
 
 # --- names that are free ----------------------------------------------------------------------------------------

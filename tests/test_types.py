@@ -29,7 +29,7 @@ def test_the_types_hold_and_a_wrong_one_would_be_seen(tree):
     for system in ("linux", "win32"):
         ended = check(tree, "--platform", system)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-    with (tree / "i2l_ext" / "names.py").open("a") as stream:
+    with (tree / "i2l_ext" / "library" / "names.py").open("a") as stream:
         stream.write('\nLONGEST + "characters"\n')
     assert check(tree).returncode == 1
 

@@ -315,7 +315,7 @@ def test_progress_cancel_two_windows_and_a_reload(place, open_page, pictures):
     [engine, *_] = place.engines()
     begun = time.monotonic()
     stop(page, "slow_one")
-    assert time.monotonic() - begun < 20  # the page; the queue's own second is held in test_jobs
+    assert time.monotonic() - begun < 20  # the page; the queue's own second is held in test_queue
     assert not Path(f"/proc/{engine}").exists()
     assert not list(place.lora.glob("slow*")) and no_leftovers(place)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from i2l_ext import private
-from i2l_ext.engine import process, queue
+from i2l_ext.engine import process
+from i2l_ext.engine import queue as queues
 from i2l_ext.engine.queue import Busy, Queue
 
 HERE = Path(__file__).resolve().parent
@@ -97,7 +98,7 @@ def test_a_look_does_not_wait_for_the_long_ones(queue):
 def test_the_queue_has_an_end(queue):
     queue.submit("slow", "first", {})
     until(lambda: not any(job.state == "waiting" for job in queue.jobs()))
-    for number in range(queue.WAITING):
+    for number in range(queues.WAITING):
         queue.submit("slow", str(number), {})
     with pytest.raises(Busy):
         queue.submit("slow", "one too many", {})
@@ -160,9 +161,9 @@ queue = Queue(Path(sys.argv[1]), [sys.executable, sys.argv[2]])
 queue.submit(sys.argv[3], "Cut off", {"times": 1000})
 queue.submit("slow", "Never begun", {})
 time.sleep(0.2)
-while not any(process.process.pid for child in queue._children.values()):
+while not any(child.process.pid for child in queue._children.values()):
     time.sleep(0.01)
-print(*(process.process.pid for child in queue._children.values()), flush=True)
+print(*(child.process.pid for child in queue._children.values()), flush=True)
 time.sleep(60)
 """
 
@@ -197,7 +198,7 @@ def test_what_an_engine_finished_alone_is_done(tmp_path):
     old = tmp_path / "state" / "1-x"
     old.mkdir(parents=True)
     (old / "lock").touch()
-    view = queue.Job("ab", "make", "Make", {}, old / "ab", state="running", started=1.0).view()
+    view = queues.Job("ab", "make", "Make", {}, old / "ab", state="running", started=1.0).view()
     (old / "ab.json").write_text(json.dumps(view))
     (old / "ab.outcome.json").write_text(json.dumps({"event": "done", "result": {"name": "it"}}))
     (old / "cd.json").write_text("{half a rec")
@@ -208,7 +209,7 @@ def test_what_an_engine_finished_alone_is_done(tmp_path):
 
 
 def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
-    monkeypatch.setattr(queue, "KEPT", 2)
+    monkeypatch.setattr(queues, "KEPT", 2)
     ids = [queue.submit("slow", str(number), {"times": 0}).id for number in range(4)]
     queue.wait(ids[-1], 30)
     last = queue.submit("slow", "last", {"times": 0})
@@ -256,7 +257,7 @@ def test_a_cancelled_make_leaves_nothing(world, tmp_path, monkeypatch):
 
 def test_state_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("I2L_STATE", str(tmp_path))
-    assert queue.state_folder() == tmp_path
+    assert queues.state_folder() == tmp_path
     monkeypatch.delenv("I2L_STATE")
-    assert queue.state_folder() in (process.ROOT / ".private" / "state", queue.state_folder())
+    assert queues.state_folder() in (process.ROOT / ".private" / "state", queues.state_folder())
     assert private.FOLDER.parent == process.ROOT / ".private"
