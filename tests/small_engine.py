@@ -77,11 +77,11 @@ def with_small(work):
 
 
 if __name__ == "__main__":
-    from i2l_ext import worker
+    from i2l_ext.worker import main, tasks
 
     own = (slow, deaf, die, fail, refuse, babble, large, late, parent)
-    worker.WORK.update({work.__name__: work for work in own})
+    tasks.WORK.update({work.__name__: work for work in own})
     if os.environ.get("I2L_TEST_SMALL"):
         names = ("make", "models", "download", "verify")
-        worker.WORK.update({name: with_small(worker.WORK[name]) for name in names})
-    sys.exit(worker.main())
+        tasks.WORK.update({name: with_small(tasks.WORK[name]) for name in names})
+    sys.exit(main.main())

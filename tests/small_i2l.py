@@ -8,18 +8,18 @@ import sys
 import time
 
 import small_models
-from i2l_ext import decoder
 from i2l_ext.commands import main
+from i2l_ext.decoder import decode as decoder
 from i2l_ext.models import catalogue
 
 catalogue.MODELS.update(small_models.SMALL)
 if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):
-    decode = decoder._Decoder.__call__
+    whole = decoder._Decoder.__call__
 
     def slowly(self, path):
         print("decoding", flush=True)
         time.sleep(pause)
-        return decode(self, path)
+        return whole(self, path)
 
     decoder._Decoder.__call__ = slowly
 

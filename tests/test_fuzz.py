@@ -248,9 +248,9 @@ def test_a_request_that_is_understood():
 
 
 def test_every_kind_of_job_is_in_the_table():
-    from i2l_ext import worker
+    from i2l_ext.worker import tasks
 
-    assert worker.WORK.keys() == requests.NEEDED.keys()
+    assert tasks.WORK.keys() == requests.NEEDED.keys()
 
 
 def test_every_field_of_an_order_is_in_the_table():

@@ -218,7 +218,7 @@ def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
 
 
 def test_the_queue_imports_nothing_heavy():
-    code = "import sys, i2l_ext.jobs; print(*sorted(m for m in sys.modules if m.split('.')[0] in " \
+    code = "import sys, i2l_ext.engine.queue; print(*sorted(m for m in sys.modules if m.split('.')[0] in " \
            "('torch', 'transformers', 'numpy', 'PIL', 'gradio')))"  # fmt: skip
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=process.ROOT)
     assert out.stdout.strip() == ""

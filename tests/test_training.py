@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from i2l_ext import decoder
 from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
+from i2l_ext.decoder import decode as decoder
 from i2l_ext.decoder.decode import HeadSpec, Residual
 from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style

@@ -19,7 +19,6 @@ from starlette.responses import JSONResponse
 from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
-from i2l_ext import worker
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders.cache import Cache
 from i2l_ext.engine import queue, records
@@ -27,6 +26,7 @@ from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
 from i2l_ext.webui import api
 from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.worker import main
 
 EVENTS: Sequence[dict[str, Any]] = (
     {"event": "plan", "steps": [{"title": "start"}, {"title": "decode", "bytes": 1000, "layers": 36}]},
@@ -219,7 +219,7 @@ def _engine(stdin: int, keep: int, said: Path, warned: Path) -> None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
         sys.stdout = sys.stderr
-        code = worker.main()
+        code = main.main()
     except BaseException:  # noqa: BLE001 - it is a finding, and the fork must end here
         import traceback
 

@@ -281,7 +281,8 @@ class Desk:
             return
         loras = [folder.absolute() for folder in self.host.lora_folders()]
         known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state,
-                 *redaction.own(), *upload_folders(), *(Path(path).parent for path in [job.request.get("file")] if path)]  # fmt: skip
+                 *redaction.own(), *upload_folders(),
+                 *(Path(path).parent for path in [job.request.get("file")] if path)]  # fmt: skip
         job.result = redaction.hide(job.result, known)
         job.error, job.tail = (redaction.hide(value, known, others=True) for value in (job.error, job.tail))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from i2l_ext import worker
+from i2l_ext.worker import main, tasks
 
-MAKE = worker.WORK["make"]
+MAKE = tasks.WORK["make"]
 
 
 def make(request, tell):
@@ -33,5 +33,5 @@ def download(request, tell):
 
 
 if __name__ == "__main__":
-    worker.WORK.update(make=make, download=download)
-    sys.exit(worker.main())
+    tasks.WORK.update(make=make, download=download)
+    sys.exit(main.main())
