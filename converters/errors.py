@@ -18,11 +18,13 @@ def one_line(text: str) -> str:
 class UserError(Exception):
     """Something the user can mend: its text is one line that says what is wrong and what to do.
 
-    The command line prints it and ends with exit code 1; the engine sends it to the tab.
+    The command line prints it and ends with exit code 1; the engine sends it to the tab. ``code`` names the kind of
+    error for programs: hints, translations and HTTP statuses hang on it, not on the English line.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, code: str = "invalid") -> None:
         super().__init__(one_line(message))
+        self.code = code
 
 
 class Cancelled(Exception):

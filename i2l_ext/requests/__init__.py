@@ -1,0 +1,41 @@
+"""What a user can ask for: one frozen request for each thing, with fields, defaults, ranges and help in one place.
+
+Command line, tab, HTTP, ComfyUI and the engine's messages are doors to these requests; ``i2l_ext.operations`` has a
+function for each. Standard library only.
+"""
+
+from i2l_ext.requests.fields import Field, FieldInfo, Request, bad_request
+from i2l_ext.requests.lora_files import (
+    ADVICE,
+    CheckRequest,
+    ConvertRequest,
+    ExportRequest,
+    InspectRequest,
+    MergeRequest,
+    RankCurveRequest,
+    RankRequest,
+    RepairRequest,
+)
+from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
+from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
+from i2l_ext.requests.system import DoctorRequest, EngineOptions
+
+PROTOCOL = 2
+"""Version of the messages between a page's process and the engine's. Raise it when a message changes its meaning."""
+
+REQUESTS: dict[str, type[Request]] = {
+    request.kind: request
+    for request in (
+        MakeRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest, RankRequest,
+        MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, VerifyRequest, CacheRequest,
+        DoctorRequest,
+    )
+}  # fmt: skip
+"""By kind."""
+
+__all__ = [
+    "ADVICE", "DTYPES", "HIGHEST_RANK", "PROTOCOL", "REQUESTS",
+    "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
+    "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
+    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request",
+]  # fmt: skip

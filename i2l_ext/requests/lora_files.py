@@ -1,0 +1,165 @@
+"""Requests on LoRA files: look into them, and write them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from i2l_ext.converters.dialects import DEFAULT, DIALECTS
+from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.requests.fields import Request, option
+from i2l_ext.requests.make import DTYPES, HIGHEST_RANK
+
+BLOCKS = "keep or scale blocks: 0-19 or 0-19:0.5,late:1.2"
+KINDS = "keep or scale kinds of layers: attn or txt:0,mlp:0.5"
+OUTPUT = "file to write; beside the first one unless given"
+OVERWRITE = "replace the output if it exists"
+TO = ("--to", "--format")
+
+
+def _file(help: str = "the LoRA") -> Path:
+    return option(help, flags=(), local=True)
+
+
+def _dialect(help: str, default: str | None = None) -> str | None:
+    return option(help, default, choices=tuple(DIALECTS), flags=TO)
+
+
+def _output(help: str = OUTPUT, metavar: str | None = None) -> Path | None:
+    return option(help, None, flags=("-o", "--output"), metavar=metavar, local=True)
+
+
+def _dtype(default: str) -> str | None:
+    return option(f"dtype of the factors; {default} unless given", None, choices=tuple(DTYPES))
+
+
+def _rank(help: str) -> int | None:
+    return option(help, None, minimum=1, maximum=HIGHEST_RANK, metavar="K")
+
+
+@dataclass(frozen=True)
+class InspectRequest(Request):
+    """What a LoRA file is: model, dialect, ranks, values, maker. ``header``: the values are not read."""
+
+    kind: ClassVar[str] = "inspect"
+
+    file: Path = _file()
+    header: bool = option("do not read the values", False)
+    plot: Path | None = option("draw the size of the update and its spectrum", None, metavar="PNG", local=True)
+    overwrite: bool = option("replace the picture if it exists", False, local=True)
+
+
+@dataclass(frozen=True)
+class CheckRequest(Request):
+    """Who loads a LoRA file, who does not, and what repairs it."""
+
+    kind: ClassVar[str] = "check"
+
+    file: Path = _file()
+
+
+@dataclass(frozen=True)
+class RankCurveRequest(Request):
+    """How much of a LoRA's effect each rank keeps."""
+
+    kind: ClassVar[str] = "curve"
+
+    file: Path = _file()
+
+
+@dataclass(frozen=True)
+class ConvertRequest(Request):
+    """Write a LoRA in another dialect."""
+
+    kind: ClassVar[str] = "convert"
+
+    file: Path = _file()
+    dialect: str = _dialect(f"dialect, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
+    output: Path | None = _output()
+    overwrite: bool = option(OVERWRITE, False, local=True)
+    dtype: str | None = _dtype("as in the file")
+    blocks: str | None = option(BLOCKS, None, metavar="LIST")
+    kinds: str | None = option(KINDS, None, metavar="LIST")
+
+
+@dataclass(frozen=True)
+class RankRequest(Request):
+    """Change the rank: the nearest LoRA of a lower one, or room to learn. Give ``rank`` or ``energy``, a share above
+    0 and up to 1."""
+
+    kind: ClassVar[str] = "rank"
+
+    file: Path = _file()
+    rank: int | None = _rank("rank of every module")
+    energy: float | None = option("smallest rank that keeps this share, such as 0.99", None, metavar="SHARE")
+    per_module: bool = option("each module its own rank, for the same size or share", False)
+    exact: bool = option("compute in float64", False)
+    seed: int = option("seed of fresh rows where the rank grows", 0, minimum=0)
+    dialect: str | None = _dialect("dialect; that of the (first) file unless given")
+    output: Path | None = _output()
+    overwrite: bool = option(OVERWRITE, False, local=True)
+    dtype: str | None = _dtype("fp32")
+
+    def validate(self) -> None:
+        """Raises UserError where a value is out of its range, or where neither or both of rank and energy are given."""
+        super().validate()
+        if (self.rank is None) == (self.energy is None):
+            raise UserError("Give a rank or a share to keep (energy), one of the two.", "bad_request")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise UserError(
+                f"energy must be a share above 0 and up to 1, such as 0.99, not {self.energy:g}.", "out_of_range"
+            )
+
+
+@dataclass(frozen=True)
+class MergeRequest(Request):
+    """One LoRA from several, each with a weight: ``parts`` are texts FILE or FILE:WEIGHT."""
+
+    kind: ClassVar[str] = "merge"
+
+    parts: tuple[str, ...] = option(
+        "such as a.safetensors:0.7 b.safetensors:0.3", flags=(), metavar="FILE[:WEIGHT]", local=True
+    )
+    rank: int | None = _rank("bring the result to this rank; else the ranks add up")
+    dialect: str | None = _dialect("dialect; that of the (first) file unless given")
+    output: Path | None = _output()
+    overwrite: bool = option(OVERWRITE, False, local=True)
+    dtype: str | None = _dtype("as in the files where the weights lose no digit, else fp32")
+    blocks: str | None = option(BLOCKS, None, metavar="LIST")
+    kinds: str | None = option(KINDS, None, metavar="LIST")
+
+
+@dataclass(frozen=True)
+class ExportRequest(Request):
+    """Write a start folder for a training run: init file, command or configuration, self-check."""
+
+    kind: ClassVar[str] = "export"
+
+    file: Path = _file()
+    trainer: str = option("the trainer", choices=tuple(TRAINERS), flags=("--for",))
+    rank: int | None = _rank("rank to train at; that of the file unless given")
+    output: Path | None = _output("folder to write; FILE_TRAINER unless given", "FOLDER")
+    fill: bool = option("write fresh modules for what the trainer trains besides", False)
+    exact: bool = option("compute in float64", False)
+    seed: int = option("seed of fresh rows", 0, minimum=0)
+    overwrite: bool = option("replace files of these names", False, local=True)
+
+
+@dataclass(frozen=True)
+class RepairRequest(Request):
+    """Do for a file what ``check`` advises for one program (``consumer``). ``output`` is the file, ``folder`` the
+    start folder, of which one is written."""
+
+    kind: ClassVar[str] = "mend"
+
+    file: Path = _file()
+    consumer: str = option("the program that is to load it")
+    output: Path = option("file to write", local=True)
+    folder: Path = option("folder to write, where the advice is an export", local=True)
+
+
+ADVICE: Mapping[str, type[Request]] = {"convert": ConvertRequest, "rank": RankRequest, "export": ExportRequest}
+"""What ``check`` may advise."""

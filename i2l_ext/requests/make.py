@@ -1,0 +1,71 @@
+"""Requests around making a LoRA from pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from i2l_ext.converters.dialects import DEFAULT, DIALECTS
+from i2l_ext.converters.errors import UserError
+from i2l_ext.requests.fields import Request, option
+
+DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+"""A user's word for a number format -> the name that safetensors has for it."""
+
+HIGHEST_RANK = 4096
+"""More than any LoRA has; the matrices of the models are 3072 wide and wider."""
+
+HOSTS = ("forge-neo", "forge", "a1111")
+
+
+@dataclass(frozen=True)
+class MakeRequest(Request):
+    """A LoRA from one or several pictures.
+
+    The pictures' updates are averaged by ``weights``; ``strength`` scales the whole update. ``name`` None: after the
+    first picture or folder. ``folder`` None: the WebUI's LoRA folder. ``model`` None: the first that is downloaded,
+    else the miniature. ``dtype`` and ``rank`` None: as made.
+    """
+
+    kind: ClassVar[str] = "make"
+
+    pictures: tuple[Path, ...] = option("a picture, or a folder of pictures", flags=(), metavar="PICTURE", local=True)
+    name: str | None = option("the LoRA's name (default: after the picture or the folder)", None)
+    folder: Path | None = option(
+        "the folder it goes to (default: the WebUI's models/Lora)", None, flags=("--lora-dir",), local=True
+    )
+    model: str | None = option("see `i2l models` (default: the first that is downloaded, else mini)", None)
+    weights: tuple[float, ...] | None = option("how much each picture counts", None, metavar="W")
+    strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
+    dialect: str = option(
+        f"key names for whom (default: {DEFAULT})", DEFAULT, choices=tuple(DIALECTS), flags=("--to", "--format")
+    )
+    dtype: str | None = option("of the file (default: as made)", None, choices=tuple(DTYPES))
+    rank: int | None = option(
+        "reset to this rank, exactly (default: as made)", None, minimum=1, maximum=HIGHEST_RANK, metavar="K"
+    )
+    blocks: str | None = option("keep or scale blocks: 0-19 or 0-19:0.5,late:1.2", None, metavar="LIST")
+    kinds: str | None = option("keep or scale kinds of layers: attn or txt:0,mlp:0.5", None, metavar="LIST")
+    overwrite: bool = option("replace a LoRA of that name", False, local=True)
+    description: str = option("shown on the LoRA's card", "", prose=True)
+    activation_text: str = option("put into the prompt with the LoRA", "", prose=True)
+    host: str | None = option("the WebUI whose model names the card has", None, choices=HOSTS, local=True)
+
+    def validate(self) -> None:
+        """Raises UserError where a value is out of its range."""
+        super().validate()
+        if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
+            raise UserError(
+                "A picture's weight must be greater than 0. Leave out a picture that is to have no part.",
+                "out_of_range",
+            )
+
+
+@dataclass(frozen=True)
+class PreviewRequest(Request):
+    """What the models see in pictures: the centre square of each."""
+
+    kind: ClassVar[str] = "look"
+
+    pictures: tuple[Path, ...] = option("the pictures", flags=(), local=True)

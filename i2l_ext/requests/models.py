@@ -1,0 +1,52 @@
+"""Requests on models, their files, and the cache of embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from i2l_ext.requests.fields import Request, option
+
+HUBS = ("huggingface", "modelscope")
+
+
+@dataclass(frozen=True)
+class ModelsRequest(Request):
+    """Every model, and which of its files are here. ``structures``: with the structure hashes."""
+
+    kind: ClassVar[str] = "models"
+
+    structures: bool = option("with structure hashes", False)
+
+
+@dataclass(frozen=True)
+class DownloadRequest(Request):
+    """Fetch the files that a model lacks. ``agreed``: the user has seen the licences and agrees."""
+
+    kind: ClassVar[str] = "download"
+
+    model: str = option("a model, as `i2l models` lists them", flags=(), metavar="NAME")
+    source: str = option("the hub", "huggingface", choices=HUBS, flags=("--from",))
+    folder: Path | None = option(
+        "a folder of your choice; name it in I2L_MODELS later", None, flags=("--to",), metavar="DIR", local=True
+    )
+    agreed: bool = option("agree to the licences without being asked", False, flags=("--yes",))
+
+
+@dataclass(frozen=True)
+class VerifyRequest(Request):
+    """Read every byte of model files. ``model`` None: of all models."""
+
+    kind: ClassVar[str] = "verify"
+
+    model: str | None = option("one model; all without", None, flags=(), metavar="NAME")
+
+
+@dataclass(frozen=True)
+class CacheRequest(Request):
+    """Show or clear the encoder cache."""
+
+    kind: ClassVar[str] = "cache"
+
+    clear: bool = option("delete what is cached", False)
