@@ -7,6 +7,7 @@ comes from outside is checked twice: ``from_json`` holds the types, ``validate``
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,11 @@ class Field:
     @property
     def required(self) -> bool:
         return self.default is MISSING
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The command line's names for it; () for a positional argument."""
+        return (f"--{self.name.replace('_', '-')}",) if self.info.flags is None else self.info.flags
 
     def accepts(self, value: Any) -> bool:
         """Whether a JSON value is of this field's type."""
@@ -164,6 +170,20 @@ class Request:
     def json(self) -> dict[str, Any]:
         """The JSON object from which ``from_json`` makes an equal request."""
         return {name: _plain(getattr(self, name)) for name in self.fields()}
+
+    def command_line(self) -> str:
+        """The command of ``i2l`` that asks for the same, quoted for a shell; what is the default is left out."""
+        words = ["i2l", self.kind]
+        for name, field in self.fields().items():
+            value = getattr(self, name)
+            if value == field.default and not field.required:
+                continue
+            flag = field.flags[:1]
+            if value is True:
+                words += flag
+            else:
+                words += [*flag, *map(str, value if field.many else (value,))]
+        return shlex.join(words)
 
     def validate(self) -> None:
         """Raises UserError where a value is out of its range, or where two do not fit together."""

@@ -1,0 +1,55 @@
+"""What an operation is given beside its request: how to compute, and whom to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from i2l_ext.converters.errors import Cancelled
+from i2l_ext.requests import EngineOptions
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of an operation that takes its time. ``bytes`` are read in it, ``layers`` computed, as far as known."""
+
+    id: str
+    title: str
+    bytes: int | None = None
+    layers: int | None = None
+
+
+class Reporter:
+    """Who is told how far an operation is, and may stop it. This one tells nobody and never stops.
+
+    All methods are called on the thread that computes.
+    """
+
+    def plan(self, steps: Sequence[Step]) -> None:
+        """The steps to come, in order."""
+
+    def begin(self, step: str) -> None:
+        """The step with this id begins."""
+
+    def progress(self, share: float) -> None:
+        """How much of the step is done, 0 to 1."""
+
+    def note(self, line: str) -> None:
+        """Something a user should know that is no error."""
+
+    def cancelled(self) -> bool:
+        """Whether the user wants to stop."""
+        return False
+
+    def check(self) -> None:
+        """Raises Cancelled when the user wants to stop."""
+        if self.cancelled():
+            raise Cancelled
+
+
+@dataclass(frozen=True)
+class Context:
+    """How an operation computes and whom it tells."""
+
+    options: EngineOptions = field(default_factory=EngineOptions)
+    reporter: Reporter = field(default_factory=Reporter)

@@ -1,0 +1,314 @@
+"""What can be asked of LoRA files: inspect, check, rank curve, convert, rank, merge, export, repair.
+
+Heavy imports are made where they are needed: to inspect a header takes a tenth of torch's import.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2l_ext import requests
+from i2l_ext.converters.dialects import DEFAULT, DIALECTS
+from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.operations.context import Context, Step
+from i2l_ext.requests import DTYPES, Request
+
+if TYPE_CHECKING:
+    from i2l_ext.converters import Lora
+    from i2l_ext.converters.architectures import Architecture
+    from i2l_ext.converters.consumers import Verdict
+    from i2l_ext.converters.export import Export
+    from i2l_ext.converters.inspection import Inspection
+    from i2l_ext.converters.rank import Resizer
+
+SHARES = (0.9, 0.95, 0.99, 0.999)
+"""Shares of the effect for which an inspection tells the rank."""
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """``rank_for_energy``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
+    for."""
+
+    found: Inspection
+    plot: Path | None = None
+    rank_for_energy: Mapping[str, int] | None = None
+
+    def json(self) -> dict[str, Any]:
+        told = self.found.json()
+        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_energy": self.rank_for_energy}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What each program makes of a file of ``modules`` modules."""
+
+    file: Path
+    arch: Architecture
+    dialect: str
+    modules: int
+    verdicts: tuple[Verdict, ...]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "file": str(self.file),
+            "caution": self.arch.caution,
+            "consumers": [self._verdict(verdict) for verdict in self.verdicts],
+        }
+
+    def _verdict(self, verdict: Verdict) -> dict[str, Any]:
+        repair = repair_of(self.file, verdict)
+        return {**verdict.json(), "mend": repair and repair.command_line()}
+
+
+@dataclass(frozen=True)
+class RankCurveResult:
+    """``kept``: {kind, or "all": [share of the effect kept at rank 1, 2, …]}."""
+
+    kept: Mapping[str, list[float]]
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """A LoRA file that was written. ``kept``: where its rank was reset, the share of the effect kept, by kind."""
+
+    file: Path
+    arch: Architecture
+    dialect: str
+    rank: int
+    uniform: bool
+    modules: int
+    dtype: str
+    bytes: int
+    kept: Mapping[str, float] | None = None
+
+    def json(self) -> dict[str, Any]:
+        told = {
+            "file": str(self.file), "arch": self.arch.id, "dialect": self.dialect, "rank": self.rank,
+            "modules": self.modules, "dtype": self.dtype, "bytes": self.bytes,
+        }  # fmt: skip
+        return told if self.kept is None else {**told, "kept": self.kept}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A start folder that was written."""
+
+    written: Export
+
+    def json(self) -> dict[str, Any]:
+        return self.written.json()
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What a repair wrote: by which command, and where."""
+
+    command: str
+    consumer: str
+    file: Path
+    result: WriteResult | ExportResult
+
+    def json(self) -> dict[str, Any]:
+        return {**self.result.json(), "command": self.command, "consumer": self.consumer, "file": str(self.file)}
+
+
+def inspect(request: requests.InspectRequest, context: Context) -> InspectResult:
+    """Look at a LoRA file. Raises UserError where it is no LoRA of a known model."""
+    from i2l_ext.converters import inspection
+
+    found = inspection.inspect(request.file, values=not request.header)
+    if request.plot is None:
+        return InspectResult(found)
+    from i2l_ext.converters import Lora, plot, rank
+
+    lora = Lora.read(request.file)
+    values = rank.spectra(lora)
+    context.reporter.check()
+    plot.plot(lora, values, request.plot, overwrite=request.overwrite)
+    ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
+    return InspectResult(found, request.plot, ranks)
+
+
+def check(request: requests.CheckRequest, context: Context) -> CheckResult:
+    """What every program makes of a LoRA file. Raises UserError where it is no LoRA of a known model."""
+    from i2l_ext.converters import consumers
+
+    reading, verdicts = consumers.check(request.file)
+    return CheckResult(request.file, reading.arch, reading.dialect, len(reading.slots), tuple(verdicts))
+
+
+def repair_of(file: Path, verdict: Verdict) -> Request | None:
+    """The request that makes a program load all of ``file``; None where there is nothing to do, or nothing helps."""
+    if verdict.repair is None:
+        return None
+    return requests.ADVICE[verdict.repair.operation](file=file, **verdict.repair.options)
+
+
+def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurveResult:
+    """How much of a LoRA's effect each rank keeps. Raises UserError where it is no LoRA of a known model."""
+    from i2l_ext.converters import Lora, rank
+
+    context.reporter.plan([Step("curve", "curve")])
+    lora = Lora.read(request.file)
+    values = rank.spectra(lora)
+    context.reporter.check()
+    most = max(map(len, values.values()))
+    at = [rank.kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
+    return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
+
+
+def convert(request: requests.ConvertRequest, context: Context) -> WriteResult:
+    """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
+    from i2l_ext.converters.select import select
+
+    lora = select(_read(request.file, request.dtype, context), request.blocks, request.kinds)
+    output = request.output or request.file.with_name(f"{request.file.stem}_{request.dialect}.safetensors")
+    return _write(request, lora, output, request.dialect)
+
+
+def rank(request: requests.RankRequest, context: Context) -> WriteResult:
+    """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
+    from i2l_ext.converters import rank as ranks
+
+    lora = _read(request.file, request.dtype, context)
+    wanted: int | dict[str, int] = request.rank or 0
+    if request.energy is not None or request.per_module:
+        ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
+        values = ranks.spectra(lora, exact=request.exact)
+        if request.energy is None:
+            wanted = ranks.ranks_within(lora.arch, values, request.rank or 1)
+        elif request.per_module:
+            wanted = ranks.ranks_for(values, request.energy)
+        else:
+            wanted = ranks.rank_for([*values.values()], request.energy)
+    resized = ranks.resize(lora, wanted, exact=request.exact, seed=request.seed)
+    output = request.output or request.file.with_name(f"{request.file.stem}_r{resized.rank}.safetensors")
+    grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
+    fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
+    return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer(resized))
+
+
+def merge(request: requests.MergeRequest, context: Context) -> WriteResult:
+    """Write one LoRA from several, each with a weight. Raises UserError."""
+    from i2l_ext.converters import concatenate
+    from i2l_ext.converters import rank as ranks
+    from i2l_ext.converters.metadata import shared
+    from i2l_ext.converters.select import select, weighted
+
+    named = [weighted_file(part) for part in request.parts]
+    loras = [_read(path, request.dtype, context) for path, _ in named]
+    weights = [weight for _, weight in named]
+    parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
+    merged = select(concatenate(parts, [1.0] * len(parts)), request.blocks, request.kinds)
+    merged = replace(merged, metadata=shared([lora.metadata for lora in loras]))
+    resizer = None
+    if request.rank is not None:
+        merged = ranks.resize(merged, request.rank)
+        resizer = ranks.resizer(merged)
+    recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
+    first = named[0][0]
+    output = request.output or first.with_name(f"{first.stem}_merged.safetensors")
+    return _write(request, merged, output, request.dialect or _dialect_of(loras[0]), {"merged": recipe}, resizer)
+
+
+def export(request: requests.ExportRequest, context: Context) -> ExportResult:
+    """Write the folder from which a trainer starts. Raises UserError."""
+    from i2l_ext.converters.export import export as write
+
+    lora = _read(request.file, None, context)
+    folder = request.output or request.file.with_name(f"{request.file.stem}_{request.trainer}")
+    return ExportResult(
+        write(
+            lora, request.trainer, request.rank or lora.rank, folder, stem=request.file.stem, fill=request.fill,
+            exact=request.exact, seed=request.seed, overwrite=request.overwrite,
+        )
+    )  # fmt: skip
+
+
+def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
+    """Do what ``check`` advises for a program. Raises UserError where there is nothing to do."""
+    context.reporter.plan([Step("mend", "mend")])
+    found = check(requests.CheckRequest(request.file), context)
+    verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
+    advised = verdict and repair_of(request.file, verdict)
+    if advised is None:
+        raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
+    target = request.folder if isinstance(advised, requests.ExportRequest) else request.output
+    result = REPAIRS[advised.kind](replace(advised, output=target), context)  # type: ignore[type-var]
+    return RepairResult(advised.kind, request.consumer, target, result)
+
+
+REPAIRS: Mapping[str, Any] = {"convert": convert, "rank": rank, "export": export}
+"""Kind of request -> what does it."""
+
+
+def weighted_file(part: str) -> tuple[Path, float]:
+    """FILE:WEIGHT, or FILE, which has weight 1. A Windows drive's colon belongs to the file.
+
+    Raises UserError for a weight that is not finite.
+    """
+    name, colon, number = part.rpartition(":")
+    try:
+        weight = float(number) if colon and name else 1.0
+    except ValueError:
+        return Path(part), 1.0
+    if not math.isfinite(weight):
+        raise UserError(f"{part}: {number} is not a weight.")
+    return Path(name if colon and name else part), weight
+
+
+def _dialect_of(lora: Lora) -> str:
+    """The dialect that a file is in, where it is one that is written."""
+    spoken = lora.read_from.reading.dialect
+    return spoken if spoken in DIALECTS else DEFAULT
+
+
+def _read(path: Path, dtype: str | None, context: Context) -> Lora:
+    """A LoRA to write anew. What will not be carried over is noted."""
+    from i2l_ext.converters import Lora
+
+    lora = Lora.read(path)
+    source = lora.read_from
+    tensors = source.file.header.tensors
+    if dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
+        raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
+    for what, keys in (("text-encoder", source.reading.text_encoder), ("foreign", source.reading.foreign)):
+        if keys:
+            names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
+            context.reporter.note(one_line(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}"))
+    return lora
+
+
+def _write(
+    request: requests.ConvertRequest | requests.RankRequest | requests.MergeRequest,
+    lora: Lora,
+    output: Path,
+    dialect: str,
+    fields: Mapping[str, str] | None = None,
+    resizer: Resizer | None = None,
+) -> WriteResult:
+    from i2l_ext.converters.metadata import rewritten
+
+    if request.dtype:
+        lora = lora.cast(DTYPES[request.dtype])
+    metadata = rewritten(lora, dialect, output.stem, **fields or {})
+    lora.save(output, dialect, metadata=metadata, overwrite=request.overwrite)
+    kept = None
+    if resizer:
+        from i2l_ext.converters.rank import kept as share_kept
+
+        kept = share_kept(lora.arch, resizer.seen, resizer.ranks)
+    dtypes = sorted({spec.dtype for spec in lora.specs.values()})
+    return WriteResult(
+        output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
+        dtypes[0] if len(dtypes) == 1 else "mixed", output.stat().st_size, kept,
+    )  # fmt: skip
