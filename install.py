@@ -63,10 +63,10 @@ def main(arguments: Sequence[str]) -> int:
 def host(_: Sequence[str]) -> int:
     """The WebUI's part. Nothing is done, and nothing printed, where its Python has all that the engine needs."""
     sys.path.insert(0, str(ROOT))  # an embedded Python, as WebUIs bring, does not look beside the script
-    from i2l_ext import private
+    from i2l_ext import private_packages
 
     lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
-    if not lacking or private.fits(PRIVATE):
+    if not lacking or private_packages.is_current(PRIVATE):
         return 0
     print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
     try:
@@ -78,9 +78,9 @@ def host(_: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(dir=PRIVATE.parent, prefix="new-", ignore_cleanup_errors=True) as aside:
             fresh = Path(aside) / "new"
             fresh.mkdir()
-            command = ("install", "--quiet", "--no-deps", "--target", fresh, *_hashed(private.PINS))
+            command = ("install", "--quiet", "--no-deps", "--target", fresh, *_hashed(private_packages.PINS))
             subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
-            (fresh / private.STAMP).write_text(private.stamp(), encoding="utf-8")
+            (fresh / private_packages.STAMP).write_text(private_packages.expected_stamp(), encoding="utf-8")
             if PRIVATE.exists():
                 PRIVATE.rename(Path(aside) / "old")
             fresh.rename(PRIVATE)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from i2l_ext import private
+from i2l_ext import private_packages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,7 +114,7 @@ def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
     assert "--no-deps" in command
     target = Path(command[command.index("--target") + 1])  # a fresh folder, which then took the other's place
     assert target.parent.parent == install.PRIVATE.parent and not target.parent.exists()
-    assert private.fits(install.PRIVATE)
+    assert private_packages.is_current(install.PRIVATE)
     assert {"--require-hashes", "--only-binary=:all:"} <= set(command)
     wanted = {pin.name for pin, _ in pins(Path(command[command.index("-r") + 1]))}
     assert {"transformers", "tokenizers"} <= wanted
@@ -125,7 +125,7 @@ def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
 def test_an_update_that_breaks_off_leaves_the_private_folder_as_it_was(install, monkeypatch, error):
     (install.PRIVATE / "transformers").mkdir(parents=True)
     (install.PRIVATE / "transformers" / "__init__.py").write_text("old")
-    (install.PRIVATE / private.STAMP).write_text("of other pins")
+    (install.PRIVATE / private_packages.STAMP).write_text("of other pins")
 
     def pip(command, **_):
         target = Path(command[command.index("--target") + 1])
@@ -138,7 +138,7 @@ def test_an_update_that_breaks_off_leaves_the_private_folder_as_it_was(install, 
     assert install.main([]) == (130 if isinstance(error, KeyboardInterrupt) else 0)
     assert (install.PRIVATE / "transformers" / "__init__.py").read_text() == "old"
     assert [path.name for path in install.PRIVATE.parent.iterdir()] == [install.PRIVATE.name]
-    assert not private.fits(install.PRIVATE)
+    assert not private_packages.is_current(install.PRIVATE)
 
 
 def test_an_update_leaves_nothing_of_the_old_packages(install, monkeypatch):
@@ -148,20 +148,20 @@ def test_an_update_leaves_nothing_of_the_old_packages(install, monkeypatch):
     os.utime(killed, (1, 1))
     monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
     assert install.main([]) == 0
-    assert [path.name for path in install.PRIVATE.iterdir()] == [private.STAMP]
+    assert [path.name for path in install.PRIVATE.iterdir()] == [private_packages.STAMP]
     assert [path.name for path in install.PRIVATE.parent.iterdir()] == [install.PRIVATE.name]
 
 
 @pytest.mark.parametrize("line", [None, 0, 1, 2, "empty", "not text"])
 def test_the_engine_takes_only_the_packages_of_its_python_and_pins(monkeypatch, tmp_path, line):
-    monkeypatch.setattr(private, "FOLDER", tmp_path)
+    monkeypatch.setattr(private_packages, "FOLDER", tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    lines = private.stamp().split("\n")
+    lines = private_packages.expected_stamp().split("\n")
     if isinstance(line, int):
         lines[line] += "0"
     said = {"empty": b"", "not text": b"\xff\xfe"}.get(line, "\n".join(lines).encode())
-    (tmp_path / private.STAMP).write_bytes(said)
-    private.use()
+    (tmp_path / private_packages.STAMP).write_bytes(said)
+    private_packages.add_to_path()
     assert (sys.path[0] == str(tmp_path)) is (line is None)
 
 
@@ -227,7 +227,7 @@ def test_a_hosts_packages_stay_byte_for_byte(install, tmp_path, monkeypatch):
     assert call(str(checkout / "install.py")) == ""  # the next launch has nothing to do
     assert state() == before
     code = "import transformers, numpy; print(transformers.__version__, numpy.__version__)"
-    engine = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private; private.use(); {code}"
+    engine = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private; private_packages.add_to_path(); {code}"
     assert call("-c", code).split() == ["4.46.1", "1.26.4"]
     assert call("-c", engine).split() == ["4.57.6", "1.26.4"]
 

@@ -54,7 +54,8 @@ def test_every_field_says_what_it_is(request_type):
     "wrong",
     [
         None, [], "make", {}, {"pictures": PICTURE}, {"pictures": ["relative.png"]}, {"pictures": ["/a\0b"]},
-        {"pictures": [PICTURE], "rank": True}, {"pictures": [PICTURE], "rank": 1.5}, {"pictures": [PICTURE], "rank": "4"},
+        {"pictures": [PICTURE], "rank": True}, {"pictures": [PICTURE], "rank": 1.5},
+        {"pictures": [PICTURE], "rank": "4"},
         {"pictures": [PICTURE], "strength": float("nan")}, {"pictures": [PICTURE], "strength": None},
         {"pictures": [PICTURE], "weights": [1, "2"]}, {"pictures": [PICTURE], "model": "a\nb"},
         {"pictures": [PICTURE], "overwrite": 1}, {"pictures": [PICTURE], "unheard": 1}, {"pictures": [PICTURE], 7: 1},

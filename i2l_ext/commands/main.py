@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from i2l_ext import __version__, private, runtime
+from i2l_ext import __version__, private_packages, runtime
 from i2l_ext.converters.errors import UserError
 
 COMMANDS = (
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    private.use()
+    private_packages.add_to_path()
     runtime.share()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

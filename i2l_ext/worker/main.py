@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from i2l_ext import private, runtime
+from i2l_ext import private_packages, runtime
 from i2l_ext.converters.errors import Cancelled, UserError, one_line
 from i2l_ext.engine.locks import Lock
 from i2l_ext.worker import requests
@@ -84,7 +84,7 @@ class Teller:
 
 def main() -> int:
     """Serve one request; 0 unless it failed."""
-    private.use()
+    private_packages.add_to_path()
     runtime.share()
     tell = Teller(_own_stdout())
     request: Request = {}

@@ -12,21 +12,21 @@ STAMP = "i2l-python.txt"
 """In the folder: for which Python and from which pins ``install.py`` filled it. Another one has no use for it."""
 
 
-def stamp() -> str:
+def expected_stamp() -> str:
     """What is to stand there: the prefix and the version of the Python that runs, and the digest of the pins. Raises
     OSError where there are none."""
     digest = hashlib.sha256(b"\0".join((PINS.read_bytes(), sys.version.encode())))
     return "\n".join((sys.prefix, sys.version.replace("\n", " "), digest.hexdigest()))
 
 
-def fits(folder: Path) -> bool:
+def is_current(folder: Path) -> bool:
     """Whether a folder was filled for the Python that runs, from the pins as they are, to its end."""
     with suppress(OSError, ValueError):
-        return (folder / STAMP).read_text(encoding="utf-8") == stamp()
+        return (folder / STAMP).read_text(encoding="utf-8") == expected_stamp()
     return False
 
 
-def use() -> None:
+def add_to_path() -> None:
     """Put the private folder first on the path, where it fits."""
-    if fits(FOLDER):
+    if is_current(FOLDER):
         sys.path.insert(0, str(FOLDER))

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
+from test_jobs import OWNER, SMALL, until
 
-from i2l_ext.engine import job, locks, process, queue, records
+from i2l_ext.engine import job, locks, process, records
+from i2l_ext.engine import queue as queues
 from i2l_ext.engine.job import Job, Progress
 from i2l_ext.engine.queue import ENDED, Queue
-from test_jobs import OWNER, SMALL, until
 
 QUIET = [sys.executable, "-c", ""]
 """An engine that says nothing: its jobs fail at once."""
@@ -198,8 +199,8 @@ def test_a_job_cancelled_in_line_leaves_the_hosts_model_alone(tmp_path, monkeypa
 
 
 def test_looks_push_no_other_job_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(queue, "KEPT", 2)
-    monkeypatch.setattr(queue, "KEPT_FLEETING", 1)
+    monkeypatch.setattr(queues, "KEPT", 2)
+    monkeypatch.setattr(queues, "KEPT_FLEETING", 1)
     queue = Queue(tmp_path / "state", QUIET)
     made = [done(queue, "make") for _ in range(2)]
     seen = [done(queue, kind) for kind in ("look", "models", "look", "look")]
@@ -271,7 +272,7 @@ def test_an_engine_that_outlives_its_webui_is_waited_for(tmp_path, monkeypatch, 
     [old] = state.iterdir()
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    monkeypatch.setattr(queue, "LAST", queue.LAST if patient else 0)
+    monkeypatch.setattr(queues, "LAST", queues.LAST if patient else 0)
     heir = Queue(state, SMALL, after=told.append)
     [asked] = heir.active()
     assert asked.state == "stopping" and asked.view()["title"] == "Cut off" and old.exists()

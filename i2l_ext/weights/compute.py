@@ -1,0 +1,52 @@
+"""Where and how one computes, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from i2l_ext.converters.errors import Cancelled
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """``device`` and ``dtype`` by torch's names; ``dtype`` is bfloat16, float16 or float32, or, as a wish for all
+    encoders of a model, also auto (devices.choose). ``memory`` bounds the bytes of weights and activations; None: no
+    bound."""
+
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    memory: int | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """``tensor`` on the device and, if it is of floats, in the dtype."""
+        return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Who is told how far a computation is, and who may stop it.
+
+    ``step`` is told the id of a step that begins, ``progress`` the share of it that is done, 0 to 1. ``cancelled`` is
+    asked many times a second whether to stop. All are called on the thread that computes.
+    """
+
+    step: Callable[[str], None] = lambda id: None
+    progress: Callable[[float], None] = lambda share: None
+    cancelled: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises Cancelled when the user wants to stop."""
+        if self.cancelled():
+            raise Cancelled
+
+    def part(self, start: float, end: float) -> Callbacks:
+        """The same for a part of a step, whose progress fills ``start`` to ``end`` of the whole."""
+        return replace(self, progress=lambda share: self.progress(start + share * (end - start)))
