@@ -227,7 +227,8 @@ def test_a_hosts_packages_stay_byte_for_byte(install, tmp_path, monkeypatch):
     assert call(str(checkout / "install.py")) == ""  # the next launch has nothing to do
     assert state() == before
     code = "import transformers, numpy; print(transformers.__version__, numpy.__version__)"
-    engine = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private; private_packages.add_to_path(); {code}"
+    begin = f"import sys; sys.path.insert(0, {str(checkout)!r}); from i2l_ext import private_packages"
+    engine = f"{begin}; private_packages.add_to_path(); {code}"
     assert call("-c", code).split() == ["4.46.1", "1.26.4"]
     assert call("-c", engine).split() == ["4.57.6", "1.26.4"]
 
