@@ -205,8 +205,10 @@ def export(args: argparse.Namespace) -> int:
         seed=args.seed,
         overwrite=args.overwrite,
     )
-    text = readme(TRAINERS[args.trainer], told).splitlines()
-    _tell(args, told.json(), [f"{told.folder}: {told.run}, {Path(told.init).name}, README.md", *text[2:]])
+    text = readme(TRAINERS[args.trainer], told).splitlines()[2:]
+    report = [*text[:1], ""] if told.caution else []
+    report += [f"{told.folder}: {told.run}, {Path(told.init).name}, README.md", *text[len(report) :]]
+    _tell(args, told.json(), report)
     return 0
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from i2l_ext import library, names
+from i2l_ext import images, library, names
 from i2l_ext.converters import consumers, dialects
 from i2l_ext.converters.errors import UserError
 from i2l_ext.devices import PRECISIONS
@@ -72,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
     from i2l_ext.commands.progress import bars
     from i2l_ext.pipeline import Order, make
 
+    named = [path for path in args.pictures if not (args.each and path.is_dir())]
+    if named:
+        images.collect(named)  # a slip in their names is told before anything else
     model = args.model or default_model()
     folder = args.lora_dir or library.find_lora_folder(Path(__file__).resolve().parents[2])
     if folder is None:
-        raise UserError("No LoRA folder was found from here. Name it: --lora-dir path/to/models/Lora")
+        raise UserError("Say where to save the LoRA: --lora-dir PATH. No models/Lora folder was found from here.")
     order = Order(
         pictures=args.pictures,
         name=names.suggest_name(args.pictures) if args.name is None else args.name,
