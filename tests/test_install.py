@@ -320,9 +320,7 @@ def test_a_graphics_card_on_windows(environment, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("system", "card"), [("linux", "nvidia-smi"), ("win32", None)])
-def test_nothing_is_said_of_cards_where_there_is_nothing_to_do(
-    environment, monkeypatch, capsys, system, card
-):
+def test_nothing_is_said_of_cards_where_there_is_nothing_to_do(environment, monkeypatch, capsys, system, card):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(environment.shutil, "which", lambda name: card)
     environment._environment("mini")
