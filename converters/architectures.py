@@ -52,7 +52,7 @@ class Architecture:
 
     ``family`` names the model class that loads it; ``fused`` maps the name of a fused layer of other
     implementations to the kinds whose rows it stacks; ``renamed`` maps another name to ours; ``caution`` is what
-    whoever is told about consumers must know first.
+    whoever is told about programs must know first, where none has such a model.
     """
 
     id: str
@@ -160,7 +160,7 @@ QWEN_IMAGE = qwen_image("qwen-image", "Qwen-Image", depth=60, hidden=3072, laten
 Z_IMAGE = z_image("z-image", "Z-Image", depth=30, refiners=2, hidden=3840, mlp=10240, text=2560)
 MINI = replace(
     qwen_image("mini", "Miniature of Qwen-Image", depth=3, hidden=96, latent=48, text=32, beside=16),
-    caution="A LoRA of the miniature: `i2l draw` draws with it. Programs for Qwen-Image know its names, not its sizes.",
+    caution="Test LoRA: only `i2l draw` can use it. Programs for Qwen-Image know its names, not its sizes.",
 )
 
 ARCHITECTURES: dict[str, Architecture] = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE, MINI)}

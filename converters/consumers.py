@@ -11,7 +11,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import dialects, files
@@ -157,7 +157,15 @@ def check(path: Path | str) -> tuple[dialects.Reading, list[Verdict]]:
         reading = dialects.parse(file.header.shapes, file.path.name)
         scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
         ranks = {path: file.entry(slot.down).shape[0] for path, slot in reading.slots.items()}
-    return reading, [judge(consumer, reading, scales, ranks, str(path)) for consumer in CONSUMERS]
+    verdicts = [judge(consumer, reading, scales, ranks, str(path)) for consumer in CONSUMERS]
+    return reading, [_by_names(verdict) for verdict in verdicts] if reading.arch.caution else verdicts
+
+
+def _by_names(verdict: Verdict) -> Verdict:
+    """The same of a LoRA whose model no program has: what it says holds for the names alone."""
+    if not verdict.loads:
+        return verdict
+    return replace(verdict, detail="; ".join(filter(None, ["by names only, no model of these sizes", verdict.detail])))
 
 
 def judge(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Export:
     """What was written. ``fresh``: kinds that the trainer trains and that start from nothing, with their number;
     ``left_out``: modules of the file that the trainer has no place for; ``error``: the largest relative distance of an
-    update from the one that was to be kept, beyond what a lower rank costs; ``kept``: energy, by kind."""
+    update from the one that was to be kept, beyond what a lower rank costs; ``kept``: energy, by kind; ``caution``:
+    why no training of a real model can start from it, or empty."""
 
     trainer: str
     arch: str
@@ -42,6 +43,7 @@ class Export:
     left_out: dict[str, int]
     kept: dict[str, float]
     error: float
+    caution: str = ""
 
     def json(self) -> dict[str, object]:
         return asdict(self)
@@ -102,6 +104,7 @@ def export(
             left_out=_kinds(lora, left_out),
             kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
             error=error,
+            caution=lora.arch.caution,
         )
         for file, text in {**texts, "README.md": readme(trainer, told)}.items():
             (here / file).write_text(text, encoding="utf-8", newline="\n")
@@ -210,11 +213,15 @@ def _beyond(before: tuple, after: tuple, seen: torch.Tensor, kept: int) -> float
     return max(0.0, distance - optimum) / size if size else distance
 
 
+SHOWN = "This folder shows what an export is: no training of a real model can start from it."
+
+
 def readme(trainer: Trainer, told: Export) -> str:
     """Ten lines or so for the person who opens the folder."""
     lines = [
         f"# A head start for {trainer.title}",
         "",
+        *([f"{told.caution} {SHOWN}", ""] if told.caution else []),
         f"`{Path(told.init).name}`: {told.modules} modules, rank {told.rank} = alpha, fp32, {trainer.dialect} keys.",
         f"`{told.run}`: fill in the paths at its top and run it; the run is called `{told.name}`.",
         f"Energy kept of the update: {told.kept['all']:.2%}. Self-check: largest error {told.error:.0e}, no dead rank.",

@@ -237,6 +237,19 @@ def test_a_miniatures_lora_is_told_to_be_one(tmp_path):
     assert consumers.summary(tmp_path / "f") == MINI.caution
 
 
+def test_check_says_first_that_only_draw_can_use_it(tmp_path, capsys):
+    for arch, told in ((MINI, True), (QWEN_IMAGE, False)):
+        random(arch, first_blocks(arch)).save(tmp_path / arch.id)
+        assert i2l("check", tmp_path / arch.id) == 0
+        out = capsys.readouterr().out
+        assert out.splitlines()[1].startswith("Test LoRA: only `i2l draw` can use it.") == told
+        assert i2l("check", tmp_path / arch.id, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert bool(found["caution"]) == told
+        loading = [one for one in found["consumers"] if one["loads"]]
+        assert loading and all(one["detail"].startswith("by names only") == told for one in loading)
+
+
 def test_check_of_what_is_no_lora(tmp_path):
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "f")
     with pytest.raises(UserError, match="not a LoRA"):

@@ -272,3 +272,12 @@ def test_an_interrupted_run_leaves_nothing(world, tmp_path):
     _, err = process.communicate(timeout=120)  # one that did not listen would take ten minutes
     assert process.returncode == 130 and "nothing was left behind" in err and "Traceback" not in err
     assert not (tmp_path / "Lora").exists() or not list((tmp_path / "Lora").iterdir())
+
+
+@pytest.mark.parametrize("each", [[], ["--each"]], ids=["one", "each"])
+def test_a_missing_picture_is_told_before_a_missing_folder(world, tmp_path, monkeypatch, capsys, each):
+    monkeypatch.chdir(tmp_path)
+    assert main(["make", "no.png", "--model", "small", *each]) == 1
+    assert capsys.readouterr().err.strip() == "i2l: no.png: no such file or folder."
+    assert main(["make", str(world.pictures[0]), "--model", "small", *each]) == 1
+    assert "Say where to save the LoRA: --lora-dir PATH." in capsys.readouterr().err

@@ -307,3 +307,20 @@ def test_command(tmp_path, capsys):
     assert told["name"].startswith("my_style_i2l_r4_") and told["error"] < 1e-5
     assert i2l("export", path, "--for", "ai-toolkit") == 0
     assert (tmp_path / "my style_ai-toolkit" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, trainer, capsys):
+    path = tmp_path / "style.safetensors"
+    style(MINI).save(path)
+    assert i2l("export", path, "--for", trainer, "-o", tmp_path / "a") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("Test LoRA: only `i2l draw` can use it.")
+    assert "Test LoRA: only `i2l draw` can use it." in (tmp_path / "a" / "README.md").read_text()
+    assert i2l("export", path, "--for", trainer, "-o", tmp_path / "b", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["caution"] == MINI.caution
+
+
+def test_an_export_of_a_real_lora_has_no_caution(tmp_path):
+    told = export(style(QWEN_IMAGE), "diffusers", 2, tmp_path / "out")
+    assert told.caution == "" and "Test LoRA" not in (tmp_path / "out" / "README.md").read_text()

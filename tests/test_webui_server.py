@@ -322,7 +322,7 @@ def told(answer, status):
 
 
 def send(client, picture):
-    return client.post("/i2l/v1/loras", files={"pictures": picture.read_bytes()}, data={"name": "x"})
+    return client.post("/i2l/v1/loras", files={"pictures": picture.read_bytes()}, data={"name": "x", "model": "mini"})
 
 
 @pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)

@@ -9,21 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 from i2l_ext import __version__, private_packages, runtime
+from i2l_ext.commands import demo, doctor, lora_files, make, mini, models, train, ui
 from i2l_ext.converters.errors import UserError
 
-COMMANDS = (
-    "i2l_ext.commands.make",
-    "i2l_ext.commands.lora_files",
-    "i2l_ext.commands.models",
-    "i2l_ext.commands.mini",
-    "i2l_ext.commands.train",
-    "i2l_ext.commands.demo",
-    "i2l_ext.commands.doctor",
-    "i2l_ext.commands.ui",
-)
+COMMANDS = (make, lora_files, models, mini, train, demo, doctor, ui)
 """Modules whose ``register(subparsers)`` adds commands. They import nothing heavy until a command runs."""
 
 
@@ -39,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="i2l", description="Pictures in, a LoRA out.")
     top.add_argument("--version", action="version", version=f"i2l {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        import_module(name).register(subparsers)
+    for module in COMMANDS:
+        module.register(subparsers)
     return top
 
 

@@ -115,7 +115,7 @@ def _modelscope_hub() -> ModuleType:
     except ImportError:
         raise UserError(
             "ModelScope's client is not installed. Install it with: pip install modelscope-hub; "
-            "or download from the other hub: --from huggingface."
+            "or download from Hugging Face (--from huggingface)."
         ) from None
     return modelscope_hub
 

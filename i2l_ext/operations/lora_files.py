@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext import requests
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError, one_line
-from i2l_ext.operations.context import Context, Step
+from i2l_ext.operations.context import Context
 from i2l_ext.requests import DTYPES, Request
 
 if TYPE_CHECKING:
@@ -157,7 +157,6 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
     """How much of a LoRA's effect each rank keeps. Raises UserError where it is no LoRA of a known model."""
     from i2l_ext.converters import Lora, rank
 
-    context.reporter.plan([Step("curve", "curve")])
     lora = Lora.read(request.file)
     values = rank.spectra(lora)
     context.reporter.check()
@@ -236,7 +235,6 @@ def export(request: requests.ExportRequest, context: Context) -> ExportResult:
 
 def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
     """Do what ``check`` advises for a program. Raises UserError where there is nothing to do."""
-    context.reporter.plan([Step("mend", "mend")])
     found = check(requests.CheckRequest(request.file), context)
     verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
     advised = verdict and repair_of(request.file, verdict)

@@ -18,7 +18,7 @@ from i2l_ext.requests.lora_files import (
 )
 from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
-from i2l_ext.requests.system import DoctorRequest, EngineOptions
+from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, bytes_of
 
 PROTOCOL = 2
 """Version of the messages between a page's process and the engine's. Raise it when a message changes its meaning."""
@@ -34,8 +34,8 @@ REQUESTS: dict[str, type[Request]] = {
 """By kind."""
 
 __all__ = [
-    "ADVICE", "DTYPES", "HIGHEST_RANK", "PROTOCOL", "REQUESTS",
+    "ADVICE", "DTYPES", "HIGHEST_RANK", "PRECISIONS", "PROTOCOL", "REQUESTS",
     "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
-    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request",
+    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request", "bytes_of",
 ]  # fmt: skip

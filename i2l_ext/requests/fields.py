@@ -29,6 +29,7 @@ class FieldInfo:
     ``minimum`` and ``maximum`` are inclusive; ``nonzero`` forbids 0. ``choices`` are the only values. ``flags`` are
     the command line's names where they are not ``--field-name``; ``()`` makes it a positional argument. ``prose`` may
     hold line breaks. ``local`` fields are paths and orders of this machine: no browser and no HTTP client fills them.
+    ``syntax`` raises UserError for a text that is not of the right form.
     """
 
     help: str
@@ -40,6 +41,7 @@ class FieldInfo:
     metavar: str | None = None
     prose: bool = False
     local: bool = False
+    syntax: Callable[[str], object] | None = None
 
 
 def option(help: str, default: Any = MISSING, **info: Any) -> Any:

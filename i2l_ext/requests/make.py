@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
-from i2l_ext.requests.fields import Request, option
+from i2l_ext.requests.fields import Request, bad_request, option
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """A user's word for a number format -> the name that safetensors has for it."""
@@ -69,3 +69,10 @@ class PreviewRequest(Request):
     kind: ClassVar[str] = "look"
 
     pictures: tuple[Path, ...] = option("the pictures", flags=(), local=True)
+    numbers: tuple[int, ...] | None = option("what messages call them; 1, 2, … unless told otherwise", None)
+
+    def validate(self) -> None:
+        """Raises UserError where there is not one number for each picture."""
+        super().validate()
+        if self.numbers is not None and len(self.numbers) != len(self.pictures):
+            raise bad_request("'numbers'")

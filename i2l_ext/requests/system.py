@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from i2l_ext.converters.errors import UserError
 from i2l_ext.requests.fields import Request, option
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+"""In what encoders are computed."""
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of "6GB", "800MB", "6G" or a plain number. Raises UserError for any other text."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)i?B?", size.strip(), re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise UserError(f"{size[:80]!r} is not a size such as 6GB.", "out_of_range")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,6 @@ class EngineOptions(Request):
     kind: ClassVar[str] = "engine"
 
     device: str = option("cpu, cuda, cuda:1, mps or auto (default)", "auto")
-    memory: str | None = option("bound on memory, such as 6GB", None, metavar="SIZE")
-    precision: str = option("of the encoders", "auto", choices=("auto", "fp32", "bf16"))
+    memory: str | None = option("bound on memory, such as 6GB", None, metavar="SIZE", syntax=bytes_of)
+    precision: str = option("of the encoders; see `i2l doctor`", "auto", choices=PRECISIONS)
     cache_bytes: int | None = option("bound on the encoder cache; 0: none", None, minimum=0)

@@ -1,0 +1,102 @@
+"""Making LoRAs from pictures: one, or one for each picture of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import i2l_ext
+from i2l_ext import images, library
+from i2l_ext.converters.errors import UserError
+from i2l_ext.library import names
+from i2l_ext.models import catalogue, store
+from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
+from i2l_ext.operations.context import Context, Step
+from i2l_ext.requests import MakeRequest
+
+if TYPE_CHECKING:
+    from i2l_ext.batch import SkippedMake
+    from i2l_ext.models.catalogue import Model
+    from i2l_ext.pipeline import MakeResult
+
+MINIATURE = "mini"
+
+NOTE_MINIATURE = (
+    "no model is downloaded, so this is made with `mini`, the built-in miniature: try it with `i2l draw`. "
+    "For Qwen-Image: i2l models download qwen-image-style (20.6 GB)."
+)
+
+
+def make(request: MakeRequest, context: Context) -> MakeResult:
+    """Pictures in, a LoRA file with preview and sidecar out.
+
+    Raises UserError for what the user can mend, Cancelled when the reporter says so; then nothing is left behind.
+    """
+    from i2l_ext import pipeline
+
+    images.collect(request.pictures)  # a slip in their names is told before anything else
+    complete = with_defaults(request)
+    options = compute_options(context.options)
+    context.reporter.plan([Step("start", "start"), *steps(catalogue.find(complete.model or MINIATURE))])
+    note_other_dtypes(complete.model or MINIATURE, options, context)
+    made = pipeline.make(complete, options, callbacks(context.reporter), embedding_cache(context.options))
+    _note_miniature(request, complete, context)
+    return made
+
+
+def make_each(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
+    """A LoRA for each picture and each sub-folder of ``request.pictures``; what is made already is skipped.
+
+    Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
+    all of them.
+    """
+    from i2l_ext import batch
+
+    if request.name is not None or request.weights is not None:
+        raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
+    if named := [path for path in request.pictures if not path.is_dir()]:
+        images.collect(named)
+    complete = with_defaults(request)
+    options = compute_options(context.options)
+    requests = batch.share_of_process(batch.requests_of(request.pictures, complete))
+    context.reporter.plan(steps(catalogue.find(complete.model or MINIATURE)))
+    note_other_dtypes(complete.model or MINIATURE, options, context)
+    if requests:
+        yield from batch.make_each(requests, options, callbacks(context.reporter), embedding_cache(context.options))
+    _note_miniature(request, complete, context)
+
+
+def with_defaults(request: MakeRequest) -> MakeRequest:
+    """The same with model, folder and name chosen where they were left out.
+
+    Raises UserError where a value is out of its range, or where no LoRA folder is found.
+    """
+    request.validate()
+    folder = request.folder or library.find_lora_folder(Path(i2l_ext.__file__).resolve().parents[1])
+    if folder is None:
+        raise UserError("Say where to save the LoRA: --lora-dir PATH. No models/Lora folder was found from here.")
+    name = names.suggest_name(request.pictures) if request.name is None else request.name
+    return replace(request, name=name, folder=folder, model=request.model or default_model())
+
+
+def default_model() -> str:
+    """The first downloaded model; without one the miniature."""
+    rows = store.listing()
+    return next((row.name for row in rows if row.ready and any(part.repo for part in row.parts)), MINIATURE)
+
+
+def steps(model: Model) -> list[Step]:
+    """The steps of a make, as the pipeline names them, with the bytes that each reads."""
+    heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
+    encode = [
+        Step(f"encode {part.id}", f"encode {part.id}", part.nbytes, getattr(part.spec, "layers", None))
+        for part in model.encoders
+    ]
+    return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.made))]
+
+
+def _note_miniature(request: MakeRequest, complete: MakeRequest, context: Context) -> None:
+    if request.model is None and complete.model == MINIATURE:
+        context.reporter.note(NOTE_MINIATURE)

@@ -1,0 +1,64 @@
+"""The worker's side of the conversation: events to stdout, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from i2l_ext.operations.context import Reporter, Step
+
+EVERY = 0.1
+"""Seconds between two reports of progress."""
+
+
+class EventReporter(Reporter):
+    """Writes every report as an event. Where nobody listens any more the work is to stop."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self.stop = threading.Event()
+        self._steps: list[str] = []
+        self._step, self._share, self._sent = "", 0.0, 0.0
+        self._cached: list[str] = []
+
+    def send(self, event: str, **facts: Any) -> None:
+        """Write an event."""
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        try:
+            with self._lock:
+                self._out.write(line)
+                self._out.flush()
+        except OSError:
+            self.stop.set()
+
+    def plan(self, steps: Sequence[Step]) -> None:
+        self._steps = [step.id for step in steps]
+        self._step, self._share, self._cached = next(iter(self._steps), ""), 0.0, []
+        self.send("plan", steps=[asdict(step) for step in steps])
+
+    def begin(self, step: str) -> None:
+        """A step begins. One that ended without any progress found its work in the cache."""
+        if step in self._steps:
+            index, last = self._steps.index(step), self._steps.index(self._step)
+            self._cached += [self._step] if index > last > 0 and self._share == 0 else []
+            self._step, self._share = step, 0.0
+            self._report()
+
+    def progress(self, share: float) -> None:
+        self._share = share
+        if share >= 1 or time.monotonic() - self._sent >= EVERY:
+            self._report()
+
+    def note(self, line: str) -> None:
+        self.send("note", text=line)
+
+    def cancelled(self) -> bool:
+        return self.stop.is_set()
+
+    def _report(self) -> None:
+        self._sent = time.monotonic()
+        self.send("step", step=self._step, share=self._share, cached=self._cached)
