@@ -83,7 +83,12 @@ class Progress:
 def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
     """A step as the worker plans it. Raises as ``apply_event`` does."""
     size = step.get("bytes")
-    return {**step, "id": str(step["id"]), "title": str(step["title"]), "bytes": None if size is None else min(max(int(size), 0), LARGEST)}
+    return {
+        **step,
+        "id": str(step["id"]),
+        "title": str(step["title"]),
+        "bytes": None if size is None else min(max(int(size), 0), LARGEST),
+    }
 
 
 @dataclass

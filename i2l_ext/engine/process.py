@@ -31,9 +31,12 @@ MAX_LINE_BYTES = 4 << 20
 TAIL_LINES = 30
 """Lines of stderr that are kept."""
 
+
 def command() -> list[str]:
-    """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another."""
-    return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-m", "i2l_ext.worker"]
+    """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another. An embedded
+    Python, as WebUIs for Windows have, does not look for modules in its working directory: it is told where ours are."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from i2l_ext.worker.main import main; sys.exit(main())"
+    return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-c", start]
 
 
 def loads_finite_json(text: bytes) -> Any:
@@ -95,7 +98,7 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        self._stderr_reader.join(timeout=1)  # not for ever: a process that the engine has started may still hold its stderr
+        self._stderr_reader.join(timeout=1)  # a process that the engine has started may hold its stderr longer
         self._stdout.close()
         self._stopped.set()
         return code

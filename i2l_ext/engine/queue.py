@@ -47,9 +47,7 @@ class QueueFull(UserError):
     """Too many jobs are waiting."""
 
     def __init__(self) -> None:
-        super().__init__(
-            f"{MAX_WAITING} jobs are waiting already. Wait for some of them, or cancel some.", "busy"
-        )
+        super().__init__(f"{MAX_WAITING} jobs are waiting already. Wait for some of them, or cancel some.", "busy")
 
 
 class Queue:
