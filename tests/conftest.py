@@ -11,6 +11,10 @@ from small_models import SMALL, build
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all we start too
 
 
+def pytest_addoption(parser):
+    parser.addoption("--renew-snapshots", action="store_true", help="write what test_snapshots.py compares with anew")
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("small"))
