@@ -17,6 +17,8 @@ def user_data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
         yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--renew-snapshots", action="store_true", help="write what test_snapshots.py compares with anew")
 
