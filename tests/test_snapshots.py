@@ -299,7 +299,8 @@ if request.get("order", {}).get("name") == "bad":
     print("the last words", file=sys.stderr, flush=True)
     say("failed", error="It failed.")
 elif kind == "models":
-    parts = [{"id": "mini-style", "bytes": 1, "repo": None, "licence": "Apache-2.0", "present": True, "path": "/secret", "problem": None}]
+    parts = [{"id": "mini-style", "bytes": 1, "repo": None, "licence": "Apache-2.0", "present": True,
+              "path": "/secret", "problem": None}]
     row = {"name": "mini", "arch": "mini", "line": "for a try", "ready": True, "download_bytes": 0, "parts": parts}
     say("done", result=[row])
 elif kind == "make":
