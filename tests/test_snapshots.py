@@ -27,7 +27,8 @@ pytest.importorskip("diffusers")
 import torch
 from PIL import Image
 
-from i2l_ext import __version__, cli
+from i2l_ext import __version__
+from i2l_ext.commands import main
 from i2l_ext.converters import Lora
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.converters.dialects import DIALECTS
@@ -230,7 +231,7 @@ def of_the_host(told):
 def test_commands(name, hold, place, capsys):
     before = files(place)
     try:
-        code = cli.main(COMMANDS[name].split())
+        code = main.main(COMMANDS[name].split())
     except SystemExit as stop:
         code = stop.code
     out, err = capsys.readouterr()
@@ -282,7 +283,7 @@ def shape(parser):
 
 
 def test_help(hold):
-    hold("help", {name: shape(parser) for name, parser in subcommands(cli.parser())})
+    hold("help", {name: shape(parser) for name, parser in subcommands(main.parser())})
 
 
 # --- the HTTP interface -------------------------------------------------------------------------------------------
@@ -461,7 +462,7 @@ def test_engine(name, hold, place):
     request = {"kind": name, **REQUESTS[name], "folder": str(job), "outcome": str(place / "outcome.json")}
     line = json.dumps(request).replace("TMP/", f"{place}/")
     engine = subprocess.Popen(
-        [sys.executable, "-m", "i2l_ext.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "i2l_ext.worker.main"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     engine.stdin.write(line + "\n")
