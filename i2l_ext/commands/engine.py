@@ -14,25 +14,25 @@ from i2l_ext.weights.devices import PRECISIONS, WORDS, choose, facts
 
 if TYPE_CHECKING:
     from i2l_ext.encoders.cache import Cache
-    from i2l_ext.weights.stream import Run
+    from i2l_ext.weights.compute import ComputeOptions
 
 
-def engine(args: argparse.Namespace, model: str | None = None) -> Run:
-    """Device, dtype and memory bound; Ctrl-C stops by itself. Which encoders of ``model`` are not computed in the
+def engine(args: argparse.Namespace, model: str | None = None) -> ComputeOptions:
+    """Device, dtype and memory bound. Which encoders of ``model`` are not computed in the
     dtype that was asked for is said on stderr. Raises UserError for a device or a model that there is not."""
-    from i2l_ext.weights.stream import Run
+    from i2l_ext.weights.compute import ComputeOptions
 
-    run = Run(device=device(args.device), dtype=precision(args.precision), memory=args.memory)
-    for line in denied(run, model) if model else ():
+    options = ComputeOptions(device=device(args.device), dtype=precision(args.precision), memory=args.memory)
+    for line in denied(options, model) if model else ():
         print(f"i2l: {line}", file=sys.stderr)
-    return run
+    return options
 
 
-def denied(run: Run, model: str) -> Iterator[str]:
-    """A line for each encoder that cannot be computed in the dtype of ``run``, a wish."""
+def denied(options: ComputeOptions, model: str) -> Iterator[str]:
+    """A line for each encoder that cannot be computed in the dtype of ``options``, a wish."""
     for part in catalogue.find(model).encoders:
-        choice = choose(facts(run.device), part.spec.safe_dtypes, run.dtype)
-        if run.dtype not in ("auto", choice.dtype):
+        choice = choose(facts(options.device), part.spec.safe_dtypes, options.dtype)
+        if options.dtype not in ("auto", choice.dtype):
             yield f"{part.id} is computed in {choice}."
 
 

@@ -97,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     if args.each:
         code = run_each(args, order)
     else:
-        with bars(engine(args, model)) as step:
-            show(make(order, step, cache(args)), args.json)
+        options = engine(args, model)
+        with bars() as callbacks:
+            show(make(order, options, callbacks, cache(args)), args.json)
         code = 0
     if args.model is None and model == MINIATURE:
         print(
@@ -118,8 +119,9 @@ def run_each(args: argparse.Namespace, template: Order) -> int:
     if args.name is not None or args.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
     orders, failed = share(each(args.pictures, template)), 0
-    with bars(engine(args, template.model)) as step:
-        for made in make_each(orders, step, cache(args)) if orders else ():
+    options = engine(args, template.model)
+    with bars() as callbacks:
+        for made in make_each(orders, options, callbacks, cache(args)) if orders else ():
             if isinstance(made, LeftOut):
                 failed += not made.done
                 print(f"i2l: {made.name}: {made.reason}", file=sys.stderr)

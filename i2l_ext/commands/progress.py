@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: one bar a step, none where nobody looks."""
+"""Progress on stderr: one bar a step, none where nobody looks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from i2l_ext.weights.stream import Run
+    from i2l_ext.weights.compute import Callbacks
 
 
 @contextmanager
-def bars(run: Run) -> Iterator[Callable[[str], Run]]:
-    """By a step's title, ``run`` with a bar of that title for its progress."""
-    from dataclasses import replace
-
+def bars() -> Iterator[Callbacks]:
+    """Callbacks that show a bar for each step. Ctrl-C stops by itself."""
     from tqdm import tqdm
+
+    from i2l_ext.weights.compute import Callbacks
 
     bar: tqdm | None = None
 
-    def step(title: str) -> Run:
+    def step(title: str) -> None:
         nonlocal bar
         if bar is not None:
             bar.close()
@@ -30,15 +28,13 @@ def bars(run: Run) -> Iterator[Callable[[str], Run]]:
             desc=f"{title:24}", total=1.0, leave=False, file=sys.stderr, disable=None,
             bar_format="{desc} {percentage:3.0f}% {bar} {elapsed}<{remaining}",
         )  # fmt: skip
-        shown = bar
 
-        def progress(share: float) -> None:
-            shown.update(max(share - shown.n, 0))
-
-        return replace(run, progress=progress)
+    def progress(share: float) -> None:
+        if bar is not None:
+            bar.update(max(share - bar.n, 0))
 
     try:
-        yield step
+        yield Callbacks(step, progress)
     finally:
         if bar is not None:
             bar.close()

@@ -14,7 +14,6 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from i2l_ext.converters.errors import UserError
 
 if TYPE_CHECKING:
     from i2l_ext.models.catalogue import Model
-    from i2l_ext.weights.stream import Run
+    from i2l_ext.weights.compute import ComputeOptions
     from i2l_ext.worker.main import Teller
 
 Request = Mapping[str, Any]
@@ -33,19 +32,16 @@ def make(request: Request, tell: Teller) -> Any:
     from i2l_ext.models import catalogue
     from i2l_ext.pipeline import Order
     from i2l_ext.pipeline import make as make_lora
+    from i2l_ext.weights.compute import Callbacks
 
     order_facts = dict(request["order"])
     pictures = [Path(path) for path in order_facts.pop("pictures")]
     folder = Path(order_facts.pop("folder"))
     model = catalogue.find(order_facts["model"])
     tell.plan([{"title": "start"}, *steps(model)])
-    run = cache(lambda: _engine(request, tell))
-
-    def at(title: str) -> Run:
-        tell.step(title)
-        return run()
-
-    made = make_lora(Order(pictures=pictures, folder=folder, **order_facts), at, _cache(request))
+    callbacks = Callbacks(tell.step, tell.progress, tell.cancelled.is_set)
+    order = Order(pictures=pictures, folder=folder, **order_facts)
+    made = make_lora(order, _engine(request), callbacks, _cache(request))
     from PIL import Image
 
     with Image.open(made.preview) as preview:
@@ -87,22 +83,20 @@ def steps(model: Model) -> list[dict[str, Any]]:
     ]
 
 
-def _engine(request: Request, tell: Teller) -> Run:
+def _engine(request: Request) -> ComputeOptions:
     from i2l_ext.commands import engine
     from i2l_ext.commands.make import memory
-    from i2l_ext.weights.stream import Run
+    from i2l_ext.weights.compute import ComputeOptions
 
     bound = request.get("memory")
     try:
         bytes_of_memory = memory(bound) if bound else None
     except (ArgumentTypeError, OverflowError):
         raise UserError(f"The memory bound {bound!r} is not a size such as 6GB. Change it in the settings.") from None
-    return Run(
+    return ComputeOptions(
         device=engine.device(request.get("device") or "auto"),
         dtype=engine.precision(request.get("precision") or "auto"),
         memory=bytes_of_memory,
-        cancel=tell.cancelled.is_set,
-        progress=tell.progress,
     )
 
 
