@@ -11,7 +11,7 @@ from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
 from i2l_ext.weights import devices
-from i2l_ext.weights.devices import Device, choose
+from i2l_ext.weights.devices import Device, choose_dtype
 from i2l_ext.worker import tasks
 
 CPU = Device("cpu", "cpu")
@@ -50,18 +50,18 @@ BF16, FP16, FP32 = "bfloat16", "float16", "float32"
     ],
 )
 def test_the_choice(device, safe, wish, dtype, why):
-    assert choose(device, safe, wish) == devices.Choice(dtype, why)
+    assert choose_dtype(device, safe, wish) == devices.Choice(dtype, why)
 
 
 def test_facts_of_devices(monkeypatch):
     card = SimpleNamespace(name="RTX 2080", total_memory=8_589_934_592, major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {"cuda:1": card}.__getitem__)
-    assert devices.facts("cpu") == CPU
-    found = devices.facts("cuda:1")
+    assert devices.device_facts("cpu") == CPU
+    found = devices.device_facts("cuda:1")
     assert (found.kind, found.capability) == ("cuda", (7, 5))
     assert str(found) == "cuda:1: RTX 2080, 8.6 GB (compute capability 7.5)"
     if not torch.backends.mps.is_available():
-        assert not devices.facts("mps").bf16  # torch refuses
+        assert not devices.device_facts("mps").bf16  # torch refuses
 
 
 @pytest.fixture

@@ -40,12 +40,11 @@ def run(args: argparse.Namespace) -> int:
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.pipeline import Order, make
-    from i2l_ext.weights.stream import Run
 
     pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))
     print(f"{len(pictures)} pictures of one style become a LoRA", file=sys.stderr)
-    with bars(Run()) as step:
-        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), step)
+    with bars() as callbacks:
+        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), callbacks=callbacks)
     show(made, as_json=False)
 
     print("drawing without it, and with it", file=sys.stderr)

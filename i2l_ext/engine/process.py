@@ -48,8 +48,10 @@ HINTS = (
 
 
 def command() -> list[str]:
-    """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another."""
-    return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-m", "i2l_ext.worker"]
+    """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another. An embedded
+    Python, as WebUIs for Windows bring, finds no module in the folder where it runs: it is told where ours are."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from i2l_ext.worker import main; sys.exit(main())"
+    return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-c", start]
 
 
 def hint(text: str) -> str | None:

@@ -56,8 +56,8 @@ def add(app: Any, desk: Desk, credentials: Sequence[tuple[str, str]] = ()) -> No
 
 
 def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
-    def looked_for() -> list[dict[str, Any]]:
-        rows = desk.models()
+    async def looked_for() -> list[dict[str, Any]]:
+        rows = await run_in_threadpool(desk.models)
         if rows is None:
             raise Refused(503, "The models are being looked for. Ask again in a few seconds.")
         return rows
@@ -72,9 +72,9 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
             raise Refused(422, f"Unknown fields: {', '.join(unknown)[:200]}.")
         ids = [await run_in_threadpool(desk.uploads.take_stream, file.file) for file in files]
         if "model" not in values:
-            await run_in_threadpool(looked_for)
-        model = await run_in_threadpool(desk.chosen)
-        wish = Wish(pictures=ids, **{"name": "", "model": model, **values})
+            await looked_for()
+            values["model"] = await run_in_threadpool(desk.chosen)
+        wish = Wish(pictures=ids, **{"name": "", **values})
         return 202, _shown(await run_in_threadpool(desk.make, wish))
 
     async def jobs(request: Request) -> tuple[int, Any]:
@@ -105,12 +105,12 @@ def _handlers(desk: Desk) -> dict[tuple[str, str], Handler]:
         parts = ("id", "bytes", "repo", "licence", "present")
         return 200, [
             {**{key: row[key] for key in keys}, "parts": [{key: part[key] for key in parts} for part in row["parts"]]}
-            for row in await run_in_threadpool(looked_for)
+            for row in await looked_for()
         ]
 
     async def download(request: Request) -> tuple[int, Any]:
         model, source, agree = await _json(request, model=str, source=str, agree=bool)
-        await run_in_threadpool(looked_for)
+        await looked_for()
         return 202, _shown(await run_in_threadpool(lambda: desk.download(model, source, agreed=agree)))
 
     async def openapi(request: Request) -> tuple[int, Any]:
