@@ -97,7 +97,7 @@ class Uploads:
 
     def keep_preview(self, id: str, uri: str) -> None:
         """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
-        with suppress(OSError), atomic.held(self.folder) as part:
+        with suppress(OSError), atomic.locked_temp_file(self.folder) as part:
             part.write_text(uri, encoding="ascii")
             part.replace(self._preview(id))
 
