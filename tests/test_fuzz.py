@@ -230,7 +230,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize("line", REQUESTS)
-def test_messages(line):
+def test_messages_that_are_none(line):
     with pytest.raises(UserError, match="does not understand"):
         messages.read_message(line)
 
