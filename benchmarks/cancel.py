@@ -30,7 +30,7 @@ from i2l_ext import library
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.models import catalogue
 from i2l_ext.pipeline import Order, make
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import DEFAULT_OPTIONS, Callbacks
 from real_size import weights
 from results import record, table
 
@@ -48,18 +48,15 @@ def stopped(order: Order, step: str, share: float) -> float:
         told.append(time.perf_counter())
         word.set()
 
-    def run(title: str) -> Run:
-        armed = []
+    begun, armed = [], []
 
-        def progress(done: float) -> None:
-            if title == step and done >= share and not armed:
-                armed.append(threading.Timer(random.uniform(0, 0.3), tell))
-                armed[0].start()
-
-        return Run(cancel=word.is_set, progress=progress)
+    def progress(done: float) -> None:
+        if begun[-1] == step and done >= share and not armed:
+            armed.append(threading.Timer(random.uniform(0, 0.3), tell))
+            armed[0].start()
 
     try:
-        make(order, run)
+        make(order, DEFAULT_OPTIONS, Callbacks(begun.append, progress, word.is_set))
     except Cancelled:
         took = time.perf_counter() - told[0]
     else:

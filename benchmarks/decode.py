@@ -22,7 +22,6 @@ import torch
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.decoder.decode import Heads, HeadSpec
-from i2l_ext.weights.stream import Run
 from peers import diffsynth
 from results import record, table
 
@@ -50,7 +49,7 @@ def main() -> None:
             x = torch.randn(count, 5632).bfloat16()
 
             def ours(x: torch.Tensor = x, count: int = count) -> None:
-                with Heads(path, spec, Run()) as heads:
+                with Heads(path, spec) as heads:
                     lora = heads.lora(x, [1 / count] * count)
                     held = {module: lora[module] for module in lora}
                 assert len(held) == 12 * args.blocks

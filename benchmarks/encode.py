@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from i2l_ext.encoders import dinov3
 from i2l_ext.encoders.dims import DINOV3_7B, Dinov3Dims
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import DEFAULT_OPTIONS
 from peers import diffsynth
 from results import record, table
 
@@ -122,7 +122,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = Path(folder) / "model.safetensors"
         random_file(path, dinov3.structure(dims))
-        jobs: dict[str, Callable[[], Tensor | None]] = {"ours": lambda: dinov3.encode([path], dims, [pixels], Run())[0]}
+        jobs: dict[str, Callable[[], Tensor | None]] = {
+            "ours": lambda: dinov3.encode([path], dims, [pixels], DEFAULT_OPTIONS)[0]
+        }
         if "memory" not in args.skip:
             jobs["reference, in memory"] = usual(partial(one_by_one, reference(dims, path, offload=False), pixels))
         if "disk" not in args.skip:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from i2l_ext.converters.inspection import inspect
 from i2l_ext.library import names
 from i2l_ext.models import catalogue, store
 from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
+from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     from i2l_ext.converters.inspection import Inspection
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import Cache
     from i2l_ext.models.catalogue import Model
-    from i2l_ext.weights.stream import Run
 
 AT_ONCE = 64
 """Orders whose pictures go through the encoders together: 3 MB of memory a picture, and what a stop can cost."""
@@ -87,11 +87,14 @@ def share(orders: Sequence[Order], environment: Mapping[str, str] = os.environ) 
 
 
 def make_each(
-    orders: Sequence[Order], run: Callable[[str], Run], cache: Cache | None = None
+    orders: Sequence[Order],
+    options: ComputeOptions = DEFAULT_OPTIONS,
+    callbacks: Callbacks = NO_CALLBACKS,
+    cache: Cache | None = None,
 ) -> Iterator[Made | LeftOut]:
     """Make what is not made yet. One order that fails, because of its picture say, does not stop the others.
 
-    All orders are for one model. Raises UserError for what fails for all, Cancelled when the run says so.
+    All orders are for one model. Raises UserError for what fails for all, Cancelled when the user wants to stop.
     """
     weights = store.require(_model_of(orders))
     rest = iter(orders)
@@ -109,7 +112,7 @@ def make_each(
             else:
                 jobs.append(job)
         if jobs:
-            yield from _make_some(jobs, weights, run, cache)
+            yield from _make_some(jobs, weights, options, callbacks, cache)
 
 
 def _model_of(orders: Sequence[Order]) -> Model:
@@ -149,18 +152,23 @@ def _tells_the_same(found: Inspection, job: Job) -> bool:
 
 
 def _make_some(
-    jobs: Sequence[Job], weights: Mapping[str, Sequence[Path]], run: Callable[[str], Run], cache: Cache | None
+    jobs: Sequence[Job],
+    weights: Mapping[str, Sequence[Path]],
+    options: ComputeOptions,
+    callbacks: Callbacks,
+    cache: Cache | None,
 ) -> Iterator[Made | LeftOut]:
     from i2l_ext.embed import embed
 
     model, clock = jobs[0].model, Clock()
-    seen = clock.time("encode", lambda: embed([p for job in jobs for p in job.pictures], model, weights, run, cache))
+    pictures = [picture for job in jobs for picture in job.pictures]
+    seen = clock.time("encode", lambda: embed(pictures, model, weights, options, callbacks, cache))
     for group, start, stop in _groups(jobs):
         with ExitStack() as opened:
             scales = [job.order.strength * scale for job in group for scale in job.scales]
-            step = run("decode")
-            parts = decode(model, weights, _rows(seen, start, stop), scales, step, opened)
-            held = [_held(clock.watch("decode", part, step)) for part in parts]
+            callbacks.step("decode")
+            parts = decode(model, weights, _rows(seen, start, stop), scales, callbacks, opened)
+            held = [_held(clock.watch("decode", part, callbacks)) for part in parts]
             at = 0
             for job in group:
                 count = len(job.pictures)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from i2l_ext import images
 from i2l_ext.converters.errors import UserError
 from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from i2l_ext.encoders.cache import Cache
-    from i2l_ext.weights.stream import Run
 
 
 @dataclass(frozen=True)
@@ -55,27 +55,28 @@ def embed(
     pictures: Sequence[images.Picture],
     model: Model,
     files: Mapping[str, Sequence[Path]],
-    run: Callable[[str], Run],
+    options: ComputeOptions = DEFAULT_OPTIONS,
+    callbacks: Callbacks = NO_CALLBACKS,
     cache: Cache | None = None,
 ) -> Embeddings:
     """Run the model's encoders over the pictures, each over all of them at once.
 
-    ``files``: the paths of each checkpoint, by its id; ``run``: by the title of a step, how to compute it and whom
-    to tell; its dtype is a wish. Raises UserError for unusable weights, and where an embedding is not finite;
-    Cancelled when the run says so.
+    ``files``: the paths of each checkpoint, by its id. The dtype of ``options`` is a wish: each encoder is computed in
+    one that is safe for it. Each encoder is a step, ``encode ID``. Raises UserError for unusable weights, and where an
+    embedding is not finite; Cancelled when the user wants to stop.
     """
     import torch
 
     from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
 
-    book = _Book(files, cache)
+    book = _Book(files, options, callbacks, cache)
     seen = [[_pixels(picture, part) for picture in pictures] for part in (model.siglip2, model.dinov3)]
-    [first] = book.look_up(model.siglip2, seen[:1], run, siglip2.encode)
-    [second] = book.look_up(model.dinov3, seen[1:], run, dinov3.encode)
+    [first] = book.look_up(model.siglip2, seen[:1], siglip2.encode)
+    [second] = book.look_up(model.dinov3, seen[1:], dinov3.encode)
     tokens: dict[int, torch.Tensor] = {}
     if part := model.qwen_vl:
         views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
-        tokens = dict(zip(model.views, book.look_up(part, views, run, qwen_vl.encode), strict=True))
+        tokens = dict(zip(model.views, book.look_up(part, views, qwen_vl.encode), strict=True))
     return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
 
 
@@ -89,6 +90,8 @@ class _Book:
     """What is known of the pictures already; the rest is encoded, and noted."""
 
     files: Mapping[str, Sequence[Path]]
+    options: ComputeOptions
+    callbacks: Callbacks
     cache: Cache | None
     hits: int = 0
 
@@ -96,36 +99,37 @@ class _Book:
         self,
         part: Checkpoint,
         views: Sequence[Sequence[np.ndarray]],
-        run: Callable[[str], Run],
         encode: Callable[..., list[torch.Tensor]],
     ) -> list[torch.Tensor]:
         """One tensor [N, …] for each view, of which each is a list of N arrays."""
         import torch
 
-        from i2l_ext.weights.devices import choose, facts
+        from i2l_ext.weights.devices import choose_dtype, device_facts
 
-        step = run(f"encode {part.id}")
-        step = replace(step, dtype=choose(facts(step.device), part.spec.safe_dtypes, step.dtype).dtype)
-        keys = [[self._key(part, array, step) for array in view] for view in views]
+        self.callbacks.step(f"encode {part.id}")
+        chosen = choose_dtype(device_facts(self.options.device), part.spec.safe_dtypes, self.options.dtype)
+        options = replace(self.options, dtype=chosen.dtype)
+        keys = [[self._key(part, array, options.dtype) for array in view] for view in views]
         known = [[self.cache.get(key) if self.cache else None for key in row] for row in keys]
         lacking = [[number for number, tensor in enumerate(row) if tensor is None] for row in known]
         self.hits += sum(tensor is not None for row in known for tensor in row)
         asked = [index for index, numbers in enumerate(lacking) if numbers]
         if asked:
             pixels = [torch.stack([torch.from_numpy(views[index][n]) for n in lacking[index]]) for index in asked]
-            for index, found in zip(asked, encode(self.files[part.id], part.spec, pixels, step), strict=True):
-                _check_finite(part, found, step.dtype)
+            made = encode(self.files[part.id], part.spec, pixels, options, self.callbacks)
+            for index, found in zip(asked, made, strict=True):
+                _check_finite(part, found, options.dtype)
                 for number, tensor in zip(lacking[index], found, strict=True):
                     known[index][number] = tensor
                     if self.cache:
                         self.cache.put(keys[index][number], tensor)
         return [torch.stack(row) for row in known]
 
-    def _key(self, part: Checkpoint, pixels: np.ndarray, run: Run) -> str:
+    def _key(self, part: Checkpoint, pixels: np.ndarray, dtype: str) -> str:
         """Equal pixels, equal weights, equal arithmetic: equal embedding."""
         from i2l_ext.models.store import identity
 
-        facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), run.dtype)
+        facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), dtype)
         return sha256("\n".join(facts).encode()).hexdigest()
 
 

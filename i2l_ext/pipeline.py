@@ -18,13 +18,13 @@ from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
 from i2l_ext.library import metadata, names
 from i2l_ext.models import catalogue, store
+from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import Cache
     from i2l_ext.models.catalogue import Model
-    from i2l_ext.weights.stream import Run
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,15 @@ class Job:
         return sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) -> Made:
-    """Pictures in, LoRA file out. ``run`` gives, by the title of a step, how to compute it and whom to tell.
+def make(
+    order: Order,
+    options: ComputeOptions = DEFAULT_OPTIONS,
+    callbacks: Callbacks = NO_CALLBACKS,
+    cache: Cache | None = None,
+) -> Made:
+    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, and ``decode``.
 
-    Raises UserError for what the user can mend, Cancelled when the run says so; then nothing is left behind.
+    Raises UserError for what the user can mend, Cancelled when the user wants to stop; then nothing is left behind.
     """
     from i2l_ext.embed import embed
 
@@ -109,11 +114,11 @@ def make(order: Order, run: Callable[[str], Run], cache: Cache | None = None) ->
     weights = store.require(job.model)
     clock = Clock()
     with ExitStack() as opened:
-        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, run, cache))
-        step = run("decode")
-        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], step, opened)
+        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, options, callbacks, cache))
+        callbacks.step("decode")
+        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], callbacks, opened)
         whole = complete(parts, job, weights, opened)
-        return save(job, clock.watch("decode", whole, step), clock)
+        return save(job, clock.watch("decode", whole, callbacks), clock)
 
 
 def prepare(order: Order) -> Job:
@@ -146,7 +151,7 @@ def decode(
     weights: Mapping[str, Sequence[Path]],
     seen: Embeddings,
     scales: Sequence[float],
-    run: Run,
+    callbacks: Callbacks,
     opened: ExitStack,
 ) -> list[Lora]:
     """Each expert's part of the LoRA, made as it is read, while ``opened`` is open.
@@ -158,7 +163,7 @@ def decode(
     parts = []
     for expert in model.experts:
         [path] = weights[expert.heads.id]
-        heads = opened.enter_context(Heads(path, expert.heads.spec, run))
+        heads = opened.enter_context(Heads(path, expert.heads.spec, callbacks))
         parts.append(heads.lora(seen.image, scales, seen.tokens.get(expert.view) if expert.view else None))
     return parts
 
@@ -244,12 +249,12 @@ class Clock:
         self.seconds[phase] += time.perf_counter() - start - (self.seconds["decode"] - inner)
         return result
 
-    def watch(self, phase: str, lora: Lora, run: Run) -> Lora:
-        """The same LoRA; making its factors is timed, told to the run, and stopped when the run says so."""
+    def watch(self, phase: str, lora: Lora, callbacks: Callbacks) -> Lora:
+        """The same LoRA; making its factors is timed, told, and stopped when the user wants it."""
         done: set[str] = set()
 
         def load(path: str) -> Pair:
-            run.check()
+            callbacks.check()
             start = time.perf_counter()
             try:
                 pair = lora.load(path)
@@ -257,7 +262,7 @@ class Clock:
                 raise UserError(f"The weights cannot be read ({error.strerror or error}).") from error
             self.seconds[phase] += time.perf_counter() - start
             done.add(path)
-            run.progress(len(done) / len(lora))
+            callbacks.progress(len(done) / len(lora))
             return pair
 
         return replace(lora, load=load)

@@ -19,6 +19,10 @@ def user_data(tmp_path_factory):
         yield
 
 
+def pytest_addoption(parser):
+    parser.addoption("--renew-snapshots", action="store_true", help="write what test_snapshots.py compares with anew")
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
     return build(tmp_path_factory.mktemp("small"))

@@ -134,7 +134,7 @@ def test_pictures_go_through_the_encoders_together(run, folder, monkeypatch):
 
     walks = []
     encode = dinov3.encode
-    monkeypatch.setattr(dinov3, "encode", lambda p, d, b, r: walks.append(len(b[0])) or encode(p, d, b, r))
+    monkeypatch.setattr(dinov3, "encode", lambda p, d, b, *rest: walks.append(len(b[0])) or encode(p, d, b, *rest))
     run("--no-cache")
     assert walks == [4]
 

@@ -13,7 +13,6 @@ from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder.decode import Heads, HeadSpec, Residual
 from i2l_ext.models import catalogue
-from i2l_ext.weights.stream import Run
 from peers import diffsynth
 
 EMBED = 5632
@@ -90,7 +89,7 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
         ]
     theirs = diffsynth("utils.lora.merge").merge_lora(parts, alpha=1 / count)
 
-    with Heads(path, spec, Run()) as heads:
+    with Heads(path, spec) as heads:
         ours = heads.lora(x.flatten(1), [1 / count] * count, residual)
         assert {f"{path}.lora_{ab}.default.weight" for path in ours for ab in "AB"} == set(theirs)
         for path in ours:
@@ -103,7 +102,7 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
 def test_modules_may_be_asked_for_in_any_order(tmp_path):
     spec = HeadSpec(shallow(QWEN_IMAGE, depth=3), 8, 2)
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
-    with Heads(tmp_path / "heads.safetensors", spec, Run()) as heads:
+    with Heads(tmp_path / "heads.safetensors", spec) as heads:
         x = torch.randn(2, 8)
         one, other = heads.lora(x, [0.5, 0.5]), heads.lora(x, [0.5, 0.5])
         straight = {path: one[path] for path in one}
@@ -122,7 +121,7 @@ def test_fp8_heads_are_computed_in_bf16(tmp_path, fp8, kind, residual):
     def made(tensors):
         path = tmp_path / "heads.safetensors"
         save_file(tensors, path)
-        with Heads(path, spec, Run()) as heads:
+        with Heads(path, spec) as heads:
             lora = heads.lora(x, [0.5, 0.5], tokens if residual else None)
             assert {spec.dtype for spec in lora.specs.values()} == {"BF16"}
             return [factor for path in lora for factor in lora[path]]
@@ -140,19 +139,23 @@ def test_heads_of_whole_numbers_are_refused(tmp_path, monkeypatch, at):
     key = list(tensors)[at]
     save_file(tensors | {key: tensors[key].to(torch.int8)}, tmp_path / "heads.safetensors")
     with pytest.raises(UserError, match=f"{key}' holds I8, not floats"):
-        Heads(tmp_path / "heads.safetensors", spec, Run())
+        Heads(tmp_path / "heads.safetensors", spec)
     assert closed == [tmp_path / "heads.safetensors"]
 
 
-def test_heads_are_used_on_the_processor_whatever_the_device(tmp_path):
+def test_heads_are_used_on_the_processor_whatever_torchs_own_device_is(tmp_path):
     spec = HeadSpec(shallow(QWEN_IMAGE), 8, 2, residual=Residual(3, 5, 2))
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
     x, residual = torch.randn(2, 8), torch.randn(2, 3, 5)
 
     def made(device):
-        with Heads(tmp_path / "heads.safetensors", spec, Run(device=device)) as heads:
-            lora = heads.lora(x, [0.5, 0.5], residual)
-            return [factor for path in lora for factor in lora[path]]
+        torch.set_default_device(device)
+        try:
+            with Heads(tmp_path / "heads.safetensors", spec) as heads:
+                lora = heads.lora(x, [0.5, 0.5], residual)
+                return [factor for path in lora for factor in lora[path]]
+        finally:
+            torch.set_default_device(None)
 
     for ours, plain in zip(made("meta"), made("cpu"), strict=True):
         assert ours.device.type == "cpu" and torch.equal(ours, plain)
@@ -164,7 +167,7 @@ def test_the_decoder_leaves_torchs_threads_alone(tmp_path):
     counts, before = [], torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with Heads(tmp_path / "heads.safetensors", spec, Run()) as heads:
+        with Heads(tmp_path / "heads.safetensors", spec) as heads:
             lora = heads.lora(torch.randn(2, 8), [0.5, 0.5])
             assert len([lora[path] for path in lora]) == 12
             heads.workers.pool.submit(lambda: counts.append(torch.get_num_threads())).result()
@@ -226,7 +229,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path):
 
     def found(changed):
         save_file(changed, tmp_path / "heads.safetensors")
-        Heads(tmp_path / "heads.safetensors", spec, Run()).close()
+        Heads(tmp_path / "heads.safetensors", spec).close()
 
     found(tensors)
     with pytest.raises(UserError, match=f"{key}.*missing"):

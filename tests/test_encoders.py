@@ -13,13 +13,13 @@ import torch
 
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
 from i2l_ext.encoders.keys import RENAMES, file_key
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import ComputeOptions
 from i2l_ext.weights.structure import structure_md5
 from small_encoders import DINOV3, SIGLIP, fetched, relative, save, weights
 
 ROOT = Path(__file__).parent.parent
-FP32 = Run(dtype="float32")
-BF16 = Run(dtype="bfloat16")
+FP32 = ComputeOptions(dtype="float32")
+BF16 = ComputeOptions(dtype="bfloat16")
 ENCODERS = [("siglip2", siglip2, SIGLIP), ("dinov3", dinov3, DINOV3)]
 
 

@@ -42,6 +42,15 @@ def done(queue, kind="slow", **request):
 # --- engines ----------------------------------------------------------------------------------------------------
 
 
+def test_an_embedded_python_finds_the_engine(tmp_path):
+    """It looks neither at the folder where it runs nor at PYTHONPATH, as with -I; -S hides what is installed here."""
+    python, *words = process.command()
+    queue = Queue(tmp_path / "state", [python, "-I", "-S", *words])
+    ended = done(queue, "nonsense")
+    assert ended.error.startswith("The engine does not know this kind of job"), ended.tail
+    queue.close()
+
+
 class WindowsPipe(io.BytesIO):
     def write(self, data):
         raise OSError(errno.EINVAL, "Invalid argument")

@@ -20,11 +20,11 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import qwen_view, qwen_vl
 from i2l_ext.encoders.dims import QWEN25_VL_7B, QWEN_IMAGE_EDIT
 from i2l_ext.encoders.keys import file_key
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import ComputeOptions
 from small_encoders import QWEN_VL, relative, save, weights
 
-FP32 = Run(dtype="float32")
-BF16 = Run(dtype="bfloat16")
+FP32 = ComputeOptions(dtype="float32")
+BF16 = ComputeOptions(dtype="bfloat16")
 
 SYSTEM = (
     "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain "

@@ -16,15 +16,16 @@ from torch import nn
 
 import i2l_ext.weights.layers as walking
 import i2l_ext.weights.stream as streaming
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.encoders import dinov3, siglip2
 from i2l_ext.weights import source
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.layers import Stack, plan, run_through
-from i2l_ext.weights.stream import Cancelled, Run, TensorFiles, load, stream
+from i2l_ext.weights.stream import TensorFiles, load, stream
 from small_encoders import DINOV3, SIGLIP, relative, save, weights
 
-FP32 = Run(dtype="float32")
+FP32 = ComputeOptions(dtype="float32")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
@@ -132,7 +133,7 @@ def test_every_value_arrives(tmp_path_factory, sizes, disk, dtype, ahead, piece,
         patch.setattr(streaming, "PIECE", piece)
         patch.setattr(streaming, "too_large_to_keep", lambda size: direct)
         files, count = opened.enter_context(TensorFiles([path])), 0
-        for names, got in zip(groups, stream(files, groups, Run(dtype=dtype), ahead=ahead), strict=True):
+        for names, got in zip(groups, stream(files, groups, ComputeOptions(dtype=dtype), ahead=ahead), strict=True):
             count += 1
             for name, key in names.items():
                 assert got[name].dtype == getattr(torch, dtype)
@@ -238,13 +239,13 @@ def test_load_is_for_good(tmp_path):
 def test_plan_shares_memory_out(monkeypatch):
     monkeypatch.setattr(walking, "OVERHEAD", 10)
     sizes = {"layer": 100, "fixed": 50, "state": 4, "peak": 20}
-    assert plan(Run(), **sizes).ahead == 1
-    roomy = plan(Run(memory=1000), **sizes)
+    assert plan(None, **sizes).ahead == 1
+    roomy = plan(1000, **sizes)
     assert roomy.ahead == 1 and roomy.inside + roomy.between == 1000 - 10 - 50 - 200
-    tight = plan(Run(memory=10 + 50 + 100 + 24), **sizes)
+    tight = plan(10 + 50 + 100 + 24, **sizes)
     assert (tight.ahead, tight.inside, tight.between) == (0, 20, 4)
     with pytest.raises(UserError, match=r"--memory 0\.0GB is too little for this model: it needs"):
-        plan(Run(memory=10 + 50 + 100 + 23), **sizes)
+        plan(10 + 50 + 100 + 23, **sizes)
 
 
 def test_little_memory_gives_the_same_in_more_rounds(tmp_path, monkeypatch, reads):
@@ -255,8 +256,8 @@ def test_little_memory_gives_the_same_in_more_rounds(tmp_path, monkeypatch, read
     shares = []
     with TensorFiles([path]) as files:
         # beside one layer there is room for two pictures at work and three waiting: five rounds of two
-        bound = Run(dtype="float32", memory=layer + 8 * state, progress=shares.append)
-        (result,) = run_through(files, stack, [batch], bound)
+        bound = ComputeOptions(dtype="float32", memory=layer + 8 * state)
+        (result,) = run_through(files, stack, [batch], bound, Callbacks(progress=shares.append))
     assert relative(result, expected(batch)) < 1e-6
     assert sum(count for *_, count in reads) == 5 * 4 * layer
     assert shares == sorted(shares) and shares[-1] == 1
@@ -267,11 +268,11 @@ def test_encoders_under_a_bound(tmp_path, monkeypatch, module, small):
     path = save(tmp_path / "model.safetensors", weights(module.structure(small)))
     pixels = torch.randn(6, 3, small.image, small.image)
     shares = []
-    (free,) = module.encode([path], small, [pixels], Run(dtype="float32", progress=shares.append))
+    (free,) = module.encode([path], small, [pixels], FP32, Callbacks(progress=shares.append))
     monkeypatch.setattr(walking, "OVERHEAD", 0)
     with pytest.raises(UserError, match="needs"):
-        module.encode([path], small, [pixels], Run(dtype="float32", memory=100_000))
-    (bound,) = module.encode([path], small, [pixels], Run(dtype="float32", memory=600_000))
+        module.encode([path], small, [pixels], ComputeOptions(dtype="float32", memory=100_000))
+    (bound,) = module.encode([path], small, [pixels], ComputeOptions(dtype="float32", memory=600_000))
     assert relative(bound, free) < 1e-5
     assert shares == sorted(shares) and shares[-1] == 1
 
@@ -285,8 +286,8 @@ def faulty(tmp_path, change):
     return save(tmp_path / "model.safetensors", tensors)
 
 
-def encode(path, run=FP32):
-    return siglip2.encode([path], SIGLIP, [torch.zeros(2, 3, SIGLIP.image, SIGLIP.image)], run)
+def encode(path, callbacks=NO_CALLBACKS):
+    return siglip2.encode([path], SIGLIP, [torch.zeros(2, 3, SIGLIP.image, SIGLIP.image)], FP32, callbacks)
 
 
 def test_a_missing_tensor_is_named(tmp_path):
@@ -329,7 +330,7 @@ def test_a_file_that_changes_under_us(tmp_path, change):
 
     message = r"chain\.safetensors: the file .* while it was read.*'layers\.\d\.weight'"
     with TensorFiles([path]) as files, pytest.raises(UserError, match=message):
-        run_through(files, stack, [numbers(8)[None]], Run(dtype="float32", progress=progress))
+        run_through(files, stack, [numbers(8)[None]], FP32, Callbacks(progress=progress))
     assert not reading()
 
 
@@ -340,16 +341,16 @@ def test_cancel_while_computing(tmp_path):
     path = faulty(tmp_path, lambda tensors: None)
     asked, done = [], []
 
-    def cancel():
+    def cancelled():
         asked.append(1)
         return bool(done)
 
     with pytest.raises(Cancelled):
-        encode(path, Run(dtype="float32", cancel=cancel, progress=done.append))
+        encode(path, Callbacks(progress=done.append, cancelled=cancelled))
     assert len(done) == 1  # nothing went on after the first layer
     assert not reading()
     asked.clear()
-    encode(path, Run(dtype="float32", cancel=lambda: asked.append(1)))
+    encode(path, Callbacks(cancelled=lambda: asked.append(1)))
     assert len(asked) > 3 * 6  # before every matrix product of three layers
 
 
@@ -364,8 +365,8 @@ def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(TensorFile, "read", slow)
     monkeypatch.setattr(streaming, "PIECE", 1 << 10)  # 256 reads a layer, two at a time: 13 s
     start = time.monotonic()
-    stop = Run(dtype="float32", cancel=lambda: time.monotonic() - start > 0.2)
+    stop = Callbacks(cancelled=lambda: time.monotonic() - start > 0.2)
     with TensorFiles([path]) as files, pytest.raises(Cancelled):
-        run_through(files, stack, [numbers(256)[None]], stop)
+        run_through(files, stack, [numbers(256)[None]], FP32, stop)
     assert time.monotonic() - start < 10  # of 39 s; the machine may be busy
     assert not reading()

@@ -23,7 +23,6 @@ from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, by_style
 from i2l_ext.training.heads import Heads, evening
 from i2l_ext.training.loop import Checkpoint, optimizer_of, read_metrics
-from i2l_ext.weights.stream import Run
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))
@@ -97,7 +96,7 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
 
     x, tokens = torch.randn(3, 10), torch.randn(3, 5, 7) if residual else None
     scales = [0.5, 0.3, 0.2]
-    with torch.no_grad(), decoder.Heads(path, spec, Run()) as opened:
+    with torch.no_grad(), decoder.Heads(path, spec) as opened:
         pairs = heads(x, tokens)
         lora = opened.lora(x, scales, tokens)
         assert set(lora) == set(pairs) == set(MINI.made)

@@ -27,7 +27,8 @@ from i2l_ext.decoder.decode import HeadSpec
 from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure
-from i2l_ext.weights.stream import Run, TensorFiles, stream
+from i2l_ext.weights.compute import ComputeOptions
+from i2l_ext.weights.stream import TensorFiles, stream
 
 COUNTS = (
     0,
@@ -365,5 +366,5 @@ def feed_checkpoint(box: Path, given: tuple[str, bytes]) -> None:
         paths.append(other)
     with TensorFiles(paths) as files:
         files.check(HEADS.shapes)
-        for _ in stream(files, [{key: key} for key in HEADS.shapes], Run(dtype="float32")):
+        for _ in stream(files, [{key: key} for key in HEADS.shapes], ComputeOptions(dtype="float32")):
             pass

@@ -37,21 +37,20 @@ def run(args: argparse.Namespace) -> int:
 
     from i2l_ext.commands.make import show
     from i2l_ext.commands.progress import bars
-    from i2l_ext.converters.atomic import appearing
+    from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.pipeline import Order, make
-    from i2l_ext.weights.stream import Run
 
     pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))
     print(f"{len(pictures)} pictures of one style become a LoRA", file=sys.stderr)
-    with bars(Run()) as step:
-        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), step)
+    with bars() as callbacks:
+        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), callbacks=callbacks)
     show(made, as_json=False)
 
     print("drawing without it, and with it", file=sys.stderr)
     references = [Image.open(picture).convert("RGB") for picture in pictures]
     sheet = draw.contact_sheet(draw.Painter(), references, Lora.read(made.file))
-    with appearing(args.out / "demo.png", overwrite=True) as part:
+    with atomic_path(args.out / "demo.png", overwrite=True) as part:
         sheet.save(part, format="PNG")
     print(args.out / "demo.png")
     print(f'Next: i2l draw --prompt "a star <lora:{made.name}:0.5>" --lora-dir {args.out} -o star.png', file=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from i2l_ext.commands.arguments import add_arguments, add_command, add_engine_options, engine_options_of, request_of
+from i2l_ext.commands.arguments import add_arguments, add_engine_options, engine_options_of, request_of
 from i2l_ext.commands.bars import bars
 from i2l_ext.converters import consumers
 from i2l_ext.requests import MakeRequest
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
-    parser = add_command(subparsers, "make", run, "make a LoRA from pictures")
+    parser = subparsers.add_parser("make", help="make a LoRA from pictures", description="Make a LoRA from pictures.")
     add_arguments(parser, MakeRequest)
     parser.add_argument("--each", action="store_true", help="a LoRA for each picture or sub-folder; can be resumed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_engine_options(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

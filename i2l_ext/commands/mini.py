@@ -60,7 +60,7 @@ def _weighted(text: str) -> tuple[Path, float]:
 def draw(args: argparse.Namespace) -> int:
     """Raises UserError for an unknown word, a missing LoRA, and one of another model."""
     _needs_diffusers()
-    from i2l_ext.converters.atomic import appearing
+    from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.mini import draw
 
@@ -85,7 +85,7 @@ def draw(args: argparse.Namespace) -> int:
     image = pictures[0] if len(pictures) == 1 else draw.sheet([pictures], args.grid.split(","), args.size)
     if not args.out.parent.is_dir():
         raise UserError(f"The folder {args.out.parent} does not exist.")
-    with appearing(args.out, overwrite=args.overwrite) as part:
+    with atomic_path(args.out, overwrite=args.overwrite) as part:
         image.save(part, format="PNG")
     print(args.out)
     return 0

@@ -18,7 +18,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -29,13 +29,13 @@ from i2l_ext.converters.architectures import Architecture, Module
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TORCH_NAMES, Entry
 from i2l_ext.converters.lora import Lora, Spec
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.structure import check_structure
 
 if TYPE_CHECKING:
     import torch
 
     from i2l_ext.converters.lora import Pair
-    from i2l_ext.weights.stream import Run
 
 RESIDUAL_SCALE = 0.05
 """The residual's factor before its first map: part of the model as it was trained, not a choice."""
@@ -114,7 +114,7 @@ class HeadSpec:
 class Heads:
     """An i2L checkpoint, open for use. Its blocks are read in the order of the file, a few ahead of the one in use."""
 
-    def __init__(self, path: Path, spec: HeadSpec, run: Run) -> None:
+    def __init__(self, path: Path, spec: HeadSpec, callbacks: Callbacks = NO_CALLBACKS) -> None:
         """Raises UserError where the file is not what ``spec`` says, or holds no floats, naming the tensor."""
         from i2l_ext.weights.stream import TensorFiles
 
@@ -129,7 +129,7 @@ class Heads:
             self.files.close()
             raise
         self.dtype = WIDENED.get(stored, stored)
-        self.run = replace(run, device="cpu", dtype=TORCH_NAMES[self.dtype])
+        self.options, self.callbacks = ComputeOptions("cpu", TORCH_NAMES[self.dtype]), callbacks
         self.order = {head.module.path: number for number, head in enumerate(heads)}
         self.blocks: dict[str, list[Head]] = {}
         for head in heads:
@@ -165,8 +165,8 @@ class Heads:
         due = spec.residual and (count, spec.residual.length, spec.residual.dim)
         if due and (residual is None or residual.shape != due):
             raise ValueError(f"{spec.arch.title}: a residual of {list(due)} is due")
-        seen = self.run.place(embeddings)
-        sight = Sight(seen, seen.new_tensor(scales), self.run.place(residual) * RESIDUAL_SCALE if due else None)
+        seen = self.options.place(embeddings)
+        sight = Sight(seen, seen.new_tensor(scales), self.options.place(residual) * RESIDUAL_SCALE if due else None)
         return Lora(
             spec.arch, dict.fromkeys(self.order, Spec(spec.rank * count, self.dtype)), _Decoder(self.workers, sight)
         )
@@ -190,7 +190,7 @@ class _Workers:
 
         from i2l_ext.weights.stream import Loader
 
-        self.heads, self.loader = heads, Loader(heads.files, heads.run)
+        self.heads, self.loader = heads, Loader(heads.files, heads.options)
         everywhere = torch.get_num_threads()
         self.count = min(WORKERS, everywhere)
         self.size = max(map(self.loader.nbytes, heads.groups.values()))
@@ -277,7 +277,7 @@ class _Decoder:
             self.coming.append((self.next, job))
             self.next += 1
         self.at, job = self.coming.popleft()
-        [self.made] = outcome([job], self.workers.heads.run)
+        [self.made] = outcome([job], self.workers.heads.callbacks)
 
 
 def _owner_of(key: str) -> str:

@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from i2l_ext.encoders.dims import Dinov3Dims
 from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import Run, TensorFiles
+from i2l_ext.weights.stream import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
@@ -83,11 +84,17 @@ def class_token(layer: DINOv3ViTLayer, hidden: Tensor, rotary: Rotary) -> Tensor
     return token + layer.layer_scale2(layer.mlp(layer.norm2(token)))
 
 
-def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+def encode(
+    paths: Sequence[Path],
+    dims: Dinov3Dims,
+    batches: Sequence[Tensor],
+    options: ComputeOptions,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> list[Tensor]:
     """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
 
     The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
-    when ``run`` says so.
+    when the user wants to stop.
     """
     model = _model(dims)
     layers = model._modules.get("model", model).layer  # transformers 5 wraps the layers once more
@@ -103,7 +110,7 @@ def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], r
 
     with TensorFiles(paths) as files:
         files.check(structure_of("dinov3", model))
-        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, run)
+        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, options, callbacks)
         stack = Stack(
             layers=layers,
             names=[names_in("dinov3", model, layer) for layer in layers],
@@ -112,4 +119,4 @@ def encode(paths: Sequence[Path], dims: Dinov3Dims, batches: Sequence[Tensor], r
             leave=lambda state: model.norm(state[0])[:, 0],
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
         )
-        return run_through(files, stack, batches, run, fixed=fixed)
+        return run_through(files, stack, batches, options, callbacks, fixed=fixed)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from i2l_ext.encoders.dims import QwenVLDims
 from i2l_ext.encoders.qwen_view import patch_angles, prompt_places, window_order
 from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import Run, TensorFiles
+from i2l_ext.weights.stream import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -105,19 +106,25 @@ def structure(dims: QwenVLDims) -> dict[str, tuple[int, ...]]:
     return structure_of("qwen_vl", _model(dims))
 
 
-def encode(paths: Sequence[Path], dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+def encode(
+    paths: Sequence[Path],
+    dims: QwenVLDims,
+    batches: Sequence[Tensor],
+    options: ComputeOptions,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> list[Tensor]:
     """Batches of ``qwen_view.pixels`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
 
     The results are float32 on the CPU, without the template's first ``drop`` tokens. The weights are read once for
     all batches; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
-    do not hold this model, Cancelled when ``run`` says so.
+    do not hold this model, Cancelled when the user wants to stop.
     """
     model = _model(dims)
     vision = vision_cost(dims) / (vision_cost(dims) + language_cost(dims))
     with TensorFiles(paths) as files:
         files.check({key: shape for key, shape in structure_of("qwen_vl", model).items() if key != "lm_head.weight"})
-        seen = _see(files, model, dims, batches, run.part(0, vision))
-        return _read(files, model, dims, seen, run.part(vision, 1))
+        seen = _see(files, model, dims, batches, options, callbacks.part(0, vision))
+        return _read(files, model, dims, seen, options, callbacks.part(vision, 1))
 
 
 def vision_cost(dims: QwenVLDims) -> int:
@@ -134,21 +141,28 @@ def _grid(patches: int, dims: QwenVLDims) -> int:
     return math.isqrt(patches) // dims.merge
 
 
-def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+def _see(
+    files: TensorFiles,
+    model: nn.Module,
+    dims: QwenVLDims,
+    batches: Sequence[Tensor],
+    options: ComputeOptions,
+    callbacks: Callbacks,
+) -> list[Tensor]:
     """The vision tower: batches [N, patches, values] to image tokens [N, grid * grid, hidden]."""
     tower = model.model.visual
-    fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, run)
+    fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, options, callbacks)
     unit = dims.merge**2
 
     def enter(batch: Tensor) -> Seen:
         grid = _grid(batch.shape[1], dims)
         order, ends = window_order(grid, dims)
-        order = order.to(run.device)
+        order = order.to(options.device)
         angles = patch_angles(grid, dims, tower.rotary_pos_emb.inv_freq)
         angles = angles.unflatten(0, (-1, unit))[order].flatten(0, 1).repeat(1, 2)
         hidden = tower.patch_embed(batch[0]).unflatten(0, (-1, unit))[order].flatten(0, 1)
         whole = torch.tensor([0, len(hidden)], dtype=torch.int32)
-        return Seen(hidden, (angles.cos(), angles.sin()), ends.to(run.device), whole.to(run.device), order)
+        return Seen(hidden, (angles.cos(), angles.sin()), ends.to(options.device), whole.to(options.device), order)
 
     def step(index: int, block: nn.Module, state: Seen) -> Seen:
         ends = state.whole if index in dims.full_attention else state.windows
@@ -169,21 +183,28 @@ def _see(files: TensorFiles, model: nn.Module, dims: QwenVLDims, batches: Sequen
         cost=cost,
         together=False,
     )
-    seen = run_through(files, stack, batches, run, fixed=fixed)
+    seen = run_through(files, stack, batches, options, callbacks, fixed=fixed)
     tower.to("meta")
     return seen
 
 
-def _read(files: TensorFiles, model: nn.Module, dims: QwenVLDims, seen: Sequence[Tensor], run: Run) -> list[Tensor]:
+def _read(
+    files: TensorFiles,
+    model: nn.Module,
+    dims: QwenVLDims,
+    seen: Sequence[Tensor],
+    options: ComputeOptions,
+    callbacks: Callbacks,
+) -> list[Tensor]:
     """The language model: image tokens [N, grid * grid, hidden] to the tokens kept [N, tokens, hidden]."""
     reader = model.model.language_model
-    fixed = settle("qwen_vl", model, reader, (reader.norm,), files, run)
+    fixed = settle("qwen_vl", model, reader, (reader.norm,), files, options, callbacks)
     vocabulary = names_in("qwen_vl", model, reader.embed_tokens)["weight"]
-    words = run.place(files.rows(vocabulary, dims.template))
+    words = options.place(files.rows(vocabulary, dims.template))
     at = dims.template.index(dims.image_token)
 
     def enter(batch: Tensor) -> tuple[Tensor, Rotary]:
-        places = prompt_places(math.isqrt(batch.shape[1]), dims).to(run.device)
+        places = prompt_places(math.isqrt(batch.shape[1]), dims).to(options.device)
         before, after = (part.expand(len(batch), -1, -1) for part in (words[:at], words[at + 1 :]))
         return torch.cat([before, batch, after], dim=1), reader.rotary_emb(words, places)
 
@@ -203,4 +224,4 @@ def _read(files: TensorFiles, model: nn.Module, dims: QwenVLDims, seen: Sequence
         leave=lambda state: reader.norm(state[0])[:, dims.drop :],
         cost=cost,
     )
-    return run_through(files, stack, seen, run, fixed=fixed)
+    return run_through(files, stack, seen, options, callbacks, fixed=fixed)

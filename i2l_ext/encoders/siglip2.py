@@ -14,8 +14,9 @@ from torch import Tensor
 
 from i2l_ext.encoders.dims import SiglipDims
 from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import Run, TensorFiles
+from i2l_ext.weights.stream import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -49,11 +50,17 @@ def structure(dims: SiglipDims) -> dict[str, tuple[int, ...]]:
     return structure_of("siglip2", _model(dims))
 
 
-def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], run: Run) -> list[Tensor]:
+def encode(
+    paths: Sequence[Path],
+    dims: SiglipDims,
+    batches: Sequence[Tensor],
+    options: ComputeOptions,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> list[Tensor]:
     """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
 
     The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
-    when ``run`` says so.
+    when the user wants to stop.
     """
     model = _model(dims)
     tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
@@ -64,7 +71,9 @@ def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], r
 
     with TensorFiles(paths) as files:
         files.check(structure_of("siglip2", model))
-        fixed = settle("siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, run)
+        fixed = settle(
+            "siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, options, callbacks
+        )
         stack = Stack(
             layers=tower.encoder.layers,
             names=[names_in("siglip2", model, layer) for layer in tower.encoder.layers],
@@ -73,4 +82,4 @@ def encode(paths: Sequence[Path], dims: SiglipDims, batches: Sequence[Tensor], r
             leave=leave,
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 2 * dims.mlp)),
         )
-        return run_through(files, stack, batches, run, fixed=fixed)
+        return run_through(files, stack, batches, options, callbacks, fixed=fixed)

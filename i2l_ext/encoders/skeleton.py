@@ -10,7 +10,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from i2l_ext.encoders.keys import file_key
-from i2l_ext.weights.stream import Run, TensorFiles, load
+from i2l_ext.weights.compute import Callbacks, ComputeOptions
+from i2l_ext.weights.stream import TensorFiles, load
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,16 +60,22 @@ def names_in(encoder: str, model: nn.Module, part: nn.Module) -> dict[str, str]:
 
 
 def settle(
-    encoder: str, model: nn.Module, tower: nn.Module, parts: Sequence[nn.Module], files: TensorFiles, run: Run
+    encoder: str,
+    model: nn.Module,
+    tower: nn.Module,
+    parts: Sequence[nn.Module],
+    files: TensorFiles,
+    options: ComputeOptions,
+    callbacks: Callbacks,
 ) -> int:
     """Load ``parts`` of a tower of ``model`` for good and place its tables; the bytes of weights that are there now.
 
-    Tables take the dtype of the run too: the authors' package casts whole models, and its embeddings are what the
+    Tables take the dtype of ``options`` too: the authors' package casts whole models, and its embeddings are what the
     i2L heads were trained on.
     """
     for part in parts:
-        load(files, part, names_in(encoder, model, part), run)
+        load(files, part, names_in(encoder, model, part), options, callbacks)
     for module in tower.modules():
         for name, table in module._buffers.items():
-            module._buffers[name] = table if table is None else run.place(table)
+            module._buffers[name] = table if table is None else options.place(table)
     return sum(weight.nbytes for weight in model.parameters() if not weight.is_meta)

@@ -34,7 +34,7 @@ TAIL_LINES = 30
 
 def command() -> list[str]:
     """How the engine is started: with the WebUI's own Python, unless ``I2L_ENGINE_PYTHON`` names another. An embedded
-    Python, as WebUIs for Windows have, does not look for modules in its working directory: it is told where ours are."""
+    Python, as WebUIs for Windows have, does not search its working directory for modules: it is told where ours are."""
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from i2l_ext.worker.main import main; sys.exit(main())"
     return [os.environ.get("I2L_ENGINE_PYTHON") or sys.executable, "-c", start]
 

@@ -111,9 +111,9 @@ def made(images: Path, model: str | None) -> Lora:
 
     parser = argparse.ArgumentParser()
     add_run_options(parser)
-    with tempfile.TemporaryDirectory() as folder, bars(engine(parser.parse_args([]))) as step:
+    with tempfile.TemporaryDirectory() as folder, bars() as callbacks:
         order = Order([images], "start", Path(folder), model or default_model())
-        lora = Lora.read(make(order, step).file)
+        lora = Lora.read(make(order, engine(parser.parse_args([])), callbacks).file)
         factors = {path: lora[path] for path in lora}
         lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)

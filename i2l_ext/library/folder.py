@@ -92,7 +92,7 @@ def check_folder(folder: Path | str, need: int = 0) -> None:
     folder = Path(folder)
     with _explained(folder), ExitStack() as gone:
         _make_folder(folder, gone)
-        gone.enter_context(atomic.held(folder))
+        gone.enter_context(atomic.locked_temp_file(folder))
         if shutil.disk_usage(folder).free < need:
             raise OSError(errno.ENOSPC, "")
 
@@ -118,7 +118,7 @@ def save(
     folder, name = Path(folder), check_name(name)
     with _explained(folder), ExitStack() as undo:
         _make_folder(folder, undo)
-        atomic.reap(folder)
+        atomic.remove_stale(folder)
         for _ in range(100):
             target = Saved.at(folder, name if overwrite else fresh_name(folder, name))
             if _save_as(target, write, preview, sidecar, overwrite):
@@ -140,7 +140,7 @@ def _save_as(
         if final.is_dir():
             raise UserError(f"{final.name} is a folder in {final.parent}. Choose another name.")
     with ExitStack() as passing, ExitStack() as undo:
-        note, picture, lora = (passing.enter_context(atomic.held(final.parent)) for final in finals)
+        note, picture, lora = (passing.enter_context(atomic.locked_temp_file(final.parent)) for final in finals)
         note.write_text(json.dumps(sidecar, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
         picture.write_bytes(_png(preview))
         write(lora, target.name)

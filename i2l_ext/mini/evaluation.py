@@ -19,7 +19,7 @@ from i2l_ext.mini import world
 from i2l_ext.mini.draw import WEIGHTS, Painter, as_image
 from i2l_ext.mini.shape_classifier import Judge
 from i2l_ext.models import catalogue
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import NO_CALLBACKS
 
 UNSEEN = 1_000_000
 """Seeds from here on are the report's and the samples'; training uses small ones."""
@@ -69,13 +69,13 @@ class Lab:
         model = catalogue.find(model_name)
         files = {part.id: [self.folder / Path(part.files[0]).name] for part in model.parts}
         pictures = [images.open_image(_png(sample.image), sizes=model.views) for sample in samples]
-        seen = embed(pictures, model, files, lambda title: Run())
+        seen = embed(pictures, model, files)
         with ExitStack() as opened:
             made = []
             for n in range(len(samples)):
                 tokens = {side: values[n : n + 1] for side, values in seen.tokens.items()}
                 own = Embeddings(seen.image[n : n + 1], tokens)
-                parts = pipeline.decode(model, files, own, [1.0], Run(), opened)
+                parts = pipeline.decode(model, files, own, [1.0], NO_CALLBACKS, opened)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.errors import UserError
 from i2l_ext.mini.claims import TRIALS, Row, Trials
 from i2l_ext.mini.evaluation import Lab
@@ -124,8 +124,8 @@ def _write(out: Path, rows: Sequence[Row], others: Sequence[Row], pictures: Pict
     if pictures:
         folder.mkdir(exist_ok=True)
     for name, image in pictures.items():
-        with appearing(folder / f"{name}.png", overwrite=True) as part:
+        with atomic_path(folder / f"{name}.png", overwrite=True) as part:
             image.save(part, format="PNG", optimize=True)
         lines += ["", CAPTIONS[name], "", f"![{CAPTIONS[name]}]({folder.name}/{name}.png)"]
-    with appearing(out, overwrite=True) as part:
+    with atomic_path(out, overwrite=True) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")

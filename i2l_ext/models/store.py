@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import i2l_ext
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
@@ -93,7 +93,7 @@ def remember(folder: Path) -> None:
         return
     with suppress(OSError, UserError):
         record.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(record, overwrite=True) as path:
+        with atomic_path(record, overwrite=True) as path:
             path.write_text(json.dumps([str(one) for one in (*known, folder.absolute())]), encoding="utf-8")
 
 

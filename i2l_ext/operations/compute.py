@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compute_options(options: EngineOptions) -> ComputeOptions:
-    """Device, dtype (torch's name of one, or auto) and memory bound. Raises UserError for a device that there is not."""
+    """Device, dtype (torch's name of one, or auto) and memory bound. Raises UserError where there is no such device."""
     from i2l_ext.weights.compute import ComputeOptions
     from i2l_ext.weights.devices import resolve_device, resolve_precision
 

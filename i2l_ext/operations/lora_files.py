@@ -63,7 +63,9 @@ class CheckResult:
 
     def _verdict(self, verdict: Verdict) -> dict[str, Any]:
         repair = repair_of(self.file, verdict)
-        return {**verdict.json(), "mend": repair and repair.command_line()}
+        told = verdict.json()
+        source = told.pop("source")
+        return {**told, "mend": repair and repair.command_line(), "source": source}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,10 @@ def repair_of(file: Path, verdict: Verdict) -> Request | None:
     """The request that makes a program load all of ``file``; None where there is nothing to do, or nothing helps."""
     if verdict.repair is None:
         return None
-    return requests.ADVICE[verdict.repair.operation](file=file, **verdict.repair.options)
+    options = dict(verdict.repair.options)
+    if verdict.repair.operation == "export":
+        options["output"] = Path("FOLDER")  # for the user to fill in
+    return requests.ADVICE[verdict.repair.operation](file=file, **options)
 
 
 def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurveResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 
 from .loop import read_metrics
 
@@ -26,5 +26,5 @@ def plot(metrics: Path, path: Path) -> None:
         axes.plot([line["step"] for line in own], [line["loss"] for line in own], linewidth=1)
         axes.set(title=task, xlabel="step", ylabel="loss", yscale="log")
         axes.grid(alpha=0.3)
-    with appearing(path, overwrite=True) as part:
+    with atomic_path(path, overwrite=True) as part:
         figure.savefig(part, format="png", dpi=100)

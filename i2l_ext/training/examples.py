@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.files import load_file, save
 
 
@@ -55,7 +55,7 @@ class Examples:
     def save(self, path: Path) -> None:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         tensors |= {f"tokens.{side}": value for side, value in self.tokens.items()}
-        with appearing(path, overwrite=True) as part:
+        with atomic_path(path, overwrite=True) as part:
             save(part, tensors)
 
     @classmethod

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from i2l_ext.converters import files
 from i2l_ext.converters.architectures import Architecture
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.lora import Lora
 
 from .config import Expert
@@ -71,7 +71,7 @@ def save(module: nn.Module, arch: Architecture, path: Path) -> None:
         factors = {path: (down.detach().bfloat16(), up.detach().bfloat16()) for path, down, up in pairs}
         Lora.of(arch, factors).save(path, "diffsynth", overwrite=True)
         return
-    with appearing(path, overwrite=True) as part:
+    with atomic_path(path, overwrite=True) as part:
         files.save(part, {key: value.bfloat16() for key, value in module.folded().items()})
 
 

@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.files import load_file, save
 
 from .config import Schedule
@@ -114,7 +114,7 @@ class Checkpoint:
     def save(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         older = list(self._files())
-        with appearing(self.folder / f"step-{step:07d}.safetensors", overwrite=True) as part:
+        with atomic_path(self.folder / f"step-{step:07d}.safetensors", overwrite=True) as part:
             save(part, dict(self._tensors()))
         for _, path in older:
             path.unlink(missing_ok=True)
@@ -163,7 +163,7 @@ class Metrics:
         if writes and path.exists():
             # What was logged after the checkpoint will be done, and logged, again.
             kept = [line for line in read_metrics(path) if line["task"] != task or line["step"] <= step]
-            with appearing(path, overwrite=True) as part:
+            with atomic_path(path, overwrite=True) as part:
                 part.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:

@@ -17,7 +17,7 @@ from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.embed import embed
 from i2l_ext.models import catalogue, store
-from i2l_ext.weights.stream import Run
+from i2l_ext.weights.compute import ComputeOptions
 
 from .config import Config
 from .examples import Examples, by_style
@@ -80,7 +80,7 @@ def examples(config: Config, views: Iterable[int]) -> Examples:
     opened = [images.open_image(path, sizes=(*model.views, config.data.size)) for path in paths]
     weights = store.require(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    seen = embed(opened, model, weights, lambda title: Run(device=device, dtype="auto"))
+    seen = embed(opened, model, weights, ComputeOptions(device=device, dtype="auto"))
 
     from diffusers import QwenImagePipeline
 

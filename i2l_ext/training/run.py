@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import save
 
@@ -134,7 +134,7 @@ class Plan:
         if path.exists() and path.read_text() != text:
             raise UserError(f"{self.folder} belongs to another configuration: name another output, or delete it.")
         if not path.exists():
-            with appearing(path) as part:
+            with atomic_path(path) as part:
                 part.write_text(text)
 
     def _foundation(self, name: str, accelerator: Accelerator) -> None:
@@ -145,7 +145,7 @@ class Plan:
         task = foundations.tasks(self.config.foundations, self.config.seed)[name]()
         train(task, self.folder / f"{name}.steps", accelerator, self.say)
         if accelerator.is_main_process:
-            with appearing(self.file(name), overwrite=True) as part:
+            with atomic_path(self.file(name), overwrite=True) as part:
                 kept = foundations.weights(name, task.module)
                 save(part, {key: value.detach().half() for key, value in kept.items()})
 

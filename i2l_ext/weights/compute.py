@@ -1,21 +1,22 @@
-"""Where and how one computes, and who is told of it."""
+"""Where and how to compute, and whom to tell. Importing this does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from i2l_ext.converters.errors import Cancelled
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
     """``device`` and ``dtype`` by torch's names; ``dtype`` is bfloat16, float16 or float32, or, as a wish for all
-    encoders of a model, also auto (devices.choose). ``memory`` bounds the bytes of weights and activations; None: no
-    bound."""
+    encoders of a model, also auto (devices.choose_dtype). ``memory`` limits the bytes of weights and activations; None:
+    no limit."""
 
     device: str = "cpu"
     dtype: str = "bfloat16"
@@ -23,10 +24,12 @@ class ComputeOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        import torch
+
         return getattr(torch, self.dtype)
 
-    def place(self, tensor: Tensor) -> Tensor:
-        """``tensor`` on the device and, if it is of floats, in the dtype."""
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor`` on the device and, if it holds floats, in the dtype."""
         return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else tensor.dtype)
 
 
@@ -50,3 +53,9 @@ class Callbacks:
     def part(self, start: float, end: float) -> Callbacks:
         """The same for a part of a step, whose progress fills ``start`` to ``end`` of the whole."""
         return replace(self, progress=lambda share: self.progress(start + share * (end - start)))
+
+
+DEFAULT_OPTIONS = ComputeOptions()
+
+NO_CALLBACKS = Callbacks()
+"""Tells nobody, and never stops."""

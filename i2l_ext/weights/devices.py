@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
+
+from i2l_ext.converters.errors import UserError
 
 WORDS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 """By torch's name of a dtype, the word for it. The first that the device and the encoder allow is taken: bf16 is what
@@ -46,7 +49,7 @@ class Choice:
         return f"{WORDS[self.dtype]}: {self.why}"
 
 
-def choose(device: Device, safe: Collection[str], wish: str = "auto") -> Choice:
+def choose_dtype(device: Device, safe: Collection[str], wish: str = "auto") -> Choice:
     """The dtype for an encoder to which those in ``safe`` do no harm, float32 among them.
 
     ``wish`` is torch's name of a dtype, or auto. A wish that would do harm, or that the device cannot fulfil, is
@@ -70,7 +73,7 @@ def choose(device: Device, safe: Collection[str], wish: str = "auto") -> Choice:
     return Choice(wish, "as asked" if device.native(wish) else "as asked; slow, as the device has none of its own")
 
 
-def facts(name: str) -> Device:
+def device_facts(name: str) -> Device:
     """Facts of the device that torch calls ``name``."""
     import torch
 
@@ -90,3 +93,29 @@ def _mps_has_bf16() -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
+
+
+def resolve_device(name: str) -> str:
+    """The torch device for a user's word. Raises UserError where there is no such device."""
+    import torch
+
+    if name == "auto":
+        mps = getattr(torch.backends, "mps", None)
+        if torch.cuda.is_available():
+            own = os.environ.get("LOCAL_RANK")  # one of several processes of `accelerate launch`: to each its card
+            return "cuda" if own is None else f"cuda:{int(own) % torch.cuda.device_count()}"
+        return "mps" if mps and mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": 1 if torch.backends.mps.is_available() else 0}
+    if kind not in count or (index and not index.isdecimal()):
+        raise UserError(f"There is no device {name!r}. There are: cpu, cuda, cuda:0, mps and auto.")
+    if int(index or 0) >= count[kind]:
+        raise UserError(f"This machine has no {name}. Leave --device out to use what there is.")
+    return name
+
+
+def resolve_precision(name: str) -> str:
+    """What a user wishes the encoders' dtype to be: torch's name of one, or auto. Raises UserError for any other."""
+    if name not in PRECISIONS:
+        raise UserError(f"There is no precision {name!r}. There are: {', '.join(PRECISIONS)}.")
+    return next((dtype for dtype, word in WORDS.items() if word == name), name)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
+from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.source import PAGE, Source, on_a_page, pages, too_large_to_keep
 
 PIECE = 16 << 20
@@ -38,40 +39,6 @@ READERS = 2
 Result = TypeVar("Result")
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where and how one computes, and who listens.
-
-    ``dtype`` is bfloat16, float16 or float32; for ``embed`` it is a wish, which may also be auto, and each encoder
-    gets what suits it on the device (devices.choose). ``memory`` bounds the bytes of weights and activations.
-    ``cancel`` is asked many times a second whether to stop; ``progress`` is told the share done, 0 to 1. Both are
-    called on the thread that computes.
-    """
-
-    device: str = "cpu"
-    dtype: str = "bfloat16"
-    memory: int | None = None
-    cancel: Callable[[], bool] = lambda: False
-    progress: Callable[[float], None] = lambda share: None
-
-    def check(self) -> None:
-        """Raises Cancelled when the user wants to stop."""
-        if self.cancel():
-            raise Cancelled
-
-    def part(self, start: float, end: float) -> Run:
-        """The same run for a step whose progress fills ``start`` to ``end`` of the whole."""
-        return replace(self, progress=lambda share: self.progress(start + share * (end - start)))
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """``tensor`` on the device and, if it is of floats, in the dtype of the run."""
-        return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 class TensorFiles:
@@ -178,8 +145,8 @@ class Loader:
     stage, of which each thread that reads has one.
     """
 
-    def __init__(self, files: TensorFiles, run: Run) -> None:
-        self.files, self.device, self.dtype = files, torch.device(run.device), run.torch_dtype
+    def __init__(self, files: TensorFiles, options: ComputeOptions) -> None:
+        self.files, self.device, self.dtype = files, torch.device(options.device), options.torch_dtype
         self.stop = Event()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._stages: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
@@ -289,27 +256,32 @@ def _aligned(numbers: int) -> int:
     return -(-numbers // ALIGN) * ALIGN
 
 
-def outcome(futures: Iterable[Future[Result]], run: Run) -> list[Result]:
-    """What they came to. Raises what they raised, and Cancelled as soon as ``run`` says so."""
+def outcome(futures: Iterable[Future[Result]], callbacks: Callbacks) -> list[Result]:
+    """Their results. Raises what they raised, and Cancelled as soon as the user wants to stop."""
     results = []
     for future in futures:
         while not future.done():
-            run.check()
+            callbacks.check()
             wait([future], timeout=0.05)
         results.append(future.result())
     return results
 
 
 def stream(
-    files: TensorFiles, groups: Sequence[Mapping[str, str]], run: Run, *, ahead: int = 1
+    files: TensorFiles,
+    groups: Sequence[Mapping[str, str]],
+    options: ComputeOptions,
+    callbacks: Callbacks = NO_CALLBACKS,
+    *,
+    ahead: int = 1,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Yield the tensors of each group, ``{name: key in the files}``, on the device and in the dtype of ``run``.
+    """Yield the tensors of each group, ``{name: key in the files}``, on the device and in the dtype of ``options``.
 
     A group's tensors hold until the next is asked for; then their memory serves another. ``ahead`` groups are read
     while one is in use: 1 + ahead buffers of the largest group are taken. Close the iterator (``closing``) when it
-    is left early. Raises UserError as TensorFile does, Cancelled when ``run`` says so.
+    is left early. Raises UserError as TensorFile does, Cancelled when the user wants to stop.
     """
-    loader = Loader(files, run)
+    loader = Loader(files, options)
     size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
     waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[None]]]] = deque()
@@ -326,7 +298,7 @@ def stream(
             launch()
             while waiting:
                 buffer, tensors, reading = waiting.popleft()
-                outcome(reading, run)
+                outcome(reading, callbacks)
                 if loader.stream:
                     torch.cuda.current_stream(loader.device).wait_stream(loader.stream)
                 yield tensors
@@ -338,7 +310,13 @@ def stream(
             loader.stop.set()
 
 
-def load(files: TensorFiles, part: nn.Module, names: Mapping[str, str], run: Run) -> None:
+def load(
+    files: TensorFiles,
+    part: nn.Module,
+    names: Mapping[str, str],
+    options: ComputeOptions,
+    callbacks: Callbacks = NO_CALLBACKS,
+) -> None:
     """Give ``part`` its weights ``{parameter: key in the files}`` for good."""
-    for tensors in stream(files, [names], run):  # one group: nothing is filled anew
+    for tensors in stream(files, [names], options, callbacks):  # one group: nothing is filled anew
         part.load_state_dict(tensors, assign=True)
