@@ -9,6 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from i2l_ext.webui import standalone
 
-page, _ = standalone.serve("127.0.0.1", int(sys.argv[1]), lora_folder=Path(os.environ["FAKE_ROOT"]) / "models" / "Lora")
+page, _ = standalone.start_page("127.0.0.1", int(sys.argv[1]), lora_folder=Path(os.environ["FAKE_ROOT"]) / "models" / "Lora")
 print("up", flush=True)
 time.sleep(3600)
