@@ -19,11 +19,12 @@ from starlette.datastructures import Headers  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.library.names import check_name  # noqa: E402
-from i2l_ext.webui import panes, standalone, uploads  # noqa: E402
+from i2l_ext.webui import handlers, standalone, uploads  # noqa: E402
 from i2l_ext.webui.access import LOCAL_NAMES, AccessMiddleware, AccessPolicy  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
 from i2l_ext.webui.service import Service  # noqa: E402
 from i2l_ext.webui.settings import SETTINGS  # noqa: E402
+from i2l_ext.webui.statuses import status_of  # noqa: E402
 
 GOOD = {"host": "localhost:7860"}
 PAGE = {"host": "sd.example:7860", "origin": "http://sd.example:7860"}
@@ -77,11 +78,11 @@ def test_names_are_those_that_were_given():
 
 @pytest.mark.parametrize("said", ["", "Basic", "Basic !!", "Basic bWU6", "Basic bWU6d3Jvbmc=", "Bearer bWU6c2VjcmV0"])
 def test_credentials_that_are_wrong(said):
-    gate = AccessPolicy(LOCAL_NAMES, [("me", "secret"), ("you", "other")])
+    policy = AccessPolicy(LOCAL_NAMES, [("me", "secret"), ("you", "other")])
     with pytest.raises(UserError) as refused:
-        gate.check("GET", {**GOOD, "authorization": said})
-    assert refused.value.status == 401
-    gate.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
+        policy.check("GET", {**GOOD, "authorization": said})
+    assert status_of(refused.value) == 401
+    policy.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
 
 
 def free_port():
@@ -129,8 +130,6 @@ def test_strangers_cannot_upload(page):
 
 def test_a_socket_is_refused_to_strangers():
     import asyncio
-
-    from i2l_ext.webui.access import Door
 
     async def inside(scope, receive, send):
         await send({"type": "websocket.accept"})
@@ -243,9 +242,9 @@ OUTSIDE = (
 def test_names_of_other_places(service, name):
     (service.uploads.folder.parent / "a.png").write_bytes(b"x")
     picture = service.uploads.take(service.uploads.folder.parent / "a.png")
-    for wish in (Wish([picture], name, "mini"), Wish([picture], "good", "mini", subfolder=name or "/")):
+    for target in ({"name": name}, {"name": "good", "subfolder": name or "/"}):
         with pytest.raises(UserError):
-            service.make(wish)
+            service.make([picture], model="mini", **target)
     with pytest.raises(UserError):
         service.lora(name)
     with pytest.raises(UserError):
@@ -258,10 +257,10 @@ def test_names_of_other_places(service, name):
 def test_an_uploaded_file_of_that_name_is_given_a_clean_one(service, tmp_path, name):
     service.host.lora_folder().mkdir()
     job = service.convert(tmp_path / "upload.safetensors", f"{name}.safetensors", "kohya")
-    output = Path(job.request["arguments"][-1])
+    output = Path(job.request["output"])
     assert output.parent == service.host.lora_folder() and check_name(output.stem)
     job = service.export(tmp_path / "upload.safetensors", f"{name}.safetensors", "diffusers", 8)
-    output = Path(job.request["arguments"][-1])
+    output = Path(job.request["output"])
     assert output.parent == service.host.lora_folder().parent / "i2l-training" and check_name(output.name)
 
 
@@ -272,7 +271,7 @@ def test_words_of_a_client_do_not_become_options(service, tmp_path, act, words):
 
 
 def test_only_models_of_the_catalogue_are_fetched(service):
-    service._models = [{"name": "mini"}]
+    service.models._rows = [{"name": "mini"}]
     for name in ("../evil", "someone/weights", "--to"):
         for act in (service.download, service.verify):
             with pytest.raises(UserError):
@@ -299,7 +298,7 @@ def test_a_picture_that_does_not_end(service, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
 def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("I2L_STATE", raising=False)
-    monkeypatch.setattr(queue.child, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(queue.process, "ROOT", tmp_path / "nowhere")
     monkeypatch.setattr(queue.tempfile, "gettempdir", lambda: str(tmp_path))
     folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
     other.mkdir()
@@ -351,20 +350,23 @@ def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
 
 
 def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
-    """All that the WebUIHost knows, each of which opens; and the extension puts them before its routes."""
-    from i2l_ext.webui import api, extension, host
+    """All that the WebUI knows, each of which opens; and the extension puts them before its routes."""
+    from i2l_ext.webui import api, extension
+    from i2l_ext.webui.hosts.webui import WebUIHost
 
     users = tmp_path / "users"
     users.write_text("e:f,g:h\n", encoding="utf-8")
-    flags = SimpleNamespace(api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
+    flags = SimpleNamespace(api=True, api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
     modules = ModuleType("modules")
     modules.shared = SimpleNamespace(cmd_opts=flags)
+    modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "modules", modules)
     known = [("a", "b"), ("c", "d:e"), ("u", "p"), ("e", "f"), ("g", "h")]
+    host = WebUIHost()
     assert host.credentials() == known
     added = []
-    monkeypatch.setattr(extension, "service", lambda: SimpleNamespace(host=SimpleNamespace(serves_api=True)))
-    monkeypatch.setattr(api, "add", lambda app, service, credentials=(): added.extend(credentials))
+    monkeypatch.setattr(extension, "webui_service", lambda: SimpleNamespace(host=host))
+    monkeypatch.setattr(api, "add_api", lambda app, service, credentials=(): added.extend(credentials))
     app = SimpleNamespace(router=SimpleNamespace(routes=["the host's"]))
     extension._started(None, app)
     assert added == known
@@ -379,4 +381,4 @@ def test_a_webui_in_the_network_is_not_local(monkeypatch, tmp_path, flags):
     modules.shared = SimpleNamespace(cmd_opts=SimpleNamespace(**flags), opts=SimpleNamespace())
     modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "modules", modules)
-    assert WebUIHost().local is (not flags)
+    assert WebUIHost().is_local is (not flags)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def serve(tmp_path, credentials=()):
     host = StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora", serves_api=True)
-    service = Service(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    service = Service(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"])
     app = Starlette()
     api.add_api(app, service, credentials)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
@@ -169,8 +169,8 @@ def test_a_download_tells_its_licences_first(served):
 def test_a_model_need_not_be_named(served, picture, monkeypatch):
     files = [("pictures", ("a.png", picture.read_bytes()))]
     made = wait(served, served.post("/loras", files=files, data={"name": "unnamed_model"}).json())
-    assert made["result"]["model"] == served.service.chosen() == "mini", "where no other is here"
-    monkeypatch.setattr(served.service, "models", lambda: None)
+    assert made["result"]["model"] == served.service.models.choose() == "mini", "where no other is here"
+    monkeypatch.setattr(served.service.models, "rows", lambda: None)
     assert served.post("/loras", files=files, data={"name": "too_early"}).status_code == 503
     assert served.post("/download", json={"model": "mini", "source": "huggingface", "agree": True}).status_code == 503
 

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import queue
+from i2l_ext.library import folder as library
 from i2l_ext.webui import uploads
-from i2l_ext.webui.disk import DiskError
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from i2l_ext.webui.short_cache import ShortCache
+from i2l_ext.webui.model_list import ModelList
 from i2l_ext.webui.service import Service
 from i2l_ext.webui.settings import SETTINGS, SettingsFile
 from i2l_ext.webui.uploads import Uploads
@@ -69,7 +69,7 @@ def end(job, result=None, error=None):
 
 def test_models_are_looked_for_once_by_however_many(service, monkeypatch):
     slowly(monkeypatch, service.queue, "submit")
-    assert at_once(lambda number: service.models()) == [None] * MANY
+    assert at_once(lambda number: service.models.rows()) == [None] * MANY
     [job] = service.queue.jobs()
     rows = [{"name": "mini"}]
 
@@ -85,26 +85,26 @@ def test_models_are_looked_for_once_by_however_many(service, monkeypatch):
 
     job.__class__ = Slow
     end(job, rows)
-    assert at_once(lambda number: service.models()) == [rows] * MANY
+    assert at_once(lambda number: service.models.rows()) == [rows] * MANY
     assert len(service.queue.jobs()) == 1
 
 
 def test_a_search_that_began_before_a_change_is_followed_by_another(service):
-    service.models()
+    service.models.rows()
     [first] = service.queue.jobs()
-    service.models(anew=True)  # a download has ended while it was under way
+    service.models.rows(refresh=True)  # a download has ended while it was under way
     end(first, [])
-    service.models()
+    service.models.rows()
     assert len(service.queue.jobs()) == 2
     end(service.queue.jobs()[1], [{"name": "mini"}])
-    assert [service.models() for _ in range(3)][-1] == [{"name": "mini"}] and len(service.queue.jobs()) == 2
+    assert [service.models.rows() for _ in range(3)][-1] == [{"name": "mini"}] and len(service.queue.jobs()) == 2
 
 
 def test_a_full_queue_does_not_keep_the_page_from_its_answer(service, monkeypatch):
     monkeypatch.setattr(queue, "MAX_WAITING", 0)
-    assert service.models() is None
+    assert service.models.rows() is None
     monkeypatch.undo()
-    service.models()
+    service.models.rows()
     assert len(service.queue.jobs()) == 1
 
 
@@ -112,25 +112,25 @@ def test_no_two_jobs_are_promised_the_same_name(service, tmp_path, monkeypatch):
     picture = service.uploads.take(_picture(tmp_path))
     slowly(monkeypatch, library, "names_below")
     lora = service.host.lora_folder() / "style.safetensors"
-    made = at_once(lambda number: service.make(Wish([picture], "Style", "mini")), 6)
+    made = at_once(lambda number: service.make([picture], name="Style", model="mini"), 6)
     assert sorted(job.title for job in made) == ["Style", *(f"Style-{number}" for number in range(2, 7))]
-    assert {job.request["order"]["name"] for job in made} == {job.title for job in made}
-    assert service.saved_name("STYLE") == "STYLE-7"
+    assert {job.request["name"] for job in made} == {job.title for job in made}
+    assert service.targets.likely_name("STYLE") == "STYLE-7"
     converted = at_once(lambda number: service.convert(lora, lora.name, "kohya"), 6)
-    assert len({job.request["arguments"][-1] for job in converted}) == 6
+    assert len({job.request["output"] for job in converted}) == 6
     lora.touch()
     inspected = service.inspect(lora, lora.name)
-    mended = at_once(lambda number: service.mend(inspected.id, "kohya"), 2)
+    repaired = at_once(lambda number: service.repair(inspected.id, "kohya"), 2)
     assert (
-        len({job.request["output"] for job in mended}) == len({job.request["folder_of_export"] for job in mended}) == 2
+        len({job.request["output"] for job in repaired}) == len({job.request["folder"] for job in repaired}) == 2
     )
 
 
 def test_no_two_jobs_are_promised_the_same_folder(service, monkeypatch):
-    slowly(monkeypatch, service, "_training")
+    slowly(monkeypatch, service.targets, "start_folder")
     lora = service.host.lora_folder() / "style.safetensors"
     targets = [
-        job.request["arguments"][-1] for job in at_once(lambda n: service.export(lora, lora.name, "diffusers", 4), 6)
+        job.request["output"] for job in at_once(lambda n: service.export(lora, lora.name, "diffusers", 4), 6)
     ]
     assert len(set(targets)) == 6
 
@@ -150,22 +150,24 @@ def test_the_trouble_may_be_over_while_a_page_is_answered(service):
     pytest.importorskip("gradio")
     from i2l_ext.webui import tab
 
-    class Fleeting(Desk):
+    class Fleeting(ModelList):
         left = 2
 
         @property
-        def trouble(self):
+        def failed(self):
             self.left -= 1
-            return self._trouble if self.left >= 0 else None
+            return self._failed if self.left >= 0 else None
 
-        @trouble.setter
-        def trouble(self, job):
-            self._trouble = job
+        @failed.setter
+        def failed(self, job):
+            self._failed = job
 
     trouble = service.queue.submit("models", "", {})
     end(trouble, error="no engine")
-    service.__class__, service._trouble, service._asked = Fleeting, trouble, service.queue.submit("models", "", {})
-    _, shown = tab._answer(service, {}, {}, ["models"])
+    models = service.models
+    del models.failed
+    models.__class__, models._failed, models._search = Fleeting, trouble, service.queue.submit("models", "", {})
+    _, shown = tab.answer_poll(service, {}, "{}", ["models"])
     assert "no engine" in shown
 
 
@@ -191,32 +193,32 @@ def walks(monkeypatch):
 def test_typing_a_name_walks_the_folder_once(service, walks, monkeypatch):
     text = "a_rather_long_name"
     for length in range(1, len(text) + 1):
-        assert service.saved_name(text[:length]) == text[:length]
+        assert service.targets.likely_name(text[:length]) == text[:length]
     assert len(walks) == 1
-    at_once(lambda number: service.saved_name(f"name{number}"))
+    at_once(lambda number: service.targets.likely_name(f"name{number}"))
     assert len(walks) == 1
 
 
 def test_what_is_promised_is_looked_up_then(service, walks, tmp_path):
-    assert service.saved_name("style") == "style"
+    assert service.targets.likely_name("style") == "style"
     (service.host.lora_folder() / "style.safetensors").touch()
-    job = service.make(Wish([service.uploads.take(_picture(tmp_path))], "style", "mini"))
+    job = service.make([service.uploads.take(_picture(tmp_path))], name="style", model="mini")
     assert job.title == "style-2" and len(walks) == 2
-    assert service.saved_name("style-2") == "style-2-2"
+    assert service.targets.likely_name("style-2") == "style-2-2"
     end(job, {})
-    service._after(job)
-    assert service.saved_name("style") == "style-2" and len(walks) == 3
+    service._on_end(job)
+    assert service.targets.likely_name("style") == "style-2" and len(walks) == 3
 
 
 def test_a_moment_ends(monkeypatch):
     now, looked = [0.0], []
     monkeypatch.setattr("i2l_ext.webui.short_cache.time.monotonic", lambda: now[0])
-    recent = ShortCache(lambda key: looked.append(key) or len(looked), 5)
-    assert [recent("a"), recent("a"), recent("b")] == [1, 1, 2]
+    cached = ShortCache(lambda key: looked.append(key) or len(looked), 5)
+    assert [cached("a"), cached("a"), cached("b")] == [1, 1, 2]
     now[0] = 6
-    assert recent("b") == 3
-    recent.clear()
-    assert recent("b") == 4
+    assert cached("b") == 3
+    cached.clear()
+    assert cached("b") == 4
 
 
 # --- previews -----------------------------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ def test_a_moment_ends(monkeypatch):
 @pytest.fixture
 def looking(tmp_path):
     """A service whose engine looks; and the pictures that it was shown, a list for each time it was started."""
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"])
     yield (
         service,
         lambda: [
@@ -240,22 +242,22 @@ def test_only_new_pictures_are_looked_at(looking, tmp_path):
     red, green, blue = (service.uploads.take(_picture(tmp_path, colour=colour)) for colour in ("red", "green", "blue"))
     (tmp_path / "text").write_text("not a picture")
     bad = service.uploads.take(tmp_path / "text")
-    first = service.look([red, green])
-    again = service.look([green, red, bad, blue])
+    first = service.preview([red, green])
+    again = service.preview([green, red, bad, blue])
     assert shown() == [[red, green], [bad, blue]]
     assert [again[1], again[0]] == first and again[2]["error"].startswith("picture 3: ")
-    assert service.look([blue, red, green]) == [again[3], *first]
+    assert service.preview([blue, red, green]) == [again[3], *first]
     assert len(shown()) == 2, "of pictures that are known nothing is started"
-    assert service.look([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be mended by an update"
+    assert service.preview([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be repaired by an update"
 
 
 def test_a_damaged_preview_is_made_again(looking, tmp_path):
     service, shown = looking
     red = service.uploads.take(_picture(tmp_path))
-    seen = service.look([red])
+    seen = service.preview([red])
     for damaged in (b"", b"\xff", b'"><script>', b"data:text/html,x"):
         (service.uploads.folder / f"{red}.preview").write_bytes(damaged)
-        assert service.look([red]) == seen
+        assert service.preview([red]) == seen
     assert len(shown()) == 5
 
 
@@ -276,9 +278,9 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
 
 
 def test_a_look_that_takes_too_long_is_stopped(service, tmp_path, monkeypatch):
-    monkeypatch.setattr("i2l_ext.webui.service.PATIENCE", 0.05)
+    monkeypatch.setattr("i2l_ext.webui.previews.TIMEOUT", 0.05)
     with pytest.raises(UserError, match="too long"):
-        service.look([service.uploads.take(_picture(tmp_path))])
+        service.preview([service.uploads.take(_picture(tmp_path))])
     assert [job.state for job in service.queue.jobs()] == ["cancelled"]
 
 
@@ -349,8 +351,9 @@ def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, service, tmp_pat
 
     monkeypatch.setattr(Path, "open", full)
     told(send(client, _picture(tmp_path)), 507)
-    with pytest.raises(DiskError, match="full"):
+    with pytest.raises(UserError, match="full") as refused:
         service.uploads.take(tmp_path / "a.png")
+    assert refused.value.code == "disk_full"
     monkeypatch.undo()
     assert not list(service.uploads.folder.iterdir())
 
@@ -376,7 +379,7 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(service, monkeypa
         (service.host.lora_folder() / name).mkdir()
         (service.host.lora_folder() / name / "x.safetensors").touch()
     refusing(monkeypatch, os, "scandir", errno.EIO, lambda path: str(path).endswith("/b"))
-    assert sorted(service.host.loras()) == ["a/x.safetensors", "c/x.safetensors"]
+    assert sorted(service.loras()) == ["a/x.safetensors", "c/x.safetensors"]
 
 
 def test_a_subfolder_that_is_a_link_in_a_ring(client, service, tmp_path):
@@ -403,7 +406,7 @@ def handlers(service, monkeypatch):
 
 @pytest.mark.parametrize("code", [code for code, _ in FAULTS.values()], ids=FAULTS)
 def test_the_tab_tells_of_the_disk_in_one_line(service, handlers, tmp_path, monkeypatch, code):
-    from i2l_ext.webui import tab
+    from i2l_ext.webui.page_form import answer_errors
 
     request = SimpleNamespace(headers={"host": "localhost"})
     uploaded = tmp_path / "gradio" / "a.png"
@@ -415,7 +418,7 @@ def test_the_tab_tells_of_the_disk_in_one_line(service, handlers, tmp_path, monk
     refusing(monkeypatch, Path, "is_dir", code, lambda path: path.name == "locked")
     refusing(monkeypatch, library, "names_below", code)
     (service.host.lora_folder() / "a.safetensors").touch()
-    monkeypatch.setattr(service._names, "_find", library.names_below)
+    monkeypatch.setattr(service.targets._names, "_find", library.names_below)
     values = [option.default for option in SETTINGS]
     values[1] = str(tmp_path)
     answers = {
@@ -424,7 +427,7 @@ def test_the_tab_tells_of_the_disk_in_one_line(service, handlers, tmp_path, monk
         "a folder": handlers["add_folder"](request, str(tmp_path / "locked"), "{}"),
         "saved_as": handlers["saved_as"]("name", ""),
         "keep": handlers["keep"](request, *values),
-        "convert": tab.refused(service.convert)(tmp_path / "a", "a", "kohya"),
+        "convert": answer_errors(service.convert)(tmp_path / "a", "a", "kohya"),
     }
     for name, answer in answers.items():
         assert 'role="alert"' in answer and "secret" not in answer, (name, answer)

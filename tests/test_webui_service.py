@@ -1,5 +1,6 @@
 """What the tab and the HTTP interface ask for, done by the real engine; and that no folder is told of."""
 
+import json
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.redaction import hide
+from i2l_ext.webui.redaction import redact_paths
 from i2l_ext.webui.service import Service
 from small_models import SMALL
 
@@ -42,7 +43,7 @@ def service(place):
 def made(service, place):
     picture = place / "picture.png"
     Image.effect_mandelbrot((200, 160), (-2, -1, 1, 1), 20).convert("RGB").save(picture)
-    return done(service, service.make(Wish([service.uploads.take(picture)], "looked_at", "mini", subfolder="mine")))
+    return done(service, service.make([service.uploads.take(picture)], name="looked_at", model="mini", subfolder="mine"))
 
 
 def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
@@ -52,38 +53,38 @@ def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
 
 
 def test_the_curve_of_a_lora(service, made):
-    kept = done(service, service.curve(service.lora(made.result["file"]), made.result["file"])).result["kept"]
+    kept = done(service, service.rank_curve(service.lora(made.result["file"]), made.result["file"])).result["kept"]
     assert len(kept["all"]) == 32 and len(kept) > 2
     for shares in kept.values():
         assert shares == sorted(shares) and 0 < shares[0] < 1 and shares[-1] == 1
 
 
 @pytest.mark.parametrize("kind", ["made", "inspected"])
-def test_mending_makes_the_program_load_it(service, made, kind):
+def test_a_repair_makes_the_program_load_it(service, made, kind):
     shown = made.result["file"]
     known = made if kind == "made" else done(service, service.inspect(service.lora(shown), shown))
     assert "nothing" in [
         one["status"] for one in known.result["check"]["consumers"] if one["consumer"] == "musubi-tuner"
     ]
-    mended = done(service, service.mend(known.id, "musubi-tuner"))
-    assert mended.result["file"] == f"{mended.title}.safetensors" and mended.title.startswith("looked_at-musubi-tuner")
-    path = service.host.lora_folder() / mended.result["file"]
+    repaired = done(service, service.repair(known.id, "musubi-tuner"))
+    assert repaired.result["file"] == f"{repaired.title}.safetensors" and repaired.title.startswith("looked_at-musubi-tuner")
+    path = service.host.lora_folder() / repaired.result["file"]
     [verdict] = [one for one in consumers.check(path)[1] if one.consumer.id == "musubi-tuner"]
     assert verdict.status == "all"
 
 
-def test_mending_by_an_export(service, made):
-    mended = done(service, service.mend(made.id, "flymyai"))
-    assert mended.result["folder"] == "i2l-training/looked_at-flymyai"
-    assert (service.host.lora_folder().parent / mended.result["folder"] / mended.result["run"]).is_file()
+def test_a_repair_by_an_export(service, made):
+    repaired = done(service, service.repair(made.id, "flymyai"))
+    assert repaired.result["folder"] == "i2l-training/looked_at-flymyai"
+    assert (service.host.lora_folder().parent / repaired.result["folder"] / repaired.result["run"]).is_file()
 
 
 def test_what_needs_no_mending(service, made):
-    job = service.queue.wait(service.mend(made.id, "forge-neo").id, 300)
+    job = service.queue.wait(service.repair(made.id, "forge-neo").id, 300)
     assert job.state == "failed" and job.error.startswith("There is nothing to mend")
     for id in ("", "0" * 16):
         with pytest.raises(UserError):
-            service.mend(id, "musubi-tuner")
+            service.repair(id, "musubi-tuner")
 
 
 def test_the_bug_report_is_not_private(service, place):
@@ -116,7 +117,7 @@ def test_a_failure_tells_no_folder(service, place):
     ],
 )
 def test_folders_are_hidden(text, shown):
-    assert hide(text, [Path("/srv/my loras"), Path("/")], others=True) == shown
+    assert redact_paths(text, [Path("/srv/my loras"), Path("/")], others=True) == shown
 
 
 def test_download_and_verify(world, tmp_path, monkeypatch):
@@ -133,27 +134,27 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
     service = Service(host, tmp_path / "state", ENGINE)
 
     def row():
-        service.models(anew=True)
-        while service._asked:
+        service.models.rows(refresh=True)
+        while service.models._search:
             time.sleep(0.05)
-            service.models()
-        return next(row for row in service.models() if row["name"] == "small")
+            service.models.rows()
+        return next(row for row in service.models.rows() if row["name"] == "small")
 
     assert not row()["ready"] and row()["download_folder"] == str(tmp_path / "weights")
     with pytest.raises(UserError, match="licences"):
         service.download("small")
-    with pytest.raises(UserError, match="no hub"):
+    with pytest.raises(UserError, match="no source"):
         service.download("small", "elsewhere", agreed=True)
     assert not [job for job in service.queue.jobs() if job.kind == "download"]
-    assert service.chosen() == "mini"
+    assert service.models.choose() == "mini"
     job = done(service, service.download("small", agreed=True))
     files = [
         path.relative_to(tmp_path / "weights").as_posix() for path in (tmp_path / "weights").rglob("*.safetensors")
     ]
     assert row()["ready"] and sorted(job.result["files"]) == sorted(files)
-    assert service.chosen() == "small" and service.chosen("mini-coarse", "none") == "mini-coarse"
+    assert service.models.choose() == "small" and service.models.choose("mini-coarse", "none") == "mini-coarse"
     host.settings_file.write({**host.settings_file.read(), "i2l_model": "mini"})
-    assert service.chosen() == "mini", "the user's setting stands"
+    assert service.models.choose() == "mini", "the user's setting stands"
     assert service.download("small").state != "failed", "nothing is missing, so there is nothing to agree to"
     found = done(service, service.verify("small")).result["parts"]
     assert [part["id"] for part in found] == [part.id for part in SMALL["small"].parts]
@@ -180,8 +181,8 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
         ]  # fmt: skip
 
     def page(ready, **form):
-        service._models = rows(ready)
-        return tab._answer(service, {"greeted": True}, form, ["models", "to_download", "model_choice"])[1:]
+        service.models._rows = rows(ready)
+        return tab.answer_poll(service, {"greeted": True}, json.dumps(form), ["models", "to_download", "model_choice"])[1:]
 
     service = Service(StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", ENGINE)
     try:
@@ -190,7 +191,7 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
         assert 'value="mini" checked' in page(True, model="mini", picked="mini")[0]
         service.host.settings_file.write({"i2l_model": "first"})
         assert 'value="first" checked' in page(True)[0]
-        for choice, told in (("second", "All its weights are here."), ("first", 'name="i2l_agreed" value="first"')):
+        for choice, told in (("second", "All its model files are downloaded."), ("first", 'name="i2l_agreed" value="first"')):
             _, shown, update = page(True, choice=choice)
             assert told in shown and update["value"] == choice
     finally:
@@ -198,7 +199,7 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
 
 
 def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
-    """Not "looking" for ever; and who opens the page again, after mending it, need not restart the WebUIHost."""
+    """Not "looking" for ever; and who opens the page again, after mending it, need not restart the WebUI."""
     pytest.importorskip("gradio")
     from i2l_ext.webui import tab
 
@@ -209,7 +210,7 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
     )
 
     def page(seen):
-        seen, models = tab._answer(service, seen, tab.read_form("{}"), ["models"])
+        seen, models = tab.answer_poll(service, seen, "{}", ["models"])
         return seen, models if isinstance(models, str) else ""
 
     try:
@@ -220,7 +221,7 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
         assert 'role="alert"' in shown and "no module named torch" in shown
         jobs = len(service.queue.jobs())
         assert page(seen)[1] == "" and len(service.queue.jobs()) == jobs, "it is not tried again and again"
-        engine.write_text("from i2l_ext.worker import main\nmain()")
+        engine.write_text("from i2l_ext.worker.main import main\nmain()")
         seen, shown = page({})
         while 'value="mini"' not in shown:
             time.sleep(0.05)
