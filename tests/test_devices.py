@@ -50,7 +50,7 @@ BF16, FP16, FP32 = "bfloat16", "float16", "float32"
     ],
 )
 def test_the_choice(device, safe, wish, dtype, why):
-    assert choose_dtype(device, safe, wish) == devices.Choice(dtype, why)
+    assert choose_dtype(device, safe, wish) == devices.DtypeChoice(dtype, why)
 
 
 def test_facts_of_devices(monkeypatch):
@@ -67,7 +67,7 @@ def test_facts_of_devices(monkeypatch):
 @pytest.fixture
 def on(monkeypatch):
     """Have the processor taken for another device."""
-    return lambda device: monkeypatch.setattr(devices, "facts", lambda name: device)
+    return lambda device: monkeypatch.setattr(devices, "device_facts", lambda name: device)
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def computed(monkeypatch):
     def spy(room):
         plain = room.encode
 
-        def encode(paths, dims, batches, run):
-            seen[room.__name__.rpartition(".")[2]] = run.dtype
-            return plain(paths, dims, batches, run)
+        def encode(paths, dims, batches, options, callbacks):
+            seen[room.__name__.rpartition(".")[2]] = options.dtype
+            return plain(paths, dims, batches, options, callbacks)
 
         return encode
 
