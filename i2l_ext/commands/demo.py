@@ -35,22 +35,25 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     from PIL import Image
 
+    from i2l_ext.commands.bars import bars
     from i2l_ext.commands.make import show
-    from i2l_ext.commands.progress import bars
-    from i2l_ext.converters.atomic import atomic_path
+    from i2l_ext.converters.atomic import appearing
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.pipeline import Order, make
+    from i2l_ext.operations import Context
+    from i2l_ext.operations.make import make
+    from i2l_ext.requests import EngineOptions, MakeRequest
 
     pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))
     print(f"{len(pictures)} pictures of one style become a LoRA", file=sys.stderr)
-    with bars() as callbacks:
-        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), callbacks=callbacks)
+    with bars() as reporter:
+        context = Context(EngineOptions(device="cpu", precision="bf16", cache_bytes=0), reporter)
+        made = make(MakeRequest(tuple(pictures), STYLE, args.out, model="mini", overwrite=True), context)
     show(made, as_json=False)
 
     print("drawing without it, and with it", file=sys.stderr)
     references = [Image.open(picture).convert("RGB") for picture in pictures]
     sheet = draw.contact_sheet(draw.Painter(), references, Lora.read(made.file))
-    with atomic_path(args.out / "demo.png", overwrite=True) as part:
+    with appearing(args.out / "demo.png", overwrite=True) as part:
         sheet.save(part, format="PNG")
     print(args.out / "demo.png")
     print(f'Next: i2l draw --prompt "a star <lora:{made.name}:0.5>" --lora-dir {args.out} -o star.png', file=sys.stderr)

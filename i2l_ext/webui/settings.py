@@ -12,7 +12,7 @@ from typing import Any
 
 from i2l_ext.converters import atomic
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
-from i2l_ext.weights.devices import PRECISIONS
+from i2l_ext.requests import PRECISIONS
 
 DTYPES = {"as made": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 HUBS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
