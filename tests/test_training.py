@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from i2l_ext.commands.main import main
+from i2l_ext.commands.train import _bases
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.decoder import decode as decoder
@@ -81,6 +82,10 @@ def test_a_wrong_configuration_gets_one_clear_line(tmp_path, capsys, change, wor
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_every_base_of_a_configuration_can_be_trained_for():
+    assert tuple(_bases()) == config.CHOICES[(config.BaseConfig, "kind")]
 
 
 def test_a_missing_or_broken_file_gets_one_line(tmp_path):

@@ -166,7 +166,7 @@ class ClaimMeasurements:
             ClaimRow(
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
                 "for >= 95 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
-                f"{_shares(each)})", falls >= least, self._n(f"x 8 prompts x {len(prompts) // 8} seeds"),
+                f"{_shares(each)})", falls >= least, self._count(f"x 8 prompts x {len(prompts) // 8} seeds"),
             )
         ]  # fmt: skip
 
