@@ -322,6 +322,9 @@ def test_interrupted_and_killed(tmp_path, monkeypatch):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from i2l_ext import library, images; from i2l_ext.library import metadata; print('torch' in sys.modules)"
+    code = (
+        "import sys; from i2l_ext import library, images; from i2l_ext.library import metadata; "
+        "print('torch' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
