@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import DINOv3ViTModel, Qwen2_5_VLForConditionalGeneration, SiglipVisionModel
 
+from i2l_ext.converters.files import load_file
 from i2l_ext.embed import EYES
 from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
 from i2l_ext.encoders.dims import DINOV3_MINI, QWEN_VL_MINI, SIGLIP2_MINI

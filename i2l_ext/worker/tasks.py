@@ -59,11 +59,11 @@ def _draw(file: Path) -> str:
     from i2l_ext.converters.lora import Lora
     from i2l_ext.mini.sampler import Sampler
 
-    sampler, seeds, side = Sampler(), range(len(PROMPTS)), 128
-    sheet = Image.new("RGB", (side * len(PROMPTS), 2 * side))
+    sampler, seeds = Sampler(), range(len(PROMPTS))
+    sheet = Image.new("RGB", (DRAWN * len(PROMPTS), 2 * DRAWN))
     for row, loras in enumerate(([(Lora.read(file), 1.0)], [])):
-        for column, picture in enumerate(sampler.images(PROMPTS, list(seeds), loras, side)):
-            sheet.paste(picture, (column * side, row * side))
+        for column, picture in enumerate(sampler.images(PROMPTS, list(seeds), loras, DRAWN)):
+            sheet.paste(picture, (column * DRAWN, row * DRAWN))
     return data_uri(sheet)
 
 
