@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from i2l_ext.encoders.cache import Cache
+    from i2l_ext.encoders.cache import EmbeddingCache
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def embed(
     files: Mapping[str, Sequence[Path]],
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,
-    cache: Cache | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Embeddings:
     """Run the model's encoders over the pictures, each over all of them at once.
 
@@ -92,7 +92,7 @@ class _Book:
     files: Mapping[str, Sequence[Path]]
     options: ComputeOptions
     callbacks: Callbacks
-    cache: Cache | None
+    cache: EmbeddingCache | None
     hits: int = 0
 
     def look_up(
@@ -137,11 +137,11 @@ def _check_finite(part: Checkpoint, found: torch.Tensor, dtype: str) -> None:
     """Raises UserError where an embedding holds NaN or infinity: nothing could be made of it, and it is not kept."""
     import torch
 
-    from i2l_ext.weights.devices import WORDS
+    from i2l_ext.weights.devices import PRECISION_WORDS
 
     if torch.isfinite(found).all():
         return
     mend = "Check its weights: i2l models verify."
     if dtype != "float32":
         mend = "Choose fp32: --precision fp32, or Precision in the settings."
-    raise UserError(f"{part.id}: in {WORDS[dtype]} its embedding comes out as NaN or infinity. {mend}")
+    raise UserError(f"{part.id}: in {PRECISION_WORDS[dtype]} its embedding comes out as NaN or infinity. {mend}")

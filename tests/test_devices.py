@@ -51,7 +51,7 @@ BF16, FP16, FP32 = "bfloat16", "float16", "float32"
     ],
 )
 def test_the_choice(device, safe, wish, dtype, why):
-    assert choose_dtype(device, safe, wish) == devices.Choice(dtype, why)
+    assert choose_dtype(device, safe, wish) == devices.DtypeChoice(dtype, why)
 
 
 def test_facts_of_devices(monkeypatch):

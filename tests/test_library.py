@@ -83,7 +83,7 @@ def test_sd_version():
 def test_metadata(arch_id):
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
     pictures = [{"sha256": "ab" * 32, "weight": 0.5, "name": "secret-folder/grandma.jpg"}]
-    said = metadata.metadata(
+    said = metadata.lora_metadata(
         "style-2", arch_id=arch_id, model="m", rank=8, images=pictures, strength=0.8, made=made, description="d"
     )
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in said.items())
@@ -93,7 +93,10 @@ def test_metadata(arch_id):
     assert said["modelspec.architecture"].endswith("/lora")
     assert json.loads(said["i2l.images"]) == [{"sha256": "ab" * 32, "weight": 0.5}]
     assert "grandma" not in json.dumps(said) and "secret" not in json.dumps(said)
-    assert metadata.metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"] == "2.5"
+    assert (
+        metadata.lora_metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"]
+        == "2.5"
+    )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def test_a_preview_carries_nothing_of_the_picture(tmp_path):
     path = tmp_path / "p.jpg"
     PREVIEW.save(path, exif=exif, icc_profile=b"grandma's screen", comment=b"grandma")
     picture = images.open_image(path)
-    saved = library.save(tmp_path, "s", write, preview=images.collage([picture.square]), sidecar=NOTE)
+    saved = library.save_lora(tmp_path, "s", write, preview=images.collage([picture.square]), sidecar=NOTE)
     assert b"grandma" not in saved.preview.read_bytes()
 
 
@@ -263,7 +266,7 @@ def write(path, stem):
             time.sleep(0.001)
         stream.write(me.encode())
 
-saved = library.save(folder, "style", write, preview=Image.new("RGB", (4, 4)), sidecar={"notes": me})
+saved = library.save_lora(folder, "style", write, preview=Image.new("RGB", (4, 4)), sidecar={"notes": me})
 print(saved.name)
 """
 
@@ -319,6 +322,9 @@ def test_interrupted_and_killed(tmp_path, monkeypatch):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from i2l_ext import library, labels, images; print('torch' in sys.modules)"
+    code = (
+        "import sys; from i2l_ext import library, images; from i2l_ext.library import metadata; "
+        "print('torch' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -20,7 +20,7 @@ from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext.converters.errors import UserError
-from i2l_ext.encoders.cache import Cache
+from i2l_ext.encoders.cache import EmbeddingCache
 from i2l_ext.engine import queue, records
 from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
@@ -253,7 +253,7 @@ def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path
         "settings": {option.key: option.default for option in OPTIONS},
         "sidecar": {"sha256": "0" * 64, "size": 4, "mtime_ns": 1, "source": "huggingface"},
     }
-    cache = Cache(folder / "cache", 1 << 20)
+    cache = EmbeddingCache(folder / "cache", 1 << 20)
     cache.put("ab", torch.arange(12.0))
     entry = (folder / "cache" / "ab.safetensors").read_bytes()
     (folder / "cache" / "ab.safetensors").unlink()

@@ -130,7 +130,7 @@ def _received(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
 
 def _save(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
     folder = box / "out"
-    saved = library.save(folder, text, lambda path, stem: path.write_bytes(b"lora"), preview=preview, sidecar={})
+    saved = library.save_lora(folder, text, lambda path, stem: path.write_bytes(b"lora"), preview=preview, sidecar={})
     wanted = sorted(f"{text}{end}" for end in (".safetensors", ".preview.png", ".json"))
     if sorted(path.name for path in folder.iterdir()) != wanted or saved.name != text:
         raise Flaw(f"{text!a} gave {sorted(folder.iterdir())}")

@@ -41,7 +41,7 @@ class _Room:
 
 
 @dataclass(frozen=True)
-class Cache:
+class EmbeddingCache:
     """Tensors by key in ``folder``, at most ``limit`` bytes of them, and a sixteenth more for each process that is
     writing. A key is a hex digest of all that the tensor depends on: pixels, weights, encoder, arithmetic."""
 
@@ -50,12 +50,12 @@ class Cache:
     _room: _Room = field(default_factory=_Room, init=False, repr=False, compare=False)
 
     @staticmethod
-    def default() -> Cache:
+    def default() -> EmbeddingCache:
         """Where the system keeps caches, unless ``I2L_CACHE`` names a folder."""
         from platformdirs import user_cache_dir
 
         root = os.environ.get("I2L_CACHE") or user_cache_dir("i2l", appauthor=False)
-        return Cache(Path(root).expanduser() / "embeddings")
+        return EmbeddingCache(Path(root).expanduser() / "embeddings")
 
     def get(self, key: str) -> torch.Tensor | None:
         """The tensor as it was put, or None. An entry that is damaged goes, and None is what it gives."""

@@ -101,19 +101,16 @@ def made(images: Path, model: str | None) -> Lora:
 
     Raises UserError where there are no pictures or the model's weights are not there.
     """
-    import argparse
     import tempfile
 
-    from i2l_ext.commands.engine import engine
-    from i2l_ext.commands.make import add_run_options, default_model
-    from i2l_ext.commands.progress import bars
-    from i2l_ext.pipeline import Order, make
+    from i2l_ext.commands.bars import bars
+    from i2l_ext.operations import Context
+    from i2l_ext.operations.make import make
+    from i2l_ext.requests import EngineOptions, MakeRequest
 
-    parser = argparse.ArgumentParser()
-    add_run_options(parser)
-    with tempfile.TemporaryDirectory() as folder, bars() as callbacks:
-        order = Order([images], "start", Path(folder), model or default_model())
-        lora = Lora.read(make(order, engine(parser.parse_args([])), callbacks).file)
+    with tempfile.TemporaryDirectory() as folder, bars() as reporter:
+        context = Context(EngineOptions(cache_bytes=0), reporter)
+        lora = Lora.read(make(MakeRequest((images,), "start", Path(folder), model), context).file)
         factors = {path: lora[path] for path in lora}
         lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)

@@ -45,7 +45,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedLora:
     """Where a LoRA lies. ``name`` is the stem, which may differ from the name that was asked for."""
 
     name: str
@@ -54,9 +54,9 @@ class Saved:
     sidecar: Path
 
     @staticmethod
-    def at(folder: Path, name: str) -> Saved:
+    def at(folder: Path, name: str) -> SavedLora:
         file, preview, sidecar = (folder / f"{name}{end}" for end in (".safetensors", ".preview.png", ".json"))
-        return Saved(name, file, preview, sidecar)
+        return SavedLora(name, file, preview, sidecar)
 
 
 def fresh_name(folder: Path | str, name: str) -> str:
@@ -97,7 +97,7 @@ def check_folder(folder: Path | str, need: int = 0) -> None:
             raise OSError(errno.ENOSPC, "")
 
 
-def save(
+def save_lora(
     folder: Path | str,
     name: str,
     write: Callable[[Path, str], None],
@@ -105,7 +105,7 @@ def save(
     preview: Image.Image,
     sidecar: Mapping[str, Any],
     overwrite: bool = False,
-) -> Saved:
+) -> SavedLora:
     """Put a LoRA, its preview and its sidecar into ``folder``: all three, or the folder as it was.
 
     Each file is at every moment the old one or the new one, whole, also on a disk without hard links; the LoRA comes
@@ -120,7 +120,7 @@ def save(
         _make_folder(folder, undo)
         atomic.remove_stale(folder)
         for _ in range(100):
-            target = Saved.at(folder, name if overwrite else fresh_name(folder, name))
+            target = SavedLora.at(folder, name if overwrite else fresh_name(folder, name))
             if _save_as(target, write, preview, sidecar, overwrite):
                 undo.pop_all()
                 return target
@@ -128,7 +128,7 @@ def save(
 
 
 def _save_as(
-    target: Saved,
+    target: SavedLora,
     write: Callable[[Path, str], None],
     preview: Image.Image,
     sidecar: Mapping[str, Any],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,8 @@ def repair_of(file: Path, verdict: Verdict) -> Request | None:
     options = dict(verdict.repair.options)
     if verdict.repair.operation == "export":
         options["output"] = Path("FOLDER")  # for the user to fill in
-    return requests.ADVICE[verdict.repair.operation](file=file, **options)
+    advised: Callable[..., Request] = requests.ADVICE[verdict.repair.operation]
+    return advised(file=file, **options)
 
 
 def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurveResult:
@@ -242,7 +243,7 @@ def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
     """Do what ``check`` advises for a program. Raises UserError where there is nothing to do."""
     found = check(requests.CheckRequest(request.file), context)
     verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
-    advised = verdict and repair_of(request.file, verdict)
+    advised = repair_of(request.file, verdict) if verdict else None
     if advised is None:
         raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
     target = request.folder if isinstance(advised, requests.ExportRequest) else request.output

@@ -47,7 +47,7 @@ class Uploads:
         except OSError as error:
             raise UserError(f"A picture could not be taken in ({error.strerror}). Drop it again.") from None
 
-    @explain_disk_errors("A picture could not be kept")
+    @explain_disk_errors("A picture could not be taken in")
     def take_stream(self, stream: BinaryIO) -> str:
         """Keep the bytes of a stream; their id. Raises UserError where there are too many, DiskError where there is no
         room for them; then nothing is left of them."""
@@ -97,9 +97,8 @@ class Uploads:
 
     def keep_preview(self, id: str, uri: str) -> None:
         """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
-        with suppress(OSError), atomic.locked_temp_file(self.folder) as part:
-            part.write_text(uri, encoding="ascii")
-            part.replace(self._preview(id))
+        with suppress(OSError):
+            atomic.replace_text(self._preview(id), uri)
 
     def _preview(self, id: str) -> Path:
         return self.folder / f"{id}.preview"
