@@ -17,7 +17,8 @@ httpx = pytest.importorskip("httpx")
 from starlette.applications import Starlette  # noqa: E402
 
 from i2l_ext.engine import queue  # noqa: E402
-from i2l_ext.webui import api, uploads  # noqa: E402
+from i2l_ext.requests import MakeRequest  # noqa: E402
+from i2l_ext.webui import api, client_fields, uploads  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
 from i2l_ext.webui.service import Service  # noqa: E402
 
@@ -173,6 +174,32 @@ def test_a_model_need_not_be_named(served, picture, monkeypatch):
     monkeypatch.setattr(served.service.models, "rows", lambda: None)
     assert served.post("/loras", files=files, data={"name": "too_early"}).status_code == 503
     assert served.post("/download", json={"model": "mini", "source": "huggingface", "agree": True}).status_code == 503
+
+
+def test_no_path_is_among_the_fields(served, picture):
+    """Neither one that is offered, nor one that a request has besides."""
+    offered = [*client_fields.FORM.values(), *(field for body in client_fields.BODIES.values() for field in body.values())]
+    assert not [field.name for field in offered if field.info.local or field.type is Path]
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    for name in [name for name, field in MakeRequest.fields().items() if field.info.local and name != "pictures"]:
+        answer = served.post("/loras", files=files, data={"name": "x", name: "/tmp"})
+        assert answer.status_code == 422 and f"Unknown fields: {name}" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ({"rank": "4097"}, "rank must be from 1 to 4096, not 4097."),
+        ({"strength": "-10.5"}, "strength must be from -10 to 10 and not 0"),
+        ({"weights": "[0]"}, "weight must be greater than 0"),
+        ({"dtype": "fp8"}, "There is no dtype 'fp8'"),
+        ({"description": "a\0b"}, "description is not a text"),
+    ],
+)
+def test_ranges_are_those_of_the_requests(served, picture, data, error):
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    answer = served.post("/loras", files=files, data={"name": "x", "model": "mini", **data})
+    assert answer.status_code == 422 and error in answer.json()["error"]
 
 
 def test_a_body_without_length(served):

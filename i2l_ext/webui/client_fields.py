@@ -92,7 +92,8 @@ def schema(field: Field) -> dict[str, Any]:
     told: dict[str, Any] = {"type": "string" if field.many else kinds[field.type]}
     bounds = {"minimum": info.minimum, "maximum": info.maximum, "enum": list(info.choices) or None}
     told |= {key: bound for key, bound in bounds.items() if bound is not None}
-    return {**told, "description": re.sub(r" \(default.*\)$", "", info.help)}
+    help = re.sub(r" \(default.*\)$|[,;] [^,;]* unless given$", "", info.help)
+    return {**told, "description": f"{help}: a list, as JSON" if field.many else help}
 
 
 def form_schema() -> dict[str, Any]:
