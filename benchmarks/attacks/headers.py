@@ -23,7 +23,7 @@ from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, Plan, write
 from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
-from i2l_ext.decoder.decode import HeadSpec
+from i2l_ext.decoder import DecoderSpec
 from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure
@@ -116,7 +116,7 @@ def loras(folder: Path) -> list[bytes]:
 HEADS = Checkpoint(
     "small-heads",
     "heads",
-    HeadSpec(ARCHITECTURES["mini"], 24, compress=2),
+    DecoderSpec(ARCHITECTURES["mini"], 24, compress=2),
     "attack/heads",
     ("heads.safetensors",),
     1000,
