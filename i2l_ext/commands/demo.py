@@ -37,11 +37,11 @@ def _demo(args: argparse.Namespace) -> int:
         ) from None
     from PIL import Image
 
-    from i2l_ext.commands.bars import bars
     from i2l_ext.commands.make import print_made
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.operations import Context
+    from i2l_ext.operations.bars import bars
     from i2l_ext.operations.make import make_lora
     from i2l_ext.requests import EngineOptions, MakeRequest
 

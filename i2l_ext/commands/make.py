@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from i2l_ext.commands.arguments import add_arguments, add_engine_options, engine_options_of, request_of
-from i2l_ext.commands.bars import bars
 from i2l_ext.converters import consumers
+from i2l_ext.operations.bars import bars
 from i2l_ext.requests import MakeRequest
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from i2l_ext.commands.arguments import add_arguments, request_of
-from i2l_ext.commands.bars import bars
 from i2l_ext.converters.errors import UserError
+from i2l_ext.operations.bars import bars
 from i2l_ext.requests import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
 
 if TYPE_CHECKING:

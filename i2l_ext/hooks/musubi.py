@@ -103,8 +103,8 @@ def made(images: Path, model: str | None) -> Lora:
     """
     import tempfile
 
-    from i2l_ext.commands.bars import bars
     from i2l_ext.operations import Context
+    from i2l_ext.operations.bars import bars
     from i2l_ext.operations.make import make_lora
     from i2l_ext.requests import EngineOptions, MakeRequest
 
