@@ -28,7 +28,8 @@ from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure
 from i2l_ext.weights.compute import ComputeOptions
-from i2l_ext.weights.stream import TensorFiles, stream
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.stream import stream
 
 COUNTS = (
     0,

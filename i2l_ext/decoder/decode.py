@@ -23,7 +23,8 @@ from i2l_ext.converters.lora import Lora, Spec
 from i2l_ext.decoder.kinds import HEAD_KINDS, DecoderInput, HeadProjector
 from i2l_ext.decoder.spec import RESIDUAL_SCALE, DecoderSpec, HeadSpec
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.stream import Loader, TensorFiles, outcome
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.stream import TensorLoader, results_of
 from i2l_ext.weights.structure import check_structure
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Workers:
     """Threads that read blocks and compute their factors, each on one processor with a buffer of its own."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.loader = decoder, Loader(decoder.files, decoder.options)
+        self.decoder, self.loader = decoder, TensorLoader(decoder.files, decoder.options)
         self.names = {owner: {key: key for key in shapes} for owner, shapes in decoder.spec.tensors.items()}
         threads = torch.get_num_threads()
         self.count = min(MAX_THREADS, threads)
@@ -186,4 +187,4 @@ class _FactorLoader:
             self.coming.append((self.next, future))
             self.next += 1
         self.current, future = self.coming.popleft()
-        [self.factors] = outcome([future], self.decoder.callbacks)
+        [self.factors] = results_of([future], self.decoder.callbacks)
