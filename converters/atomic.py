@@ -134,6 +134,7 @@ def replace_text(path: Path, text: str) -> None:
 
     For small files that the program keeps for itself: settings, records. Raises OSError; then the old file remains.
     """
+    remove_stale(path.parent)
     with locked_temp_file(path.parent) as temp:
         temp.write_text(text, encoding="utf-8")
         place(temp, path, overwrite=True)

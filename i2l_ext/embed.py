@@ -75,7 +75,7 @@ def embed(
     [second] = book.look_up(model.dinov3, seen[1:], dinov3.encode)
     tokens: dict[int, torch.Tensor] = {}
     if part := model.qwen_vl:
-        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
+        views = [[qwen_view.patches(picture.view(side), part.spec) for picture in pictures] for side in model.views]
         tokens = dict(zip(model.views, book.look_up(part, views, qwen_vl.encode), strict=True))
     return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
 

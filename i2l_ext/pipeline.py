@@ -157,12 +157,12 @@ def decode(
     ``files``: the paths of each checkpoint, by its id. ``scales``: the factor of each picture's update. Raises
     UserError for a checkpoint that is not what it should be.
     """
-    from i2l_ext.decoder.decode import Heads
+    from i2l_ext.decoder.decode import Decoder
 
     parts = []
     for expert in model.experts:
         [path] = files[expert.heads.id]
-        decoder = opened.enter_context(Heads(path, expert.heads.spec, callbacks))
+        decoder = opened.enter_context(Decoder(path, expert.heads.spec, callbacks))
         tokens = embeddings.tokens.get(expert.view) if expert.view else None
         parts.append(decoder.lora(embeddings.image, scales, tokens))
     return parts

@@ -1,9 +1,11 @@
 """safetensors files: ours against the library's, and what no reader should swallow."""
 
 import json
+import os
 import struct
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +238,21 @@ def test_atomic_path_is_whole_or_nothing(tmp_path):
         part.write_bytes(b"third")
     assert path.read_bytes() == b"third"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replace_text_keeps_the_old_file_where_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "settings.json"
+    path.write_text("old")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        atomic.replace_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    stale = tmp_path / ".i2l-0123456789abcdef.part"
+    stale.touch()
+    os.utime(stale, (1, 1))
+    monkeypatch.setattr(atomic, "STALE_AFTER", -1.0)
+    atomic.replace_text(path, "ä")
+    assert path.read_bytes() == "ä".encode() and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -50,7 +50,7 @@ def broken_off(folder):
         if next(steps) == 2:
             raise KeyboardInterrupt
 
-    with mock.patch.object(library, "place", place), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(library.folder, "place", place), pytest.raises(KeyboardInterrupt):
         save(folder)
     return 0
 

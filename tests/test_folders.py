@@ -13,7 +13,7 @@ from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from shelf import listing, save, triple
 
-ROOT = Path(library.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_file_for_a_folder(tmp_path):

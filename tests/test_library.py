@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from i2l_ext import images, library
+from i2l_ext import images
 from i2l_ext.converters import atomic
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
+from i2l_ext.library import folder as library
 from i2l_ext.library import metadata
 from shelf import NOTE, PREVIEW, listing, save, triple, write
 
-ROOT = Path(library.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 # --- names that are free ----------------------------------------------------------------------------------------
@@ -323,8 +324,8 @@ def test_interrupted_and_killed(tmp_path, monkeypatch):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from i2l_ext import library, images; from i2l_ext.library import metadata; "
-        "print('torch' in sys.modules)"
+        "import sys; from i2l_ext import library, images, models; import i2l_ext.library.metadata, i2l_ext.models.store"
     )
+    code += "; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -87,7 +87,7 @@ def test_training_sees_what_the_pipeline_shows_the_encoders():
         for kind, view in views.items():
             expected = images.pixels(square, 32, EYES[kind].mean, EYES[kind].std, rounded=EYES[kind].rounded)
             assert np.abs(view[n].numpy() - expected).max() < 0.03
-        expected = qwen_view.pixels(images.cover(image, 16), QWEN_VL_MINI)
+        expected = qwen_view.patches(images.cover(image, 16), QWEN_VL_MINI)
         assert np.abs(tokens[n].numpy() - expected).max() < 0.03
 
 

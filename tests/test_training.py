@@ -18,8 +18,8 @@ from i2l_ext.commands.main import main
 from i2l_ext.commands.train import _bases
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
-from i2l_ext.decoder import decode as decoder
-from i2l_ext.decoder.decode import HeadSpec, Residual
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.decoder.decode import Decoder
 from i2l_ext.training import config, experts, muon
 from i2l_ext.training.examples import Examples, style_ranges
 from i2l_ext.training.heads import TrainableHeads, whitening_matrix
@@ -104,12 +104,12 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
         torch.nn.init.normal_(parameter, std=0.3)
     path = tmp_path / "heads.safetensors"
     save_file({key: value.contiguous() for key, value in heads.state_dict().items()}, path)
-    spec = HeadSpec(MINI, 10, compress=6, rank=4, residual=residual and Residual(*residual), kind=kind)
+    spec = DecoderSpec(MINI, 10, compress=6, rank=4, residual=residual and ResidualSpec(*residual), kind=kind)
     assert {key: tuple(value.shape) for key, value in heads.state_dict().items()} == spec.shapes
 
     x, tokens = torch.randn(3, 10), torch.randn(3, 5, 7) if residual else None
     scales = [0.5, 0.3, 0.2]
-    with torch.no_grad(), decoder.Heads(path, spec) as opened:
+    with torch.no_grad(), Decoder(path, spec) as opened:
         pairs = heads(x, tokens)
         lora = opened.lora(x, scales, tokens)
         assert set(lora) == set(pairs) == set(MINI.made)

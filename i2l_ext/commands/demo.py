@@ -37,20 +37,20 @@ def _demo(args: argparse.Namespace) -> int:
         ) from None
     from PIL import Image
 
-    from i2l_ext.commands.bars import bars
-    from i2l_ext.commands.make import show
+    from i2l_ext.commands.make import print_made
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.operations import Context
-    from i2l_ext.operations.make import make
+    from i2l_ext.operations.bars import bars
+    from i2l_ext.operations.make import make_lora
     from i2l_ext.requests import EngineOptions, MakeRequest
 
     pictures = sorted(SAMPLES.glob(f"{STYLE}-*.png"))
     print(f"making a LoRA from {len(pictures)} pictures of one style", file=sys.stderr)
     with bars() as reporter:
         context = Context(EngineOptions(device="cpu", precision="bf16", cache_bytes=0), reporter)
-        made = make(MakeRequest(tuple(pictures), STYLE, args.out, model="mini", overwrite=True), context)
-    show(made, as_json=False)
+        made = make_lora(MakeRequest(tuple(pictures), STYLE, args.out, model="mini", overwrite=True), context)
+    print_made(made, as_json=False)
 
     print("generating images without it and with it", file=sys.stderr)
     references = [Image.open(picture).convert("RGB") for picture in pictures]

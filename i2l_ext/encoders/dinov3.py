@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from i2l_ext.encoders.dims import Dinov3Dims
-from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import TensorFiles
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
@@ -56,7 +56,7 @@ def config(dims: Dinov3Dims) -> DINOv3ViTConfig:
 def _model(dims: Dinov3Dims) -> DINOv3ViTModel:
     from transformers import DINOv3ViTModel
 
-    return skeleton(lambda: DINOv3ViTModel(config(dims)))
+    return build_without_weights(lambda: DINOv3ViTModel(config(dims)))
 
 
 def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
@@ -106,17 +106,17 @@ def encode(
         hidden, rotary = state
         if index == dims.layers - 1:
             return class_token(layer, hidden, rotary), rotary
-        return first(layer(hidden, position_embeddings=rotary)), rotary
+        return hidden_states(layer(hidden, position_embeddings=rotary)), rotary
 
     with TensorFiles(paths) as files:
         files.check(structure_of("dinov3", model))
-        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, options, callbacks)
-        stack = Stack(
+        fixed = load_small_tensors("dinov3", model, model, (model.embeddings, model.norm), files, options, callbacks)
+        streamed = StreamedLayers(
             layers=layers,
-            names=[names_in("dinov3", model, layer) for layer in layers],
+            keys=[file_keys("dinov3", model, layer) for layer in layers],
             enter=enter,
             step=step,
             leave=lambda state: model.norm(state[0])[:, 0],
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
         )
-        return run_through(files, stack, batches, options, callbacks, fixed=fixed)
+        return run_layers(files, streamed, batches, options, callbacks, fixed=fixed)

@@ -22,7 +22,7 @@ FRAMES = 2
 MISSING = "a Qwen2.5-VL view must be square"
 
 
-def pixels(image: Image.Image, dims: QwenVLDims) -> np.ndarray:
+def patches(image: Image.Image, dims: QwenVLDims) -> np.ndarray:
     """The patches of a square picture, float32 [patches, 3 * FRAMES * patch * patch], as the processor gives them.
 
     The side is scaled (bicubic) to a whole number of image tokens. Patches come token by token: the merge x merge
@@ -57,7 +57,7 @@ def window_order(grid: int, dims: QwenVLDims) -> tuple[Tensor, Tensor]:
 
 
 def patch_angles(grid: int, dims: QwenVLDims, frequencies: Tensor) -> Tensor:
-    """Rotary angles [patches, 2 * len(frequencies)] by row and column, patches in the order of ``pixels``.
+    """Rotary angles [patches, 2 * len(frequencies)] by row and column, patches in the order of ``patches``.
 
     In the dtype of ``frequencies``, which is where the authors' package computes them.
     """

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from i2l_ext.encoders.dims import QwenVLDims
 from i2l_ext.encoders.qwen_view import patch_angles, prompt_places, window_order
-from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import TensorFiles
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -98,7 +98,7 @@ def config(dims: QwenVLDims) -> Qwen2_5_VLConfig:
 def _model(dims: QwenVLDims) -> Qwen2_5_VLForConditionalGeneration:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    return skeleton(lambda: Qwen2_5_VLForConditionalGeneration(config(dims)))
+    return build_without_weights(lambda: Qwen2_5_VLForConditionalGeneration(config(dims)))
 
 
 def structure(dims: QwenVLDims) -> dict[str, tuple[int, ...]]:
@@ -113,7 +113,7 @@ def encode(
     options: ComputeOptions,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> list[Tensor]:
-    """Batches of ``qwen_view.pixels`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
+    """Batches of ``qwen_view.patches`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
 
     The results are float32 on the CPU, without the template's first ``drop`` tokens. The weights are read once for
     all batches; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
@@ -151,7 +151,7 @@ def _see(
 ) -> list[Tensor]:
     """The vision tower: batches [N, patches, values] to image tokens [N, grid * grid, hidden]."""
     tower = model.model.visual
-    fixed = settle("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, options, callbacks)
+    fixed = load_small_tensors("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, options, callbacks)
     unit = dims.merge**2
 
     def enter(batch: Tensor) -> Seen:
@@ -166,7 +166,9 @@ def _see(
 
     def step(index: int, block: nn.Module, state: Seen) -> Seen:
         ends = state.whole if index in dims.full_attention else state.windows
-        return replace(state, hidden=first(block(state.hidden, cu_seqlens=ends, position_embeddings=state.rotary)))
+        return replace(
+            state, hidden=hidden_states(block(state.hidden, cu_seqlens=ends, position_embeddings=state.rotary))
+        )
 
     def leave(state: Seen) -> Tensor:
         return tower.merger(state.hidden)[state.order.argsort()][None]
@@ -174,16 +176,16 @@ def _see(
     def cost(batch: Tensor) -> tuple[int, int]:
         return batch.shape[1] * dims.vision_hidden, batch.shape[1] * (12 * dims.vision_hidden + 3 * dims.vision_mlp)
 
-    stack = Stack(
+    streamed = StreamedLayers(
         layers=tower.blocks,
-        names=[names_in("qwen_vl", model, block) for block in tower.blocks],
+        keys=[file_keys("qwen_vl", model, block) for block in tower.blocks],
         enter=enter,
         step=step,
         leave=leave,
         cost=cost,
-        together=False,
+        batched=False,
     )
-    seen = run_through(files, stack, batches, options, callbacks, fixed=fixed)
+    seen = run_layers(files, streamed, batches, options, callbacks, fixed=fixed)
     tower.to("meta")
     return seen
 
@@ -198,8 +200,8 @@ def _read(
 ) -> list[Tensor]:
     """The language model: image tokens [N, grid * grid, hidden] to the tokens kept [N, tokens, hidden]."""
     reader = model.model.language_model
-    fixed = settle("qwen_vl", model, reader, (reader.norm,), files, options, callbacks)
-    vocabulary = names_in("qwen_vl", model, reader.embed_tokens)["weight"]
+    fixed = load_small_tensors("qwen_vl", model, reader, (reader.norm,), files, options, callbacks)
+    vocabulary = file_keys("qwen_vl", model, reader.embed_tokens)["weight"]
     words = options.place(files.rows(vocabulary, dims.template))
     at = dims.template.index(dims.image_token)
 
@@ -210,18 +212,18 @@ def _read(
 
     def step(_: int, layer: nn.Module, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
         hidden, rotary = state
-        return first(layer(hidden, attention_mask=None, position_embeddings=rotary)), rotary
+        return hidden_states(layer(hidden, attention_mask=None, position_embeddings=rotary)), rotary
 
     def cost(batch: Tensor) -> tuple[int, int]:
         tokens = batch.shape[1] + len(dims.template)
         return tokens * dims.hidden, tokens * (8 * dims.hidden + 3 * dims.mlp)
 
-    stack = Stack(
+    streamed = StreamedLayers(
         layers=reader.layers,
-        names=[names_in("qwen_vl", model, layer) for layer in reader.layers],
+        keys=[file_keys("qwen_vl", model, layer) for layer in reader.layers],
         enter=enter,
         step=step,
         leave=lambda state: reader.norm(state[0])[:, dims.drop :],
         cost=cost,
     )
-    return run_through(files, stack, seen, options, callbacks, fixed=fixed)
+    return run_layers(files, streamed, seen, options, callbacks, fixed=fixed)

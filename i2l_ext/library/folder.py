@@ -12,7 +12,6 @@ import errno
 import itertools
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -145,7 +144,7 @@ def _save_as(
         picture.write_bytes(_png(preview))
         write(lora, target.name)
         for part in (note, picture, lora):
-            _flush(part)
+            atomic.flush(part)
         for part, final in zip((note, picture, lora), finals, strict=True):
             old = _keep(final, passing.enter_context(_spare(final.parent))) if overwrite else None
             undo.callback(_withdraw, final, part.stat(), old)
@@ -166,7 +165,7 @@ def _png(image: Image.Image) -> bytes:
 @contextmanager
 def _spare(folder: Path) -> Iterator[Path]:
     """A path of which a file may be that is gone at the end, under a name that no host lists."""
-    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    path = atomic.temp_path(folder)
     try:
         yield path
     finally:
@@ -195,12 +194,6 @@ def _withdraw(final: Path, ours: os.stat_result, old: Path | None) -> None:
     with suppress(FileNotFoundError):
         if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
             final.unlink()
-
-
-def _flush(part: Path) -> None:
-    """Onto the disk, so that after a power cut no name stands for half a file."""
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def _make_folder(folder: Path, undo: ExitStack) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
-from i2l_ext.decoder.decode import HeadSpec, Residual
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
 from i2l_ext.encoders import dims
 
 APACHE = "Apache-2.0"
@@ -28,7 +28,7 @@ STRUCTURES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of weights. ``spec`` says how large it is: an encoder's dims, a HeadSpec, or for a bias, which is a
+    """One set of weights. ``spec`` says how large it is: an encoder's dims, a DecoderSpec, or for a bias, which is a
     plain LoRA, the architecture. ``files`` are exact names in ``repo``; a name that ends in ``.index.json`` stands
     for the shards it lists. ``repo`` is None for weights that we ship. ``parameters`` and ``structure_md5`` are the
     published figures, where there are any."""
@@ -119,24 +119,24 @@ QWEN_VL = Checkpoint(
     ("text_encoder/model.safetensors.index.json",), 8_292_166_656, "8004730443f55db63092006dd9f7110e",
 )  # fmt: skip
 STYLE = Checkpoint(
-    "qwen-image-i2l-style", "heads", HeadSpec(QWEN_IMAGE, EMBED, compress=64), QWEN_I2L,
+    "qwen-image-i2l-style", "heads", DecoderSpec(QWEN_IMAGE, EMBED, compress=64), QWEN_I2L,
     ("Qwen-Image-i2L-Style.safetensors",), 2_406_481_920, "0aad514690602ecaff932c701cb4b0bb",
 )  # fmt: skip
 COARSE = Checkpoint(
     "qwen-image-i2l-coarse", "heads",
-    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=71, dim=3584, mid=1024)), QWEN_I2L,
+    DecoderSpec(QWEN_IMAGE, EMBED, compress=128, residual=ResidualSpec(length=71, dim=3584, mid=1024)), QWEN_I2L,
     ("Qwen-Image-i2L-Coarse.safetensors",), 7_927_234_560, "a166c33455cdbd89c0888a3645ca5c0f",
 )  # fmt: skip
 FINE = Checkpoint(
     "qwen-image-i2l-fine", "heads",
-    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=1376, dim=3584, mid=64)), QWEN_I2L,
+    DecoderSpec(QWEN_IMAGE, EMBED, compress=128, residual=ResidualSpec(length=1376, dim=3584, mid=64)), QWEN_I2L,
     ("Qwen-Image-i2L-Fine.safetensors",), 7_573_340_160, "a5476e691767a4da6d3a6634a10f7408",
 )  # fmt: skip
 BIAS = Checkpoint(
     "qwen-image-i2l-bias", "bias", QWEN_IMAGE, QWEN_I2L, ("Qwen-Image-i2L-Bias.safetensors",), 30_000_000,
 )  # fmt: skip
 Z_STYLE = Checkpoint(
-    "z-image-i2l-style", "heads", HeadSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
+    "z-image-i2l-style", "heads", DecoderSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
     ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510",
 )  # fmt: skip
 
@@ -148,24 +148,24 @@ def _mini(part: str, kind: str, spec: Any, parameters: int, dtype: str = "BF16")
     return Checkpoint(f"mini-{part}", kind, spec, None, (f"mini/weights/{part}.safetensors",), parameters, dtype=dtype)
 
 
-def _mini_residual(side: int, mid: int) -> Residual:
-    return Residual(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
+def _mini_residual(side: int, mid: int) -> ResidualSpec:
+    return ResidualSpec(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
 
 
 MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 157_248, "F16")
 MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
 MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
-MINI_STYLE = _mini("style_core", "heads", HeadSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
+MINI_STYLE = _mini("style_core", "heads", DecoderSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
 MINI_COARSE = _mini(
     "coarse",
     "heads",
-    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
+    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
     976_896,
 )
 MINI_FINE = _mini(
     "fine",
     "heads",
-    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
+    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
     967_680,
 )
 MINI_BIAS = _mini("bias", "bias", MINI, 46_080)

@@ -123,7 +123,7 @@ class RepairResult:
         return {**self.result.json(), "command": self.command, "consumer": self.consumer, "file": str(self.file)}
 
 
-def inspect(request: requests.InspectRequest, context: Context) -> InspectResult:
+def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
     """Look at a LoRA file. Raises UserError where it is no LoRA of a known model."""
     from i2l_ext.converters import inspection
 
@@ -140,7 +140,7 @@ def inspect(request: requests.InspectRequest, context: Context) -> InspectResult
     return InspectResult(found, request.plot, ranks)
 
 
-def check(request: requests.CheckRequest, context: Context) -> CheckResult:
+def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
     """What every program makes of a LoRA file. Raises UserError where it is no LoRA of a known model."""
     from i2l_ext.converters import consumers
 
@@ -171,7 +171,7 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
     return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
 
 
-def convert(request: requests.ConvertRequest, context: Context) -> WriteResult:
+def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
     """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
     from i2l_ext.converters.select import select
 
@@ -180,7 +180,7 @@ def convert(request: requests.ConvertRequest, context: Context) -> WriteResult:
     return _write(request, lora, output, request.dialect)
 
 
-def rank(request: requests.RankRequest, context: Context) -> WriteResult:
+def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
     from i2l_ext.converters import rank as ranks
 
@@ -202,7 +202,7 @@ def rank(request: requests.RankRequest, context: Context) -> WriteResult:
     return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer(resized))
 
 
-def merge(request: requests.MergeRequest, context: Context) -> WriteResult:
+def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
     """Write one LoRA from several, each with a weight. Raises UserError."""
     from i2l_ext.converters import concatenate
     from i2l_ext.converters import rank as ranks
@@ -225,7 +225,7 @@ def merge(request: requests.MergeRequest, context: Context) -> WriteResult:
     return _write(request, merged, output, request.dialect or _dialect_of(loras[0]), {"merged": recipe}, resizer)
 
 
-def export(request: requests.ExportRequest, context: Context) -> ExportResult:
+def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
@@ -239,9 +239,9 @@ def export(request: requests.ExportRequest, context: Context) -> ExportResult:
     )  # fmt: skip
 
 
-def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
+def repair_lora(request: requests.RepairRequest, context: Context) -> RepairResult:
     """Do what ``check`` advises for a program. Raises UserError where there is nothing to do."""
-    found = check(requests.CheckRequest(request.file), context)
+    found = check_lora(requests.CheckRequest(request.file), context)
     verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
     advised = repair_of(request.file, verdict) if verdict else None
     if advised is None:
@@ -251,7 +251,7 @@ def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
     return RepairResult(advised.kind, request.consumer, target, result)
 
 
-REPAIRS: Mapping[str, Any] = {"convert": convert, "rank": rank, "export": export}
+REPAIRS: Mapping[str, Any] = {"convert": convert_lora, "rank": resize_lora, "export": export_lora}
 """Kind of request -> what does it."""
 
 
