@@ -10,10 +10,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from i2l_ext.converters.errors import UserError
-from i2l_ext.operations import OPERATIONS, Step
-from i2l_ext.requests import REQUESTS, Request
-from i2l_ext.requests.fields import option
+from i2l_ext.converters.errors import UserError  # noqa: E402
+from i2l_ext.operations import OPERATIONS, Step  # noqa: E402
+from i2l_ext.requests import REQUESTS, Request  # noqa: E402
+from i2l_ext.requests.fields import option  # noqa: E402
 
 
 @dataclass(frozen=True)

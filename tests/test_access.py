@@ -178,7 +178,11 @@ def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address,
     from i2l_ext.webui.service import Service
     from i2l_ext.webui.tab import build_tab
 
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=address in LOCAL_ADDRESSES), tmp_path, [sys.executable, "-c", ""])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=address in LOCAL_ADDRESSES),
+        tmp_path,
+        [sys.executable, "-c", ""],
+    )
     with gr.Blocks():
         assert ("server_folder" in build_tab(service)) is offered
     service.queue.close()
@@ -224,7 +228,9 @@ def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp
 
 @pytest.fixture
 def service(tmp_path):
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
     yield service
     service.queue.close()
 
@@ -327,7 +333,9 @@ def test_settings_of_folders_are_not_shown_in_the_network(tmp_path):
 
     from i2l_ext.webui.tab import build_tab
 
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=False), tmp_path, [sys.executable, "-c", ""])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=False), tmp_path, [sys.executable, "-c", ""]
+    )
     with gr.Blocks():
         shown = set(build_tab(service))
     service.queue.close()
@@ -338,8 +346,10 @@ def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
     """They stand before the page and before the HTTP interface."""
     monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
     engine = [sys.executable, "-c", "raise SystemExit(9)"]
-    blocks, service = standalone.start_page("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
-                               auth=[("me", "secret")])  # fmt: skip
+    folder, auth = tmp_path / "Lora", [("me", "secret")]
+    blocks, service = standalone.start_page(
+        "127.0.0.1", free_port(), lora_folder=folder, command=engine, api=True, auth=auth
+    )
     with httpx.Client(base_url=blocks.local_url, timeout=120) as client:
         for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):
             assert client.get(path).status_code == 401, path

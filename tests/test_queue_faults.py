@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
-from test_queue import OWNER, SMALL, until
 
 from i2l_ext.engine import job, locks, process, records
 from i2l_ext.engine import queue as queues
 from i2l_ext.engine.job import Job, Progress
 from i2l_ext.engine.queue import ENDED, Queue
+from test_queue import OWNER, SMALL, until
 
 QUIET = [sys.executable, "-c", ""]
 """An engine that says nothing: its jobs fail at once."""
@@ -136,7 +136,9 @@ def test_a_plan_that_changes_while_it_is_looked_at(tmp_path):
 def test_the_time_left_is_estimated_after_a_step_that_was_cached(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
-    progress = Progress().apply_event({"event": "plan", "steps": [{"id": "a", "title": "a"}, {"id": "b", "title": "b"}]})
+    progress = Progress().apply_event(
+        {"event": "plan", "steps": [{"id": "a", "title": "a"}, {"id": "b", "title": "b"}]}
+    )
     for tenth in range(1, 6):
         progress = progress.apply_event({"event": "step", "step": "b", "share": tenth / 10, "cached": ["a"]})
     assert progress.steps[0]["cached"] and progress.left == pytest.approx(5)

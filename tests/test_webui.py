@@ -106,7 +106,9 @@ def test_uploads_are_known_by_their_hash_alone(tmp_path):
 
 @pytest.fixture
 def service(tmp_path):
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
     yield service
     service.queue.close()
 

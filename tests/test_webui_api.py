@@ -178,7 +178,10 @@ def test_a_model_need_not_be_named(served, picture, monkeypatch):
 
 def test_no_path_is_among_the_fields(served, picture):
     """Neither one that is offered, nor one that a request has besides."""
-    offered = [*client_fields.FORM.values(), *(field for body in client_fields.BODIES.values() for field in body.values())]
+    offered = [
+        *client_fields.FORM.values(),
+        *(field for body in client_fields.BODIES.values() for field in body.values()),
+    ]
     assert not [field.name for field in offered if field.info.local or field.type is Path]
     files = [("pictures", ("a.png", picture.read_bytes()))]
     for name in [name for name, field in MakeRequest.fields().items() if field.info.local and name != "pictures"]:

@@ -17,10 +17,10 @@ from i2l_ext.engine import queue
 from i2l_ext.library import folder as library
 from i2l_ext.webui import uploads
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.short_cache import ShortCache
 from i2l_ext.webui.model_list import ModelList
 from i2l_ext.webui.service import Service
 from i2l_ext.webui.settings import SETTINGS, SettingsFile
+from i2l_ext.webui.short_cache import ShortCache
 from i2l_ext.webui.uploads import Uploads
 
 MANY = 12
@@ -42,7 +42,9 @@ def at_once(function, count=MANY):
 def service(tmp_path, monkeypatch):
     """Its jobs wait for ever: no lane is started."""
     monkeypatch.setattr(queue.Queue, "_run_lane", lambda queue, lane: None)
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
     service.host.lora_folder().mkdir()
     yield service
     service.queue.close()
@@ -121,17 +123,13 @@ def test_no_two_jobs_are_promised_the_same_name(service, tmp_path, monkeypatch):
     lora.touch()
     inspected = service.inspect(lora, lora.name)
     repaired = at_once(lambda number: service.repair(inspected.id, "kohya"), 2)
-    assert (
-        len({job.request["output"] for job in repaired}) == len({job.request["folder"] for job in repaired}) == 2
-    )
+    assert len({job.request["output"] for job in repaired}) == len({job.request["folder"] for job in repaired}) == 2
 
 
 def test_no_two_jobs_are_promised_the_same_folder(service, monkeypatch):
     slowly(monkeypatch, service.targets, "start_folder")
     lora = service.host.lora_folder() / "style.safetensors"
-    targets = [
-        job.request["output"] for job in at_once(lambda n: service.export(lora, lora.name, "diffusers", 4), 6)
-    ]
+    targets = [job.request["output"] for job in at_once(lambda n: service.export(lora, lora.name, "diffusers", 4), 6)]
     assert len(set(targets)) == 6
 
 
@@ -227,7 +225,9 @@ def test_a_moment_ends(monkeypatch):
 @pytest.fixture
 def looking(tmp_path):
     """A service whose engine looks; and the pictures that it was shown, a list for each time it was started."""
-    service = Service(StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"]
+    )
     yield (
         service,
         lambda: [
@@ -248,7 +248,9 @@ def test_only_new_pictures_are_looked_at(looking, tmp_path):
     assert [again[1], again[0]] == first and again[2]["error"].startswith("picture 3: ")
     assert service.preview([blue, red, green]) == [again[3], *first]
     assert len(shown()) == 2, "of pictures that are known nothing is started"
-    assert service.preview([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be repaired by an update"
+    assert service.preview([bad])[0]["error"].startswith("picture 1: "), (
+        "what cannot be used may be repaired by an update"
+    )
 
 
 def test_a_damaged_preview_is_made_again(looking, tmp_path):

@@ -43,7 +43,9 @@ def service(place):
 def made(service, place):
     picture = place / "picture.png"
     Image.effect_mandelbrot((200, 160), (-2, -1, 1, 1), 20).convert("RGB").save(picture)
-    return done(service, service.make([service.uploads.take(picture)], name="looked_at", model="mini", subfolder="mine"))
+    return done(
+        service, service.make([service.uploads.take(picture)], name="looked_at", model="mini", subfolder="mine")
+    )
 
 
 def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
@@ -67,7 +69,9 @@ def test_a_repair_makes_the_program_load_it(service, made, kind):
         one["status"] for one in known.result["check"]["consumers"] if one["consumer"] == "musubi-tuner"
     ]
     repaired = done(service, service.repair(known.id, "musubi-tuner"))
-    assert repaired.result["file"] == f"{repaired.title}.safetensors" and repaired.title.startswith("looked_at-musubi-tuner")
+    assert repaired.result["file"] == f"{repaired.title}.safetensors" and repaired.title.startswith(
+        "looked_at-musubi-tuner"
+    )
     path = service.host.lora_folder() / repaired.result["file"]
     [verdict] = [one for one in consumers.check(path)[1] if one.consumer.id == "musubi-tuner"]
     assert verdict.status == "all"
@@ -182,7 +186,9 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
 
     def page(ready, **form):
         service.models._rows = rows(ready)
-        return tab.answer_poll(service, {"greeted": True}, json.dumps(form), ["models", "to_download", "model_choice"])[1:]
+        return tab.answer_poll(service, {"greeted": True}, json.dumps(form), ["models", "to_download", "model_choice"])[
+            1:
+        ]
 
     service = Service(StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", ENGINE)
     try:
@@ -191,7 +197,10 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
         assert 'value="mini" checked' in page(True, model="mini", picked="mini")[0]
         service.host.settings_file.write({"i2l_model": "first"})
         assert 'value="first" checked' in page(True)[0]
-        for choice, told in (("second", "All its model files are downloaded."), ("first", 'name="i2l_agreed" value="first"')):
+        for choice, told in (
+            ("second", "All its model files are downloaded."),
+            ("first", 'name="i2l_agreed" value="first"'),
+        ):
             _, shown, update = page(True, choice=choice)
             assert told in shown and update["value"] == choice
     finally:
@@ -206,7 +215,9 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
     engine = tmp_path / "engine.py"
     engine.write_text("raise SystemExit('no module named torch')")
     service = Service(
-        StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", [sys.executable, str(engine)]
+        StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"),
+        tmp_path / "state",
+        [sys.executable, str(engine)],
     )
 
     def page(seen):
