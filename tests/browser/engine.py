@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from i2l_ext.operations import OPERATIONS, Step  # noqa: E402
-from i2l_ext.operations.models import DownloadResult  # noqa: E402
-from i2l_ext.worker import main  # noqa: E402
+from i2l_ext.operations import OPERATIONS, Step
+from i2l_ext.operations.models import DownloadResult
+from i2l_ext.worker import main
 
 MAKE = OPERATIONS["make"]
 
