@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import DINOv3ViTModel, Qwen2_5_VLForConditionalGeneration, SiglipVisionModel
 
-from i2l_ext.embed import EYES
+from i2l_ext.embed import NORMALIZATIONS
 from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
 from i2l_ext.encoders.dims import DINOV3_MINI, QWEN_VL_MINI, SIGLIP2_MINI
 from i2l_ext.encoders.keys import file_key
@@ -33,7 +33,7 @@ def named_as_in_files(kind: str, encoder: nn.Module) -> dict[str, torch.Tensor]:
 
 def normalised(kind: str, views: torch.Tensor) -> torch.Tensor:
     """Pixels in 0..1 [N, 3, S, S] as SigLIP or DINOv3 takes them."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (EYES[kind].mean, EYES[kind].std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std))
     return (views - mean) / std
 
 
