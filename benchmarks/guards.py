@@ -171,13 +171,13 @@ GUARDS = (
     ),
     *_of(
         "converters/atomic.py", "test_library",
-        ("nothing is replaced, not even in a race", "os.link(part, path)  #", "part.replace(path)  #",
+        ("nothing is replaced, not even in a race", "os.link(temp, path)  #", "temp.replace(path)  #",
          "at_once or taken_meanwhile"),
         ("the same on a disk without links", "if os.path.lexists(path):  #", "if False:  #", "without_hard_links"),
     ),
     *_of(
         "converters/atomic.py", "test_faults",
-        ("the same in a race on a disk without links", "_hold(descriptor, wait=True)", "pass", "without_hard_links"),
+        ("the same in a race on a disk without links", "_lock(descriptor, wait=True)", "pass", "without_hard_links"),
     ),
     *_of(
         "converters/headers.py", "test_converters_files",

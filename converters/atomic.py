@@ -1,7 +1,8 @@
-"""Files on their way: beside where they will be, under a name that no host lists, held as long as they are written.
+"""Files that appear whole or not at all: written under a temporary name, then renamed in one step.
 
-A process that is killed leaves them behind. The system lets its lock go with it, so that whoever writes there next
-can tell them from those of a living process, and removes them.
+The temporary name lies in the same folder, begins with a dot and ends in ``.part``, so that no program lists it. The
+file is locked while it is written. When a process is killed, the system releases its locks, so the next process that
+writes to the folder can tell what is left over, and removes it. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,39 +19,39 @@ from pathlib import Path
 
 from .errors import UserError
 
-CAN_HOLD = os.name == "posix"
-"""On Windows an open file can neither be renamed nor removed, so nothing can be held."""
+CAN_LOCK = os.name == "posix"
+"""On Windows an open file can neither be renamed nor removed, so temporary files are not locked there."""
 
 if sys.platform != "win32":
     import fcntl
 
-    def _hold(number: int, *, wait: bool = False) -> None:
-        """Lock an open file. Raises OSError on a disk without locks, and, unless told to wait, where another process
-        has it."""
-        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    def _lock(descriptor: int, *, wait: bool = False) -> None:
+        """Lock an open file. Raises OSError on a disk without locks and, unless told to wait, where another process
+        has the lock."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 else:
 
-    def _hold(number: int, *, wait: bool = False) -> None:
+    def _lock(descriptor: int, *, wait: bool = False) -> None:
         raise OSError
 
 
-QUIET = 60.0
-"""Seconds without a change after which a part that nobody holds is taken for one of a dead process."""
+STALE_AFTER = 60.0
+"""Seconds without a change after which a temporary file that nobody has locked is removed."""
 
-A_DAY = 24 * 60 * 60.0
-"""Seconds after which any part is, on systems and disks without locks."""
+STALE_WITHOUT_LOCKS = 24 * 60 * 60.0
+"""The same on systems and disks that have no locks."""
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Path]:
-    """A new empty file in ``folder`` that is gone at the end, unless it got another name. Raises OSError."""
-    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+def locked_temp_file(folder: Path) -> Iterator[Path]:
+    """A new empty file in ``folder``. It is removed at the end unless it was renamed. Raises OSError."""
+    path = temp_path(folder)
     with path.open("xb") as stream:
         try:
-            if CAN_HOLD:
+            if CAN_LOCK:
                 with suppress(OSError):  # a disk without locks
-                    _hold(stream.fileno())
+                    _lock(stream.fileno())
             else:
                 stream.close()
             yield path
@@ -60,15 +61,18 @@ def held(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder with all that is in it. Raises OSError."""
-    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+def locked_temp_folder(folder: Path) -> Iterator[Path]:
+    """A new empty folder in ``folder``. It is removed at the end with all its files unless it was renamed.
+
+    Raises OSError.
+    """
+    path = temp_path(folder)
     path.mkdir()
-    descriptor = os.open(path, os.O_RDONLY) if CAN_HOLD else None
+    descriptor = os.open(path, os.O_RDONLY) if CAN_LOCK else None
     try:
         if descriptor is not None:
             with suppress(OSError):
-                _hold(descriptor)
+                _lock(descriptor)
         yield path
     finally:
         if descriptor is not None:
@@ -76,75 +80,100 @@ def held_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def reap(folder: Path) -> None:
-    """Remove from ``folder`` what dead processes left. Never fails: it is no reason not to write."""
+def temp_path(folder: Path) -> Path:
+    """A new name in ``folder`` that no program lists and `remove_stale` knows. Nothing is made there yet."""
+    return folder / f".i2l-{secrets.token_hex(8)}.part"
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes left in ``folder``. Raises nothing: a failure here
+    is no reason not to write."""
     with suppress(OSError):
         for path in folder.glob(".i2l-*.part"):
             with suppress(OSError):
                 status = path.stat()
-                quiet = time.time() - max(status.st_mtime, status.st_ctime)  # less than 0 where the clock was set back
-                if quiet > A_DAY or (abs(quiet) > QUIET and _is_free(path)):
+                age = time.time() - max(status.st_mtime, status.st_ctime)  # negative where the clock was set back
+                if age > STALE_WITHOUT_LOCKS or (abs(age) > STALE_AFTER and _is_unlocked(path)):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds it. Raises OSError where somebody does, or where that cannot be known."""
-    if not CAN_HOLD:
+def _is_unlocked(path: Path) -> bool:
+    """False on systems without locks. Raises OSError where a process has it locked, or where that is not known."""
+    if not CAN_LOCK:
         return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _hold(descriptor)
+        _lock(descriptor)
     finally:
         os.close(descriptor)
     return True
 
 
 @contextmanager
-def appearing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
+def atomic_path(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to. It becomes ``path`` when the block ends well, else it is removed.
 
-    Raises UserError where ``path`` exists already (unless ``overwrite``) or the disk refuses.
+    Raises UserError where ``path`` exists already (unless ``overwrite``) or cannot be written.
     """
     try:
         if not overwrite and os.path.lexists(path):
             raise FileExistsError
-        reap(path.parent)
-        with held(path.parent) as part:
-            yield part
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            place(part, path, overwrite=overwrite)
+        remove_stale(path.parent)
+        with locked_temp_file(path.parent) as temp:
+            yield temp
+            flush(temp)
+            place(temp, path, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{path.name}: exists already. Choose another name, or say --overwrite.") from None
     except OSError as error:
         raise UserError(f"{path.name}: cannot be written to {path.parent} ({error.strerror}).") from None
 
 
-def place(part: Path, path: Path, *, overwrite: bool) -> None:
-    """Give the finished ``part`` its name, in one step: whoever looks finds nothing, the old file or the new one.
+def replace_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8; a reader finds the old file or the new one, whole.
 
-    Raises FileExistsError where the name is taken.
+    For small files that the program keeps for itself: settings, records. Raises OSError; then the old file remains.
+    """
+    remove_stale(path.parent)
+    with locked_temp_file(path.parent) as temp:
+        temp.write_text(text, encoding="utf-8")
+        place(temp, path, overwrite=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the file is on the disk, so that a power cut leaves no half file under the final name.
+
+    Raises OSError.
+    """
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def place(temp: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename the finished ``temp`` to ``path`` in one step: a reader finds nothing, the old file or the new one.
+
+    Raises FileExistsError where ``path`` exists already (unless ``overwrite``), and OSError.
     """
     if overwrite:
-        part.replace(path)
+        temp.replace(path)
         return
     try:
-        os.link(part, path)  # unlike a rename it never replaces, not even in a race
+        os.link(temp, path)  # unlike a rename it never replaces, not even in a race
     except FileExistsError:
         raise
     except OSError:  # a disk without hard links: FAT, some network shares
-        with _alone(path.parent):
+        with _folder_lock(path.parent):
             if os.path.lexists(path):  # Windows' rename sees that by itself
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            part.rename(path)
+            temp.rename(path)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time, as far as the system lets a folder be locked. Nothing is left behind."""
-    with ExitStack() as held:
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time, where the system can lock a folder. Leaves no file behind."""
+    with ExitStack() as opened:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
-            held.callback(os.close, descriptor)
-            _hold(descriptor, wait=True)
+            opened.callback(os.close, descriptor)
+            _lock(descriptor, wait=True)
         yield

@@ -1,8 +1,8 @@
-"""Who loads what: the programs that take a LoRA, what each makes of a file, and the command that mends it.
+"""Which programs load a LoRA file: all of it, a part, or nothing; and what repairs it.
 
 The rules are data. Those marked TRIED were found with each project's own loader (diffusers 0.42, DiffSynth 2.1.12,
-musubi-tuner of June 2026, ai-toolkit of August 2026, ComfyUI 0.19.3, a Forge Neo 2.26 bundle); those marked READ by
-reading its source.
+musubi-tuner of June 2026, ai-toolkit of August 2026, ComfyUI 0.19.3, a Forge Neo 2.26 bundle). Those marked READ come
+from reading its source.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from . import dialects, files
 from .lora import scale
@@ -24,15 +25,16 @@ ANY = "*"
 
 @dataclass(frozen=True)
 class Consumer:
-    """A program and its rules.
+    """A program that takes LoRA files, and its rules.
 
-    ``reads``: by family of models, the dialects whose modules it loads; a family that is not there it cannot run.
-    ``untried``: families that it may run but nobody here has tried. ``wants``: the dialect to convert to.
-    ``ignores_alpha``, ``needs_alpha``: (family, dialect) where an alpha is not seen, and where a module without one is
-    an error; ``mended_in``: the version that does better. ``alpha_fails``: why any alpha at all is misread.
-    ``lacks``: by (family, dialect), modules that it has no place for, as a pattern. ``refuses_above``: share of
-    unmatched tensors above which it takes nothing. ``uniform``: groups of kinds, as a pattern, that must have one rank
-    (an empty pattern: all modules). ``export``: the trainer's name for `i2l export`, where that mends it.
+    ``source``: TRIED or READ. ``reads``: by model family, the dialects whose modules it loads; it cannot run a family
+    that is not listed. ``untried``: families that it may run but nobody here has tried. ``wants``: the dialect to
+    convert to. ``ignores_alpha``: (family, dialect) where it does not see an alpha. ``needs_alpha``: (family, dialect)
+    where a module without alpha is an error. ``fixed_in``: the version in which both are repaired. ``alpha_fails``:
+    why it misreads every alpha. ``lacks``: by (family, dialect), modules that it does not have, as a pattern.
+    ``refuses_above``: share of unmatched tensors above which it loads nothing. ``one_rank``: groups of modules, as a
+    pattern, that must have one rank (an empty pattern: all modules). ``trainer``: its name in `TRAINERS`, where
+    `i2l export` repairs what conversion cannot. ``missing``: what to say of a family that is not listed.
     """
 
     id: str
@@ -43,12 +45,12 @@ class Consumer:
     wants: str = "webui"
     ignores_alpha: tuple[tuple[str, str], ...] = ()
     needs_alpha: tuple[tuple[str, str], ...] = ()
-    mended_in: str | None = None
+    fixed_in: str | None = None
     alpha_fails: str | None = None
     lacks: Mapping[tuple[str, str], str] = field(default_factory=dict)
     refuses_above: float = 1.0
-    uniform: str | None = None
-    export: str | None = None
+    one_rank: str | None = None
+    trainer: str | None = None
     missing: str = "it has no such model; it only lists the file"
 
 
@@ -77,7 +79,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         },
         ignores_alpha=tuple((QWEN, dialect) for dialect in ("webui", "diffusers", "diffsynth", "flymyai")),
         needs_alpha=((QWEN, "kohya"),),
-        mended_in="0.42",
+        fixed_in="0.42",
         lacks={(Z, "kohya-fused"): _SINGLES},
         wants="diffusers",
     ),
@@ -86,7 +88,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         "DiffSynth-Studio",
         TRIED,
         {QWEN: ("webui", "diffsynth", "bare"), Z: ("webui", "diffsynth", "bare")},
-        export="diffsynth",
+        trainer="diffsynth",
     ),
     Consumer(
         "musubi-tuner",
@@ -96,8 +98,8 @@ CONSUMERS: tuple[Consumer, ...] = (
         wants="kohya",
         ignores_alpha=((QWEN, ANY), (Z, ANY)),
         lacks={(QWEN, ANY): _SINGLES, (Z, ANY): _SINGLES + r"|.*(_modulation|_refiner)"},
-        uniform="",
-        export="musubi-tuner",
+        one_rank="",
+        trainer="musubi-tuner",
     ),
     Consumer(
         "ai-toolkit",
@@ -106,14 +108,14 @@ CONSUMERS: tuple[Consumer, ...] = (
         {QWEN: ("webui", "diffusers"), Z: ("webui", "diffusers")},
         ignores_alpha=((QWEN, ANY), (Z, ANY)),
         lacks={(QWEN, ANY): _SINGLES, (Z, ANY): r"(?!layers\.)"},
-        export="ai-toolkit",
+        trainer="ai-toolkit",
     ),
     Consumer(
         "flymyai",
         "flymyai-lora-trainer",
         READ,
         {QWEN: ()},
-        export="flymyai",
+        trainer="flymyai",
         missing="it trains no such model",
     ),
     Consumer(
@@ -123,101 +125,124 @@ CONSUMERS: tuple[Consumer, ...] = (
         {QWEN: ("webui", "diffusers", "diffsynth")},
         untried=(Z,),
         alpha_fails="alpha is divided by the rank of its fused layer",
-        uniform=r"attn\.(to|add)_[qkv]",
+        one_rank=r"attn\.(to|add)_[qkv]",
     ),
 )
 
 
 @dataclass(frozen=True)
+class Repair:
+    """What to do with a file so that a program loads all of it.
+
+    ``options`` are fields of the request of that name in `i2l_ext.requests`: ``dialect`` for convert, ``rank`` for
+    rank, ``trainer`` and ``rank`` for export.
+    """
+
+    operation: Literal["convert", "rank", "export"]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What a consumer makes of a file. ``status``: all, part, nothing, refused, ignores alpha, no model, untried;
-    ``loads``: modules; ``mend``: the command that makes it "all", where there is one."""
+    """What a program does with a file. ``status``: all, part, nothing, refused, ignores alpha, no model, untried;
+    ``loads``: number of modules; ``detail``: why; ``repair``: what makes it "all", if anything does."""
 
     consumer: Consumer
     status: str
-    loads: int
+    loads: int = 0
     detail: str = ""
-    mend: str | None = None
+    repair: Repair | None = None
 
     def json(self) -> dict[str, object]:
+        """For programs: plain values only. The repair is left out: its command belongs to the caller."""
         return {
             "consumer": self.consumer.id,
             "title": self.consumer.title,
             "status": self.status,
             "loads": self.loads,
             "detail": self.detail,
-            "mend": self.mend,
             "source": self.consumer.source,
         }
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What is known of a file: its keys, and by module path the scale of the update and the rank."""
+
+    reading: dialects.Reading
+    scales: Mapping[str, float]
+    ranks: Mapping[str, int]
+
+
 def check(path: Path | str) -> tuple[dialects.Reading, list[Verdict]]:
-    """What every consumer makes of a LoRA file, told from its header and its alphas. Raises UserError."""
+    """What every program does with a LoRA file, in the order of `CONSUMERS`. Reads its header and its alphas only.
+
+    Raises UserError where it is no LoRA of a known model.
+    """
     with files.TensorFile(path) as file:
         reading = dialects.parse(file.header.shapes, file.path.name)
         scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
         ranks = {path: file.entry(slot.down).shape[0] for path, slot in reading.slots.items()}
-    verdicts = [judge(consumer, reading, scales, ranks, str(path)) for consumer in CONSUMERS]
+    contents = _Contents(reading, scales, ranks)
+    verdicts = [_check_for(consumer, contents) for consumer in CONSUMERS]
     return reading, [_by_names(verdict) for verdict in verdicts] if reading.arch.caution else verdicts
 
 
 def _by_names(verdict: Verdict) -> Verdict:
-    """The same of a LoRA whose model no program has: what it says holds for the names alone."""
+    """The same for a LoRA whose model no program has: the verdict is about its names only."""
     if not verdict.loads:
         return verdict
     return replace(verdict, detail="; ".join(filter(None, ["by names only, no model of these sizes", verdict.detail])))
 
 
-def judge(
-    consumer: Consumer,
-    reading: dialects.Reading,
-    scales: Mapping[str, float],
-    ranks: Mapping[str, int],
-    name: str,
-) -> Verdict:
-    """What ``consumer`` makes of a file of which the keys, the scales and the ranks by module are known."""
-    family = reading.arch.family
+def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
+    """What one program does with a file."""
+    reading = contents.reading
+    family, slots = reading.arch.family, reading.slots
     if family in consumer.untried:
-        return Verdict(consumer, "untried", 0, "nobody here has tried this model with it")
+        return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.reads:
-        return Verdict(consumer, "no model", 0, consumer.missing)
-    total = len(reading.slots)
-    name, rank = shlex.quote(name), max(ranks.values(), default=1)
-    convert = f"i2l convert {name} --to {consumer.wants}"
-    export = f"i2l export {name} --for {consumer.export} --rank {rank} -o FOLDER" if consumer.export else None
+        return Verdict(consumer, "no model", detail=consumer.missing)
+    rank = max(contents.ranks.values(), default=1)
+    convert = Repair("convert", {"dialect": consumer.wants})
+    export = Repair("export", {"trainer": consumer.trainer, "rank": rank}) if consumer.trainer else None
     if not consumer.reads[family]:
-        return Verdict(consumer, "nothing", 0, "it loads no LoRA; a few lines do it", export)
+        return Verdict(
+            consumer, "nothing", detail="cannot load a LoRA itself; `i2l export` writes the code", repair=export
+        )
 
-    unread = [path for path, slot in reading.slots.items() if not _reads(consumer, reading, path, slot)]
-    no_place = _no_place(consumer, reading)
-    skipped = {*unread, *no_place}
-    loads = total - len(skipped)
-    tensors = 2 * total + len(reading.foreign) + len(reading.text_encoder)
+    unread = [path for path, slot in slots.items() if not _reads(consumer, reading, path, slot)]
+    lacking = [path for path, slot in slots.items() if _lacks(consumer, reading, path, slot)]
+    loaded = [path for path in slots if path not in {*unread, *lacking}]
+    tensors = 2 * len(slots) + len(reading.foreign) + len(reading.text_encoder)
     if 2 * len(unread) > consumer.refuses_above * tensors:
-        share = f"{2 * len(unread) / tensors:.0%} of the tensors have no name that it knows"
-        return Verdict(consumer, "refused", 0, share, convert)
-    alphaless = [s for s in reading.slots.values() if (family, s.dialect) in consumer.needs_alpha and not s.alpha]
-    if alphaless:
-        detail = f"{len(alphaless)} modules have no alpha: a KeyError{_until(consumer)}"
-        return Verdict(consumer, "refused", 0, detail, convert)
-    if uneven := _uneven(consumer, {path: ranks[path] for path in reading.slots if path not in skipped}):
-        return Verdict(consumer, "refused", 0, f"{uneven} differ in rank", export or f"i2l rank {name} --rank {rank}")
-    if not loads:
-        return Verdict(consumer, "nothing", 0, f"no name in the dialect {reading.dialect} is known to it", convert)
+        detail = f"it does not know the names of {2 * len(unread) / tensors:.0%} of the tensors"
+        return Verdict(consumer, "refused", detail=detail, repair=convert)
+    no_alpha = [slot for slot in slots.values() if (family, slot.dialect) in consumer.needs_alpha and not slot.alpha]
+    if no_alpha:
+        detail = f"{len(no_alpha)} modules have no alpha: a KeyError{_until(consumer)}"
+        return Verdict(consumer, "refused", detail=detail, repair=convert)
+    if uneven := _uneven(consumer, {path: contents.ranks[path] for path in loaded}):
+        repair = export or Repair("rank", {"rank": rank})
+        return Verdict(consumer, "refused", detail=f"{uneven} differ in rank", repair=repair)
+    if not loaded:
+        return Verdict(consumer, "nothing", detail="it does not read this key format", repair=convert)
     problems = []
     if unread:
-        problems.append(f"not {_which(reading, unread)}: names unknown to it")
-    if no_place:
-        problems.append(f"not {_which(reading, no_place)}: it has no place for them by default")
-    wrong = _wrong_scale(consumer, reading, scales)
+        problems.append(f"not {_counts(reading, unread)}: it does not know these names")
+    if lacking:
+        problems.append(f"not {_counts(reading, lacking)}: it has no such modules by default")
+    wrong = _wrong_scale(consumer, contents)
     if problems:
-        return Verdict(consumer, "part", loads, "; ".join([*problems, *wrong]), (no_place and export) or convert)
+        repair = (lacking and export) or convert
+        return Verdict(consumer, "part", len(loaded), "; ".join([*problems, *wrong]), repair)
     if wrong:
-        return Verdict(consumer, "ignores alpha", loads, wrong[0], convert)
-    return Verdict(consumer, "all", loads)
+        return Verdict(consumer, "ignores alpha", len(loaded), wrong[0], convert)
+    return Verdict(consumer, "all", len(loaded))
 
 
 def _reads(consumer: Consumer, reading: dialects.Reading, path: str, slot: dialects.Slot) -> bool:
+    """Whether the program knows the module by the name that it has in the file."""
     known = consumer.reads[reading.arch.family]
     if slot.dialect in known:
         return True
@@ -227,75 +252,62 @@ def _reads(consumer: Consumer, reading: dialects.Reading, path: str, slot: diale
     return same and slot.dialect in kohya and bool(kohya.intersection(known))
 
 
-def _no_place(consumer: Consumer, reading: dialects.Reading) -> list[str]:
-    def lacks(path: str, dialect: str) -> bool:
-        pattern = consumer.lacks.get((reading.arch.family, dialect))
-        return pattern is not None and re.match(pattern, path) is not None
-
-    return [path for path, slot in reading.slots.items() if lacks(path, ANY) or lacks(path, slot.dialect)]
+def _lacks(consumer: Consumer, reading: dialects.Reading, path: str, slot: dialects.Slot) -> bool:
+    """Whether the program does not have the module, whatever its name."""
+    patterns = (consumer.lacks.get((reading.arch.family, dialect)) for dialect in (ANY, slot.dialect))
+    return any(pattern is not None and re.match(pattern, path) for pattern in patterns)
 
 
 def _uneven(consumer: Consumer, ranks: Mapping[str, int]) -> str | None:
-    """The modules that the consumer wants of one rank and that are not, or None."""
-    if consumer.uniform is None:
+    """The modules that must have one rank and do not, in words; else None."""
+    if consumer.one_rank is None:
         return None
     groups: dict[str, set[int]] = {}
     for path, rank in ranks.items():
-        found = re.search(consumer.uniform, path)
+        found = re.search(consumer.one_rank, path)
         if found:
-            group = path[: found.start()] + (found[1] if found.groups() else "") if consumer.uniform else ""
+            group = path[: found.start()] + (found[1] if found.groups() else "") if consumer.one_rank else ""
             groups.setdefault(group, set()).add(rank)
-    uneven = [group for group, seen in groups.items() if len(seen) > 1]
+    uneven = [group for group, group_ranks in groups.items() if len(group_ranks) > 1]
     return (f"q, k and v of {uneven[0]}" if uneven[0] else "modules") if uneven else None
 
 
-def _wrong_scale(consumer: Consumer, reading: dialects.Reading, scales: Mapping[str, float]) -> list[str]:
-    """What is said of scales that the consumer gets wrong, at most one line."""
+def _wrong_scale(consumer: Consumer, contents: _Contents) -> list[str]:
+    """What to say of scales that the program gets wrong, at most one line."""
+    reading, scales = contents.reading, contents.scales
     if consumer.alpha_fails and any(slot.alpha for slot in reading.slots.values()):
         return [consumer.alpha_fails]
-    factors = Counter(
+    errors = Counter(
         1 / scales[path]
         for path, slot in reading.slots.items()
         if scales[path] != 1
         and {(reading.arch.family, ANY), (reading.arch.family, slot.dialect)} & set(consumer.ignores_alpha)
     )
-    if not factors:
+    if not errors:
         return []
-    factor = factors.most_common(1)[0][0]
-    count = sum(factors.values())
-    return [f"alpha ignored in {count} modules{_until(consumer)}: the update is {factor:g} times what it should be"]
+    error, count = errors.most_common(1)[0][0], errors.total()
+    return [f"alpha ignored in {count} modules{_until(consumer)}: the update is {error:g} times what it should be"]
 
 
 def _until(consumer: Consumer) -> str:
-    return f" before version {consumer.mended_in}" if consumer.mended_in else ""
+    return f" before version {consumer.fixed_in}" if consumer.fixed_in else ""
 
 
-def _which(reading: dialects.Reading, paths: list[str]) -> str:
-    """Modules by kind: ``60 attn.to_q, 60 attn.to_k, and 2 kinds more``."""
+def _counts(reading: dialects.Reading, paths: list[str]) -> str:
+    """Modules by kind: ``60 attn.to_q, 60 attn.to_k and 2 kinds more``."""
     kinds = Counter(reading.arch.modules[path].kind.name for path in paths).most_common()
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds[:3])
     return shown + (f" and {len(kinds) - 3} kinds more" if len(kinds) > 3 else "")
 
 
 def summary(path: Path | str) -> str:
-    """One line for a file that was just written: who loads all of it and who has to be helped, or what must be known
-    before that."""
+    """One line about a file that was just written: which programs load all of it, and how to see what repairs the
+    rest. For a LoRA that no program can use, its architecture's caution. Raises UserError."""
     reading, verdicts = check(path)
     if reading.arch.caution:
         return reading.arch.caution
-    whole = [verdict.consumer.title for verdict in verdicts if verdict.status == "all"]
-    helped = [verdict.consumer.title for verdict in verdicts if verdict.mend]
-    parts = [f"loads in {', '.join(whole)}"] if whole else []
-    parts += [f"for {', '.join(helped)}: i2l check {shlex.quote(str(path))}"] if helped else []
+    loading = [verdict.consumer.title for verdict in verdicts if verdict.status == "all"]
+    repairable = [verdict.consumer.title for verdict in verdicts if verdict.repair]
+    parts = [f"loads in {', '.join(loading)}"] if loading else []
+    parts += [f"for {', '.join(repairable)}: i2l check {shlex.quote(str(path))}"] if repairable else []
     return "; ".join(parts)
-
-
-def lines(verdicts: list[Verdict], modules: int) -> list[str]:
-    """The table for a person."""
-    report = [f"  {'program':<22}{'loads':<15}{'modules':>9}  why, and what mends it"]
-    for verdict in verdicts:
-        count = f"{verdict.loads}/{modules}" if verdict.status not in ("no model", "untried") else "-"
-        report.append(f"  {verdict.consumer.title:<22}{verdict.status:<15}{count:>9}  {verdict.detail}".rstrip())
-        if verdict.mend:
-            report.append(f"  {'':<46}  -> {verdict.mend}")
-    return report

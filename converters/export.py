@@ -87,7 +87,7 @@ def export(
     _refuse_taken(folder, [path.name, *texts, "README.md"], overwrite)
     fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
     metadata = rewritten(init, trainer.dialect, path.stem, **fields)
-    with _appearing(folder, overwrite) as here:
+    with _atomic_folder(folder, overwrite) as here:
         init.save(here / path.name, trainer.dialect, metadata=metadata)
         error = self_check(here / path.name, trainer, lora, init, resizer.seen)
         told = Export(
@@ -112,7 +112,7 @@ def export(
 
 
 @contextmanager
-def _appearing(folder: Path, overwrite: bool) -> Iterator[Path]:
+def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden folder to write into. At the end it becomes ``folder``, or its files go there if that exists already.
 
     Raises UserError, also where a file of such a name has come meanwhile.
@@ -120,8 +120,8 @@ def _appearing(folder: Path, overwrite: bool) -> Iterator[Path]:
     try:
         home = folder if folder.exists() else folder.parent
         home.mkdir(parents=True, exist_ok=True)
-        atomic.reap(home)
-        with atomic.held_folder(home) as here:
+        atomic.remove_stale(home)
+        with atomic.locked_temp_folder(home) as here:
             yield here
             if home is not folder:
                 here.rename(folder)

@@ -116,7 +116,7 @@ class Lora:
         overwrite: bool = False,
     ) -> None:
         """Write to a file that appears whole or not at all. Raises UserError, also for a factor that is not finite."""
-        with atomic.appearing(Path(path), overwrite=overwrite) as part:
+        with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
             self.write(part, dialect, metadata=metadata)
 
     def write(self, path: Path, dialect: str = dialects.DEFAULT, *, metadata: Mapping[str, str] | None = None) -> None:

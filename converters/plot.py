@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import appearing
+from .atomic import atomic_path
 from .lora import Lora
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plot(lora: Lora, values: Mapping[str, torch.Tensor], path: Path, *, overwrit
     curve.axhline(0.99, color="grey", linestyle=":", linewidth=1)
     curve.set_title("singular values: which rank is enough")
     curve.legend(fontsize="small")
-    with appearing(path, overwrite=overwrite) as part:
+    with atomic_path(path, overwrite=overwrite) as part:
         figure.savefig(part, format="png", dpi=110)
 
 

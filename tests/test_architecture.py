@@ -15,6 +15,7 @@ LONGEST = 400
 
 SHARED = {
     "register": "every module of commands adds its commands by it",
+    "main": "each of the two programs begins with it",
     "structure": "every encoder gives its {key: shape} by it",
     "config": "every encoder gives its transformers configuration by it",
     "encode": "every encoder turns pixels into embeddings by it",

@@ -166,7 +166,8 @@ def test_part_says_which(tmp_path):
     said = verdicts(tmp_path, tensors(lora, "kohya", tmp_path))
     assert said["musubi-tuner"].loads == 7
     assert "2 attention.to_q" in said["musubi-tuner"].detail
-    assert "i2l export" in said["musubi-tuner"].mend and "--for musubi-tuner" in said["musubi-tuner"].mend
+    repair = said["musubi-tuner"].repair
+    assert repair.operation == "export" and repair.options == {"trainer": "musubi-tuner", "rank": 2}
     assert said["comfyui"].loads == 9 and "attention" in said["comfyui"].detail
 
 
@@ -192,23 +193,23 @@ def test_ranks_that_differ(tmp_path):
     query, key, *_ = MINI.made
     state = tensors(random(MINI, [query], 2), "webui", tmp_path) | tensors(random(MINI, [key], 3), "webui", tmp_path)
     said = verdicts(tmp_path, state)
-    assert said["nunchaku"].status == "refused" and "i2l rank" in said["nunchaku"].mend
+    assert said["nunchaku"].status == "refused" and said["nunchaku"].repair == consumers.Repair("rank", {"rank": 3})
     kohya = tensors(random(MINI, [query], 2), "kohya", tmp_path) | tensors(random(MINI, [key], 3), "kohya", tmp_path)
     assert verdicts(tmp_path, kohya)["musubi-tuner"].status == "refused"
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
 @pytest.mark.parametrize("name", ALL_DIALECTS)
-def test_every_convert_that_mends_mends(tmp_path, arch, name):
+def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
     path = tmp_path / "broken.safetensors"
     safetensors.torch.save_file(tensors(random(arch, first_blocks(arch)), name, tmp_path), path)
     for index, verdict in enumerate(consumers.check(path)[1]):
-        if not verdict.mend or not verdict.mend.startswith("i2l convert"):
+        if not verdict.repair or verdict.repair.operation != "convert":
             continue
-        mended = tmp_path / f"mended{index}.safetensors"
-        assert i2l(*verdict.mend.split()[1:], "-o", mended) == 0
-        again = {v.consumer.id: v for v in consumers.check(mended)[1]}[verdict.consumer.id]
-        assert again.status == "all" or "export" in again.mend
+        repaired = tmp_path / f"repaired{index}.safetensors"
+        assert i2l("convert", path, "--to", verdict.repair.options["dialect"], "-o", repaired) == 0
+        again = {v.consumer.id: v for v in consumers.check(repaired)[1]}[verdict.consumer.id]
+        assert again.status == "all" or again.repair.operation == "export"
 
 
 def test_check_command(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """safetensors files: ours against the library's, and what no reader should swallow."""
 
 import json
+import os
 import struct
 import tracemalloc
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,25 +223,40 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
             file.raw("a")
 
 
-def test_appearing_is_whole_or_nothing(tmp_path):
+def test_atomic_path_is_whole_or_nothing(tmp_path):
     path = tmp_path / "out"
-    with pytest.raises(RuntimeError), atomic.appearing(path) as part:
+    with pytest.raises(RuntimeError), atomic.atomic_path(path) as part:
         part.write_bytes(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with atomic.appearing(path) as part:
+    with atomic.atomic_path(path) as part:
         part.write_bytes(b"first")
-    with pytest.raises(UserError, match="exists already"), atomic.appearing(path) as part:
+    with pytest.raises(UserError, match="exists already"), atomic.atomic_path(path) as part:
         part.write_bytes(b"second")
     assert path.read_bytes() == b"first"
-    with atomic.appearing(path, overwrite=True) as part:
+    with atomic.atomic_path(path, overwrite=True) as part:
         part.write_bytes(b"third")
     assert path.read_bytes() == b"third"
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_replace_text_keeps_the_old_file_where_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "settings.json"
+    path.write_text("old")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        atomic.replace_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    stale = tmp_path / ".i2l-0123456789abcdef.part"
+    stale.touch()
+    os.utime(stale, (1, 1))
+    monkeypatch.setattr(atomic, "STALE_AFTER", -1.0)
+    atomic.replace_text(path, "ä")
+    assert path.read_bytes() == "ä".encode() and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be written"), atomic.appearing(tmp_path / "no" / "out"):
+    with pytest.raises(UserError, match="cannot be written"), atomic.atomic_path(tmp_path / "no" / "out"):
         pass
 
 

@@ -50,7 +50,7 @@ def broken_off(folder):
         if next(steps) == 2:
             raise KeyboardInterrupt
 
-    with mock.patch.object(library, "place", place), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(library.folder, "place", place), pytest.raises(KeyboardInterrupt):
         save(folder)
     return 0
 
@@ -166,11 +166,11 @@ def test_the_order_of_jobs_is_not_the_clocks(tmp_path, monkeypatch):
 
 
 def test_parts_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "QUIET", 0.05)
+    monkeypatch.setattr(atomic, "STALE_AFTER", 0.05)
     said = tmp_path / "said"
 
     def hold():
-        with atomic.held(tmp_path) as part, atomic.held_folder(tmp_path) as folder:
+        with atomic.locked_temp_file(tmp_path) as part, atomic.locked_temp_folder(tmp_path) as folder:
             part.write_bytes(b"half")
             (folder / "half").write_bytes(b"half")
             time.sleep(60)
@@ -180,11 +180,11 @@ def test_parts_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch
     while len(list(tmp_path.glob(".i2l-*.part/half"))) < 1:
         time.sleep(0.01)
     time.sleep(0.1)
-    atomic.reap(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert len(list(tmp_path.glob(".i2l-*.part"))) == 2, "a living process holds them"
     os.kill(pid, signal.SIGKILL)
     shelf.ended(pid)
-    atomic.reap(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert not list(tmp_path.glob(".i2l-*"))
 
 
@@ -192,7 +192,7 @@ def test_a_clock_set_back_does_not_keep_parts(tmp_path):
     part = tmp_path / ".i2l-0123456789abcdef.part"
     part.touch()
     os.utime(part, (time.time() + 1e8, time.time() + 1e8))
-    atomic.reap(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert not part.exists()
 
 

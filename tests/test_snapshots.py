@@ -33,6 +33,7 @@ from i2l_ext.converters import Lora
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.requests import PROTOCOL
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAPSHOTS = Path(__file__).resolve().with_name("snapshots")
@@ -416,31 +417,32 @@ def test_http(hold, client):
 
 # --- the engine ---------------------------------------------------------------------------------------------------
 
-RUN = {"device": "cpu", "memory": "", "cache_bytes": 10**9}
-ORDER = {
+OPTIONS = {"device": "cpu", "cache_bytes": 10**9}
+MAKE = {
     "pictures": ["TMP/picture.png", "TMP/pictures/2.png"], "weights": [1.0, 2.0], "name": "style", "folder": "TMP/Lora",
     "model": "mini", "strength": 1.0, "rank": None, "dtype": None, "dialect": "webui", "description": "said",
-    "activation_text": "", "host": "",
+    "activation_text": "",
 }  # fmt: skip
-MEND = {"output": "TMP/mended.safetensors", "folder_of_export": "TMP/training"}
+REPAIRED = {"output": "TMP/mended.safetensors", "folder": "TMP/training"}
 
 REQUESTS = {
-    "make": {"order": ORDER, "draw": False, **RUN},
+    "make": MAKE,
     "look": {"pictures": ["TMP/picture.png", "TMP/broken.safetensors"], "numbers": [2, 5]},
     "inspect": {"file": "TMP/mini.safetensors"},
     "curve": {"file": "TMP/mini.safetensors"},
-    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **MEND, **RUN},
-    "convert": {"arguments": ["convert", "TMP/mini.safetensors", "--to", "kohya", "-o", "TMP/out.safetensors"], **RUN},
-    "export": {"arguments": ["export", "TMP/qwen.safetensors", "--for", "musubi-tuner", "-o", "TMP/out"], **RUN},
+    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
+    "convert": {"file": "TMP/mini.safetensors", "dialect": "kohya", "output": "TMP/out.safetensors"},
+    "export": {"file": "TMP/qwen.safetensors", "trainer": "musubi-tuner", "output": "TMP/out"},
     "models": {},
     "doctor": {"host": "Forge Neo"},
     "verify": {"model": "mini"},
-    "download": {"model": "mini"},
-    "inspect-broken": {"kind": "inspect", "file": "TMP/broken.safetensors"},
-    "unknown": {"kind": "conjure"},
-    "strange": {"kind": "inspect", "file": "relative"},
-}  # fmt: skip
-"""Name of the snapshot, and kind of the job unless it says another -> the request."""
+    "download": {"model": "mini", "agreed": True},
+    "inspect-broken": {"file": "TMP/broken.safetensors"},
+    "unknown": {},
+    "strange": {"file": "relative"},
+}
+KINDS = {"inspect-broken": "inspect", "unknown": "conjure", "strange": "inspect"}
+"""Name of the snapshot, and kind of the job unless KINDS says another."""
 
 
 def events(out):
@@ -459,8 +461,9 @@ def events(out):
 def test_engine(name, hold, place):
     job = place / "job"
     job.mkdir()
-    request = {"kind": name, **REQUESTS[name], "folder": str(job), "outcome": str(place / "outcome.json")}
-    line = json.dumps(request).replace("TMP/", f"{place}/")
+    asked = {"protocol": PROTOCOL, "kind": KINDS.get(name, name), "request": REQUESTS[name], "options": OPTIONS}
+    message = {**asked, "folder": str(job), "outcome": str(place / "outcome.json")}
+    line = json.dumps(message).replace("TMP/", f"{place}/")
     engine = subprocess.Popen(
         [sys.executable, "-m", "i2l_ext.worker.main"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -478,7 +481,7 @@ def test_engine(name, hold, place):
         told[-1]["result"] = of_the_host(dict(lines))
     if isinstance(told[-1].get("result"), dict):
         told[-1]["result"] = without_sizes(told[-1]["result"])
-    seen = {"request": {"kind": name, **REQUESTS[name]}, "code": code, "events": told, "kept as outcome": kept}
+    seen = {"message": asked, "code": code, "events": told, "kept as outcome": kept}
     hold(f"engine/{name}", seen, hashes=name != "models")
 
 

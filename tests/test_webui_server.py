@@ -381,7 +381,9 @@ def test_a_folder_that_cannot_be_read_does_not_hide_the_others(desk, monkeypatch
 
 def test_a_subfolder_that_is_a_link_in_a_ring(client, desk, tmp_path):
     (desk.host.lora_folder() / "ring").symlink_to(desk.host.lora_folder() / "ring")
-    answer = client.post("/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "subfolder": "ring"})
+    answer = client.post(
+        "/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "model": "mini", "subfolder": "ring"}
+    )
     assert answer.status_code == 422 and "ring" in answer.json()["error"]
 
 

@@ -137,4 +137,4 @@ def ended(pid: int) -> int:
 
 def at_once() -> None:
     """Let what dead processes left be removed without the minute's wait; living ones still hold theirs."""
-    atomic.QUIET = -1.0
+    atomic.STALE_AFTER = -1.0

@@ -80,7 +80,7 @@ class EmbeddingCache:
         path = self._path(key)
         with suppress(OSError, UserError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic.held(self.folder) as part:
+            with atomic.locked_temp_file(self.folder) as part:
                 with part.open("wb") as stream:
                     files.write(stream, [files.Plan.of("embedding", tensor)], {"sha256": digest})
                 self._budget.left -= part.stat().st_size
@@ -128,7 +128,7 @@ class EmbeddingCache:
                     yield 0.0, status.st_size, path
 
     def _trim(self) -> None:
-        atomic.reap(self.folder)
+        atomic.remove_stale(self.folder)
         entries = sorted(self._entries())
         surplus = sum(size for _, size, _ in entries) - self.limit
         going = []

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import one_line
 from i2l_ext.engine import process
 from i2l_ext.engine.job import ENDED, Job
@@ -88,11 +89,8 @@ def remove_folder(lock: Lock) -> None:
 
 def write_job(job: Job, folder: Path) -> None:
     """Its record, whole; where the disk does not take it, the job goes on without."""
-    path = folder / f"{job.id}.json"
     with suppress(OSError):
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(job.view()), encoding="utf-8")
-        part.replace(path)
+        atomic.replace_text(folder / f"{job.id}.json", json.dumps(job.view()))
 
 
 _STATES = ENDED | {"waiting", "running", "stopping"}

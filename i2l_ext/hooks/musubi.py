@@ -103,14 +103,14 @@ def made(images: Path, model: str | None) -> Lora:
     """
     import tempfile
 
-    from i2l_ext.commands.bars import bars
     from i2l_ext.operations import Context
-    from i2l_ext.operations.make import make
+    from i2l_ext.operations.bars import bars
+    from i2l_ext.operations.make import make_lora
     from i2l_ext.requests import EngineOptions, MakeRequest
 
     with tempfile.TemporaryDirectory() as folder, bars() as reporter:
         context = Context(EngineOptions(cache_bytes=0), reporter)
-        lora = Lora.read(make(MakeRequest((images,), "start", Path(folder), model), context).file)
+        lora = Lora.read(make_lora(MakeRequest((images,), "start", Path(folder), model), context).file)
         factors = {path: lora[path] for path in lora}
         lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)

@@ -12,7 +12,6 @@ import errno
 import itertools
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -92,7 +91,7 @@ def check_folder(folder: Path | str, need: int = 0) -> None:
     folder = Path(folder)
     with _explained(folder), ExitStack() as gone:
         _make_folder(folder, gone)
-        gone.enter_context(atomic.held(folder))
+        gone.enter_context(atomic.locked_temp_file(folder))
         if shutil.disk_usage(folder).free < need:
             raise OSError(errno.ENOSPC, "")
 
@@ -118,7 +117,7 @@ def save_lora(
     folder, name = Path(folder), check_name(name)
     with _explained(folder), ExitStack() as undo:
         _make_folder(folder, undo)
-        atomic.reap(folder)
+        atomic.remove_stale(folder)
         for _ in range(100):
             target = SavedLora.at(folder, name if overwrite else fresh_name(folder, name))
             if _save_as(target, write, preview, sidecar, overwrite):
@@ -140,12 +139,12 @@ def _save_as(
         if final.is_dir():
             raise UserError(f"{final.name} is a folder in {final.parent}. Choose another name.")
     with ExitStack() as passing, ExitStack() as undo:
-        note, picture, lora = (passing.enter_context(atomic.held(final.parent)) for final in finals)
+        note, picture, lora = (passing.enter_context(atomic.locked_temp_file(final.parent)) for final in finals)
         note.write_text(json.dumps(sidecar, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
         picture.write_bytes(_png(preview))
         write(lora, target.name)
         for part in (note, picture, lora):
-            _flush(part)
+            atomic.flush(part)
         for part, final in zip((note, picture, lora), finals, strict=True):
             old = _keep(final, passing.enter_context(_spare(final.parent))) if overwrite else None
             undo.callback(_withdraw, final, part.stat(), old)
@@ -166,7 +165,7 @@ def _png(image: Image.Image) -> bytes:
 @contextmanager
 def _spare(folder: Path) -> Iterator[Path]:
     """A path of which a file may be that is gone at the end, under a name that no host lists."""
-    path = folder / f".i2l-{secrets.token_hex(8)}.part"
+    path = atomic.temp_path(folder)
     try:
         yield path
     finally:
@@ -195,12 +194,6 @@ def _withdraw(final: Path, ours: os.stat_result, old: Path | None) -> None:
     with suppress(FileNotFoundError):
         if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
             final.unlink()
-
-
-def _flush(part: Path) -> None:
-    """Onto the disk, so that after a power cut no name stands for half a file."""
-    with part.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def _make_folder(folder: Path, undo: ExitStack) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TypeVar
 
-from i2l_ext.converters.atomic import appearing, place
+from i2l_ext.converters.atomic import atomic_path, place
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models.catalogue import Checkpoint, Model
 from i2l_ext.models.hubs import BROKEN, Hub, RemoteFile, explain
@@ -215,7 +215,7 @@ class _Download:
             "sha256": remote.digest, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
             "source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision,
         }  # fmt: skip
-        with appearing(note_path(self.final(remote)), overwrite=True) as path:
+        with atomic_path(note_path(self.final(remote)), overwrite=True) as path:
             path.write_text(json.dumps(noted, indent=1), encoding="utf-8")
 
     @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import i2l_ext
-from i2l_ext.converters.atomic import appearing
+from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
@@ -91,10 +91,9 @@ def remember(folder: Path) -> None:
     known, record = _remembered(), _record()
     if folder.absolute() in (_user_models(), *known):
         return
-    with suppress(OSError, UserError):
+    with suppress(OSError):
         record.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(record, overwrite=True) as path:
-            path.write_text(json.dumps([str(one) for one in (*known, folder.absolute())]), encoding="utf-8")
+        atomic.replace_text(record, json.dumps([str(one) for one in (*known, folder.absolute())]))
 
 
 def _remembered() -> list[Path]:

@@ -29,7 +29,7 @@ NOTE_MINIATURE = (
 )
 
 
-def make(request: MakeRequest, context: Context) -> MakeResult:
+def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     """Pictures in, a LoRA file with preview and sidecar out.
 
     Raises UserError for what the user can mend, Cancelled when the reporter says so; then nothing is left behind.
@@ -46,7 +46,7 @@ def make(request: MakeRequest, context: Context) -> MakeResult:
     return made
 
 
-def make_each(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
+def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
     """A LoRA for each picture and each sub-folder of ``request.pictures``; what is made already is skipped.
 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for

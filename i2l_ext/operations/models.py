@@ -95,7 +95,7 @@ class CacheResult:
         return {"folder": str(self.folder), "entries": self.entries, "bytes": self.bytes}
 
 
-def models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
+def list_models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
     """Every model and which of its files are here."""
     from i2l_ext.models.store import listing
 
@@ -114,7 +114,7 @@ def plan_download(request: requests.DownloadRequest) -> DownloadPlan:
     return DownloadPlan(model, folders, missing(model, folders))
 
 
-def download(request: requests.DownloadRequest, context: Context) -> DownloadResult:
+def download_model(request: requests.DownloadRequest, context: Context) -> DownloadResult:
     """Fetch what a model lacks. What is broken off goes on there next time.
 
     Raises UserError; with the code ``licences`` where something is missing and the user has not agreed to them.
@@ -137,7 +137,7 @@ def download(request: requests.DownloadRequest, context: Context) -> DownloadRes
     )
 
 
-def verify(request: requests.VerifyRequest, context: Context) -> VerifyResult:
+def verify_models(request: requests.VerifyRequest, context: Context) -> VerifyResult:
     """Read every byte of model files, and compare them with the hub's checksums, or else with the structure.
 
     Raises UserError for a model that there is not.
@@ -165,7 +165,7 @@ def _verify(part: Checkpoint, folders: Folders, reporter: Reporter) -> VerifiedP
         return VerifiedPart(part.id, problem=str(error))
 
 
-def cache(request: requests.CacheRequest, context: Context) -> CacheResult:
+def encoder_cache(request: requests.CacheRequest, context: Context) -> CacheResult:
     """What the encoder cache holds; with ``clear`` it is deleted."""
     from i2l_ext.encoders.cache import EmbeddingCache
 

@@ -29,7 +29,7 @@ class PreviewResult:
         return [dict(one) for one in self.seen]
 
 
-def preview(request: requests.PreviewRequest, context: Context) -> PreviewResult:
+def preview_pictures(request: requests.PreviewRequest, context: Context) -> PreviewResult:
     """Open each picture and take what the models see of it. One that cannot be used does not stop the others."""
     seen: list[Mapping[str, str]] = []
     numbers = request.numbers or range(1, len(request.pictures) + 1)

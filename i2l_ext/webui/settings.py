@@ -78,6 +78,4 @@ class Stored:
         """Change these; the others stay. Raises OSError, and then the file is as it was."""
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.held(self.path.parent) as part:
-                part.write_text(json.dumps(self.read() | dict(values), indent=2), encoding="utf-8")
-                atomic.place(part, self.path, overwrite=True)
+            atomic.replace_text(self.path, json.dumps(self.read() | dict(values), indent=2))

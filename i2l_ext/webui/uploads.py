@@ -97,9 +97,8 @@ class Uploads:
 
     def keep_preview(self, id: str, uri: str) -> None:
         """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
-        with suppress(OSError), atomic.held(self.folder) as part:
-            part.write_text(uri, encoding="ascii")
-            part.replace(self._preview(id))
+        with suppress(OSError):
+            atomic.replace_text(self._preview(id), uri)
 
     def _preview(self, id: str) -> Path:
         return self.folder / f"{id}.preview"

@@ -13,10 +13,10 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from i2l_ext import private_packages, runtime
+from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.engine.locks import Lock
 from i2l_ext.operations import Context
@@ -55,9 +55,7 @@ def main() -> int:
 def _end(message: Message | None, reporter: EventReporter, event: str, **facts: Any) -> int:
     if message and message.outcome:
         with suppress(OSError):
-            part = Path(f"{message.outcome}.part")
-            part.write_text(json.dumps({"event": event, **facts}), encoding="utf-8")
-            part.replace(message.outcome)
+            atomic.replace_text(message.outcome, json.dumps({"event": event, **facts}))
     reporter.send(event, **facts)
     return int(event == "failed")
 
