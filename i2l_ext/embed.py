@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from i2l_ext import images
 from i2l_ext.converters.errors import UserError
 from i2l_ext.models import store
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Embeddings:
 
 def embed(
     pictures: Sequence[images.Picture],
-    model: Model,
+    model: I2LModel,
     files: Mapping[str, Sequence[Path]],
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,

@@ -61,7 +61,7 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class Model:
+class I2LModel:
     """What a user chooses: encoders, experts, and perhaps a bias, a LoRA that is always added."""
 
     name: str
@@ -167,26 +167,26 @@ _COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
 _MINI_COARSE = Expert(MINI_COARSE, view=dims.QWEN_VL_MINI.lowres)
 _MINI_FINE = Expert(MINI_FINE, view=dims.QWEN_VL_MINI.highres)
 
-MODELS: dict[str, Model] = {
+MODELS: dict[str, I2LModel] = {
     model.name: model
     for model in (
-        Model("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
+        I2LModel("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (Expert(MINI_STYLE),)),
-        Model("mini-coarse", "the miniature: style and rough content", MINI,
+        I2LModel("mini-coarse", "the miniature: style and rough content", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE,), MINI_QWEN_VL),
-        Model("mini-coarse-fine", "the miniature: style, content and its details", MINI,
+        I2LModel("mini-coarse-fine", "the miniature: style, content and its details", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL),
-        Model("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
+        I2LModel("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL, MINI_BIAS),
-        Model("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
+        I2LModel("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
               SIGLIP2, DINOV3, (Expert(STYLE),)),
-        Model("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE,), QWEN_VL),
-        Model("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL),
-        Model("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, BIAS),
-        Model("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
+        I2LModel("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
               SIGLIP2, DINOV3, (Expert(Z_STYLE),)),
     )
 }  # fmt: skip
@@ -199,7 +199,7 @@ REFUSED = {
 }
 
 
-def find(name: str) -> Model:
+def find(name: str) -> I2LModel:
     """The model of that name. Raises UserError, which lists the names, where there is none."""
     if name in REFUSED:
         raise UserError(f"{name} cannot be used alone. {REFUSED[name]}")

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from i2l_ext.converters.atomic import atomic_path, place
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.models.hubs import BROKEN, Hub, RemoteFile, explain
 from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_path, read_note, shapes_of, shards
 from i2l_ext.weights.structure import check_structure
@@ -72,7 +72,7 @@ class DeliveryError(UserError):
         self.lasting = lasting
 
 
-def missing(model: Model, folders: Folders) -> list[Checkpoint]:
+def missing(model: I2LModel, folders: Folders) -> list[Checkpoint]:
     """The parts that are to be downloaded: neither here nor shipped. A damaged file counts as missing."""
 
     def is_here(part: Checkpoint) -> bool:

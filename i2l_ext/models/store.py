@@ -23,7 +23,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 from i2l_ext.models import catalogue
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.structure import check_structure, structure_md5
 
 INDEX = ".index.json"
@@ -260,7 +260,7 @@ def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
     return structure_md5(shapes_of(path for path, _, _ in stamps))
 
 
-def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path]]:
+def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[Path]]:
     """Every part's files, by the checkpoint's id. Raises UserError that says what to download and how big it is."""
     folders = folders or Folders.default()
     found = {part.id: locate(part, folders) for part in model.parts}

@@ -13,7 +13,7 @@ from i2l_ext.models import catalogue
 from i2l_ext.operations.context import Context, Reporter, Step
 
 if TYPE_CHECKING:
-    from i2l_ext.models.catalogue import Checkpoint, Model
+    from i2l_ext.models.catalogue import Checkpoint, I2LModel
     from i2l_ext.models.store import Folders, ModelStatus
 
 
@@ -31,7 +31,7 @@ class ModelsResult:
 class DownloadPlan:
     """What a download would fetch: ``missing`` checkpoints into ``folders.own``."""
 
-    model: Model
+    model: I2LModel
     folders: Folders
     missing: Sequence[Checkpoint]
 
