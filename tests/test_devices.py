@@ -158,16 +158,16 @@ def test_the_bug_report_tells_what_is_computed_how(on, capsys):
 
 def test_the_settings_choose(tmp_path):
     pytest.importorskip("gradio")
-    from i2l_ext.webui.host import Alone
-    from i2l_ext.webui.service import Desk
+    from i2l_ext.webui.hosts.standalone import StandaloneHost
+    from i2l_ext.webui.service import Service
 
-    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
-    host.stored.write({"i2l_precision": "fp32"})
-    desk = Desk(host, tmp_path / "state", ["true"])
+    host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora")
+    host.settings_file.write({"i2l_precision": "fp32"})
+    service = Service(host, tmp_path / "state", ["true"])
     try:
-        asked = desk.doctor().request
+        asked = service.doctor().message
     finally:
-        desk.queue.close()
+        service.queue.close()
     options = EngineOptions.from_json(asked["options"])
     assert compute_options(options).dtype == FP32
     assert compute_options(EngineOptions()).dtype == "auto"

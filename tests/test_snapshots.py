@@ -291,28 +291,28 @@ def test_help(hold):
 
 ENGINE = """
 import json, sys, time
-request = json.loads(sys.stdin.readline())
+message = json.loads(sys.stdin.readline())
 def say(event, **facts): print(json.dumps({"event": event, **facts}), flush=True)
-say("plan", steps=[{"title": "start"}, {"title": "decode", "bytes": 1000, "layers": 4}])
-say("step", step=1, share=0.5, cached=[0])
-kind = request["kind"]
-if request.get("order", {}).get("name") == "slow": time.sleep(60)
-if request.get("order", {}).get("name") == "bad":
+start, decode = {"id": "start", "title": "start"}, {"id": "decode", "title": "decode", "bytes": 1000, "layers": 4}
+say("plan", steps=[start, decode])
+say("step", step="decode", share=0.5, cached=["start"])
+kind, request = message["kind"], message["request"]
+if request.get("name") == "slow": time.sleep(60)
+if request.get("name") == "bad":
     print("the last words", file=sys.stderr, flush=True)
-    say("failed", error="It failed.")
+    say("failed", error="It failed.", code="invalid")
 elif kind == "models":
     parts = [{"id": "mini-style", "bytes": 1, "repo": None, "licence": "Apache-2.0", "present": True,
               "path": "/secret", "problem": None}]
     row = {"name": "mini", "arch": "mini", "line": "for a try", "ready": True, "download_bytes": 0, "parts": parts}
     say("done", result=[row])
 elif kind == "make":
-    order = request["order"]
-    file = order["folder"] + "/" + order["name"] + ".safetensors"
-    say("done", result={"file": file, "name": order["name"], "picture": "data:image/jpeg;base64,AA", "drawn": None})
+    file = request["folder"] + "/" + request["name"] + ".safetensors"
+    say("done", result={"file": file, "name": request["name"], "picture": "data:image/jpeg;base64,AA", "drawn": None})
 elif kind == "inspect":
     say("done", result={"file": request["file"], "arch": "mini", "plot": "data:image/png;base64,AA"})
 else:
-    say("done", result={"said": request["arguments"]})
+    say("done", result={"said": request})
 """
 """An engine that answers at once, so that nothing but the interface is looked at."""
 
@@ -361,19 +361,19 @@ def client(tmp_path):
     from starlette.testclient import TestClient
 
     from i2l_ext.webui import api
-    from i2l_ext.webui.desk import Desk
-    from i2l_ext.webui.host import Alone
+    from i2l_ext.webui.hosts.standalone import StandaloneHost
+    from i2l_ext.webui.service import Service
 
-    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora", api=True)
+    host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora", serves_api=True)
     host.lora_folder().mkdir(parents=True)
     (host.lora_folder() / "style.safetensors").write_bytes(b"x")
-    desk = Desk(host, tmp_path / "state", [sys.executable, "-S", "-c", ENGINE])
+    service = Service(host, tmp_path / "state", [sys.executable, "-S", "-c", ENGINE])
     app = Starlette()
-    api.add(app, desk, [("me", "secret")])
+    api.add_api(app, service, [("me", "secret")])
     client = TestClient(app, base_url="http://localhost/i2l/v1")
-    client.auth, client.desk, client.routes = ("me", "secret"), desk, app.router.routes
+    client.auth, client.service, client.routes = ("me", "secret"), service, app.router.routes
     yield client
-    desk.queue.close()
+    service.queue.close()
 
 
 def answered(answer):
@@ -394,18 +394,18 @@ def job_of(body):
 
 def test_http(hold, client):
     seen = {"routes": sorted(f"{' '.join(sorted(route.methods - {'HEAD'}))} {route.path}" for route in client.routes)}
-    client.desk.models()
-    client.desk.queue.wait(client.desk.queue.jobs()[0].id, 60)
+    client.service.models.rows()
+    client.service.queue.wait(client.service.queue.jobs()[0].id, 60)
     seen["models"] = answered(client.get("/models"))
     for name, (path, options) in WORK.items():
         answer = client.post(path, **options)
         assert answer.status_code == 202, (name, answer.text)
         id = answer.json()["id"]
         if "cancelled" in name:
-            while not client.desk.queue.find(id).total:
+            while not client.service.queue.find(id).total:
                 time.sleep(0.02)
             assert client.delete(f"/loras/{id}").status_code == 202
-        client.desk.queue.wait(id, 60)
+        client.service.queue.wait(id, 60)
         seen[name] = answered(client.get(f"/loras/{id}"))
         assert answer.json().keys() == seen[name]["body"].keys()
     seen["jobs"] = [[job["kind"], job["title"], job["state"]] for job in client.get("/loras").json()]
