@@ -230,13 +230,13 @@ GUARDS = (
     ),
     *_of(
         "i2l_ext/models/download.py", "test_store_download",
-        ("what comes is what the hub's sha256 says", "if digest(part, remote.digest, self.job) != remote.digest:",
+        ("what comes is what the hub's sha256 says", "if digest(part, remote.digest, self.callbacks) != remote.digest:",
          "if False:", "wrong_bytes"),
-        ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self.job) !="
-         " remote.digest:", "if False:", "overwritten"),
+        ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self."
+         "callbacks) != remote.digest:", "if False:", "overwritten"),
         ("more than was announced", "if self.tell() + len(chunk) > self.limit:", "if False:", "announced"),
-        ("a checkpoint that has changed since", "if digest(path, noted, job or Job()) != noted:", "if False:",
-         "sees_a_change"),
+        ("a checkpoint that has changed since", "if digest(path, noted, callbacks or DownloadCallbacks()) != noted:",
+         "if False:", "sees_a_change"),
     ),
     *_of(
         "i2l_ext/models/hubs.py", "test_store_download",

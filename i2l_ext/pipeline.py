@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import EmbeddingCache
-    from i2l_ext.models.catalogue import Model
+    from i2l_ext.models.catalogue import I2LModel
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PreparedMake:
     request: MakeRequest
     name: str
     folder: Path
-    model: Model
+    model: I2LModel
     pictures: Sequence[images.Picture]
     shares: Sequence[float]
 
@@ -145,7 +145,7 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def decode(
-    model: Model,
+    model: I2LModel,
     files: Mapping[str, Sequence[Path]],
     embeddings: Embeddings,
     scales: Sequence[float],

@@ -12,7 +12,7 @@ from PIL import Image
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import DecoderSpec, ResidualSpec
-from i2l_ext.models.catalogue import Checkpoint, Expert, Model
+from i2l_ext.models.catalogue import Checkpoint, Expert, I2LModel
 from small_encoders import DINOV3, QWEN_VL, SIGLIP, save, weights
 
 EMBED = SIGLIP.width + DINOV3.width
@@ -38,8 +38,8 @@ BIAS = checkpoint("small-bias", "bias", MINI)
 SMALL = {
     model.name: model
     for model in (
-        Model("small", "for tests", MINI, *SEE, (Expert(heads("small-style")),)),
-        Model("small-all", "for tests", MINI, *SEE, COARSE_FINE, QWEN, BIAS),
+        I2LModel("small", "for tests", MINI, *SEE, (Expert(heads("small-style")),)),
+        I2LModel("small-all", "for tests", MINI, *SEE, COARSE_FINE, QWEN, BIAS),
     )
 }
 

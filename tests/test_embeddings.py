@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2l_ext.encoders.cache import FORGOTTEN, EmbeddingCache
+from i2l_ext.encoders.cache import STALE, EmbeddingCache
 
 KEY = "ab" * 32
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -128,7 +128,7 @@ def test_leftovers_of_dead_processes_go_and_foreign_files_stay(tmp_path):
     fresh, old, foreign = (tmp_path / name for name in (".i2l-1.part", ".i2l-2.part", "notes.txt"))
     for path in (fresh, old, foreign):
         path.write_bytes(b"x" * 10)
-    os.utime(old, (fresh.stat().st_mtime - 2 * FORGOTTEN,) * 2)
+    os.utime(old, (fresh.stat().st_mtime - 2 * STALE,) * 2)
     cache.put(KEY, torch.zeros(4))
     assert fresh.exists() and foreign.exists() and not old.exists()
 

@@ -71,7 +71,7 @@ def test_the_judge_sees_what_it_is_to_see(tmp_path):
             error.args = ("two\nlines",)
             raise error
 
-    runtime.allocate(runtime.KEPT)  # as a command in this process may have done
+    runtime.set_malloc_options(runtime.KEEP_FREED)  # as a command in this process may have done
     room = bytearray(700 << 20)
     room[:: 1 << 12] = b"x" * len(range(0, len(room), 1 << 12))
     del room  # it is kept, and an input's own must be seen all the same

@@ -12,7 +12,7 @@ from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora
-from i2l_ext.embed import EYES
+from i2l_ext.embed import NORMALIZATIONS
 from i2l_ext.encoders import qwen_view
 from i2l_ext.encoders.dims import QWEN_VL_MINI
 from i2l_ext.mini import foundations, measures, prompts, sampler, trainable_encoders, world
@@ -85,7 +85,9 @@ def test_training_sees_what_the_pipeline_shows_the_encoders():
         image = sampler.as_image(picture)
         square = images.cover(image, images.SIDE)
         for kind, view in views.items():
-            expected = images.pixels(square, 32, EYES[kind].mean, EYES[kind].std, rounded=EYES[kind].rounded)
+            expected = images.pixels(
+                square, 32, NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std, rounded=NORMALIZATIONS[kind].rounded
+            )
             assert np.abs(view[n].numpy() - expected).max() < 0.03
         expected = qwen_view.patches(images.cover(image, 16), QWEN_VL_MINI)
         assert np.abs(tokens[n].numpy() - expected).max() < 0.03

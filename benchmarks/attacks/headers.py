@@ -357,7 +357,7 @@ def feed_checkpoint(box: Path, given: tuple[str, bytes]) -> None:
         found = store.locate(HEADS, store.Folders(box / "in"))
         if found is None:
             raise Flaw("a file that is there was not found")
-        store.identity(found)
+        store.files_identity(found)
     structure.check_structure(file.name, HEADS.shapes, store.shapes_of([file]))
     paths = [file]
     if kind == "shards":

@@ -286,8 +286,8 @@ def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path
         elif kind == "sidecar":
             file = box / "in.safetensors"
             file.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-            store.sidecar(file).write_bytes(data)
-            store.identity([file])
+            store.note_path(file).write_bytes(data)
+            store.files_identity([file])
         else:
             file = cache._path("ab")
             file.write_bytes(data)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import DINOv3ViTModel, Qwen2_5_VLForConditionalGeneration, SiglipVisionModel
 
 from i2l_ext.converters.files import load_file
-from i2l_ext.embed import EYES
+from i2l_ext.embed import NORMALIZATIONS
 from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
 from i2l_ext.encoders.dims import DINOV3_MINI, QWEN_VL_MINI, SIGLIP2_MINI
 from i2l_ext.encoders.keys import file_key
@@ -43,7 +43,7 @@ def encoder_file_weights(kind: str, encoder: nn.Module) -> dict[str, torch.Tenso
 
 def normalize_pixels(kind: str, views: torch.Tensor) -> torch.Tensor:
     """Pixels [N, 3, S, S] in 0..1 -> the inputs of SigLIP2 or DINOv3, of the same shape."""
-    return _normalize(views, EYES[kind].mean, EYES[kind].std)
+    return _normalize(views, NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std)
 
 
 def pooled_embedding(encoder: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from i2l_ext.requests import MakeRequest
 
 if TYPE_CHECKING:
     from i2l_ext.batch import SkippedMake
-    from i2l_ext.models.catalogue import Model
+    from i2l_ext.models.catalogue import I2LModel
     from i2l_ext.pipeline import MakeResult
 
 MINIATURE = "mini"
@@ -87,7 +87,7 @@ def default_model() -> str:
     return next((row.name for row in rows if row.ready and any(part.repo for part in row.parts)), MINIATURE)
 
 
-def steps(model: Model) -> list[Step]:
+def steps(model: I2LModel) -> list[Step]:
     """The steps of a make, as the pipeline names them, with the bytes that each reads."""
     heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
     encode = [

@@ -13,25 +13,25 @@ from i2l_ext.models import catalogue
 from i2l_ext.operations.context import Context, Reporter, Step
 
 if TYPE_CHECKING:
-    from i2l_ext.models.catalogue import Checkpoint, Model
-    from i2l_ext.models.store import Folders, Row
+    from i2l_ext.models.catalogue import Checkpoint, I2LModel
+    from i2l_ext.models.store import Folders, ModelStatus
 
 
 @dataclass(frozen=True)
 class ModelsResult:
     """Every model, and which of its files are here."""
 
-    rows: Sequence[Row]
+    rows: Sequence[ModelStatus]
 
     def json(self) -> list[dict[str, Any]]:
-        return [row.as_json() for row in self.rows]
+        return [row.json() for row in self.rows]
 
 
 @dataclass(frozen=True)
 class DownloadPlan:
     """What a download would fetch: ``missing`` checkpoints into ``folders.own``."""
 
-    model: Model
+    model: I2LModel
     folders: Folders
     missing: Sequence[Checkpoint]
 
@@ -131,7 +131,7 @@ def download_model(request: requests.DownloadRequest, context: Context) -> Downl
         raise UserError(f"{plan.model.name}: agree to the licences before the download ({plan.licences}).", "licences")
     context.reporter.plan([Step("download", "download", plan.bytes)])
     remember(plan.folders.own)
-    job = downloads.Job(_phases(context.reporter), context.reporter.cancelled)
+    job = downloads.DownloadCallbacks(_phases(context.reporter), context.reporter.cancelled)
     return DownloadResult(
         plan.model.name, downloads.download(plan.missing, HUBS[request.source](), plan.folders.own, job)
     )
@@ -159,7 +159,7 @@ def _verify(part: Checkpoint, folders: Folders, reporter: Reporter) -> VerifiedP
         paths = locate(part, folders)
         if paths is None:
             return VerifiedPart(part.id)
-        held = downloads.verify(part, paths, downloads.Job(_phases(reporter), reporter.cancelled))
+        held = downloads.verify(part, paths, downloads.DownloadCallbacks(_phases(reporter), reporter.cancelled))
         return VerifiedPart(part.id, held, paths[0])
     except UserError as error:
         return VerifiedPart(part.id, problem=str(error))

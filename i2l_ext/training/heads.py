@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from i2l_ext.converters.architectures import Architecture, Kind, Module
+from i2l_ext.decoder.spec import RESIDUAL_SCALE
 
 LoraFactors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """By module path: down [N, rank, d_in] and up [N, d_out, rank]. Each of N samples has its own LoRA."""
@@ -93,9 +94,6 @@ class HeadBlock(nn.Module):
         residual = self.proj_residual(tokens) if self.proj_residual is not None else None
         return {path: head(x, residual) for path, head in zip(self.paths, self.layers, strict=True)}
 
-
-RESIDUAL_SCALE = 0.05
-"""Factor on the tokens, the same as in the decoder."""
 
 HEAD_CLASSES: dict[str, type[nn.Module]] = {"direct": DirectHead, "core": CoreHead}
 
