@@ -173,7 +173,7 @@ def test_a_new_version_does_not_grow_on_the_old_one(hub, client, folder):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "who asks"), (403, "refuses"), (404, "not have this file"), (429, "too often"), (503, "out of order")],
+    [(401, "a login"), (403, "refuses"), (404, "not have this file"), (429, "many requests"), (503, "internal error")],
 )
 @pytest.mark.parametrize("kind", ["look", "fetch"])
 def test_refusals(hub, client, folder, status, words, kind, monkeypatch):
