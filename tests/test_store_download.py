@@ -189,7 +189,7 @@ def test_asked_too_often_once(hub, client, folder, monkeypatch):
     part, content = weights(hub, 10_000)
     hub.statuses["fetch"] = [429]
     if client.name == "modelscope":
-        fails(part, client, folder, "too often")
+        fails(part, client, folder, "many requests")
     assert download([part], client, folder)[0].read_bytes() == content
 
 
