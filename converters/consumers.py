@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import dialects, files
-from .lora import scale
+from .lora import scale_of
 
 TRIED = "tried with its own loader"
 READ = "read in its source"
@@ -180,9 +180,9 @@ def check(path: Path | str) -> tuple[dialects.Reading, list[Verdict]]:
     Raises UserError where it is no LoRA of a known model.
     """
     with files.TensorFile(path) as file:
-        reading = dialects.parse(file.header.shapes, file.path.name)
-        scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
-        ranks = {path: file.entry(slot.down).shape[0] for path, slot in reading.slots.items()}
+        reading = dialects.parse_keys(file.header.shapes, file.path.name)
+        scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
+        ranks = {path: file.info(slot.down).shape[0] for path, slot in reading.slots.items()}
     contents = _Contents(reading, scales, ranks)
     verdicts = [_check_for(consumer, contents) for consumer in CONSUMERS]
     return reading, [_by_names(verdict) for verdict in verdicts] if reading.arch.caution else verdicts

@@ -186,7 +186,7 @@ def test_pictures_are_made_into_a_lora_by_the_engine(tmp_path):
 
     Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "a.png")
     lora = musubi.made(tmp_path, "mini")
-    assert lora.arch is MINI and set(lora.specs) == set(MINI.made)
+    assert lora.arch is MINI and set(lora.specs) == set(MINI.i2l_modules)
     assert any(lora[path][1].any() for path in lora)  # in memory: its file is gone
 
 
@@ -257,10 +257,10 @@ def test_a_dora_is_refused():
 def test_ai_toolkit_names(tmp_path):
     lora, unet = style(MINI), small()
     network = types.SimpleNamespace(unet_loras=[])
-    for path in list(MINI.made)[:5]:
+    for path in list(MINI.i2l_modules)[:5]:
         name = "transformer$$" + path.replace(".", "$$")
         network.unet_loras.append(Module(name, unet.get_submodule(path), 4, 4, 1.0))
     report = i2l_ext.hooks.ai_toolkit.initialize(network, lora)
     assert report.set == 5
-    for path, place in zip(MINI.made, kohya_places(network.unet_loras), strict=False):
+    for path, place in zip(MINI.i2l_modules, kohya_places(network.unet_loras), strict=False):
         assert near(act(place.down, place.up), act(*lora[path]))

@@ -38,7 +38,7 @@ def painter(tmp_path_factory):
 
 def random_lora(rank=4, seed=0):
     rng = torch.Generator().manual_seed(seed)
-    shapes = {path: module.shape for path, module in MINI.made.items()}
+    shapes = {path: module.shape for path, module in MINI.i2l_modules.items()}
     return Lora.of(
         MINI,
         {
@@ -130,9 +130,9 @@ def test_a_lora_acts_by_its_weight_and_leaves_no_trace(painter):
 def test_hooks_give_each_sample_its_own_lora(painter):
     loras = [random_lora(seed=1), random_lora(seed=2)]
     merged = [painter.tensors(["a star"], [0], [(lora, 1.0)])[0] for lora in loras]
-    hooks = PerSample(painter.base.transformer, MINI.made)
+    hooks = PerSample(painter.base.transformer, MINI.i2l_modules)
     hooks.pairs = {
-        path: tuple(torch.stack([lora[path][part] for lora in loras]) for part in (0, 1)) for path in MINI.made
+        path: tuple(torch.stack([lora[path][part] for lora in loras]) for part in (0, 1)) for path in MINI.i2l_modules
     }
     drawn = painter.base.draw(["a star"] * 2, [0, 0])
     hooks.remove()

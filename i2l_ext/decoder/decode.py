@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 from i2l_ext.converters.architectures import Architecture, Module
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TORCH_NAMES, Entry
-from i2l_ext.converters.lora import Lora, Spec
+from i2l_ext.converters.files import TORCH_NAMES, TensorInfo
+from i2l_ext.converters.lora import FactorSpec, Lora
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.structure import check_structure
 
@@ -149,7 +149,7 @@ class Heads:
         self.workers.close()
         self.files.close()
 
-    def _entry(self, head: Head) -> Entry:
+    def _entry(self, head: Head) -> TensorInfo:
         return self.files.locate(f"{head.key}.{KINDS[self.spec.kind].mark}")[1]
 
     def lora(self, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None = None) -> Lora:
@@ -168,7 +168,9 @@ class Heads:
         seen = self.options.place(embeddings)
         sight = Sight(seen, seen.new_tensor(scales), self.options.place(residual) * RESIDUAL_SCALE if due else None)
         return Lora(
-            spec.arch, dict.fromkeys(self.order, Spec(spec.rank * count, self.dtype)), _Decoder(self.workers, sight)
+            spec.arch,
+            dict.fromkeys(self.order, FactorSpec(spec.rank * count, self.dtype)),
+            _Decoder(self.workers, sight),
         )
 
 

@@ -63,7 +63,7 @@ class Cache:
         try:
             with files.TensorFile(path) as file:
                 tensor = file.tensor("embedding")
-                sound = file.header.metadata.get("sha256") == sha256(files.bytes_of(tensor)).hexdigest()
+                sound = file.header.metadata.get("sha256") == sha256(files.tensor_bytes(tensor)).hexdigest()
         except UserError:
             sound = False
         with suppress(OSError):  # gone meanwhile, or a folder that only lets us read
@@ -77,13 +77,13 @@ class Cache:
         """Keep ``tensor``, and let old entries go: at the first one, and whenever a share of the limit was written. A
         disk that is full or not ours is no reason to fail: nothing is kept then."""
         tensor = tensor.detach().cpu().contiguous()
-        digest = sha256(files.bytes_of(tensor)).hexdigest()
+        digest = sha256(files.tensor_bytes(tensor)).hexdigest()
         path = self._path(key)
         with suppress(OSError, UserError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic.locked_temp_file(self.folder) as part:
                 with part.open("wb") as stream:
-                    files.write(stream, [files.Plan.of("embedding", tensor)], {"sha256": digest})
+                    files.write(stream, [files.WritePlan.of("embedding", tensor)], {"sha256": digest})
                 self._room.left -= part.stat().st_size
                 atomic.place(part, path, overwrite=True)
             if self._room.left < 0:

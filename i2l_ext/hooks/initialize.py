@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.dialects import spelled
+from i2l_ext.converters.dialects import module_path
 from i2l_ext.converters.rank import resize
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def initialize(places: Sequence[Place], source: Lora | Path | str, *, seed: int 
     import torch
 
     lora = open_lora(source)
-    named = [(spelled(place.name, lora.arch), place) for place in places]
+    named = [(module_path(place.name, lora.arch), place) for place in places]
     found = {path: place for path, place in named if path is not None and path in lora.specs}
     if not found:
         seen = places[0].name if places else "none"

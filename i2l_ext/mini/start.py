@@ -73,7 +73,7 @@ def fresh(rank: int, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """A usual start: down random (uniform, as nn.Linear is), up zero."""
     rng = torch.Generator().manual_seed(seed)
     out = {}
-    for path, module in MINI.made.items():
+    for path, module in MINI.i2l_modules.items():
         d_out, d_in = module.shape
         bound = d_in**-0.5
         out[path] = ((2 * torch.rand(rank, d_in, generator=rng) - 1) * bound, torch.zeros(d_out, rank))

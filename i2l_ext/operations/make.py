@@ -94,7 +94,7 @@ def steps(model: Model) -> list[Step]:
         Step(f"encode {part.id}", f"encode {part.id}", part.nbytes, getattr(part.spec, "layers", None))
         for part in model.encoders
     ]
-    return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.made))]
+    return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.i2l_modules))]
 
 
 def _note_miniature(request: MakeRequest, complete: MakeRequest, context: Context) -> None:

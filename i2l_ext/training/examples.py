@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from i2l_ext.converters.atomic import atomic_path
-from i2l_ext.converters.files import load_file, save
+from i2l_ext.converters.files import load_file, save_file
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Examples:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         tensors |= {f"tokens.{side}": value for side, value in self.tokens.items()}
         with atomic_path(path, overwrite=True) as part:
-            save(part, tensors)
+            save_file(tensors, part)
 
     @classmethod
     def load(cls, path: Path) -> Examples:

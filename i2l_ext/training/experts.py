@@ -36,8 +36,8 @@ class Static(nn.Module):
 
     def __init__(self, arch: Architecture, rank: int) -> None:
         super().__init__()
-        self.paths = list(arch.made)
-        shapes = [module.shape for module in arch.made.values()]
+        self.paths = list(arch.i2l_modules)
+        shapes = [module.shape for module in arch.i2l_modules.values()]
         self.downs = nn.ParameterList(torch.randn(rank, d_in) / d_in**0.5 for _, d_in in shapes)
         self.ups = nn.ParameterList(torch.zeros(d_out, rank) for d_out, _ in shapes)
 
@@ -72,7 +72,7 @@ def save(module: nn.Module, arch: Architecture, path: Path) -> None:
         Lora.of(arch, factors).save(path, "diffsynth", overwrite=True)
         return
     with atomic_path(path, overwrite=True) as part:
-        files.save(part, {key: value.bfloat16() for key, value in module.folded().items()})
+        files.save_file({key: value.bfloat16() for key, value in module.folded().items()}, part)
 
 
 def load(expert: Expert, arch: Architecture, examples: Examples, path: Path) -> nn.Module:
@@ -97,7 +97,7 @@ def task(
     module = build(expert, base.arch, examples)
     if expert.even:
         module.evened = evening(examples.image, expert.even).to(device)
-    hooks = PerSample(base.transformer, base.arch.made)
+    hooks = PerSample(base.transformer, base.arch.i2l_modules)
     batch = expert.schedule.batch
 
     def pairs_of(heads: nn.Module, view: int, rows: torch.Tensor) -> Pairs:

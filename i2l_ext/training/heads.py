@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from i2l_ext.converters.architectures import Architecture, Kind, Module
+from i2l_ext.converters.architectures import Architecture, LayerKind, Module
 
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """By module path: down [N, rank, d_in] and up [N, d_out, rank], one LoRA a sample."""
@@ -34,7 +34,7 @@ class Compressed(nn.Module):
 class Direct(nn.Module):
     """Published kind: x [N, E] -> down [N, rank, d_in], up [N, d_out, rank]."""
 
-    def __init__(self, kind: Kind, embedding: int, compress: int, rank: int) -> None:
+    def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.down, self.up = (rank, kind.d_in), (kind.d_out, rank)
         self.proj_a = Compressed(embedding, compress, rank * kind.d_in)
@@ -51,7 +51,7 @@ class Direct(nn.Module):
 class Core(nn.Module):
     """Later kind: x [N, E] -> down [N, rank, d_in] (the same for all), up [N, d_out, rank] = B @ core(x)."""
 
-    def __init__(self, kind: Kind, embedding: int, compress: int, rank: int) -> None:
+    def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.square = (rank, rank)
         self.query_a = nn.Parameter(torch.randn(rank, kind.d_in) / kind.d_in**0.5)
@@ -81,7 +81,9 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """The heads of one group in one transformer block."""
 
-    def __init__(self, modules: list[Module], head: Callable[[Kind], nn.Module], residual: Residual | None) -> None:
+    def __init__(
+        self, modules: list[Module], head: Callable[[LayerKind], nn.Module], residual: Residual | None
+    ) -> None:
         super().__init__()
         self.paths = [module.path for module in modules]
         self.layers = nn.ModuleList(head(module.kind) for module in modules)
@@ -118,7 +120,7 @@ class Heads(nn.Module):
         """``residual``: length, width and middle width of the tokens' way in."""
         super().__init__()
         groups: dict[tuple[int | None, int | None], list[Module]] = {}
-        for module in arch.made.values():
+        for module in arch.i2l_modules.values():
             groups.setdefault((module.kind.group, module.block), []).append(module)
         self.blocks = nn.ModuleList(
             Block(

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from i2l_ext.converters.atomic import atomic_path
-from i2l_ext.converters.files import load_file, save
+from i2l_ext.converters.files import load_file, save_file
 
 from .config import Schedule
 from .muon import BETAS, Muon
@@ -115,7 +115,7 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         older = list(self._files())
         with atomic_path(self.folder / f"step-{step:07d}.safetensors", overwrite=True) as part:
-            save(part, dict(self._tensors()))
+            save_file(dict(self._tensors()), part)
         for _, path in older:
             path.unlink(missing_ok=True)
 

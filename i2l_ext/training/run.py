@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import save
+from i2l_ext.converters.files import save_file
 
 from . import experts
 from .config import Config, Expert
@@ -147,7 +147,7 @@ class Plan:
         if accelerator.is_main_process:
             with atomic_path(self.file(name), overwrite=True) as part:
                 kept = foundations.weights(name, task.module)
-                save(part, {key: value.detach().half() for key, value in kept.items()})
+                save_file({key: value.detach().half() for key, value in kept.items()}, part)
 
     def _base(self, accelerator: Accelerator) -> experts.Backbone:
         if self.config.base.kind == "mini":

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
+from i2l_ext.converters.files import TensorFile, TensorInfo, tensor_bytes, torch_dtype
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.source import PAGE, Source, on_a_page, pages, too_large_to_keep
 
@@ -70,13 +70,13 @@ class TensorFiles:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {key: file.header.tensors[key].shape for key, file in self._where.items()}
 
-    def locate(self, key: str) -> tuple[TensorFile, Entry]:
+    def locate(self, key: str) -> tuple[TensorFile, TensorInfo]:
         """The file and the place of a tensor of floats. Raises UserError where there is none."""
         if key not in self._where:
             others = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
             raise UserError(f"{self.files[0].path.name}{others}: the tensor {key!r} is missing.")
         file = self._where[key]
-        entry = file.entry(key)
+        entry = file.info(key)
         if entry.dtype not in FLOATS:
             raise UserError(f"{file.path.name}: the tensor {key!r} holds {entry.dtype}, not floats.")
         return file, entry
@@ -96,7 +96,7 @@ class TensorFiles:
         table = torch.empty((len(rows), *entry.shape[1:]), dtype=torch_dtype(entry.dtype))
         stride = entry.nbytes // entry.shape[0]
         for row, line in zip(rows, table, strict=True):
-            file.readinto(entry, bytes_of(line), row * stride)
+            file.readinto(entry, tensor_bytes(line), row * stride)
         return table
 
 
@@ -107,7 +107,7 @@ class Place:
     name: str
     key: str
     file: TensorFile
-    entry: Entry
+    entry: TensorInfo
 
     @property
     def start(self) -> int:
@@ -223,7 +223,7 @@ class Loader:
         if self.stop.is_set():
             raise Cancelled
         try:
-            area = bytes_of(buffer[piece.at - piece.start % PAGE :])
+            area = tensor_bytes(buffer[piece.at - piece.start % PAGE :])
             self.files.sources[piece.file].read(piece.start, piece.end, area)
         except UserError as error:
             raise UserError(f"{error} (at the tensor {piece.parts[0][0].key!r})") from None

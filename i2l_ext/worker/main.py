@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from i2l_ext import private_packages, runtime
+from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.engine.locks import Lock
 from i2l_ext.operations import Context
