@@ -243,8 +243,13 @@ def test_atomic_path_is_whole_or_nothing(tmp_path):
 def test_replace_text_keeps_the_old_file_where_writing_fails(tmp_path, monkeypatch):
     path = tmp_path / "settings.json"
     path.write_text("old")
+
+    def half(self, text, **options):
+        self.write_bytes(text.encode()[:1])
+        raise OSError("full")
+
     with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
-        patched.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr(Path, "write_text", half)
         atomic.replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     stale = tmp_path / ".i2l-0123456789abcdef.part"
