@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from i2l_ext import runtime  # noqa: E402
 
-runtime.share()
+runtime.configure_process()
 
 import torch  # noqa: E402
 
@@ -98,18 +98,18 @@ class Straight:
 
 
 GLIBC = {runtime.MMAP_THRESHOLD: 32 << 20, runtime.TRIM_THRESHOLD: 64 << 20, runtime.TOP_PAD: 128 << 10}
-"""What glibc's thresholds (see ``runtime.KEPT``) come to by themselves once a program has freed 32 MB at once."""
+"""What glibc's thresholds (see ``runtime.KEEP_FREED``) come to by themselves once a program has freed 32 MB at once."""
 
 
 def usual(job: Callable[[], Any]) -> Callable[[], Any]:
     """A peer's job with freed memory treated as in any program, and not as in ours."""
 
     def run() -> Any:
-        runtime.allocate(GLIBC)
+        runtime.set_malloc_options(GLIBC)
         try:
             return job()
         finally:
-            runtime.allocate(runtime.KEPT)
+            runtime.set_malloc_options(runtime.KEEP_FREED)
 
     return run
 

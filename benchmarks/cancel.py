@@ -29,7 +29,8 @@ from PIL import Image
 from i2l_ext import library
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.models import catalogue
-from i2l_ext.pipeline import Order, make
+from i2l_ext.pipeline import make
+from i2l_ext.requests import MakeRequest
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, Callbacks
 from real_size import weights
 from results import record, table
@@ -40,7 +41,7 @@ def anonymous() -> float:
     return int(re.findall(r"^RssAnon:\s*(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) / 2**20
 
 
-def stopped(order: Order, step: str, share: float) -> float:
+def stopped(request: MakeRequest, step: str, share: float) -> float:
     """Seconds from the word, a little after ``share`` of the step is done, to the end."""
     word, told = threading.Event(), []
 
@@ -56,13 +57,13 @@ def stopped(order: Order, step: str, share: float) -> float:
             armed[0].start()
 
     try:
-        make(order, DEFAULT_OPTIONS, Callbacks(begun.append, progress, word.is_set))
+        make(request, DEFAULT_OPTIONS, Callbacks(begun.append, progress, word.is_set))
     except Cancelled:
         took = time.perf_counter() - told[0]
     else:
         raise SystemExit(f"{step}: it was done before it was told to stop")
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("i2l-")]
-    assert not left and not list(order.folder.rglob("*")), left
+    assert not left and not list(request.folder.rglob("*")), left
     return took
 
 
@@ -83,10 +84,10 @@ def main() -> None:
         for number in range(args.images):
             pictures.append(Path(scratch) / f"{number}.png")
             Image.effect_mandelbrot((1200, 1000), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(pictures[-1])
-        order = Order(pictures, "it", Path(scratch) / "out", args.model)
-        library.check_folder(order.folder)
+        request = MakeRequest(tuple(pictures), "it", Path(scratch) / "out", args.model)
+        library.check_folder(request.folder)
         for step in steps:
-            times = [stopped(order, step, random.uniform(0.05, 0.2)) for _ in range(args.rounds)]
+            times = [stopped(request, step, random.uniform(0.05, 0.2)) for _ in range(args.rounds)]
             rows.append([step, f"{statistics.median(times):.2f}", f"{max(times):.2f}"])
             print(*rows[-1], flush=True)
     gc.collect()

@@ -21,7 +21,8 @@ import torch
 
 from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.files import TensorFile
-from i2l_ext.decoder.decode import Heads, HeadSpec
+from i2l_ext.decoder import DecoderSpec
+from i2l_ext.decoder.decode import Decoder
 from peers import diffsynth
 from results import record, table
 
@@ -36,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
 
     arch = replace(QWEN_IMAGE, stacks=tuple(replace(s, depth=args.blocks) for s in QWEN_IMAGE.stacks))
-    spec = HeadSpec(arch, 5632, 64)
+    spec = DecoderSpec(arch, 5632, 64)
     models, merge = diffsynth("models.qwen_image_image2lora"), diffsynth("utils.lora.merge").merge_lora
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = random_file(Path(folder) / "style.safetensors", spec.shapes)
@@ -49,8 +50,8 @@ def main() -> None:
             x = torch.randn(count, 5632).bfloat16()
 
             def ours(x: torch.Tensor = x, count: int = count) -> None:
-                with Heads(path, spec) as heads:
-                    lora = heads.lora(x, [1 / count] * count)
+                with Decoder(path, spec) as decoder:
+                    lora = decoder.lora(x, [1 / count] * count)
                     held = {module: lora[module] for module in lora}
                 assert len(held) == 12 * args.blocks
 

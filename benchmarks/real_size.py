@@ -38,14 +38,14 @@ from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.lora import Lora
 from i2l_ext.encoders.dims import Dinov3Dims, SiglipDims
 from i2l_ext.models import catalogue
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from results import record, table
 
 SHARDS = 4
 """Files that the Qwen-VL text encoder comes in."""
 
 
-def weights(model: Model, folder: Path) -> list[Path]:
+def weights(model: I2LModel, folder: Path) -> list[Path]:
     """Every file of the model, written where it is missing."""
     found: list[Path] = []
     for part in model.parts:
@@ -133,7 +133,7 @@ def products(part: Checkpoint, images: int) -> tuple[float, float]:
     return 5 * (time.perf_counter() - start), 5 * (time.process_time() - busy)
 
 
-def floor(model: Model, images: int) -> tuple[float, float]:
+def floor(model: I2LModel, images: int) -> tuple[float, float]:
     """The same for both encoders of pictures."""
     seconds, busy = zip(*(products(part, images) for part in (model.siglip2, model.dinov3)), strict=True)
     return sum(seconds), sum(busy)

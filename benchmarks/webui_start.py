@@ -29,13 +29,13 @@ with gr.Blocks():
 empty = time.process_time() - begun
 start = time.perf_counter()
 cpu = time.process_time()
-from i2l_ext.webui.service import Desk
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.tab import build
+from i2l_ext.webui.service import Service
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.tab import build_tab
 state = Path(sys.argv[2])
-desk = Desk(Alone(state, lora_folder=state / "Lora"), state)
+service = Service(StandaloneHost(state, lora_folder=state / "Lora"), state)
 with gr.Blocks() as page:
-    build(desk)
+    build_tab(service)
 print(json.dumps({"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu, "empty": empty,
                   "gradio": gr.__version__,
                   "heavy": [name for name in ("torch", "transformers") if name in sys.modules]}))

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files
+from . import atomic, files, keys
 from .errors import UserError
 from .lora import Lora
 from .metadata import updated_metadata
@@ -208,7 +208,7 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, values: Map
     if worst > 1e-4:
         problems.append(f"an update has an error of {worst:.1e}")
     with files.TensorFile(path) as file:
-        reading = dialects.parse_keys(file.header.shapes, path.name)
+        reading = keys.parse_keys(file.header.shapes, path.name)
         if reading.foreign or reading.halves:
             problems.append("it has keys of unknown modules")
     if problems:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dialects, files
+from . import files, keys
 from .architectures import Architecture
 
 MAKERS = {
@@ -39,14 +39,14 @@ class Inspection:
 
     ``slots``: by module path; ``ranks``, ``alphas`` and ``scales``: value -> number of modules; ``dtypes`` and
     ``dialects``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
-    ``halves``, ``foreign`` and ``text_encoder`` as in `dialects.Reading`; ``not_finite``: names of tensors with NaN or
+    ``halves``, ``foreign`` and ``text_encoder`` as in `keys.Reading`; ``not_finite``: names of tensors with NaN or
     infinity, None where the values were not read; ``bytes``: size of the file.
     """
 
     name: str
     arch: Architecture
     dialect: str
-    slots: Mapping[str, dialects.Slot]
+    slots: Mapping[str, keys.Slot]
     ranks: Mapping[int, int]
     alphas: Mapping[float | None, int]
     scales: Mapping[float, int]
@@ -116,7 +116,7 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
     """
     with files.TensorFile(path) as file:
         header = file.header
-        reading = dialects.parse_keys(header.shapes, file.path.name)
+        reading = keys.parse_keys(header.shapes, file.path.name)
         slots = reading.slots
         alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
         factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
@@ -145,7 +145,7 @@ def _counted(values: Iterable) -> dict:
     return dict(Counter(values).most_common())
 
 
-def _scale(file: files.TensorFile, slot: dialects.Slot) -> float:
+def _scale(file: files.TensorFile, slot: keys.Slot) -> float:
     """alpha / rank as it is in the file, even one that `Lora.read` refuses: it is listed under ``problems``."""
     return file.number(slot.alpha) / file.info(slot.down).shape[0] if slot.alpha else 1.0
 
@@ -155,7 +155,7 @@ def _finite(file: files.TensorFile, name: str) -> bool:
     return dtype in files.FLOAT_LIMITS and all(files.all_finite(piece, dtype) for piece in file.chunks(name))
 
 
-def _maker(metadata: Mapping[str, str], reading: dialects.Reading) -> str | None:
+def _maker(metadata: Mapping[str, str], reading: keys.Reading) -> str | None:
     lines = "\n".join(f"{key}={value}" for key, value in metadata.items())
     found = (maker for mark, maker in MAKERS.items() if re.search(mark, lines))
     return next(found, DIALECT_MAKERS.get(reading.dialect))

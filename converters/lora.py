@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files
+from . import atomic, dialects, files, keys
 from .architectures import Architecture
 from .errors import UserError
 
@@ -138,7 +138,7 @@ class Lora:
 
 def from_file(file: files.TensorFile) -> Lora:
     """The LoRA in an open file. Factors are read when they are asked for. Raises UserError as `Lora.read`."""
-    reading = dialects.parse_keys(file.header.shapes, file.path.name)
+    reading = keys.parse_keys(file.header.shapes, file.path.name)
     if reading.halves:
         raise UserError(f"{file.path.name}: {reading.halves[0]} has only one of its two factors.")
     scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
@@ -146,7 +146,7 @@ def from_file(file: files.TensorFile) -> Lora:
     return Lora(reading.arch, specs, FileFactors(file, reading, scales, specs), file.header.metadata)
 
 
-def scale_of(file: files.TensorFile, slot: dialects.Slot) -> float:
+def scale_of(file: files.TensorFile, slot: keys.Slot) -> float:
     """The factor of a module's update: alpha / rank, or 1 without an alpha.
 
     Raises UserError where alpha is zero, negative or not finite.
@@ -159,7 +159,7 @@ def scale_of(file: files.TensorFile, slot: dialects.Slot) -> float:
     return alpha / file.info(slot.down).shape[0]
 
 
-def _spec(file: files.TensorFile, path: str, slot: dialects.Slot, scale: float) -> FactorSpec:
+def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:
     down, up = file.info(slot.down), file.info(slot.up)
     for info in (down, up):
         if info.dtype not in FLOATS:
@@ -179,7 +179,7 @@ class FileFactors:
     """The factors in a file: as tensors with the scale multiplied into the up factor, or as bytes if it is 1."""
 
     file: files.TensorFile
-    reading: dialects.Reading
+    reading: keys.Reading
     scales: Mapping[str, float]
     specs: Mapping[str, FactorSpec]
 
@@ -232,11 +232,11 @@ def _number(value: float) -> list[bytes]:
 
 def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
     """The layers to write: our modules, or the native layers in the place of their first module."""
-    native = dialects.native_layers(lora.arch.id) if dialect.native else {}
+    native = keys.native_layers(lora.arch.id) if dialect.native else {}
     raw = lora.source.raw if lora.source else None
     done: set[str] = set()
     for path, spec in lora.specs.items():
-        layer = native.get(path, dialects.NativeLayer(path, (path,)))
+        layer = native.get(path, keys.NativeLayer(path, (path,)))
         shape = lora.arch.modules[path].shape
         if len(layer.paths) == 1:
             yield _LayerWriter(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
@@ -245,7 +245,7 @@ def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
             yield _fused(lora, layer)
 
 
-def _fused(lora: Lora, layer: dialects.NativeLayer) -> _LayerWriter:
+def _fused(lora: Lora, layer: keys.NativeLayer) -> _LayerWriter:
     """Several modules as the rows of one layer. If all have the same down factor, the layer has it too, at the same
     rank. Otherwise its factors hold theirs block by block, which is exact as well."""
     import torch

@@ -1,8 +1,8 @@
-"""Many LoRAs in one go: one for each picture or sub-folder, the models walked once for many of them.
+"""Many LoRAs in one go: one for each picture or sub-folder. The models are read once for many of them.
 
-A batch can be stopped at any time and started again: what is made already is left out. Under ``accelerate launch``
-every process takes its share, each order going to one process; the share of a process that died is left undone, and
-so is taken up when the same command runs again.
+A batch can be stopped at any time and started again: what is made already is skipped. Under ``accelerate launch``
+every process takes its share of the requests. The share of a process that died is made when the same command runs
+again.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.inspection import inspect
 from i2l_ext.library import names
 from i2l_ext.models import catalogue, store
-from i2l_ext.pipeline import Clock, Job, Made, Order, complete, decode, prepare, save
+from i2l_ext.pipeline import MakeResult, PhaseClock, PreparedMake, decode, finish, prepare, save_result
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
-    from i2l_ext.encoders.cache import Cache
-    from i2l_ext.models.catalogue import Model
+    from i2l_ext.encoders.cache import EmbeddingCache
+    from i2l_ext.requests import MakeRequest
 
-AT_ONCE = 64
-"""Orders whose pictures go through the encoders together: 3 MB of memory a picture, and what a stop can cost."""
+ENCODED_TOGETHER = 64
+"""Requests whose pictures are encoded together: 3 MB of memory a picture, and at most this much is lost by a stop."""
 
-TOGETHER = 16
-"""Pictures whose factors are held at once: 59 MB each for Qwen-Image. Every head is read once for all of them."""
+DECODED_TOGETHER = 16
+"""Pictures whose factors are in memory at once: 59 MB each for Qwen-Image. Every head is read once for all of them."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """An order that came to nothing: ``done`` where it had been made before, else ``reason``."""
+class SkippedMake:
+    """A request for which nothing was made. ``done``: it had been made before. ``reason``: why, for the user."""
 
     name: str
     reason: str
     done: bool = False
 
 
-def each(paths: Sequence[Path], template: Order) -> list[Order]:
-    """An order for every picture and for every sub-folder with pictures. Raises UserError.
+def requests_of(paths: Sequence[Path], template: MakeRequest) -> list[MakeRequest]:
+    """A request for every picture and for every sub-folder with pictures. Raises UserError where there are none.
 
-    Names are those of the files and folders, made fit; where two come out equal the later one gets a number, always
-    the same one, as everything is in the order of names.
+    Names are those of the files and folders, as far as hosts take them. Where two come out equal the later one gets a
+    number, always the same, since the order is by name.
     """
-    orders: list[Order] = []
+    requests: list[MakeRequest] = []
     taken: set[str] = set()
     for source in _sources(paths):
         name = stem = names.suggest_name([source])
@@ -62,10 +62,10 @@ def each(paths: Sequence[Path], template: Order) -> list[Order]:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
-        orders.append(replace(template, pictures=[source], name=name))
-    if not orders:
+        requests.append(replace(template, pictures=(source,), name=name))
+    if not requests:
         raise UserError("No pictures found, neither in the folder nor in its sub-folders.")
-    return orders
+    return requests
 
 
 def _sources(paths: Sequence[Path]) -> Iterator[Path]:
@@ -81,131 +81,135 @@ def _sources(paths: Sequence[Path]) -> Iterator[Path]:
                 yield inside
 
 
-def share(orders: Sequence[Order], environment: Mapping[str, str] = os.environ) -> list[Order]:
-    """This process's part, by the variables RANK and WORLD_SIZE that ``accelerate launch`` and torchrun set."""
-    return list(orders[int(environment.get("RANK", 0)) :: int(environment.get("WORLD_SIZE", 1))])
+def share_of_process(requests: Sequence[MakeRequest], environment: Mapping[str, str] = os.environ) -> list[MakeRequest]:
+    """This process's share, by the variables RANK and WORLD_SIZE that ``accelerate launch`` and torchrun set."""
+    return list(requests[int(environment.get("RANK", 0)) :: int(environment.get("WORLD_SIZE", 1))])
 
 
 def make_each(
-    orders: Sequence[Order],
+    requests: Sequence[MakeRequest],
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,
-    cache: Cache | None = None,
-) -> Iterator[Made | LeftOut]:
-    """Make what is not made yet. One order that fails, because of its picture say, does not stop the others.
+    cache: EmbeddingCache | None = None,
+) -> Iterator[MakeResult | SkippedMake]:
+    """Make what is not made yet. A request that fails, because of its picture say, does not stop the others.
 
-    All orders are for one model. Raises UserError for what fails for all, Cancelled when the user wants to stop.
+    All requests are for one model. Raises UserError for what fails for all, Cancelled when the user wants to stop.
     """
-    weights = store.require(_model_of(orders))
-    rest = iter(orders)
-    while some := list(islice(rest, AT_ONCE)):
-        jobs: list[Job] = []
-        for order in some:
+    [model] = {request.model for request in requests}
+    files = store.require(catalogue.find(model or ""))
+    rest = iter(requests)
+    while some := list(islice(rest, ENCODED_TOGETHER)):
+        prepared: list[PreparedMake] = []
+        for request in some:
             try:
-                job = prepare(order)
+                one = prepare(request)
             except UserError as error:
-                yield LeftOut(order.name, str(error))
+                yield SkippedMake(request.name or "", str(error))
                 continue
-            before = _made_before(job)
-            if before is not None:
-                yield before
+            skipped = _made_before(one)
+            if skipped is not None:
+                yield skipped
             else:
-                jobs.append(job)
-        if jobs:
-            yield from _make_some(jobs, weights, options, callbacks, cache)
+                prepared.append(one)
+        if prepared:
+            yield from _make_together(prepared, files, options, callbacks, cache)
 
 
-def _model_of(orders: Sequence[Order]) -> Model:
-    """The one model of all orders. Raises UserError where it is unknown."""
-    [name] = {order.model for order in orders}
-    return catalogue.find(name)
-
-
-def _made_before(job: Job) -> LeftOut | None:
-    """Whether a LoRA of that name lies there: the very one, or another that we shall not touch."""
-    name, file = job.order.name, job.order.folder / f"{job.order.name}.safetensors"
-    if job.order.overwrite or not file.exists():
+def _made_before(prepared: PreparedMake) -> SkippedMake | None:
+    """Whether there is a LoRA of that name: the same one, or another, which is never overwritten unasked."""
+    name, file = prepared.name, prepared.folder / f"{prepared.name}.safetensors"
+    if prepared.request.overwrite or not file.exists():
         return None
     with suppress(UserError):
         found = inspect(file, values=False)
-        request = found.metadata.get("i2l.request")
-        if request == job.request:
-            return LeftOut(name, "made before", done=True)
-        if request is None and _tells_the_same(found, job):
-            return LeftOut(name, "made before, as far as the file tells: it does not say with which options", done=True)
+        digest = found.metadata.get("i2l.request")
+        if digest == prepared.digest:
+            return SkippedMake(name, "made before", done=True)
+        if digest is None and _matches(found, prepared):
+            reason = "made before, as far as the file tells: it does not say with which options"
+            return SkippedMake(name, reason, done=True)
     reason = f"{file.name} is another LoRA, or made with other options. Move it away, or say --overwrite."
-    return LeftOut(name, reason)
+    return SkippedMake(name, reason)
 
 
-def _tells_the_same(found: Inspection, job: Job) -> bool:
-    """For a file without the digest of its request, from before there was one or changed since. No file tells from
-    which blocks and kinds it was chosen."""
-    order = job.order
-    wanted = {"i2l.model": job.model.name, "i2l.strength": f"{order.strength:g}", "i2l.images": json.dumps(job.origins)}
+def _matches(found: Inspection, prepared: PreparedMake) -> bool:
+    """Whether a file without a digest of its request was made by this one, as far as it tells. Files from before there
+    was a digest have none, and converted ones. No file tells which blocks and kinds were kept."""
+    request = prepared.request
+    wanted = {
+        "i2l.model": prepared.model.name,
+        "i2l.strength": f"{request.strength:g}",
+        "i2l.images": json.dumps(prepared.origins),
+    }
     return (
         wanted.items() <= found.metadata.items()
-        and found.dialect == order.dialect
-        and (order.dtype is None or set(found.dtypes) == {order.dtype})
-        and (order.rank is None or set(found.ranks) == {order.rank})
-        and order.blocks is order.kinds is None
+        and found.dialect == request.dialect
+        and (prepared.dtype is None or set(found.dtypes) == {prepared.dtype})
+        and (request.rank is None or set(found.ranks) == {request.rank})
+        and request.blocks is request.kinds is None
     )
 
 
-def _make_some(
-    jobs: Sequence[Job],
-    weights: Mapping[str, Sequence[Path]],
+def _make_together(
+    prepared: Sequence[PreparedMake],
+    files: Mapping[str, Sequence[Path]],
     options: ComputeOptions,
     callbacks: Callbacks,
-    cache: Cache | None,
-) -> Iterator[Made | LeftOut]:
+    cache: EmbeddingCache | None,
+) -> Iterator[MakeResult | SkippedMake]:
     from i2l_ext.embed import embed
 
-    model, clock = jobs[0].model, Clock()
-    pictures = [picture for job in jobs for picture in job.pictures]
-    seen = clock.time("encode", lambda: embed(pictures, model, weights, options, callbacks, cache))
-    for group, start, stop in _groups(jobs):
+    model, clock = prepared[0].model, PhaseClock()
+    pictures = [picture for one in prepared for picture in one.pictures]
+    with clock.phase("encode"):
+        embeddings = embed(pictures, model, files, options, callbacks, cache)
+    for group, start, stop in _groups(prepared):
         with ExitStack() as opened:
-            scales = [job.order.strength * scale for job in group for scale in job.scales]
+            scales = [scale for one in group for scale in one.scales]
             callbacks.step("decode")
-            parts = decode(model, weights, _rows(seen, start, stop), scales, callbacks, opened)
-            held = [_held(clock.watch("decode", part, callbacks)) for part in parts]
-            at = 0
-            for job in group:
-                count = len(job.pictures)
-                own = [_of_pictures(part, at, count, len(scales)) for part in held]
-                at += count
+            parts = decode(model, files, _rows(embeddings, start, stop), scales, callbacks, opened)
+            parts = [_in_memory(clock.watch(part, callbacks)) for part in parts]
+            first = 0
+            for one in group:
+                count = len(one.pictures)
+                own = [_of_pictures(part, first, count, len(scales)) for part in parts]
+                first += count
                 try:
-                    yield save(job, complete(own, job, weights, opened), _share_of(clock, count / len(scales)))
+                    yield save_result(one, finish(own, one, files, opened), clock.portion(count / len(scales)))
                 except UserError as error:
-                    yield LeftOut(job.order.name, str(error))
+                    yield SkippedMake(one.name, str(error))
 
 
-def _groups(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], int, int]]:
-    """Jobs of at most TOGETHER pictures (or a single larger one), with where their pictures start and stop."""
-    group: list[Job] = []
+def _groups(prepared: Sequence[PreparedMake]) -> Iterator[tuple[list[PreparedMake], int, int]]:
+    """Groups of at most DECODED_TOGETHER pictures (or a single larger request), and where their pictures start and
+    stop."""
+    group: list[PreparedMake] = []
     start = stop = 0
-    for job in jobs:
-        if group and stop - start + len(job.pictures) > TOGETHER:
+    for one in prepared:
+        if group and stop - start + len(one.pictures) > DECODED_TOGETHER:
             yield group, start, stop
             group, start = [], stop
-        group.append(job)
-        stop += len(job.pictures)
+        group.append(one)
+        stop += len(one.pictures)
     yield group, start, stop
 
 
-def _rows(seen: Embeddings, start: int, stop: int) -> Embeddings:
+def _rows(embeddings: Embeddings, start: int, stop: int) -> Embeddings:
     return replace(
-        seen, image=seen.image[start:stop], tokens={side: rows[start:stop] for side, rows in seen.tokens.items()}
+        embeddings,
+        image=embeddings.image[start:stop],
+        tokens={side: rows[start:stop] for side, rows in embeddings.tokens.items()},
     )
 
 
-def _held(lora: Lora) -> Lora:
-    """The same, all of its factors made and in memory."""
+def _in_memory(lora: Lora) -> Lora:
+    """The same, with all factors made."""
     return replace(lora, load={path: lora[path] for path in lora}.__getitem__)
 
 
 def _of_pictures(lora: Lora, first: int, count: int, total: int) -> Lora:
-    """The ranks that some of ``total`` pictures gave."""
+    """The ranks that ``count`` of ``total`` pictures gave, from number ``first`` on."""
     from i2l_ext.converters.lora import FactorSpec
 
     specs = {path: FactorSpec(spec.rank // total * count, spec.dtype) for path, spec in lora.specs.items()}
@@ -217,10 +221,3 @@ def _of_pictures(lora: Lora, first: int, count: int, total: int) -> Lora:
         return down[rows], up[:, rows]
 
     return replace(lora, specs=specs, load=load)
-
-
-def _share_of(clock: Clock, part: float) -> Clock:
-    """A clock for one of several LoRAs: of what was done for all it bears its part."""
-    own = Clock()
-    own.seconds = {phase: seconds * part for phase, seconds in clock.seconds.items()}
-    return own

@@ -1,38 +1,38 @@
-"""Pictures -> embeddings of one model: what its encoders see, and what they make of it, or made of it before."""
+"""Pictures -> embeddings of one model: what its encoders take of them, and what they give, or gave before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext import images
 from i2l_ext.converters.errors import UserError
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models import store
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from i2l_ext.encoders.cache import Cache
+    from i2l_ext.encoders.cache import EmbeddingCache
 
 
 @dataclass(frozen=True)
-class Eye:
+class Normalization:
     """How an encoder's pixels are made from the square: mean and standard deviation, RGB, of values 0 to 1; and
-    whether the resize rounds to whole levels, or works in floats."""
+    whether the resize rounds to whole levels or works in floats."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rounded: bool
 
 
-EYES = {
-    "siglip2": Eye((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), rounded=True),
-    "dinov3": Eye((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), rounded=False),
+NORMALIZATIONS = {
+    "siglip2": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), rounded=True),
+    "dinov3": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), rounded=False),
 }
 """By kind of encoder, as transformers' processors for them work: SigLIP's resizes bytes, DINOv3's divides by 255
 before it resizes."""
@@ -40,24 +40,23 @@ before it resizes."""
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What N pictures are to an i2L model.
+    """What the decoders of an i2L model take of N pictures.
 
     ``image`` [N, E]: SigLIP2's embedding, then DINOv3's. ``tokens``: by side of the view in pixels, Qwen-VL's
-    tokens [N, L, D]. ``cached``: how many embeddings came from the cache.
+    tokens [N, L, D]. All float32 on the CPU.
     """
 
     image: torch.Tensor
     tokens: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    cached: int = 0
 
 
 def embed(
     pictures: Sequence[images.Picture],
-    model: Model,
+    model: I2LModel,
     files: Mapping[str, Sequence[Path]],
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,
-    cache: Cache | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Embeddings:
     """Run the model's encoders over the pictures, each over all of them at once.
 
@@ -67,81 +66,74 @@ def embed(
     """
     import torch
 
-    from i2l_ext.encoders import dinov3, qwen_view, qwen_vl, siglip2
-
-    book = _Book(files, options, callbacks, cache)
-    seen = [[_pixels(picture, part) for picture in pictures] for part in (model.siglip2, model.dinov3)]
-    [first] = book.look_up(model.siglip2, seen[:1], siglip2.encode)
-    [second] = book.look_up(model.dinov3, seen[1:], dinov3.encode)
-    tokens: dict[int, torch.Tensor] = {}
-    if part := model.qwen_vl:
-        views = [[qwen_view.pixels(picture.view(side), part.spec) for picture in pictures] for side in model.views]
-        tokens = dict(zip(model.views, book.look_up(part, views, qwen_vl.encode), strict=True))
-    return Embeddings(torch.cat([first, second], dim=1), tokens, book.hits)
+    found = {}
+    for encoder in model.encoders:
+        callbacks.step(f"encode {encoder.id}")
+        views = _inputs(encoder, pictures, model.views)
+        found[encoder.kind] = _encode(encoder, views, files[encoder.id], options, callbacks, cache)
+    [siglip2], [dinov3], tokens = found["siglip2"], found["dinov3"], found.get("qwen-vl", [])
+    return Embeddings(torch.cat([siglip2, dinov3], dim=1), dict(zip(model.views, tokens, strict=True)))
 
 
-def _pixels(picture: images.Picture, part: Checkpoint) -> np.ndarray:
-    eye = EYES[part.kind]
-    return images.pixels(picture.square, part.spec.image, eye.mean, eye.std, rounded=eye.rounded)
+def _inputs(encoder: Checkpoint, pictures: Sequence[images.Picture], sides: Sequence[int]) -> list[list[np.ndarray]]:
+    """What an encoder takes of the pictures, for each of its views: ``sides`` are those of Qwen-VL's."""
+    if encoder.kind == "qwen-vl":
+        from i2l_ext.encoders import qwen_view
+
+        return [[qwen_view.patches(picture.view(side), encoder.spec) for picture in pictures] for side in sides]
+    how, size = NORMALIZATIONS[encoder.kind], encoder.spec.image
+    return [[images.pixels(picture.square, size, how.mean, how.std, rounded=how.rounded) for picture in pictures]]
 
 
-@dataclass
-class _Book:
-    """What is known of the pictures already; the rest is encoded, and noted."""
-
-    files: Mapping[str, Sequence[Path]]
-    options: ComputeOptions
-    callbacks: Callbacks
-    cache: Cache | None
-    hits: int = 0
-
-    def look_up(
-        self,
-        part: Checkpoint,
-        views: Sequence[Sequence[np.ndarray]],
-        encode: Callable[..., list[torch.Tensor]],
-    ) -> list[torch.Tensor]:
-        """One tensor [N, …] for each view, of which each is a list of N arrays."""
-        import torch
-
-        from i2l_ext.weights.devices import choose_dtype, device_facts
-
-        self.callbacks.step(f"encode {part.id}")
-        chosen = choose_dtype(device_facts(self.options.device), part.spec.safe_dtypes, self.options.dtype)
-        options = replace(self.options, dtype=chosen.dtype)
-        keys = [[self._key(part, array, options.dtype) for array in view] for view in views]
-        known = [[self.cache.get(key) if self.cache else None for key in row] for row in keys]
-        lacking = [[number for number, tensor in enumerate(row) if tensor is None] for row in known]
-        self.hits += sum(tensor is not None for row in known for tensor in row)
-        asked = [index for index, numbers in enumerate(lacking) if numbers]
-        if asked:
-            pixels = [torch.stack([torch.from_numpy(views[index][n]) for n in lacking[index]]) for index in asked]
-            made = encode(self.files[part.id], part.spec, pixels, options, self.callbacks)
-            for index, found in zip(asked, made, strict=True):
-                _check_finite(part, found, options.dtype)
-                for number, tensor in zip(lacking[index], found, strict=True):
-                    known[index][number] = tensor
-                    if self.cache:
-                        self.cache.put(keys[index][number], tensor)
-        return [torch.stack(row) for row in known]
-
-    def _key(self, part: Checkpoint, pixels: np.ndarray, dtype: str) -> str:
-        """Equal pixels, equal weights, equal arithmetic: equal embedding."""
-        from i2l_ext.models.store import identity
-
-        facts = (sha256(pixels.tobytes()).hexdigest(), part.id, identity(self.files[part.id]), dtype)
-        return sha256("\n".join(facts).encode()).hexdigest()
-
-
-def _check_finite(part: Checkpoint, found: torch.Tensor, dtype: str) -> None:
-    """Raises UserError where an embedding holds NaN or infinity: nothing could be made of it, and it is not kept."""
+def _encode(
+    encoder: Checkpoint,
+    views: Sequence[Sequence[np.ndarray]],
+    files: Sequence[Path],
+    options: ComputeOptions,
+    callbacks: Callbacks,
+    cache: EmbeddingCache | None,
+) -> list[torch.Tensor]:
+    """One tensor [N, …] for each view of N pictures. What the cache has is not computed."""
     import torch
 
-    from i2l_ext.weights.devices import WORDS
+    from i2l_ext.encoders import encoder_module
+    from i2l_ext.encoders.cache import embedding_key
+    from i2l_ext.weights.devices import choose_dtype, device_facts
+
+    dtype = choose_dtype(device_facts(options.device), encoder.spec.safe_dtypes, options.dtype).dtype
+    inputs = [(number, array) for number, view in enumerate(views) for array in view]
+
+    def compute(missing: Sequence[int]) -> list[torch.Tensor]:
+        """The embeddings of some of the inputs; those of one view are computed together."""
+        batches: dict[int, list[torch.Tensor]] = {}
+        for number, array in (inputs[index] for index in missing):
+            batches.setdefault(number, []).append(torch.from_numpy(array))
+        pixels = [torch.stack(batch) for batch in batches.values()]
+        module = encoder_module(encoder.kind)
+        computed = module.encode(files, encoder.spec, pixels, replace(options, dtype=dtype), callbacks)
+        for batch in computed:
+            _check_finite(encoder, batch, dtype)
+        return [embedding for batch in computed for embedding in batch]
+
+    if cache is None:
+        found = compute(range(len(inputs)))
+    else:
+        identity = store.files_identity(files)
+        keys = [embedding_key(array.tobytes(), encoder.id, identity, dtype) for _, array in inputs]
+        found = cache.get_or_encode(keys, compute)
+    count = len(views[0])
+    return [torch.stack(found[start : start + count]) for start in range(0, len(found), count)]
+
+
+def _check_finite(encoder: Checkpoint, found: torch.Tensor, dtype: str) -> None:
+    """Raises UserError where an embedding holds NaN or infinity: it is neither used nor cached."""
+    import torch
+
+    from i2l_ext.weights.devices import PRECISION_WORDS
 
     if torch.isfinite(found).all():
         return
-    mend = "Check its weights: i2l models verify."
+    remedy = "Check its weights: i2l models verify."
     if dtype != "float32":
-        mend = "Choose fp32: --precision fp32, or Precision in the settings."
-    raise UserError(f"{part.id}: in {WORDS[dtype]} its embedding comes out as NaN or infinity. {mend}")
+        remedy = "Choose fp32: --precision fp32, or Precision in the settings."
+    raise UserError(f"{encoder.id}: in {PRECISION_WORDS[dtype]} its embedding comes out as NaN or infinity. {remedy}")

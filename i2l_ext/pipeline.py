@@ -4,54 +4,32 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import images, library
-from i2l_ext.converters import dialects
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
 from i2l_ext.library import metadata, names
 from i2l_ext.models import catalogue, store
+from i2l_ext.requests import DTYPES, MakeRequest
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
     from i2l_ext.converters.lora import Lora, Pair
     from i2l_ext.embed import Embeddings
-    from i2l_ext.encoders.cache import Cache
-    from i2l_ext.models.catalogue import Model
+    from i2l_ext.encoders.cache import EmbeddingCache
+    from i2l_ext.models.catalogue import I2LModel
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the user asks for. ``weights``: one for each picture, by which their updates are averaged; ``strength``
-    scales the whole update; ``dtype`` and ``rank`` None: as made."""
-
-    pictures: Sequence[Path]
-    name: str
-    folder: Path
-    model: str = "mini"
-    weights: Sequence[float] | None = None
-    strength: float = 1.0
-    dialect: str = dialects.DEFAULT
-    dtype: str | None = None
-    rank: int | None = None
-    blocks: str | None = None
-    kinds: str | None = None
-    overwrite: bool = False
-    description: str = ""
-    activation_text: str = ""
-    host: str = ""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What came of it; the fields of ``i2l make --json``."""
+class MakeResult:
+    """The LoRA that was made; the fields of ``i2l make --json``."""
 
     file: str
     name: str
@@ -72,69 +50,89 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Job:
-    """An order whose pictures are open: ``scales`` says how much of the update each of them gives."""
+class PreparedMake:
+    """A request whose pictures are open. ``shares`` says how much each picture counts; they add up to 1."""
 
-    order: Order
-    model: Model
+    request: MakeRequest
+    name: str
+    folder: Path
+    model: I2LModel
     pictures: Sequence[images.Picture]
-    scales: Sequence[float]
+    shares: Sequence[float]
+
+    @property
+    def scales(self) -> list[float]:
+        """The factor of each picture's update."""
+        return [self.request.strength * share for share in self.shares]
+
+    @property
+    def dtype(self) -> str | None:
+        """The number format of the file, by safetensors' name; None: as made."""
+        return DTYPES[self.request.dtype] if self.request.dtype else None
 
     @property
     def origins(self) -> list[dict[str, Any]]:
-        """Where the LoRA comes from, without a name of the user's."""
-        return [{"sha256": p.sha256, "weight": scale} for p, scale in zip(self.pictures, self.scales, strict=True)]
+        """Of each picture its ``sha256`` and its ``weight`` (share). File names are private and left out."""
+        return [{"sha256": p.sha256, "weight": share} for p, share in zip(self.pictures, self.shares, strict=True)]
 
     @property
-    def request(self) -> str:
-        """A digest of all that was asked for and decides what the LoRA does, by which a later run knows it as made.
+    def digest(self) -> str:
+        """SHA-256 over all that decides what the LoRA does. A later run recognises the file by it.
 
-        Name, place and card (description, words for the prompt) are left out: they may be changed by hand since. So
-        are device and precision, which change the last digits only.
+        Name, folder and card (description, words for the prompt) are left out: users change them by hand. Device and
+        precision are left out too: they change the last digits only.
         """
-        order = self.order
-        shape = [order.dialect, order.dtype, order.rank, order.blocks, order.kinds]
-        facts = [self.model.name, self.origins, float(order.strength), *shape]
+        request = self.request
+        shape = [request.dialect, self.dtype, request.rank, request.blocks, request.kinds]
+        facts = [self.model.name, self.origins, float(request.strength), *shape]
         return sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make(
-    order: Order,
+    request: MakeRequest,
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,
-    cache: Cache | None = None,
-) -> Made:
-    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, and ``decode``.
+    cache: EmbeddingCache | None = None,
+) -> MakeResult:
+    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
 
-    Raises UserError for what the user can mend, Cancelled when the user wants to stop; then nothing is left behind.
+    Name, folder and model of the request must be set, else ValueError. Raises UserError for what the user can mend,
+    Cancelled when the user wants to stop; then nothing is left behind.
     """
     from i2l_ext.embed import embed
 
-    job = prepare(order)
-    weights = store.require(job.model)
-    clock = Clock()
+    prepared = prepare(request)
+    model, files = prepared.model, store.require(prepared.model)
+    clock = PhaseClock()
     with ExitStack() as opened:
-        seen = clock.time("encode", lambda: embed(job.pictures, job.model, weights, options, callbacks, cache))
+        with clock.phase("encode"):
+            embeddings = embed(prepared.pictures, model, files, options, callbacks, cache)
         callbacks.step("decode")
-        parts = decode(job.model, weights, seen, [order.strength * scale for scale in job.scales], callbacks, opened)
-        whole = complete(parts, job, weights, opened)
-        return save(job, clock.watch("decode", whole, callbacks), clock)
+        parts = decode(model, files, embeddings, prepared.scales, callbacks, opened)
+        lora = finish(parts, prepared, files, opened)
+        return save_result(prepared, clock.watch(lora, callbacks), clock)
 
 
-def prepare(order: Order) -> Job:
-    """Check what can be checked before the slow part, and open the pictures. Raises UserError."""
-    names.check_name(order.name)
-    library.check_folder(order.folder)
-    model = catalogue.find(order.model)
-    paths = images.collect(order.pictures)
-    scales = shares(order.weights, len(paths))
-    return Job(order, model, [images.open_image(path, sizes=model.views) for path in paths], scales)
+def prepare(request: MakeRequest) -> PreparedMake:
+    """Check what can be checked before the slow part, and open the pictures.
+
+    Raises UserError; ValueError where name, folder or model are not set.
+    """
+    if request.name is None or request.folder is None or request.model is None:
+        raise ValueError("name, folder and model of the request must be set")
+    names.check_name(request.name)
+    library.check_folder(request.folder)
+    model = catalogue.find(request.model)
+    paths = images.collect(request.pictures)
+    shares = shares_of(request.weights, len(paths))
+    pictures = [images.open_image(path, sizes=model.views) for path in paths]
+    return PreparedMake(request, request.name, request.folder, model, pictures, shares)
 
 
-def shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """How much of the update each of ``count`` pictures gives: w_i / sum(w), and for equal weights exactly 1 / N.
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
+    """How much each of ``count`` pictures counts: w_i / sum(w), and for equal weights exactly 1 / N.
 
-    Raises UserError unless there is one positive weight a picture.
+    Raises UserError unless there is one positive weight for each picture.
     """
     weights = [1.0] * count if weights is None else weights
     if len(weights) != count:
@@ -147,110 +145,120 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def decode(
-    model: Model,
-    weights: Mapping[str, Sequence[Path]],
-    seen: Embeddings,
+    model: I2LModel,
+    files: Mapping[str, Sequence[Path]],
+    embeddings: Embeddings,
     scales: Sequence[float],
     callbacks: Callbacks,
     opened: ExitStack,
 ) -> list[Lora]:
-    """Each expert's part of the LoRA, made as it is read, while ``opened`` is open.
+    """Each expert's part of the LoRA. A factor is made when it is asked for, while ``opened`` is open.
 
-    Raises UserError for a checkpoint that is not what it should be.
+    ``files``: the paths of each checkpoint, by its id. ``scales``: the factor of each picture's update. Raises
+    UserError for a checkpoint that is not what it should be.
     """
-    from i2l_ext.decoder.decode import Heads
+    from i2l_ext.decoder.decode import Decoder
 
     parts = []
     for expert in model.experts:
-        [path] = weights[expert.heads.id]
-        heads = opened.enter_context(Heads(path, expert.heads.spec, callbacks))
-        parts.append(heads.lora(seen.image, scales, seen.tokens.get(expert.view) if expert.view else None))
+        [path] = files[expert.heads.id]
+        decoder = opened.enter_context(Decoder(path, expert.heads.spec, callbacks))
+        tokens = embeddings.tokens.get(expert.view) if expert.view else None
+        parts.append(decoder.lora(embeddings.image, scales, tokens))
     return parts
 
 
-def complete(parts: Sequence[Lora], job: Job, weights: Mapping[str, Sequence[Path]], opened: ExitStack) -> Lora:
-    """The experts' parts side by side and the bias behind them, with the blocks, kinds, rank and dtype as ordered.
-    Without an order the dtype is the experts': the bias is a file of its own, and may be an fp8.
+def finish(
+    parts: Sequence[Lora], prepared: PreparedMake, files: Mapping[str, Sequence[Path]], opened: ExitStack
+) -> Lora:
+    """The experts' parts side by side, then the bias; with the blocks, kinds, rank and dtype of the request.
 
-    Raises UserError for a bias that is not of the model.
+    Without a dtype in the request it is that of the experts. The bias does not count: its file may be an fp8. Raises
+    UserError for a bias of another model.
     """
     from i2l_ext.converters.files import TensorFile
     from i2l_ext.converters.lora import concatenate, from_file
 
-    order, model = job.order, job.model
+    request, model = prepared.request, prepared.model
     factors = [1.0] * len(parts)
-    made = {spec.dtype for part in parts for spec in part.specs.values()}
-    dtype = order.dtype or (made.pop() if len(made) == 1 else "F32")
+    dtypes = {spec.dtype for part in parts for spec in part.specs.values()}
+    dtype = prepared.dtype or (dtypes.pop() if len(dtypes) == 1 else "F32")
     if model.bias:
-        [path] = weights[model.bias.id]
+        [path] = files[model.bias.id]
         bias = from_file(opened.enter_context(TensorFile(path)))
         if bias.arch is not model.arch:
             raise UserError(f"{path.name}: a LoRA of {bias.arch.title}, not of {model.arch.title}.")
-        parts, factors = [*parts, bias], [*factors, order.strength]
+        parts, factors = [*parts, bias], [*factors, request.strength]
     lora = concatenate(parts, factors) if len(parts) > 1 else parts[0]
-    lora = select(lora, order.blocks, order.kinds)
-    if order.rank is not None:
-        lora = resize(lora, order.rank)
+    lora = select(lora, request.blocks, request.kinds)
+    if request.rank is not None:
+        lora = resize(lora, request.rank)
     return lora.cast(dtype)
 
 
-def save(job: Job, lora: Lora, clock: Clock) -> Made:
-    """The file, its preview and its sidecar. Raises UserError; then nothing is left behind."""
-    order, model = job.order, job.model
-    facts: dict[str, Any] = {
-        "arch_id": model.arch.id,
-        "model": model.name,
-        "rank": lora.rank,
-        "description": order.description,
-    }
-
-    def write(part: Path, name: str) -> None:
-        made = metadata.metadata(name, **facts, images=job.origins, strength=order.strength, request=job.request)
-        lora.write(part, order.dialect, metadata=made)
-
+def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeResult:
+    """Write the LoRA, its preview and its sidecar. Raises UserError; then nothing is left behind."""
+    request, model = prepared.request, prepared.model
     sidecar = metadata.sidecar(
-        description=order.description,
-        sd_version=metadata.sd_version(model.arch.id, order.host),
-        activation_text=order.activation_text,
+        description=request.description,
+        sd_version=metadata.sd_version(model.arch.id, request.host),
+        activation_text=request.activation_text,
     )
-    preview = images.collage([picture.square for picture in job.pictures])
-    saved = clock.time(
-        "save",
-        lambda: library.save(
-            order.folder, order.name, write, preview=preview, sidecar=sidecar, overwrite=order.overwrite
-        ),
-    )
-    return Made(
+    preview = images.collage([picture.square for picture in prepared.pictures])
+
+    def write(path: Path, stem: str) -> None:
+        facts = metadata.lora_metadata(
+            stem,
+            arch_id=model.arch.id,
+            model=model.name,
+            rank=lora.rank,
+            description=request.description,
+            images=prepared.origins,
+            strength=request.strength,
+            request=prepared.digest,
+        )
+        lora.write(path, request.dialect, metadata=facts)
+
+    with clock.phase("save"):
+        saved = library.save_lora(
+            prepared.folder, prepared.name, write, preview=preview, sidecar=sidecar, overwrite=request.overwrite
+        )
+    return MakeResult(
         file=str(saved.file),
         name=saved.name,
         model=model.name,
         arch=model.arch.id,
-        dialect=order.dialect,
+        dialect=request.dialect,
         rank=lora.rank,
         modules=len(lora),
         bytes=saved.file.stat().st_size,
         prompt=f"<lora:{saved.name}:1>",
         preview=str(saved.preview),
         sidecar=str(saved.sidecar),
-        images=job.origins,
+        images=prepared.origins,
         seconds=clock.seconds,
     )
 
 
-class Clock:
-    """Seconds by phase. Decoding happens while the file is written: its time is taken off the writing's."""
+@dataclass
+class PhaseClock:
+    """Seconds by phase. Decoding happens while the file is written; its time is taken off the writing's."""
 
-    def __init__(self) -> None:
-        self.seconds = {"encode": 0.0, "decode": 0.0, "save": 0.0}
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("encode", "decode", "save"), 0.0))
 
-    def time(self, phase: str, work: Callable[[], Any]) -> Any:
-        start, inner = time.perf_counter(), self.seconds["decode"]
-        result = work()
-        self.seconds[phase] += time.perf_counter() - start - (self.seconds["decode"] - inner)
-        return result
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside the block."""
+        start, decoded = time.perf_counter(), self.seconds["decode"]
+        yield
+        self.seconds[name] += time.perf_counter() - start - (self.seconds["decode"] - decoded)
 
-    def watch(self, phase: str, lora: Lora, callbacks: Callbacks) -> Lora:
-        """The same LoRA; making its factors is timed, told, and stopped when the user wants it."""
+    def portion(self, share: float) -> PhaseClock:
+        """A clock for one of several LoRAs that were made together: its share of the time so far."""
+        return PhaseClock({phase: seconds * share for phase, seconds in self.seconds.items()})
+
+    def watch(self, lora: Lora, callbacks: Callbacks) -> Lora:
+        """The same LoRA. Making its factors counts as decoding, reports progress, and can be stopped."""
         done: set[str] = set()
 
         def load(path: str) -> Pair:
@@ -258,9 +266,9 @@ class Clock:
             start = time.perf_counter()
             try:
                 pair = lora.load(path)
-            except OSError as error:  # or it would be taken for one of the file that is being written
+            except OSError as error:  # else it would be taken for an error of the file that is being written
                 raise UserError(f"The weights cannot be read ({error.strerror or error}).") from error
-            self.seconds[phase] += time.perf_counter() - start
+            self.seconds["decode"] += time.perf_counter() - start
             done.add(path)
             callbacks.progress(len(done) / len(lora))
             return pair

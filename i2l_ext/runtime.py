@@ -1,4 +1,4 @@
-"""How the processors are shared, and not kept busy for nothing. Import before torch."""
+"""Settings of a process that must be made before torch is imported: how threads wait, and what freed memory does."""
 
 import ctypes
 import os
@@ -8,24 +8,26 @@ from contextlib import suppress
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 """glibc's numbers for ``mallopt``; all but the last are set in bytes."""
 
-KEPT = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 1 << 26, ARENA_MAX: 1}
-"""What is freed stays at hand, on every thread. A layer takes and frees the same megabytes again and again; to get
-them from the kernel each time, page by page and cleared, was 7 % of the time that five pictures took in an encoder,
-and a tenth of that of a training."""
+KEEP_FREED = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 1 << 26, ARENA_MAX: 1}
+"""Freed memory stays with the process, and serves every thread. A layer takes and frees the same megabytes again and
+again. To get them from the kernel each time, cleared page by page, took 7 % of the time of an encoder with five
+pictures, and a tenth of the time of a training."""
 
 
-def share() -> None:
-    """Have threads of a matrix product that wait for each other sleep, not spin: another thread reads meanwhile, and
-    other programs have work too. On a busy machine of two processors encoding took a third less time. And keep freed
-    memory at hand, where the C library can. A user's own choice of either stands."""
+def configure_process() -> None:
+    """Make waiting threads of a matrix product sleep, and keep freed memory where the C library can.
+
+    A spinning thread takes processor time from the thread that reads, and from other programs: encoding takes a third
+    less time on a busy machine of two processors. What the user has set in the environment stays.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        allocate(KEPT)
+        set_malloc_options(KEEP_FREED)
 
 
-def allocate(settings: Mapping[int, int]) -> None:
-    """Give glibc settings of its allocator, as ``mallopt`` takes them; nothing where the C library is another."""
+def set_malloc_options(options: Mapping[int, int]) -> None:
+    """Set options of glibc's allocator, {number for ``mallopt``: value}. Does nothing with another C library."""
     with suppress(OSError, TypeError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for what, value in settings.items():
-            mallopt(what, value)
+        for number, value in options.items():
+            mallopt(number, value)

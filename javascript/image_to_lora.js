@@ -1,5 +1,5 @@
-// The tab's few lines of script: what the page gathers goes into one hidden box, and a hidden button asks how the
-// jobs stand. Works alike in every host; nothing is loaded from anywhere.
+// The script of the tab. What the page gathers goes into one hidden box, and a hidden button polls the jobs. It works
+// alike in every host and loads nothing.
 (function () {
     "use strict";
     if (window.imageToLora) return;
@@ -70,7 +70,7 @@
         uploads = uploads.then(() => upload(id, files)).catch(console.error).finally(() => { sending -= 1; });
     }
 
-    // Who presses the button while pictures are still on their way means those too.
+    // If the button is pressed while pictures are uploading, the job starts after the last of them.
     function afterUploads(button) {
         if (eager) return;
         eager = true;
@@ -176,8 +176,8 @@
         },
         undrop: (item) => { delete dropped[item.dataset.i2lTarget]; item.parentElement.remove(); gather(); },
         cancel: (item) => aim(item.dataset.i2lJob, "i2l_cancel"),
-        mend: (item) => {
-            aim(item.dataset.i2lText + " " + item.dataset.i2lTarget, "i2l_mend");
+        repair: (item) => {
+            aim(item.dataset.i2lText + " " + item.dataset.i2lTarget, "i2l_repair");
             asked = Date.now() - SLOW + 300;
         },
     };
@@ -239,7 +239,7 @@
     }
 
     function tidy() {
-        all('#i2l_activity, [id^="i2l_"][id$="_error"], [id^="i2l_"][id$="_mended"], [id^="i2l_"][id$="_result"], #i2l_saved_as, ' +
+        all('#i2l_activity, [id^="i2l_"][id$="_error"], [id^="i2l_"][id$="_repaired"], [id^="i2l_"][id$="_result"], #i2l_saved_as, ' +
             "#i2l_train_curve").forEach((block) => {
             block.style.display = block.textContent.trim() || find("img", block) ? "" : "none";
         });
@@ -254,7 +254,7 @@
         });
     }
 
-    // Asked before the hidden button is pressed: where nobody answers, gradio would put up an alarm at each press.
+    // Asked before the hidden button is pressed: without an answer, gradio would show an alert at each press.
     async function isThere() {
         const stop = new AbortController();
         const late = setTimeout(() => stop.abort(), PATIENCE);
@@ -293,7 +293,7 @@
         try { localStorage.setItem("i2l_language", language); } catch (error) { console.error(error); }
     }
 
-    // Alone there is no WebUI that translates: window.i2lWords has the words (see alone.py).
+    // Stand-alone there is no WebUI that translates: window.i2lWords has the texts (see standalone.py).
     function language() {
         const words = window.i2lWords;
         if (!words) return;
@@ -313,7 +313,7 @@
             for (const change of changes) {
                 (change.type === "childList" ? change.addedNodes : [change.target]).forEach(translate);
             }
-            observer.takeRecords();  // what we have just written ourselves
+            observer.takeRecords();  // our own changes
         });
         observer.observe(document.body, {subtree: true, childList: true, characterData: true, attributeFilter: SPOKEN});
         translate(document.body);

@@ -1,4 +1,4 @@
-"""The WebUI's door. The WebUI executes this file, again at every reload of its page."""
+"""The WebUI executes this file when it starts and whenever its page is reloaded."""
 
 from i2l_ext.webui import extension
 

@@ -16,7 +16,7 @@ def write(path, stem):
 
 
 def save(folder, name="style", write=write, **options):
-    return library.save(folder, name, write, preview=PREVIEW, sidecar=NOTE, **options)
+    return library.save_lora(folder, name, write, preview=PREVIEW, sidecar=NOTE, **options)
 
 
 def listing(folder):

@@ -14,14 +14,14 @@ from i2l_ext.models import catalogue
 
 catalogue.MODELS.update(small_models.SMALL)
 if pause := float(os.environ.get("I2L_TEST_SLEEP", "0")):
-    whole = decoder._Decoder.__call__
+    whole = decoder._FactorLoader.__call__
 
     def slowly(self, path):
         print("decoding", flush=True)
         time.sleep(pause)
         return whole(self, path)
 
-    decoder._Decoder.__call__ = slowly
+    decoder._FactorLoader.__call__ = slowly
 
 if __name__ == "__main__":
     sys.exit(main.main(sys.argv[1:]))

@@ -11,12 +11,12 @@ from PIL import Image
 
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.lora import Lora
-from i2l_ext.decoder.decode import HeadSpec, Residual
-from i2l_ext.models.catalogue import Checkpoint, Expert, Model
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.models.catalogue import Checkpoint, Expert, I2LModel
 from small_encoders import DINOV3, QWEN_VL, SIGLIP, save, weights
 
 EMBED = SIGLIP.width + DINOV3.width
-COARSE, FINE = (Residual(QWEN_VL.tokens(side), QWEN_VL.width, 4) for side in (QWEN_VL.lowres, QWEN_VL.highres))
+COARSE, FINE = (ResidualSpec(QWEN_VL.tokens(side), QWEN_VL.width, 4) for side in (QWEN_VL.lowres, QWEN_VL.highres))
 
 
 def checkpoint(id, kind, spec):
@@ -24,7 +24,7 @@ def checkpoint(id, kind, spec):
 
 
 def heads(id, residual=None):
-    return checkpoint(id, "heads", HeadSpec(MINI, EMBED, compress=8, residual=residual))
+    return checkpoint(id, "heads", DecoderSpec(MINI, EMBED, compress=8, residual=residual))
 
 
 SEE = checkpoint("small-siglip2", "siglip2", SIGLIP), checkpoint("small-dinov3", "dinov3", DINOV3)
@@ -38,8 +38,8 @@ BIAS = checkpoint("small-bias", "bias", MINI)
 SMALL = {
     model.name: model
     for model in (
-        Model("small", "for tests", MINI, *SEE, (Expert(heads("small-style")),)),
-        Model("small-all", "for tests", MINI, *SEE, COARSE_FINE, QWEN, BIAS),
+        I2LModel("small", "for tests", MINI, *SEE, (Expert(heads("small-style")),)),
+        I2LModel("small-all", "for tests", MINI, *SEE, COARSE_FINE, QWEN, BIAS),
     )
 }
 

@@ -19,11 +19,12 @@ from starlette.datastructures import Headers  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.library.names import check_name  # noqa: E402
-from i2l_ext.webui import panes, standalone, uploads  # noqa: E402
-from i2l_ext.webui.access import NEAR, Gate, Refused  # noqa: E402
-from i2l_ext.webui.host import Alone  # noqa: E402
-from i2l_ext.webui.service import Desk, Wish  # noqa: E402
-from i2l_ext.webui.settings import OPTIONS  # noqa: E402
+from i2l_ext.webui import handlers, standalone, uploads  # noqa: E402
+from i2l_ext.webui.access import LOCAL_NAMES, AccessMiddleware, AccessPolicy  # noqa: E402
+from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
+from i2l_ext.webui.service import Service  # noqa: E402
+from i2l_ext.webui.settings import SETTINGS  # noqa: E402
+from i2l_ext.webui.statuses import status_of  # noqa: E402
 
 GOOD = {"host": "localhost:7860"}
 PAGE = {"host": "sd.example:7860", "origin": "http://sd.example:7860"}
@@ -43,45 +44,45 @@ VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetc
 
 
 @pytest.mark.parametrize("headers", STRANGERS.values(), ids=STRANGERS)
-@pytest.mark.parametrize("names", [NEAR, None])
+@pytest.mark.parametrize("names", [LOCAL_NAMES, None])
 def test_pages_of_other_sites_are_refused(headers, names):
-    with pytest.raises(Refused):
-        Gate(names).check("GET", {**GOOD, **headers})
+    with pytest.raises(UserError):
+        AccessPolicy(names).check("GET", {**GOOD, **headers})
 
 
 @pytest.mark.parametrize("host", REBOUND)
 def test_a_name_that_was_made_to_point_here_is_refused(host):
-    with pytest.raises(Refused):
-        Gate(NEAR).check("GET", {"host": host, "origin": f"http://{host}"})
-    with pytest.raises(Refused):
-        Gate(NEAR).check("GET", {"host": host})
+    with pytest.raises(UserError):
+        AccessPolicy(LOCAL_NAMES).check("GET", {"host": host, "origin": f"http://{host}"})
+    with pytest.raises(UserError):
+        AccessPolicy(LOCAL_NAMES).check("GET", {"host": host})
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:7860", "[::1]:7860", "192.168.1.5:7860"])
 def test_our_own_page_is_let_in(host):
-    Gate(NEAR).check("POST", {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"})
-    Gate(NEAR).check("GET", {"host": host, **VISIT})
+    AccessPolicy(LOCAL_NAMES).check("POST", {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"})
+    AccessPolicy(LOCAL_NAMES).check("GET", {"host": host, **VISIT})
 
 
 def test_a_visit_by_a_link_does_nothing():
-    with pytest.raises(Refused):
-        Gate(NEAR).check("POST", {**GOOD, **VISIT})
+    with pytest.raises(UserError):
+        AccessPolicy(LOCAL_NAMES).check("POST", {**GOOD, **VISIT})
 
 
 def test_names_are_those_that_were_given():
-    Gate(["SD.example"]).check("POST", PAGE)
-    Gate(None).check("POST", PAGE)
-    with pytest.raises(Refused):
-        Gate(NEAR).check("POST", PAGE)
+    AccessPolicy(["SD.example"]).check("POST", PAGE)
+    AccessPolicy(None).check("POST", PAGE)
+    with pytest.raises(UserError):
+        AccessPolicy(LOCAL_NAMES).check("POST", PAGE)
 
 
 @pytest.mark.parametrize("said", ["", "Basic", "Basic !!", "Basic bWU6", "Basic bWU6d3Jvbmc=", "Bearer bWU6c2VjcmV0"])
 def test_credentials_that_are_wrong(said):
-    gate = Gate(NEAR, [("me", "secret"), ("you", "other")])
-    with pytest.raises(Refused) as refused:
-        gate.check("GET", {**GOOD, "authorization": said})
-    assert refused.value.status == 401
-    gate.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
+    policy = AccessPolicy(LOCAL_NAMES, [("me", "secret"), ("you", "other")])
+    with pytest.raises(UserError) as refused:
+        policy.check("GET", {**GOOD, "authorization": said})
+    assert status_of(refused.value) == 401
+    policy.check("GET", {**GOOD, "authorization": "basic bWU6c2VjcmV0"})  # me:secret
 
 
 def free_port():
@@ -99,14 +100,14 @@ def page(tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         engine = [sys.executable, "-c", "raise SystemExit(9)"]
-        blocks, desk = standalone.serve(
+        blocks, service = standalone.start_page(
             "127.0.0.1", free_port(), lora_folder=folder / "Lora", names=["sd.example"], command=engine
         )
         with httpx.Client(base_url=blocks.local_url, timeout=120, follow_redirects=True) as client:
-            client.desk, client.blocks, client.folder = desk, blocks, folder
+            client.service, client.blocks, client.folder = service, blocks, folder
             yield client
         blocks.close()
-        desk.queue.close()
+        service.queue.close()
 
 
 def test_the_stand_alone_page_answers_to_its_names(page):
@@ -130,8 +131,6 @@ def test_strangers_cannot_upload(page):
 def test_a_socket_is_refused_to_strangers():
     import asyncio
 
-    from i2l_ext.webui.access import Door
-
     async def inside(scope, receive, send):
         await send({"type": "websocket.accept"})
 
@@ -142,7 +141,7 @@ def test_a_socket_is_refused_to_strangers():
             said.append(message["type"])
 
         scope = {"type": "websocket", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
-        asyncio.run(Door(inside, Gate(NEAR))(scope, None, send))
+        asyncio.run(AccessMiddleware(inside, AccessPolicy(LOCAL_NAMES))(scope, None, send))
         return said
 
     assert knock(GOOD) == ["websocket.accept"]
@@ -162,27 +161,31 @@ def test_a_folder_on_the_server_is_for_those_who_sit_at_it(tmp_path):
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     near = Headers({"host": "localhost:7860"})
-    assert panes._pictures_in(str(tmp_path), near) == [tmp_path / "a.png"]
+    assert handlers.folder_pictures(str(tmp_path), near) == [tmp_path / "a.png"]
     for folder, headers in [
         (str(tmp_path), Headers({"host": "x.tunnel.example"})),
         ("", near), ("relative", near), (str(tmp_path / "a.png"), near), (str(tmp_path / "none"), near),
     ]:  # fmt: skip
         with pytest.raises(UserError):
-            panes._pictures_in(folder, headers)
+            handlers.folder_pictures(folder, headers)
 
 
 @pytest.mark.parametrize(("address", "offered"), [("127.0.0.1", True), ("0.0.0.0", False)])  # noqa: S104
 def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address, offered):
     import gradio as gr
 
-    from i2l_ext.webui.host import LOCAL, Alone
-    from i2l_ext.webui.service import Desk
-    from i2l_ext.webui.tab import build
+    from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES
+    from i2l_ext.webui.service import Service
+    from i2l_ext.webui.tab import build_tab
 
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=address in LOCAL), tmp_path, [sys.executable, "-c", ""])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=address in LOCAL_ADDRESSES),
+        tmp_path,
+        [sys.executable, "-c", ""],
+    )
     with gr.Blocks():
-        assert ("server_folder" in build(desk)) is offered
-    desk.queue.close()
+        assert ("server_folder" in build_tab(service)) is offered
+    service.queue.close()
 
 
 def call(page, name, event, *values, headers=None):
@@ -200,17 +203,17 @@ def test_the_served_button_for_folders(page, tmp_path):
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     asked = (page, "add_folder", "click", str(tmp_path), json.dumps({"pictures": []}))
-    assert panes.FAR in call(*asked, headers={"host": "sd.example"}).json()["data"][0]
-    assert not page.desk.uploads.folder.exists()
-    assert panes.FAR not in call(*asked).json()["data"][0]
-    assert len(list(page.desk.uploads.folder.iterdir())) == 1
+    assert handlers.NOT_LOCAL in call(*asked, headers={"host": "sd.example"}).json()["data"][0]
+    assert not page.service.uploads.folder.exists()
+    assert handlers.NOT_LOCAL not in call(*asked).json()["data"][0]
+    assert len(list(page.service.uploads.folder.iterdir())) == 1
 
 
 def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp_path):
     def keep(headers, **changed):
-        values = [changed.get(option.key, option.default) for option in OPTIONS]
-        call(page, OPTIONS[0].key.replace("i2l_", "setting_"), "change", *values, headers=headers)
-        return page.desk.host.stored.read()
+        values = [changed.get(option.key, option.default) for option in SETTINGS]
+        call(page, SETTINGS[0].key.replace("i2l_", "setting_"), "change", *values, headers=headers)
+        return page.service.host.settings_file.read()
 
     far = {"host": "sd.example"}
     assert keep(far, i2l_lora_folder=str(tmp_path))["i2l_lora_folder"] == ""
@@ -224,10 +227,12 @@ def test_the_folders_of_the_settings_are_changed_at_this_machine_alone(page, tmp
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
-    yield desk
-    desk.queue.close()
+def service(tmp_path):
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
+    yield service
+    service.queue.close()
 
 
 OUTSIDE = (
@@ -240,66 +245,66 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
-def test_names_of_other_places(desk, name):
-    (desk.uploads.folder.parent / "a.png").write_bytes(b"x")
-    picture = desk.uploads.take(desk.uploads.folder.parent / "a.png")
-    for wish in (Wish([picture], name, "mini"), Wish([picture], "good", "mini", subfolder=name or "/")):
+def test_names_of_other_places(service, name):
+    (service.uploads.folder.parent / "a.png").write_bytes(b"x")
+    picture = service.uploads.take(service.uploads.folder.parent / "a.png")
+    for target in ({"name": name}, {"name": "good", "subfolder": name or "/"}):
         with pytest.raises(UserError):
-            desk.make(wish)
+            service.make([picture], model="mini", **target)
     with pytest.raises(UserError):
-        desk.lora(name)
+        service.lora(name)
     with pytest.raises(UserError):
-        desk.uploads.paths([name])
-    assert not (desk.host.lora_folder()).exists()
-    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+        service.uploads.paths([name])
+    assert not (service.host.lora_folder()).exists()
+    assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
-def test_an_uploaded_file_of_that_name_is_given_a_clean_one(desk, tmp_path, name):
-    desk.host.lora_folder().mkdir()
-    job = desk.convert(tmp_path / "upload.safetensors", f"{name}.safetensors", "kohya")
-    output = Path(job.request["arguments"][-1])
-    assert output.parent == desk.host.lora_folder() and check_name(output.stem)
-    job = desk.export(tmp_path / "upload.safetensors", f"{name}.safetensors", "diffusers", 8)
-    output = Path(job.request["arguments"][-1])
-    assert output.parent == desk.host.lora_folder().parent / "i2l-training" and check_name(output.name)
+def test_an_uploaded_file_of_that_name_is_given_a_clean_one(service, tmp_path, name):
+    service.host.lora_folder().mkdir()
+    job = service.convert(tmp_path / "upload.safetensors", f"{name}.safetensors", "kohya")
+    output = Path(job.request["output"])
+    assert output.parent == service.host.lora_folder() and check_name(output.stem)
+    job = service.export(tmp_path / "upload.safetensors", f"{name}.safetensors", "diffusers", 8)
+    output = Path(job.request["output"])
+    assert output.parent == service.host.lora_folder().parent / "i2l-training" and check_name(output.name)
 
 
 @pytest.mark.parametrize(("act", "words"), [("convert", ["--help"]), ("export", ["--help", 8]), ("export", ["diffusers", 0])])  # fmt: skip  # noqa: E501
-def test_words_of_a_client_do_not_become_options(desk, tmp_path, act, words):
+def test_words_of_a_client_do_not_become_options(service, tmp_path, act, words):
     with pytest.raises(UserError):
-        getattr(desk, act)(tmp_path / "a.safetensors", "a", *words)
+        getattr(service, act)(tmp_path / "a.safetensors", "a", *words)
 
 
-def test_only_models_of_the_catalogue_are_fetched(desk):
-    desk._models = [{"name": "mini"}]
+def test_only_models_of_the_catalogue_are_fetched(service):
+    service.models._rows = [{"name": "mini"}]
     for name in ("../evil", "someone/weights", "--to"):
-        for act in (desk.download, desk.verify):
+        for act in (service.download, service.verify):
             with pytest.raises(UserError):
                 act(name)
 
 
-def test_pictures_that_are_kept_have_a_bound(desk, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_KEPT", 250)
+def test_pictures_that_are_kept_have_a_bound(service, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_KEPT", 250)
     ids = []
     for number in range(4):
-        ids.append(desk.uploads.take_stream(BytesIO(bytes([number]) * 100)))
-        os.utime(desk.uploads.folder / ids[-1], (number + 1, number + 1))
-    assert [path.name for path in desk.uploads.paths(ids[2:])] == ids[2:]
-    assert len(list(desk.uploads.folder.iterdir())) == 2
+        ids.append(service.uploads.take_stream(BytesIO(bytes([number]) * 100)))
+        os.utime(service.uploads.folder / ids[-1], (number + 1, number + 1))
+    assert [path.name for path in service.uploads.paths(ids[2:])] == ids[2:]
+    assert len(list(service.uploads.folder.iterdir())) == 2
 
 
-def test_a_picture_that_does_not_end(desk, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_BYTES", 1 << 20)
+def test_a_picture_that_does_not_end(service, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1 << 20)
     with pytest.raises(UserError):
-        desk.uploads.take_stream(BytesIO(bytes((1 << 20) + 1)))
-    assert not list(desk.uploads.folder.iterdir())
+        service.uploads.take_stream(BytesIO(bytes((1 << 20) + 1)))
+    assert not list(service.uploads.folder.iterdir())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
 def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("I2L_STATE", raising=False)
-    monkeypatch.setattr(queue.child, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(queue.process, "ROOT", tmp_path / "nowhere")
     monkeypatch.setattr(queue.tempfile, "gettempdir", lambda: str(tmp_path))
     folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
     other.mkdir()
@@ -326,45 +331,52 @@ def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
 def test_settings_of_folders_are_not_shown_in_the_network(tmp_path):
     import gradio as gr
 
-    from i2l_ext.webui.tab import build
+    from i2l_ext.webui.tab import build_tab
 
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path, local=False), tmp_path, [sys.executable, "-c", ""])
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path, is_local=False), tmp_path, [sys.executable, "-c", ""]
+    )
     with gr.Blocks():
-        shown = set(build(desk))
-    desk.queue.close()
-    assert {option.key for option in OPTIONS if option.key in shown} == {o.key for o in OPTIONS if not o.folder}
+        shown = set(build_tab(service))
+    service.queue.close()
+    assert {option.key for option in SETTINGS if option.key in shown} == {o.key for o in SETTINGS if not o.folder}
 
 
 def test_the_credentials_of_the_stand_alone_page(tmp_path, monkeypatch):
     """They stand before the page and before the HTTP interface."""
     monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
     engine = [sys.executable, "-c", "raise SystemExit(9)"]
-    blocks, desk = standalone.serve("127.0.0.1", free_port(), lora_folder=tmp_path / "Lora", command=engine, api=True,
-                               auth=[("me", "secret")])  # fmt: skip
+    folder, auth = tmp_path / "Lora", [("me", "secret")]
+    blocks, service = standalone.start_page(
+        "127.0.0.1", free_port(), lora_folder=folder, command=engine, api=True, auth=auth
+    )
     with httpx.Client(base_url=blocks.local_url, timeout=120) as client:
         for path in ("/config", "/i2l/v1/loras", "/i2l/v1/openapi.json"):
             assert client.get(path).status_code == 401, path
             assert client.get(path, auth=("me", "wrong")).status_code == 401, path
         assert client.get("/i2l/v1/loras", auth=("me", "secret")).status_code == 200
     blocks.close()
-    desk.queue.close()
+    service.queue.close()
 
 
 def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
     """All that the WebUI knows, each of which opens; and the extension puts them before its routes."""
-    from i2l_ext.webui import api, extension, host
+    from i2l_ext.webui import api, extension
+    from i2l_ext.webui.hosts.webui import WebUIHost
 
     users = tmp_path / "users"
     users.write_text("e:f,g:h\n", encoding="utf-8")
-    flags = SimpleNamespace(api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
+    flags = SimpleNamespace(api=True, api_auth="a:b,c:d:e", gradio_auth="u:p", gradio_auth_path=str(users))
     modules = ModuleType("modules")
     modules.shared = SimpleNamespace(cmd_opts=flags)
+    modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "modules", modules)
     known = [("a", "b"), ("c", "d:e"), ("u", "p"), ("e", "f"), ("g", "h")]
+    host = WebUIHost()
     assert host.credentials() == known
     added = []
-    monkeypatch.setattr(extension, "desk", lambda: SimpleNamespace(host=SimpleNamespace(api=True)))
-    monkeypatch.setattr(api, "add", lambda app, desk, credentials=(): added.extend(credentials))
+    monkeypatch.setattr(extension, "webui_service", lambda: SimpleNamespace(host=host))
+    monkeypatch.setattr(api, "add_api", lambda app, service, credentials=(): added.extend(credentials))
     app = SimpleNamespace(router=SimpleNamespace(routes=["the host's"]))
     extension._started(None, app)
     assert added == known
@@ -373,10 +385,10 @@ def test_the_credentials_of_a_webui(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("flags", [{"listen": True}, {"share": True}, {"ngrok": "x"}, {"server_name": "0.0.0.0"}, {}])  # noqa: S104  # fmt: skip
 def test_a_webui_in_the_network_is_not_local(monkeypatch, tmp_path, flags):
-    from i2l_ext.webui.host import WebUI
+    from i2l_ext.webui.hosts.webui import WebUIHost
 
     modules = ModuleType("modules")
     modules.shared = SimpleNamespace(cmd_opts=SimpleNamespace(**flags), opts=SimpleNamespace())
     modules.paths = SimpleNamespace(script_path=str(tmp_path), models_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "modules", modules)
-    assert WebUI().local is (not flags)
+    assert WebUIHost().is_local is (not flags)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from i2l_ext.batch import share
+from i2l_ext.batch import share_of_process
 from i2l_ext.commands.main import main
 from i2l_ext.converters.lora import Lora
 from test_make import assert_same, deltas
@@ -140,10 +140,10 @@ def test_pictures_go_through_the_encoders_together(run, folder, monkeypatch):
 
 
 def test_shares_are_disjoint_and_complete():
-    orders = list(range(23))
-    parts = [share(orders, {"RANK": str(rank), "WORLD_SIZE": "4"}) for rank in range(4)]
-    assert sorted(order for part in parts for order in part) == orders
-    assert share(orders, {}) == orders
+    requests = list(range(23))
+    parts = [share_of_process(requests, {"RANK": str(rank), "WORLD_SIZE": "4"}) for rank in range(4)]
+    assert sorted(request for part in parts for request in part) == requests
+    assert share_of_process(requests, {}) == requests
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is not Windows's")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from i2l_ext.converters import dialects, files
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE
-from i2l_ext.converters.dialects import DIALECTS, PREFIXES, parse_keys
+from i2l_ext.converters.dialects import DIALECTS, PREFIXES
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import Lora
 
 PAIRS = [

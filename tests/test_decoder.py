@@ -11,7 +11,8 @@ from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
-from i2l_ext.decoder.decode import Heads, HeadSpec, Residual
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.decoder.decode import Decoder
 from i2l_ext.models import catalogue
 from peers import diffsynth
 
@@ -44,18 +45,18 @@ def qwen_peer(**config):
 
 CASES = {
     "style": (
-        HeadSpec(shallow(QWEN_IMAGE), EMBED, 64),
+        DecoderSpec(shallow(QWEN_IMAGE), EMBED, 64),
         lambda: qwen_peer(use_residual=False, compress_dim=64),
     ),
     "coarse": (
-        HeadSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=Residual(71, 3584, 1024)),
+        DecoderSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=ResidualSpec(71, 3584, 1024)),
         lambda: qwen_peer(use_residual=True, compress_dim=128, residual_length=71, residual_mid_dim=1024),
     ),
     "fine": (
-        HeadSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=Residual(1376, 3584, 64)),
+        DecoderSpec(shallow(QWEN_IMAGE), EMBED, 128, residual=ResidualSpec(1376, 3584, 64)),
         lambda: qwen_peer(use_residual=True, compress_dim=128, residual_length=37 * 37 + 7, residual_mid_dim=64),
     ),
-    "z-image": (HeadSpec(shallow(Z_IMAGE), EMBED, 128), z_image_peer),
+    "z-image": (DecoderSpec(shallow(Z_IMAGE), EMBED, 128), z_image_peer),
 }
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -89,8 +90,8 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
         ]
     theirs = diffsynth("utils.lora.merge").merge_lora(parts, alpha=1 / count)
 
-    with Heads(path, spec) as heads:
-        ours = heads.lora(x.flatten(1), [1 / count] * count, residual)
+    with Decoder(path, spec) as decoder:
+        ours = decoder.lora(x.flatten(1), [1 / count] * count, residual)
         assert {f"{path}.lora_{ab}.default.weight" for path in ours for ab in "AB"} == set(theirs)
         for path in ours:
             down, up = ours[path]
@@ -100,11 +101,11 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
 
 
 def test_modules_may_be_asked_for_in_any_order(tmp_path):
-    spec = HeadSpec(shallow(QWEN_IMAGE, depth=3), 8, 2)
+    spec = DecoderSpec(shallow(QWEN_IMAGE, depth=3), 8, 2)
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
-    with Heads(tmp_path / "heads.safetensors", spec) as heads:
+    with Decoder(tmp_path / "heads.safetensors", spec) as decoder:
         x = torch.randn(2, 8)
-        one, other = heads.lora(x, [0.5, 0.5]), heads.lora(x, [0.5, 0.5])
+        one, other = decoder.lora(x, [0.5, 0.5]), decoder.lora(x, [0.5, 0.5])
         straight = {path: one[path] for path in one}
         for path in [*reversed(list(other)), *other]:
             for ours, theirs in zip(other[path], straight[path], strict=True):
@@ -112,17 +113,17 @@ def test_modules_may_be_asked_for_in_any_order(tmp_path):
 
 
 @pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-@pytest.mark.parametrize(("kind", "residual"), [("direct", Residual(3, 5, 2)), ("direct", None), ("core", None)])
+@pytest.mark.parametrize(("kind", "residual"), [("direct", ResidualSpec(3, 5, 2)), ("direct", None), ("core", None)])
 def test_fp8_heads_are_computed_in_bf16(tmp_path, fp8, kind, residual):
-    spec = HeadSpec(shallow(QWEN_IMAGE), 8, 2, residual=residual, kind=kind)
+    spec = DecoderSpec(shallow(QWEN_IMAGE), 8, 2, residual=residual, kind=kind)
     stored = {key: torch.randn(shape).to(fp8) for key, shape in spec.shapes.items()}
     x, tokens = torch.randn(2, 8), torch.randn(2, 3, 5)
 
     def made(tensors):
         path = tmp_path / "heads.safetensors"
         save_file(tensors, path)
-        with Heads(path, spec) as heads:
-            lora = heads.lora(x, [0.5, 0.5], tokens if residual else None)
+        with Decoder(path, spec) as decoder:
+            lora = decoder.lora(x, [0.5, 0.5], tokens if residual else None)
             assert {spec.dtype for spec in lora.specs.values()} == {"BF16"}
             return [factor for path in lora for factor in lora[path]]
 
@@ -133,26 +134,26 @@ def test_fp8_heads_are_computed_in_bf16(tmp_path, fp8, kind, residual):
 
 @pytest.mark.parametrize("at", [0, -1])
 def test_heads_of_whole_numbers_are_refused(tmp_path, monkeypatch, at):
-    spec, closed, close = HeadSpec(shallow(Z_IMAGE), 8, 2), [], TensorFile.close
+    spec, closed, close = DecoderSpec(shallow(Z_IMAGE), 8, 2), [], TensorFile.close
     monkeypatch.setattr(TensorFile, "close", lambda self: (closed.append(self.path), close(self)))
     tensors = {key: torch.zeros(shape) for key, shape in spec.shapes.items()}
     key = list(tensors)[at]
     save_file(tensors | {key: tensors[key].to(torch.int8)}, tmp_path / "heads.safetensors")
     with pytest.raises(UserError, match=f"{key}' holds I8, not floats"):
-        Heads(tmp_path / "heads.safetensors", spec)
+        Decoder(tmp_path / "heads.safetensors", spec)
     assert closed == [tmp_path / "heads.safetensors"]
 
 
 def test_heads_are_used_on_the_processor_whatever_torchs_own_device_is(tmp_path):
-    spec = HeadSpec(shallow(QWEN_IMAGE), 8, 2, residual=Residual(3, 5, 2))
+    spec = DecoderSpec(shallow(QWEN_IMAGE), 8, 2, residual=ResidualSpec(3, 5, 2))
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
     x, residual = torch.randn(2, 8), torch.randn(2, 3, 5)
 
     def made(device):
         torch.set_default_device(device)
         try:
-            with Heads(tmp_path / "heads.safetensors", spec) as heads:
-                lora = heads.lora(x, [0.5, 0.5], residual)
+            with Decoder(tmp_path / "heads.safetensors", spec) as decoder:
+                lora = decoder.lora(x, [0.5, 0.5], residual)
                 return [factor for path in lora for factor in lora[path]]
         finally:
             torch.set_default_device(None)
@@ -162,15 +163,15 @@ def test_heads_are_used_on_the_processor_whatever_torchs_own_device_is(tmp_path)
 
 
 def test_the_decoder_leaves_torchs_threads_alone(tmp_path):
-    spec = HeadSpec(shallow(QWEN_IMAGE, depth=1), 8, 2)
+    spec = DecoderSpec(shallow(QWEN_IMAGE, depth=1), 8, 2)
     save_file({key: torch.randn(shape) for key, shape in spec.shapes.items()}, tmp_path / "heads.safetensors")
     counts, before = [], torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with Heads(tmp_path / "heads.safetensors", spec) as heads:
-            lora = heads.lora(torch.randn(2, 8), [0.5, 0.5])
+        with Decoder(tmp_path / "heads.safetensors", spec) as decoder:
+            lora = decoder.lora(torch.randn(2, 8), [0.5, 0.5])
             assert len([lora[path] for path in lora]) == 12
-            heads.workers.pool.submit(lambda: counts.append(torch.get_num_threads())).result()
+            decoder.workers.pool.submit(lambda: counts.append(torch.get_num_threads())).result()
         thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
         thread.start()
         thread.join()
@@ -223,13 +224,13 @@ def test_the_published_structure(part):
 
 
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path):
-    spec = HeadSpec(shallow(Z_IMAGE), 8, 2)
+    spec = DecoderSpec(shallow(Z_IMAGE), 8, 2)
     tensors = {key: torch.zeros(shape) for key, shape in spec.shapes.items()}
     key = "layers_lora.blocks.1.layers.2.proj_b.proj_out.weight"
 
     def found(changed):
         save_file(changed, tmp_path / "heads.safetensors")
-        Heads(tmp_path / "heads.safetensors", spec).close()
+        Decoder(tmp_path / "heads.safetensors", spec).close()
 
     found(tensors)
     with pytest.raises(UserError, match=f"{key}.*missing"):

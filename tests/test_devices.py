@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from i2l_ext.commands.doctor import examine
 from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders import dims, dinov3, qwen_vl, siglip2
+from i2l_ext.operations import Context, perform
+from i2l_ext.operations.compute import compute_options
+from i2l_ext.requests import DoctorRequest, EngineOptions
 from i2l_ext.weights import devices
 from i2l_ext.weights.devices import Device, choose_dtype
-from i2l_ext.worker import tasks
 
 CPU = Device("cpu", "cpu")
 HOPPER, AMPERE, TURING, PASCAL = (
@@ -50,7 +51,7 @@ BF16, FP16, FP32 = "bfloat16", "float16", "float32"
     ],
 )
 def test_the_choice(device, safe, wish, dtype, why):
-    assert choose_dtype(device, safe, wish) == devices.Choice(dtype, why)
+    assert choose_dtype(device, safe, wish) == devices.DtypeChoice(dtype, why)
 
 
 def test_facts_of_devices(monkeypatch):
@@ -67,7 +68,7 @@ def test_facts_of_devices(monkeypatch):
 @pytest.fixture
 def on(monkeypatch):
     """Have the processor taken for another device."""
-    return lambda device: monkeypatch.setattr(devices, "facts", lambda name: device)
+    return lambda device: monkeypatch.setattr(devices, "device_facts", lambda name: device)
 
 
 @pytest.fixture
@@ -78,9 +79,9 @@ def computed(monkeypatch):
     def spy(room):
         plain = room.encode
 
-        def encode(paths, dims, batches, run):
-            seen[room.__name__.rpartition(".")[2]] = run.dtype
-            return plain(paths, dims, batches, run)
+        def encode(paths, dims, batches, options, callbacks):
+            seen[room.__name__.rpartition(".")[2]] = options.dtype
+            return plain(paths, dims, batches, options, callbacks)
 
         return encode
 
@@ -138,34 +139,38 @@ def test_an_embedding_that_is_not_finite_is_neither_used_nor_kept(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def found_by_doctor(**options):
+    return perform(DoctorRequest(), Context(EngineOptions(**options))).facts
+
+
 def test_the_bug_report_tells_what_is_computed_how(on, capsys):
     on(TURING)
-    facts = dict(examine())
+    facts = found_by_doctor()
     assert facts["computes on"] == "RTX 2080 (compute capability 7.5)"
     assert facts["computes siglip2-g384 in"].startswith("fp16: the device has no bf16")
     assert facts["computes dinov3-7b in"].startswith("fp32: ")
     assert facts["computes qwen2.5-vl-7b in"].endswith("fp16 is not safe for it")
-    assert dict(examine(precision="bf16"))["computes dinov3-7b in"].startswith("bf16: as asked")
-    assert "There is no device" in dict(examine("toaster"))["computes on"]
+    assert found_by_doctor(precision="bf16")["computes dinov3-7b in"].startswith("bf16: as asked")
+    assert "There is no device" in found_by_doctor(device="toaster")["computes on"]
     assert main(["doctor", "--json"]) == 0
     assert "computes on" in json.loads(capsys.readouterr().out)
 
 
 def test_the_settings_choose(tmp_path):
     pytest.importorskip("gradio")
-    from i2l_ext.webui.host import Alone
-    from i2l_ext.webui.service import Desk
+    from i2l_ext.webui.hosts.standalone import StandaloneHost
+    from i2l_ext.webui.service import Service
 
-    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
-    host.stored.write({"i2l_precision": "fp32"})
-    desk = Desk(host, tmp_path / "state", ["true"])
+    host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora")
+    host.settings_file.write({"i2l_precision": "fp32"})
+    service = Service(host, tmp_path / "state", ["true"])
     try:
-        asked = desk.doctor().request
+        asked = service.doctor().message
     finally:
-        desk.queue.close()
-    tell = SimpleNamespace(cancelled=SimpleNamespace(is_set=bool), progress=None)
-    assert tasks._engine(asked, tell).dtype == FP32
-    assert tasks._engine({}, tell).dtype == "auto"
-    assert "fp32: as asked" in tasks.doctor(asked, tell)["text"]
+        service.queue.close()
+    options = EngineOptions.from_json(asked["options"])
+    assert compute_options(options).dtype == FP32
+    assert compute_options(EngineOptions()).dtype == "auto"
+    assert "fp32: as asked" in perform(DoctorRequest(), Context(options)).text
     with pytest.raises(UserError, match="no precision 'fp8'"):
-        tasks._engine({"precision": "fp8"}, tell)
+        compute_options(EngineOptions(precision="fp8"))

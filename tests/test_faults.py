@@ -30,7 +30,7 @@ def save(folder, name="style", overwrite=True):
     from PIL import Image
 
     source = (folder / "Lora" / "old.safetensors").read_bytes()
-    library.save(
+    library.save_lora(
         folder / "Lora", name, lambda path, stem: path.write_bytes(source), preview=Image.new("RGB", (8, 8)),
         sidecar={"notes": "new"}, overwrite=overwrite,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from shelf import listing, save, triple
 
-ROOT = Path(library.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_file_for_a_folder(tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_too_large_for_its_disk(tmp_path):
     from i2l_ext import library
     from i2l_ext.converters.errors import UserError
     try:
-        library.save(sys.argv[1], "style", lambda path, stem: path.write_bytes(bytes(1 << 20)),
+        library.save_lora(sys.argv[1], "style", lambda path, stem: path.write_bytes(bytes(1 << 20)),
                      preview=Image.new("RGB", (4, 4)), sidecar={})
     except UserError as error:
         print(error)

@@ -27,7 +27,10 @@ from i2l_ext.commands import main  # noqa: E402
 from i2l_ext.converters.errors import UserError, one_line  # noqa: E402
 from i2l_ext.converters.files import TensorFile  # noqa: E402
 from i2l_ext.engine import process, records  # noqa: E402
-from i2l_ext.worker import requests  # noqa: E402
+from i2l_ext.operations import OPERATIONS  # noqa: E402
+from i2l_ext.requests import REQUESTS as REQUEST_TYPES  # noqa: E402
+from i2l_ext.requests import ModelsRequest  # noqa: E402
+from i2l_ext.worker import messages  # noqa: E402
 
 FRESH = secrets.randbits(32)
 COSTLY = {"pictures": 0.3, "orders": 0.5, "schema": 0.3}
@@ -68,7 +71,7 @@ def test_the_judge_sees_what_it_is_to_see(tmp_path):
             error.args = ("two\nlines",)
             raise error
 
-    runtime.allocate(runtime.KEPT)  # as a command in this process may have done
+    runtime.set_malloc_options(runtime.KEEP_FREED)  # as a command in this process may have done
     room = bytearray(700 << 20)
     room[:: 1 << 12] = b"x" * len(range(0, len(room), 1 << 12))
     del room  # it is kept, and an input's own must be seen all the same
@@ -213,52 +216,37 @@ def test_records(name, tmp_path):
         records.read_job(path)
 
 
+PREFIX = b'{"protocol": 2, '
 REQUESTS = [
-    b"",
-    b"nonsense",
-    b"[]",
-    b"\xff",
-    b"[" * 50_000,
-    b"{}",
-    b'{"kind": ["make"]}',
-    b'{"kind": "make"}',
-    b'{"kind": "make", "order": {}}',
-    b'{"kind": "inspect", "file": "relative"}',
-    b'{"kind": "inspect", "file": "/a\\u0000"}',
-    b'{"kind": "look", "pictures": [7]}',
-    b'{"kind": "models", "folder": ""}',
-    b'{"kind": "inspect", "file": "/a"}',
-    b'{"kind": "export", "arguments": []}',
-    b'{"kind": "convert", "arguments": ["convert", "/a", "--to", "kohya", "-o", "\\u0000"]}',
-    b'{"kind": "models", "cache_bytes": "x"}',
-]
+    b"", b"[]", b"7", b"{", b"[" * 100_000, b"{}", b'{"kind": 7}', b'{"kind": "models"}',
+    b'{"protocol": 1, "kind": "models"}', PREFIX + b'"kind": "make", "request": {}}',
+    PREFIX + b'"kind": "inspect", "request": {"file": "relative"}}',
+    PREFIX + b'"kind": "inspect", "request": {"file": "/a\\u0000"}}',
+    PREFIX + b'"kind": "look", "request": {"pictures": [7]}}', PREFIX + b'"kind": "models", "folder": ""}',
+    PREFIX + b'"kind": "inspect", "request": []}', PREFIX + b'"kind": "models", "options": {"cache_bytes": "x"}}',
+    PREFIX + b'"kind": "export", "request": {"file": "/a", "trainer": 7}}', PREFIX + b'"kind": "models", "new": 1}',
+    PREFIX + b'"kind": "make", "request": {"pictures": ["/a"], "new": 1}}', PREFIX + b'"kind": "make", "draw": 1}',
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", REQUESTS)
-def test_requests(line):
+def test_messages_that_are_none(line):
     with pytest.raises(UserError, match="does not understand"):
-        requests.read(line)
+        messages.read_message(line)
 
 
-def test_a_request_that_is_understood():
-    assert requests.read(b'{"kind": "models", "folder": "/a", "outcome": "/b"}\n')["kind"] == "models"
-    with pytest.raises(UserError, match="'new'"):
-        order = {"pictures": ["/a"], "name": "a", "folder": "/b", "model": "mini", "new": 1}
-        requests.read(json.dumps({"kind": "make", "order": order}).encode())
+def test_a_kind_of_job_that_is_unknown():
+    with pytest.raises(UserError, match="does not know this kind"):
+        messages.read_message(PREFIX + b'"kind": "conjure"}')
 
 
-def test_every_kind_of_job_is_in_the_table():
-    from i2l_ext.worker import tasks
+def test_a_message_that_is_understood():
+    read = messages.read_message(PREFIX + b'"kind": "models", "folder": "/a", "outcome": "/b"}\n')
+    assert read.request == ModelsRequest() and read.outcome == Path("/b")
 
-    assert tasks.WORK.keys() == requests.NEEDED.keys()
 
-
-def test_every_field_of_an_order_is_in_the_table():
-    from dataclasses import fields
-
-    from i2l_ext.pipeline import Order
-
-    assert {field.name for field in fields(Order)} == requests.ORDER.keys()
+def test_there_is_an_operation_for_every_request():
+    assert OPERATIONS.keys() == REQUEST_TYPES.keys()
 
 
 def test_heard():

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from i2l_ext import images, library
+from i2l_ext import images
 from i2l_ext.converters import atomic
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
-from i2l_ext.library import folder, metadata
+from i2l_ext.library import folder as library
+from i2l_ext.library import metadata
 from shelf import NOTE, PREVIEW, listing, save, triple, write
 
-ROOT = Path(library.__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 # --- names that are free ----------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_sd_version():
 def test_metadata(arch_id):
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))
     pictures = [{"sha256": "ab" * 32, "weight": 0.5, "name": "secret-folder/grandma.jpg"}]
-    said = metadata.metadata(
+    said = metadata.lora_metadata(
         "style-2", arch_id=arch_id, model="m", rank=8, images=pictures, strength=0.8, made=made, description="d"
     )
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in said.items())
@@ -93,7 +94,10 @@ def test_metadata(arch_id):
     assert said["modelspec.architecture"].endswith("/lora")
     assert json.loads(said["i2l.images"]) == [{"sha256": "ab" * 32, "weight": 0.5}]
     assert "grandma" not in json.dumps(said) and "secret" not in json.dumps(said)
-    assert metadata.metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"] == "2.5"
+    assert (
+        metadata.lora_metadata("s", arch_id=arch_id, model="m", rank=8, alpha=2.5, images=[])["ss_network_alpha"]
+        == "2.5"
+    )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ def test_what_a_host_sees_meanwhile(tmp_path, monkeypatch):
         write(path, stem)
         assert all(re.fullmatch(r"\.i2l-\w+\.part", name) for name in listing(tmp_path))
 
-    monkeypatch.setattr(folder, "place", watched)
+    monkeypatch.setattr(library, "place", watched)
     save(tmp_path, write=writing)
     assert seen == [triple("style")[:1], triple("style")[:2], triple("style")]
 
@@ -145,7 +149,7 @@ def test_a_preview_carries_nothing_of_the_picture(tmp_path):
     path = tmp_path / "p.jpg"
     PREVIEW.save(path, exif=exif, icc_profile=b"grandma's screen", comment=b"grandma")
     picture = images.open_image(path)
-    saved = library.save(tmp_path, "s", write, preview=images.collage([picture.square]), sidecar=NOTE)
+    saved = library.save_lora(tmp_path, "s", write, preview=images.collage([picture.square]), sidecar=NOTE)
     assert b"grandma" not in saved.preview.read_bytes()
 
 
@@ -197,7 +201,7 @@ def test_whatever_fails_leaves_the_folder_as_it_was(tmp_path, monkeypatch, error
         save(shelf)
     before = {path: path.read_bytes() for path in shelf.glob("*")}
     trip = Trip(error, late)
-    steps = (os, "fsync"), (folder, "place"), (folder, "_png"), (folder, "_keep"), (Path, "write_text")
+    steps = (os, "fsync"), (library, "place"), (library, "_png"), (library, "_keep"), (Path, "write_text")
     with monkeypatch.context() as patched:
         for owner, name in steps:
             patched.setattr(owner, name, trip.wrap(getattr(owner, name)))
@@ -263,7 +267,7 @@ def write(path, stem):
             time.sleep(0.001)
         stream.write(me.encode())
 
-saved = library.save(folder, "style", write, preview=Image.new("RGB", (4, 4)), sidecar={"notes": me})
+saved = library.save_lora(folder, "style", write, preview=Image.new("RGB", (4, 4)), sidecar={"notes": me})
 print(saved.name)
 """
 
@@ -319,6 +323,9 @@ def test_interrupted_and_killed(tmp_path, monkeypatch):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys; from i2l_ext import library, images; print('torch' in sys.modules)"
+    code = (
+        "import sys; from i2l_ext import library, images, models; import i2l_ext.library.metadata, i2l_ext.models.store"
+    )
+    code += "; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

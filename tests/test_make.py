@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora
-from i2l_ext.pipeline import shares
+from i2l_ext.pipeline import shares_of
 
 KEYS = {
     "file", "name", "model", "arch", "dialect", "rank", "modules", "bytes", "prompt", "preview", "sidecar", "images",
@@ -150,20 +150,20 @@ def test_the_second_time_nothing_is_encoded(make, monkeypatch):
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=20))
 def test_shares_add_up_and_keep_proportions(weights):
-    found = shares(weights, len(weights))
+    found = shares_of(weights, len(weights))
     assert sum(found) == pytest.approx(1)
     assert all(f * weights[0] == pytest.approx(found[0] * w) for f, w in zip(found, weights, strict=True))
 
 
 @given(st.integers(1, 50), st.floats(0.01, 100))
 def test_equal_weights_are_exactly_the_mean(count, weight):
-    assert shares([weight] * count, count) == shares(None, count) == [1 / count] * count
+    assert shares_of([weight] * count, count) == shares_of(None, count) == [1 / count] * count
 
 
 @pytest.mark.parametrize("weights", [[0.0], [-1.0], [float("nan")], [float("inf")], [1.0, 1.0]])
 def test_weights_that_make_no_sense(weights):
     with pytest.raises(UserError):
-        shares(weights, 1)
+        shares_of(weights, 1)
 
 
 def spoil(path, change):
@@ -235,7 +235,7 @@ def test_a_disk_that_fails_while_the_file_is_written(make, tmp_path, monkeypatch
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("i2l_ext.decoder._Workers.make", fail)
+    monkeypatch.setattr("i2l_ext.decoder.decode._Workers.make", fail)
     code, err = make()
     assert code == 1 and "weights cannot be read (Input/output error)" in err and "Cannot write" not in err
     assert not list((tmp_path / "Lora").glob("**/*"))

@@ -12,12 +12,13 @@ from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora
-from i2l_ext.embed import EYES
+from i2l_ext.embed import NORMALIZATIONS
 from i2l_ext.encoders import qwen_view
 from i2l_ext.encoders.dims import QWEN_VL_MINI
-from i2l_ext.mini import draw, foundations, measures, models, world
-from i2l_ext.mini.base import CONFIG, TOKENS, VOCABULARY, Base, words_of
-from i2l_ext.training.heads import PerSample
+from i2l_ext.mini import foundations, measures, prompts, sampler, trainable_encoders, world
+from i2l_ext.mini.base import TRANSFORMER_CONFIG, MiniBase
+from i2l_ext.mini.prompts import MAX_WORDS, VOCABULARY, tokenize
+from i2l_ext.training.heads import PerSampleLora
 
 
 def scenes(count, seed=0):
@@ -26,14 +27,14 @@ def scenes(count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def painter(tmp_path_factory):
+def mini_sampler(tmp_path_factory):
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    base = Base()
+    base = MiniBase()
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
     save_file({key: value.contiguous() for key, value in base.state_dict().items()}, path)
-    return draw.Painter(path)
+    return sampler.Sampler(path)
 
 
 def random_lora(rank=4, seed=0):
@@ -66,32 +67,37 @@ def test_pictures_come_from_their_seed_and_stay_in_range():
 
 def test_captions_are_words_the_base_knows():
     for style, content in zip(*scenes(300), strict=True):
-        assert len(words_of(world.caption(content, style))) <= TOKENS
-        assert words_of(world.caption(content)) == world.caption(content).split()
-    assert words_of(world.caption(None)) == ["a", "picture"]
+        assert len(tokenize(world.caption(content, style))) <= MAX_WORDS
+        assert tokenize(world.caption(content)) == world.caption(content).split()
+    assert tokenize(world.caption(None)) == ["a", "picture"]
     assert len(set(VOCABULARY)) == len(VOCABULARY)
 
 
 def test_training_sees_what_the_pipeline_shows_the_encoders():
     styles, contents = scenes(6, seed=8)
     source = world.render(styles, contents, 256)
-    views = {kind: models.normalised(kind, foundations.view(source, 1024, 32)) for kind in ("siglip2", "dinov3")}
-    tokens = models.patches(foundations.view(source, 16))
+    views = {
+        kind: trainable_encoders.normalize_pixels(kind, foundations.encoder_view(source, 1024, 32))
+        for kind in ("siglip2", "dinov3")
+    }
+    tokens = trainable_encoders.qwen_patches(foundations.encoder_view(source, 16))
     for n, picture in enumerate(source):
-        image = draw.as_image(picture)
+        image = sampler.as_image(picture)
         square = images.cover(image, images.SIDE)
         for kind, view in views.items():
-            expected = images.pixels(square, 32, EYES[kind].mean, EYES[kind].std, rounded=EYES[kind].rounded)
+            expected = images.pixels(
+                square, 32, NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std, rounded=NORMALIZATIONS[kind].rounded
+            )
             assert np.abs(view[n].numpy() - expected).max() < 0.03
-        expected = qwen_view.pixels(images.cover(image, 16), QWEN_VL_MINI)
+        expected = qwen_view.patches(images.cover(image, 16), QWEN_VL_MINI)
         assert np.abs(tokens[n].numpy() - expected).max() < 0.03
 
 
 def test_unrelated_styles_are_one_apart_and_a_picture_is_at_no_distance_from_itself():
     styles, contents = scenes(400)
     others, elsewhere = scenes(400, seed=1)
-    a, b = (world.shrink(world.render(*part)) for part in ((styles, contents), (others, elsewhere)))
-    same = world.shrink(world.render(styles, elsewhere))
+    a, b = (world.downscale(world.render(*part)) for part in ((styles, contents), (others, elsewhere)))
+    same = world.downscale(world.render(styles, elsewhere))
     for measure in (measures.colour_distance, measures.texture_distance):
         assert measure(a, b).mean().item() == pytest.approx(1, abs=0.12)
         assert measure(a, a).max() == 0
@@ -100,51 +106,51 @@ def test_unrelated_styles_are_one_apart_and_a_picture_is_at_no_distance_from_its
 
 
 def test_an_architecture_entry_matches_the_base():
-    base = Base()
+    base = MiniBase()
     linears = {n: m for n, m in base.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     assert {path: module.shape for path, module in MINI.modules.items()} == {
         path: tuple(layer.weight.shape) for path, layer in linears.items()
     }
-    assert CONFIG["num_layers"] == MINI.stacks[0].depth
+    assert TRANSFORMER_CONFIG["num_layers"] == MINI.stacks[0].depth
 
 
-def test_a_drawing_depends_on_prompt_and_seed_only(painter):
+def test_a_drawing_depends_on_prompt_and_seed_only(mini_sampler):
     prompts, seeds = ["a star", "a moon left", "a star"], [5, 5, 6]
-    together = painter.tensors(prompts, seeds)
+    together = mini_sampler.generate(prompts, seeds)
     for n, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        assert torch.allclose(together[n], painter.tensors([prompt], [seed])[0], atol=1e-4)
+        assert torch.allclose(together[n], mini_sampler.generate([prompt], [seed])[0], atol=1e-4)
     assert (together[0] - together[2]).abs().mean() > 1e-3
 
 
-def test_a_lora_acts_by_its_weight_and_leaves_no_trace(painter):
-    plain = painter.tensors(["a star"], [0])
+def test_a_lora_acts_by_its_weight_and_leaves_no_trace(mini_sampler):
+    plain = mini_sampler.generate(["a star"], [0])
     lora = random_lora()
-    one = painter.tensors(["a star"], [0], [(lora, 1.0)])
+    one = mini_sampler.generate(["a star"], [0], [(lora, 1.0)])
     assert (one - plain).abs().max() > 1e-3
-    assert torch.equal(painter.tensors(["a star"], [0], [(lora, 0.0)]), plain)
-    twice = painter.tensors(["a star"], [0], [(lora, 0.5), (lora, 0.5)])
+    assert torch.equal(mini_sampler.generate(["a star"], [0], [(lora, 0.0)]), plain)
+    twice = mini_sampler.generate(["a star"], [0], [(lora, 0.5), (lora, 0.5)])
     assert torch.allclose(twice, one, atol=1e-3)
-    assert torch.equal(painter.tensors(["a star"], [0]), plain)
+    assert torch.equal(mini_sampler.generate(["a star"], [0]), plain)
 
 
-def test_hooks_give_each_sample_its_own_lora(painter):
+def test_hooks_give_each_sample_its_own_lora(mini_sampler):
     loras = [random_lora(seed=1), random_lora(seed=2)]
-    merged = [painter.tensors(["a star"], [0], [(lora, 1.0)])[0] for lora in loras]
-    hooks = PerSample(painter.base.transformer, MINI.i2l_modules)
-    hooks.pairs = {
+    merged = [mini_sampler.generate(["a star"], [0], [(lora, 1.0)])[0] for lora in loras]
+    hooks = PerSampleLora(mini_sampler.base.transformer, MINI.i2l_modules)
+    hooks.factors = {
         path: tuple(torch.stack([lora[path][part] for lora in loras]) for part in (0, 1)) for path in MINI.i2l_modules
     }
-    drawn = painter.base.draw(["a star"] * 2, [0, 0])
+    drawn = mini_sampler.base.generate(["a star"] * 2, [0, 0])
     hooks.remove()
     assert torch.allclose(drawn, torch.stack(merged), atol=1e-3)
-    assert torch.equal(painter.base.draw(["a star"], [0]), painter.base.draw(["a star"], [0]))
+    assert torch.equal(mini_sampler.base.generate(["a star"], [0]), mini_sampler.base.generate(["a star"], [0]))
 
 
 def test_prompts_carry_loras_as_in_a_webui():
-    assert draw.split_prompt("a star <lora:mine:0.5>") == ("a star", [("mine", 0.5)])
-    assert draw.split_prompt("<lora:a><lora:b:-1>a star")[1] == [("a", 1.0), ("b", -1.0)]
+    assert prompts.split_lora_tags("a star <lora:mine:0.5>") == ("a star", [("mine", 0.5)])
+    assert prompts.split_lora_tags("<lora:a><lora:b:-1>a star")[1] == [("a", 1.0), ("b", -1.0)]
     with pytest.raises(UserError, match="must be a number"):
-        draw.split_prompt("a star <lora:mine:much>")
+        prompts.split_lora_tags("a star <lora:mine:much>")
 
 
 def test_the_draw_command(tmp_path, capsys):
@@ -171,7 +177,7 @@ def test_the_shipped_weights_are_what_the_catalogue_says():
     from i2l_ext.models import catalogue, store
     from i2l_ext.weights.structure import check_structure
 
-    total = sum(path.stat().st_size for path in draw.WEIGHTS.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in sampler.WEIGHTS.glob("*.safetensors"))
     assert total < 12e6
     for name in ("mini", "mini-coarse", "mini-coarse-fine", "mini-coarse-fine-bias"):
         model = catalogue.find(name)
@@ -186,14 +192,14 @@ def test_the_shipped_weights_are_what_the_catalogue_says():
 
 def test_a_shipped_sample_gives_its_colours_to_another_content():
     """The whole chain on shipped weights: picture -> LoRA -> drawing, nearer to the picture than without."""
-    from i2l_ext.mini.evaluation import Lab, unseen
+    from i2l_ext.mini.evaluation import Evaluator, unseen_pictures
 
-    lab = Lab()
-    samples = [group[0] for group in unseen(4, 1, offset=60_000)]
-    targets = torch.stack([sample.small for sample in samples])
-    loras = lab.loras("mini", samples)
-    with_it = torch.cat([lab.draw(["a ring"], lora) for lora in loras])
-    without = lab.draw(["a ring"]).expand(4, -1, -1, -1)
+    evaluator = Evaluator()
+    samples = [group[0] for group in unseen_pictures(4, 1, offset=60_000)]
+    targets = torch.stack([sample.pixels for sample in samples])
+    loras = evaluator.make_loras("mini", samples)
+    with_it = torch.cat([evaluator.generate(["a ring"], lora) for lora in loras])
+    without = evaluator.generate(["a ring"]).expand(4, -1, -1, -1)
     assert (measures.style_distance(with_it, targets) < 0.6 * measures.style_distance(without, targets)).all()
-    assert lab.judge.shapes(without[:1]) == ["ring"]
-    assert len(list(draw.SAMPLES.glob("*.png"))) == 8
+    assert evaluator.classifier.shapes(without[:1]) == ["ring"]
+    assert len(list(sampler.SAMPLES.glob("*.png"))) == 8

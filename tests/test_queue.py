@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from i2l_ext import private
-from i2l_ext.engine import process
+from i2l_ext import private_packages
+from i2l_ext.engine import failures, process
 from i2l_ext.engine import queue as queues
-from i2l_ext.engine.queue import Busy, Queue
+from i2l_ext.engine.queue import Queue, QueueFull
 
 HERE = Path(__file__).resolve().parent
 SMALL = [sys.executable, str(HERE / "small_engine.py")]
@@ -41,13 +41,13 @@ def alive(pid):
 
 
 def test_progress_moves_and_the_result_comes(queue):
-    job = queue.submit("slow", "Slow", {"times": 150})
+    job = queue.submit("slow", "Slow", {"request": {"times": 150}})
     until(lambda: job.total > 0)
     seen = {job.total}
     until(lambda: seen.add(job.total) or job.state == "done")
     assert job.result == {"slept": True} and job.total == 1
     assert len(seen) > 10
-    assert job.progress.steps[1] == {"title": "slow", "bytes": 1000, "layers": 10}
+    assert job.progress.steps[1] == {"id": "slow", "title": "slow", "bytes": 1000, "layers": 10}
 
 
 def test_the_time_left_is_estimated(queue):
@@ -61,7 +61,7 @@ def test_the_time_left_is_estimated(queue):
 def test_cancel_within_a_second(queue, kind):
     job = queue.submit(kind, "Long", {})
     until(lambda: job.progress.steps)
-    process = queue._children[job.id].process
+    process = queue._engines[job.id].process
     start = time.monotonic()
     assert queue.cancel(job.id)
     assert queue.wait(job.id, 5).state == "cancelled"
@@ -78,7 +78,7 @@ def test_cancel_before_the_engine_is_up(queue):
 
 
 def test_one_at_a_time_and_the_others_wait(queue):
-    first, second = (queue.submit("slow", name, {"times": 4}) for name in ("one", "two"))
+    first, second = (queue.submit("slow", name, {"request": {"times": 4}}) for name in ("one", "two"))
     third = queue.submit("slow", "three", {})
     until(lambda: first.state == "running")
     assert [job.state for job in queue.active()] == ["running", "waiting", "waiting"]
@@ -98,29 +98,58 @@ def test_a_look_does_not_wait_for_the_long_ones(queue):
 def test_the_queue_has_an_end(queue):
     queue.submit("slow", "first", {})
     until(lambda: not any(job.state == "waiting" for job in queue.jobs()))
-    for number in range(queues.WAITING):
+    for number in range(queues.MAX_WAITING):
         queue.submit("slow", str(number), {})
-    with pytest.raises(Busy):
+    with pytest.raises(QueueFull):
         queue.submit("slow", "one too many", {})
 
 
 def test_a_failure_shows_its_words_and_a_hint(queue):
     job = queue.wait(queue.submit("fail", "Fail", {}).id, 20)
     assert (job.state, job.error) == ("failed", "MemoryError: not enough of it")
-    assert "Memory ran out" in job.hint
+    assert "Memory ran out" in job.hint and job.view()["code"] == "out_of_memory"
     assert any("Traceback" in line for line in job.tail) and "a line for nobody" in job.tail
 
 
 def test_a_refusal_is_one_line(queue):
     job = queue.wait(queue.submit("refuse", "Refuse", {}).id, 20)
     assert (job.state, job.error) == ("failed", "weights are missing: i2l models download")
-    assert job.tail == [] and "Models" in job.hint
+    assert job.tail == [] and "Models" in job.hint and job.code == "weights_missing"
 
 
 def test_a_killed_engine_is_told_of(queue):
     job = queue.wait(queue.submit("die", "Die", {}).id, 20)
     assert job.state == "failed" and "signal 9" in job.error and "Memory" in job.hint
-    assert queue.wait(queue.submit("slow", "next", {"times": 1}).id, 20).state == "done"
+    assert job.code == "out_of_memory"
+    assert queue.wait(queue.submit("slow", "next", {"request": {"times": 1}}).id, 20).state == "done"
+
+
+def test_a_note_stands_with_the_output(queue):
+    job = queue.wait(queue.submit("note", "Note", {}).id, 20)
+    assert (job.state, job.code, job.tail) == ("done", None, ["two keys were left out"])
+
+
+def test_a_message_of_another_version_is_refused(queue, monkeypatch):
+    monkeypatch.setattr(queues, "PROTOCOL", queues.PROTOCOL - 1)
+    job = queue.wait(queue.submit("slow", "Old", {"request": {"times": 1}}).id, 20)
+    assert (job.state, job.code) == ("failed", "bad_request") and "restart the WebUI" in job.error
+
+
+@pytest.mark.parametrize(
+    ("lines", "exit_code", "code"),
+    [
+        (["torch.OutOfMemoryError: CUDA out of memory"], 1, "out_of_memory"),
+        ([], -9, "out_of_memory"),
+        ([], 137, "out_of_memory"),
+        (["OSError: [Errno 28] No space left on device"], 1, "disk_full"),
+        (["ModuleNotFoundError: No module named 'torch'"], 1, "package_missing"),
+        (["RuntimeError: CUDA error: no kernel image is available"], 1, "gpu_refused"),
+        (["something else"], 1, None),
+    ],
+)
+def test_a_failure_without_a_code_is_told_by_its_output(lines, exit_code, code):
+    assert failures.diagnose(lines, exit_code) == code
+    assert code is None or failures.HINTS[code]
 
 
 def test_lines_that_are_no_events_do_no_harm(queue):
@@ -146,8 +175,8 @@ def test_around_and_after(tmp_path):
         yield
         seen.append("out")
 
-    queue = Queue(tmp_path / "state", SMALL, around=around, after=lambda job: seen.append(job.state))
-    queue.submit("slow", "x", {"times": 1})
+    queue = Queue(tmp_path / "state", SMALL, run_in=around, on_end=lambda job: seen.append(job.state))
+    queue.submit("slow", "x", {"request": {"times": 1}})
     until(lambda: len(seen) == 3)
     assert seen == ["in", "out", "done"]
     queue.close()
@@ -158,12 +187,12 @@ import sys, time
 from pathlib import Path
 from i2l_ext.engine.queue import Queue
 queue = Queue(Path(sys.argv[1]), [sys.executable, sys.argv[2]])
-queue.submit(sys.argv[3], "Cut off", {"times": 1000})
+queue.submit(sys.argv[3], "Cut off", {})
 queue.submit("slow", "Never begun", {})
 time.sleep(0.2)
-while not any(child.process.pid for child in queue._children.values()):
+while not any(engine.process.pid for engine in queue._engines.values()):
     time.sleep(0.01)
-print(*(child.process.pid for child in queue._children.values()), flush=True)
+print(*(engine.process.pid for engine in queue._engines.values()), flush=True)
 time.sleep(60)
 """
 
@@ -209,10 +238,10 @@ def test_what_an_engine_finished_alone_is_done(tmp_path):
 
 
 def test_only_so_many_ended_jobs_are_kept(queue, monkeypatch):
-    monkeypatch.setattr(queues, "KEPT", 2)
-    ids = [queue.submit("slow", str(number), {"times": 0}).id for number in range(4)]
+    monkeypatch.setattr(queues, "MAX_KEPT", 2)
+    ids = [queue.submit("slow", str(number), {"request": {"times": 0}}).id for number in range(4)]
     queue.wait(ids[-1], 30)
-    last = queue.submit("slow", "last", {"times": 0})
+    last = queue.submit("slow", "last", {"request": {"times": 0}})
     assert {job.id for job in queue.jobs()} == {*ids[2:], last.id}
     queue.wait(last.id, 20)
 
@@ -228,15 +257,15 @@ def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeyp
     monkeypatch.setenv("I2L_TEST_SMALL", "1")
     queue = Queue(tmp_path / "state", SMALL)
     folder = tmp_path / "Lora"
-    order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small"}
-    first = queue.wait(queue.submit("make", "Make", {"order": order}).id, 600)
+    request = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small"}
+    first = queue.wait(queue.submit("make", "Make", {"request": request}).id, 600)
     assert first.state == "done", first.tail
     assert Path(first.result["file"]).is_file() and first.result["prompt"] == "<lora:it:1>"
     assert [step["title"] for step in first.progress.steps] == [
         "start", "encode small-siglip2", "encode small-dinov3", "decode",
     ]  # fmt: skip
     assert first.view()["cached"] == []
-    again = queue.submit("make", "Make", {"order": {**order, "weights": [1, 2, 3]}})
+    again = queue.submit("make", "Make", {"request": {**request, "weights": [1, 2, 3]}})
     assert queue.wait(again.id, 600).state == "done", again.tail
     assert again.result["name"] == "it-2"
     assert again.view()["cached"] == ["encode small-siglip2", "encode small-dinov3"]
@@ -246,8 +275,8 @@ def test_make_on_a_small_model_and_again_from_the_cache(world, tmp_path, monkeyp
 def test_a_cancelled_make_leaves_nothing(world, tmp_path, monkeypatch):
     monkeypatch.setenv("I2L_TEST_SMALL", "1")
     queue, folder = Queue(tmp_path / "state", SMALL), tmp_path / "Lora"
-    order = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small-all"}
-    job = queue.submit("make", "Make", {"order": order})
+    request = {"pictures": [str(p) for p in world.pictures], "folder": str(folder), "name": "it", "model": "small-all"}
+    job = queue.submit("make", "Make", {"request": request})
     until(lambda: job.progress.step > 0, 60)
     queue.cancel(job.id)
     assert queue.wait(job.id, 2).state == "cancelled"
@@ -260,4 +289,4 @@ def test_state_folder(monkeypatch, tmp_path):
     assert queues.state_folder() == tmp_path
     monkeypatch.delenv("I2L_STATE")
     assert queues.state_folder() in (process.ROOT / ".private" / "state", queues.state_folder())
-    assert private.FOLDER.parent == process.ROOT / ".private"
+    assert private_packages.FOLDER.parent == process.ROOT / ".private"

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
-from test_jobs import OWNER, SMALL, until
 
 from i2l_ext.engine import job, locks, process, records
 from i2l_ext.engine import queue as queues
 from i2l_ext.engine.job import Job, Progress
 from i2l_ext.engine.queue import ENDED, Queue
+from test_queue import OWNER, SMALL, until
 
 QUIET = [sys.executable, "-c", ""]
 """An engine that says nothing: its jobs fail at once."""
@@ -36,7 +36,8 @@ def in_time(call, seconds=3.0):
 
 
 def done(queue, kind="slow", **request):
-    return queue.wait(queue.submit(kind, kind, request or {"times": 1}).id, 20)
+    known = {"times": 1} if kind == "slow" else {}
+    return queue.wait(queue.submit(kind, kind, {"request": request or known}).id, 20)
 
 
 # --- engines ----------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def test_an_engine_that_dies_at_its_start_is_told_by_its_own_words(tmp_path, mon
 
 def test_a_request_that_nobody_reads_holds_nobody_up(tmp_path):
     queue = Queue(tmp_path / "state", [sys.executable, "-c", "import time; time.sleep(20)"])
-    asked = queue.submit("slow", "Large", {"text": "x" * (8 << 20)})
+    asked = queue.submit("slow", "Large", {"request": {"text": "x" * (8 << 20)}})
     until(lambda: asked.state == "running")
     time.sleep(0.3)
     assert in_time(queue.active) == [asked]
@@ -87,8 +88,8 @@ def test_a_request_that_nobody_reads_holds_nobody_up(tmp_path):
 
 
 def test_a_start_that_takes_its_time_holds_nobody_up(tmp_path, monkeypatch):
-    start, go = process.Child, threading.Event()
-    monkeypatch.setattr(process, "Child", lambda *args: go.wait(10) and start(*args))
+    start, go = process.EngineProcess, threading.Event()
+    monkeypatch.setattr(process, "EngineProcess", lambda *args: go.wait(10) and start(*args))
     queue = Queue(tmp_path / "state", SMALL)
     asked = queue.submit("slow", "Long", {})
     until(lambda: asked.state == "running")
@@ -119,8 +120,9 @@ def test_a_plan_that_changes_while_it_is_looked_at(tmp_path):
         """While it is looked at, another thread takes in what the engine says next."""
 
         def get(self, key, default=None):
-            for event in ({"event": "plan", "steps": [{"title": "a"}] * 9}, {"event": "step", "step": 8, "share": 1}):
-                asked.progress = asked.progress.updated(event)
+            steps = [{"id": str(number), "title": "a"} for number in range(9)]
+            for event in ({"event": "plan", "steps": steps}, {"event": "step", "step": "8", "share": 1}):
+                asked.progress = asked.progress.apply_event(event)
             asked.result = "of later"
             return super().get(key, default)
 
@@ -134,9 +136,11 @@ def test_a_plan_that_changes_while_it_is_looked_at(tmp_path):
 def test_the_time_left_is_estimated_after_a_step_that_was_cached(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
-    progress = Progress().updated({"event": "plan", "steps": [{"title": "a"}, {"title": "b"}]})
+    progress = Progress().apply_event(
+        {"event": "plan", "steps": [{"id": "a", "title": "a"}, {"id": "b", "title": "b"}]}
+    )
     for tenth in range(1, 6):
-        progress = progress.updated({"event": "step", "step": 1, "share": tenth / 10, "cached": [0]})
+        progress = progress.apply_event({"event": "step", "step": "b", "share": tenth / 10, "cached": ["a"]})
     assert progress.steps[0]["cached"] and progress.left == pytest.approx(5)
 
 
@@ -148,7 +152,7 @@ def test_nothing_is_seen_before_it_is_hidden(tmp_path):
         time.sleep(0.2)
         ended.result = "hidden"
 
-    queue, seen = Queue(tmp_path / "state", SMALL, hide=hide), []
+    queue, seen = Queue(tmp_path / "state", SMALL, redact=hide), []
     asked = queue.submit("babble", "Babble", {})
     while asked.state not in ENDED:
         seen.append(asked.view())
@@ -161,14 +165,14 @@ def test_what_cannot_be_hidden_is_not_seen_and_nobody_waits_for_ever(tmp_path):
     def hide(ended):
         raise OSError("the share is gone")
 
-    queue = Queue(tmp_path / "state", SMALL, hide=hide)
+    queue = Queue(tmp_path / "state", SMALL, redact=hide)
     ended = done(queue, "babble")
     assert (ended.state, ended.result, ended.tail) == ("failed", None, [])
     assert "cannot be shown (OSError)" in ended.error
     stopped = queue.submit("slow", "Long", {})
     assert queue.cancel(stopped.id) and queue.wait(stopped.id, 5).state == "cancelled"
     shutil.copytree(queue.folder, tmp_path / "state" / "1-old")
-    assert {job.id for job in Queue(tmp_path / "state", SMALL, hide=hide).jobs()} == {ended.id, stopped.id}
+    assert {job.id for job in Queue(tmp_path / "state", SMALL, redact=hide).jobs()} == {ended.id, stopped.id}
     queue.close()
 
 
@@ -180,21 +184,21 @@ def test_a_host_that_raises_does_not_stop_its_lane(tmp_path, error):
             raise error("no")
         yield
 
-    queue = Queue(tmp_path / "state", SMALL, around=around)
+    queue = Queue(tmp_path / "state", SMALL, run_in=around)
     assert f"did not let it run: {error.__name__}" in queue.wait(queue.submit("slow", "bad", {}).id, 5).error
     assert done(queue).state == "done"
     queue.close()
 
 
 def test_a_job_cancelled_in_line_leaves_the_hosts_model_alone(tmp_path, monkeypatch):
-    from i2l_ext.webui.host import WebUI
+    from i2l_ext.webui.hosts.webui import WebUIHost
 
     modules, freed, held = ModuleType("modules"), [], threading.Lock()
     modules.call_queue = type("call_queue", (), {"queue_lock": held})
     monkeypatch.setitem(sys.modules, "modules", modules)
-    monkeypatch.setattr(WebUI, "option", lambda self, key: True)
-    monkeypatch.setattr(WebUI, "_free_vram", lambda self: freed.append(1))
-    queue = Queue(tmp_path / "state", SMALL, around=object.__new__(WebUI).room)
+    monkeypatch.setattr(WebUIHost, "option", lambda self, key: True)
+    monkeypatch.setattr(WebUIHost, "_free_vram", lambda self: freed.append(1))
+    queue = Queue(tmp_path / "state", SMALL, run_in=object.__new__(WebUIHost).exclusive_gpu)
     with held:
         asked = queue.submit("slow", "In line", {})
         time.sleep(0.2)
@@ -208,8 +212,8 @@ def test_a_job_cancelled_in_line_leaves_the_hosts_model_alone(tmp_path, monkeypa
 
 
 def test_looks_push_no_other_job_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(queues, "KEPT", 2)
-    monkeypatch.setattr(queues, "KEPT_FLEETING", 1)
+    monkeypatch.setattr(queues, "MAX_KEPT", 2)
+    monkeypatch.setattr(queues, "MAX_KEPT_BRIEF", 1)
     queue = Queue(tmp_path / "state", QUIET)
     made = [done(queue, "make") for _ in range(2)]
     seen = [done(queue, kind) for kind in ("look", "models", "look", "look")]
@@ -281,8 +285,8 @@ def test_an_engine_that_outlives_its_webui_is_waited_for(tmp_path, monkeypatch, 
     [old] = state.iterdir()
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    monkeypatch.setattr(queues, "LAST", queues.LAST if patient else 0)
-    heir = Queue(state, SMALL, after=told.append)
+    monkeypatch.setattr(queues, "ORPHAN_SECONDS", queues.ORPHAN_SECONDS if patient else 0)
+    heir = Queue(state, SMALL, on_end=told.append)
     [asked] = heir.active()
     assert asked.state == "stopping" and asked.view()["title"] == "Cut off" and old.exists()
     assert Queue(state, SMALL).jobs() == [], "its jobs are the heir's"

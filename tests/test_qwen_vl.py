@@ -66,7 +66,7 @@ def test_patches_are_those_of_the_pillow_processor(side, grid):
     image = noise(side)
     _, processor = pillow()
     theirs = processor(min_pixels=56 * 56, max_pixels=28 * 28 * 16384)(images=[image], return_tensors="np")
-    ours = qwen_view.pixels(image, QWEN25_VL_7B)
+    ours = qwen_view.patches(image, QWEN25_VL_7B)
     assert theirs["image_grid_thw"].tolist() == [[1, 2 * grid, 2 * grid]]
     assert QWEN25_VL_7B.grid(side) == grid
     assert ours.dtype == np.float32 and ours.shape == theirs["pixel_values"].shape
@@ -82,7 +82,7 @@ def test_grid_rounds_as_smart_resize():
 
 def test_a_view_is_square():
     with pytest.raises(ValueError, match="square"):
-        qwen_view.pixels(Image.new("RGB", (56, 84)), QWEN25_VL_7B)
+        qwen_view.patches(Image.new("RGB", (56, 84)), QWEN25_VL_7B)
 
 
 def test_tokens_kept_of_the_real_views():
@@ -141,7 +141,7 @@ def world(tmp_path_factory):
 
 
 def views(side, count=3):
-    return torch.stack([torch.from_numpy(qwen_view.pixels(noise(side, seed), QWEN_VL)) for seed in range(count)])
+    return torch.stack([torch.from_numpy(qwen_view.patches(noise(side, seed), QWEN_VL)) for seed in range(count)])
 
 
 def prompted(model, view):
@@ -199,7 +199,7 @@ def test_order_and_places_by_hand():
     order, ends = qwen_view.window_order(5, QWEN25_VL_7B)
     assert order[:5].tolist() == [0, 1, 2, 3, 5] and order[16:20].tolist() == [4, 9, 14, 19]
     assert ends.tolist() == [0, 64, 80, 96, 100]
-    places = qwen_view.prompt_places(2, QWEN_VL)[:, 0]
+    places = qwen_view.prompt_positions(2, QWEN_VL)[:, 0]
     assert places[0].tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 6, 7, 8]
     assert places[1].tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 6, 7, 8]
     assert places[2].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8]

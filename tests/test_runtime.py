@@ -1,4 +1,4 @@
-"""What the processors are spared."""
+"""Freed memory stays with the process."""
 
 import os
 import platform
@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 FAULTS = """
 import resource, sys, threading
-from i2l_ext import processors
-if sys.argv[1] == "shared":
-    processors.share()
+from i2l_ext import runtime
+if sys.argv[1] == "configured":
+    runtime.configure_process()
 import torch
 
 def faults():
@@ -44,5 +44,5 @@ def test_freed_memory_stays_at_hand():
         return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
     plain = again("plain")
-    assert again("shared") * 10 < plain
-    assert again("shared", MALLOC_TOP_PAD_="0") * 2 > plain, "a user's own choice stands"
+    assert again("configured") * 10 < plain
+    assert again("configured", MALLOC_TOP_PAD_="0") * 2 > plain, "a user's own choice stands"

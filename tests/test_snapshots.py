@@ -33,6 +33,7 @@ from i2l_ext.converters import Lora
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.requests import PROTOCOL
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAPSHOTS = Path(__file__).resolve().with_name("snapshots")
@@ -290,28 +291,28 @@ def test_help(hold):
 
 ENGINE = """
 import json, sys, time
-request = json.loads(sys.stdin.readline())
+message = json.loads(sys.stdin.readline())
 def say(event, **facts): print(json.dumps({"event": event, **facts}), flush=True)
-say("plan", steps=[{"title": "start"}, {"title": "decode", "bytes": 1000, "layers": 4}])
-say("step", step=1, share=0.5, cached=[0])
-kind = request["kind"]
-if request.get("order", {}).get("name") == "slow": time.sleep(60)
-if request.get("order", {}).get("name") == "bad":
+start, decode = {"id": "start", "title": "start"}, {"id": "decode", "title": "decode", "bytes": 1000, "layers": 4}
+say("plan", steps=[start, decode])
+say("step", step="decode", share=0.5, cached=["start"])
+kind, request = message["kind"], message["request"]
+if request.get("name") == "slow": time.sleep(60)
+if request.get("name") == "bad":
     print("the last words", file=sys.stderr, flush=True)
-    say("failed", error="It failed.")
+    say("failed", error="It failed.", code="invalid")
 elif kind == "models":
     parts = [{"id": "mini-style", "bytes": 1, "repo": None, "licence": "Apache-2.0", "present": True,
               "path": "/secret", "problem": None}]
     row = {"name": "mini", "arch": "mini", "line": "for a try", "ready": True, "download_bytes": 0, "parts": parts}
     say("done", result=[row])
 elif kind == "make":
-    order = request["order"]
-    file = order["folder"] + "/" + order["name"] + ".safetensors"
-    say("done", result={"file": file, "name": order["name"], "picture": "data:image/jpeg;base64,AA", "drawn": None})
+    file = request["folder"] + "/" + request["name"] + ".safetensors"
+    say("done", result={"file": file, "name": request["name"], "picture": "data:image/jpeg;base64,AA", "drawn": None})
 elif kind == "inspect":
     say("done", result={"file": request["file"], "arch": "mini", "plot": "data:image/png;base64,AA"})
 else:
-    say("done", result={"said": request["arguments"]})
+    say("done", result={"said": request})
 """
 """An engine that answers at once, so that nothing but the interface is looked at."""
 
@@ -360,19 +361,19 @@ def client(tmp_path):
     from starlette.testclient import TestClient
 
     from i2l_ext.webui import api
-    from i2l_ext.webui.desk import Desk
-    from i2l_ext.webui.host import Alone
+    from i2l_ext.webui.hosts.standalone import StandaloneHost
+    from i2l_ext.webui.service import Service
 
-    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora", api=True)
+    host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora", serves_api=True)
     host.lora_folder().mkdir(parents=True)
     (host.lora_folder() / "style.safetensors").write_bytes(b"x")
-    desk = Desk(host, tmp_path / "state", [sys.executable, "-S", "-c", ENGINE])
+    service = Service(host, tmp_path / "state", [sys.executable, "-S", "-c", ENGINE])
     app = Starlette()
-    api.add(app, desk, [("me", "secret")])
+    api.add_api(app, service, [("me", "secret")])
     client = TestClient(app, base_url="http://localhost/i2l/v1")
-    client.auth, client.desk, client.routes = ("me", "secret"), desk, app.router.routes
+    client.auth, client.service, client.routes = ("me", "secret"), service, app.router.routes
     yield client
-    desk.queue.close()
+    service.queue.close()
 
 
 def answered(answer):
@@ -393,18 +394,18 @@ def job_of(body):
 
 def test_http(hold, client):
     seen = {"routes": sorted(f"{' '.join(sorted(route.methods - {'HEAD'}))} {route.path}" for route in client.routes)}
-    client.desk.models()
-    client.desk.queue.wait(client.desk.queue.jobs()[0].id, 60)
+    client.service.models.rows()
+    client.service.queue.wait(client.service.queue.jobs()[0].id, 60)
     seen["models"] = answered(client.get("/models"))
     for name, (path, options) in WORK.items():
         answer = client.post(path, **options)
         assert answer.status_code == 202, (name, answer.text)
         id = answer.json()["id"]
         if "cancelled" in name:
-            while not client.desk.queue.find(id).total:
+            while not client.service.queue.find(id).total:
                 time.sleep(0.02)
             assert client.delete(f"/loras/{id}").status_code == 202
-        client.desk.queue.wait(id, 60)
+        client.service.queue.wait(id, 60)
         seen[name] = answered(client.get(f"/loras/{id}"))
         assert answer.json().keys() == seen[name]["body"].keys()
     seen["jobs"] = [[job["kind"], job["title"], job["state"]] for job in client.get("/loras").json()]
@@ -416,31 +417,32 @@ def test_http(hold, client):
 
 # --- the engine ---------------------------------------------------------------------------------------------------
 
-RUN = {"device": "cpu", "memory": "", "cache_bytes": 10**9}
-ORDER = {
+OPTIONS = {"device": "cpu", "cache_bytes": 10**9}
+MAKE = {
     "pictures": ["TMP/picture.png", "TMP/pictures/2.png"], "weights": [1.0, 2.0], "name": "style", "folder": "TMP/Lora",
     "model": "mini", "strength": 1.0, "rank": None, "dtype": None, "dialect": "webui", "description": "said",
-    "activation_text": "", "host": "",
+    "activation_text": "",
 }  # fmt: skip
-MEND = {"output": "TMP/mended.safetensors", "folder_of_export": "TMP/training"}
+REPAIRED = {"output": "TMP/mended.safetensors", "folder": "TMP/training"}
 
 REQUESTS = {
-    "make": {"order": ORDER, "draw": False, **RUN},
+    "make": MAKE,
     "look": {"pictures": ["TMP/picture.png", "TMP/broken.safetensors"], "numbers": [2, 5]},
     "inspect": {"file": "TMP/mini.safetensors"},
     "curve": {"file": "TMP/mini.safetensors"},
-    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **MEND, **RUN},
-    "convert": {"arguments": ["convert", "TMP/mini.safetensors", "--to", "kohya", "-o", "TMP/out.safetensors"], **RUN},
-    "export": {"arguments": ["export", "TMP/qwen.safetensors", "--for", "musubi-tuner", "-o", "TMP/out"], **RUN},
+    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
+    "convert": {"file": "TMP/mini.safetensors", "dialect": "kohya", "output": "TMP/out.safetensors"},
+    "export": {"file": "TMP/qwen.safetensors", "trainer": "musubi-tuner", "output": "TMP/out"},
     "models": {},
     "doctor": {"host": "Forge Neo"},
     "verify": {"model": "mini"},
-    "download": {"model": "mini"},
-    "inspect-broken": {"kind": "inspect", "file": "TMP/broken.safetensors"},
-    "unknown": {"kind": "conjure"},
-    "strange": {"kind": "inspect", "file": "relative"},
-}  # fmt: skip
-"""Name of the snapshot, and kind of the job unless it says another -> the request."""
+    "download": {"model": "mini", "agreed": True},
+    "inspect-broken": {"file": "TMP/broken.safetensors"},
+    "unknown": {},
+    "strange": {"file": "relative"},
+}
+KINDS = {"inspect-broken": "inspect", "unknown": "conjure", "strange": "inspect"}
+"""Name of the snapshot, and kind of the job unless KINDS says another."""
 
 
 def events(out):
@@ -459,8 +461,9 @@ def events(out):
 def test_engine(name, hold, place):
     job = place / "job"
     job.mkdir()
-    request = {"kind": name, **REQUESTS[name], "folder": str(job), "outcome": str(place / "outcome.json")}
-    line = json.dumps(request).replace("TMP/", f"{place}/")
+    asked = {"protocol": PROTOCOL, "kind": KINDS.get(name, name), "request": REQUESTS[name], "options": OPTIONS}
+    message = {**asked, "folder": str(job), "outcome": str(place / "outcome.json")}
+    line = json.dumps(message).replace("TMP/", f"{place}/")
     engine = subprocess.Popen(
         [sys.executable, "-m", "i2l_ext.worker.main"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -478,7 +481,7 @@ def test_engine(name, hold, place):
         told[-1]["result"] = of_the_host(dict(lines))
     if isinstance(told[-1].get("result"), dict):
         told[-1]["result"] = without_sizes(told[-1]["result"])
-    seen = {"request": {"kind": name, **REQUESTS[name]}, "code": code, "events": told, "kept as outcome": kept}
+    seen = {"message": asked, "code": code, "events": told, "kept as outcome": kept}
     hold(f"engine/{name}", seen, hashes=name != "models")
 
 

@@ -17,7 +17,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import catalogue, store
 from i2l_ext.models.catalogue import MODELS, Checkpoint
-from i2l_ext.models.store import Folders, identity, listing, locate, require
+from i2l_ext.models.store import Folders, files_identity, listing, locate, require
 from i2l_ext.weights.structure import structure_md5
 
 SHAPES = {"head.weight": (4, 6), "head.bias": (4,), "tail.weight": (2, 4)}
@@ -158,7 +158,7 @@ def test_other_json_is_read_within_the_bounds_of_a_header(tmp_path, name):
     try:
         with suppress(UserError):
             store.shards(path)
-        assert store.note_of(path.with_suffix("")) == {}
+        assert store.read_note(path.with_suffix("")) == {}
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()
@@ -248,26 +248,26 @@ def test_require_gives_every_part(folders, monkeypatch):
 
 def test_identity_changes_with_the_weights_and_not_with_the_place(tmp_path):
     path = save(tmp_path / "a.safetensors")
-    first = identity([path])
+    first = files_identity([path])
     moved = tmp_path / "b.safetensors"
     shutil.copy2(path, moved)
-    assert identity([moved]) == first
+    assert files_identity([moved]) == first
     save(path, fill=1)
     os.utime(path, ns=(1, 1))
-    assert identity([path]) != first
+    assert files_identity([path]) != first
 
 
 def test_identity_by_the_known_sha256(tmp_path):
     path = save(tmp_path / "a.safetensors")
-    plain = identity([path])
+    plain = files_identity([path])
     status = path.stat()
     noted = {"sha256": "ab" * 32, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    store.sidecar(path).write_text(json.dumps(noted))
-    known = identity([path])
+    store.note_path(path).write_text(json.dumps(noted))
+    known = files_identity([path])
     assert known != plain
     os.utime(path, ns=(1, 1))  # the file is not the one that was verified any more
-    assert identity([path]) not in (plain, known)
-    store.sidecar(path).write_text("no json")
+    assert files_identity([path]) not in (plain, known)
+    store.note_path(path).write_text("no json")
     assert store.known_sha256(path) is None
 
 
@@ -290,7 +290,7 @@ def test_listing(folders, monkeypatch):
     rows = listing(folders)
     assert not rows[0].ready and rows[0].parts[0].structure_md5 is None
     path = save(folders.own / "Some/Repo-1.0/sub/model.safetensors")
-    row = json.loads(json.dumps(listing(folders, structures=True)[0].as_json()))
+    row = json.loads(json.dumps(listing(folders, structures=True)[0].json()))
     style = catalogue.STYLE
     assert row["name"] == "m" and row["arch"] == "qwen-image" and row["download_bytes"] == style.nbytes
     assert row["parts"][0]["path"] == str(path) and row["parts"][0]["bytes"] == path.stat().st_size

@@ -19,7 +19,7 @@ from hubs import FakeHub
 from i2l_ext.commands import models
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import WritePlan, write
-from i2l_ext.encoders.cache import Cache
+from i2l_ext.encoders.cache import EmbeddingCache
 from i2l_ext.models import catalogue
 from test_store import SHAPES, TINY, save
 
@@ -226,7 +226,7 @@ def test_verify(small, capsys):
 
 
 def test_the_cache(small, capsys):
-    Cache.default().put("ab", torch.zeros(4))
+    EmbeddingCache.default().put("ab", torch.zeros(4))
     assert run("cache", "show", "--json") == 0
     held = json.loads(capsys.readouterr().out)
     assert held["entries"] == 1 and held["bytes"] > 16

@@ -19,9 +19,9 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import download as downloading
 from i2l_ext.models.catalogue import MODELS
-from i2l_ext.models.download import Job, download, missing, verify
+from i2l_ext.models.download import DownloadCallbacks, download, missing, verify
 from i2l_ext.models.hubs import HUBS
-from i2l_ext.models.store import Folders, identity, known_sha256, locate, sidecar
+from i2l_ext.models.store import Folders, files_identity, known_sha256, locate, note_path
 from test_store import SHAPES, SHARDED, TINY, save, save_shards
 
 REPO = "Some/Repo-1.0"
@@ -41,7 +41,7 @@ def quick(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)  # 10 MB otherwise: what a cut throws away
-    monkeypatch.setattr(downloading, "PAUSE", 0.01)
+    monkeypatch.setattr(downloading, "RETRY_SECONDS", 0.01)
     for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
 
@@ -78,11 +78,11 @@ def parts(folder: Path) -> list[Path]:
     return sorted(final(folder).parent.glob(".*.part")) if folder.exists() else []
 
 
-def fails(part, client, folder, match: str, job: Job | None = None) -> str:
+def fails(part, client, folder, match: str, job: DownloadCallbacks | None = None) -> str:
     """The one line of a download that fails and leaves nothing under the final name."""
     with pytest.raises(UserError, match=match) as caught:
         download([part], client, folder, job)
-    assert not final(folder).exists() and not sidecar(final(folder)).exists()
+    assert not final(folder).exists() and not note_path(final(folder)).exists()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -90,11 +90,11 @@ def fails(part, client, folder, match: str, job: Job | None = None) -> str:
 def test_a_file_arrives_whole_with_its_checksum(hub, client, folder):
     part, content = weights(hub)
     seen = []
-    (path,) = download([part], client, folder, Job(lambda *word: seen.append(word)))
+    (path,) = download([part], client, folder, DownloadCallbacks(lambda *word: seen.append(word)))
     assert path == final(folder) and path.read_bytes() == content and parts(folder) == []
-    noted = json.loads(sidecar(path).read_text())
+    noted = json.loads(note_path(path).read_text())
     assert noted["repo"] == REPO and noted["source"] == client.name and noted["revision"] in (COMMIT, "master")
-    assert known_sha256(path) == noted["sha256"] and identity([path])
+    assert known_sha256(path) == noted["sha256"] and files_identity([path])
     assert seen[-1] == ("check .model.safetensors." + noted["sha256"][:16] + ".part", len(content), len(content))
     assert verify(part, [path]) == "checksum and structure"
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["model.safetensors", "model.safetensors.sha256"]
@@ -276,13 +276,13 @@ def test_cancel_while_the_hub_is_silent(hub, client, folder):
     hub.cuts, hub.stalling = [1_000_000], True
     said = []
 
-    def cancel() -> bool:
+    def cancelled() -> bool:
         if parts(folder) and parts(folder)[0].stat().st_size > 500_000:
             said.append(time.monotonic())
         return bool(said)
 
     with pytest.raises(Cancelled):
-        download([part], client, folder, Job(cancel=cancel))
+        download([part], client, folder, DownloadCallbacks(cancelled=cancelled))
     assert time.monotonic() - said[0] < 10  # the hub is silent for ever; the machine may be busy
     assert not final(folder).exists()
     hub.stalling = False
@@ -317,7 +317,7 @@ def test_verify_sees_a_change(hub, client, folder):
     path.write_bytes(content[:-1] + b"\0")
     with pytest.raises(UserError, match="has changed"):
         verify(part, [path])
-    sidecar(path).unlink()
+    note_path(path).unlink()
     assert verify(part, [path]) == "structure (no checksum is known)"
     with pytest.raises(UserError, match=r"large\.weight"):
         verify(TINY, [path])

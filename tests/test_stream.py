@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import i2l_ext.weights.layers as walking
-import i2l_ext.weights.stream as streaming
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.encoders import dinov3, siglip2
-from i2l_ext.weights import source
+from i2l_ext.weights import file_reader, layers, reads
+from i2l_ext.weights import files as tensor_files
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.layers import Stack, plan, run_through
-from i2l_ext.weights.stream import TensorFiles, load, stream
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.layers import StreamedLayers, plan_memory, run_layers
+from i2l_ext.weights.stream import load_weights, stream
 from small_encoders import DINOV3, SIGLIP, relative, save, weights
 
 FP32 = ComputeOptions(dtype="float32")
@@ -34,7 +34,7 @@ def numbers(count, seed=0):
 
 
 @pytest.fixture
-def reads(monkeypatch):
+def seen_reads(monkeypatch):
     """Every (file, position, bytes) that is read."""
     seen, plain = [], TensorFile.read
 
@@ -46,20 +46,20 @@ def reads(monkeypatch):
     return seen
 
 
-def chain(tmp_path, layers=4, width=8, dtype=torch.float32):
+def chain(tmp_path, depth=4, width=8, dtype=torch.float32):
     """A stack of plain matrices, its file, and what it makes of a batch."""
-    tensors = weights({f"layers.{i}.weight": (width, width) for i in range(layers)})
+    tensors = weights({f"layers.{i}.weight": (width, width) for i in range(depth)})
     path = save(tmp_path / "chain.safetensors", tensors, dtype)
     with torch.device("meta"):
-        modules = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers)).requires_grad_(False)
+        modules = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth)).requires_grad_(False)
 
     def step(index, layer, state):
         assert [i for i, module in enumerate(modules) if not module.weight.is_meta] == [index]
         return layer(state)
 
-    stack = Stack(
+    stack = StreamedLayers(
         layers=modules,
-        names=[{"weight": f"layers.{i}.weight"} for i in range(layers)],
+        keys=[{"weight": f"layers.{i}.weight"} for i in range(depth)],
         enter=lambda batch: batch,
         step=step,
         leave=lambda state: state,
@@ -67,7 +67,7 @@ def chain(tmp_path, layers=4, width=8, dtype=torch.float32):
     )
 
     def expected(batch):
-        for i in range(layers):
+        for i in range(depth):
             batch = batch @ tensors[f"layers.{i}.weight"].T
         return batch
 
@@ -130,8 +130,8 @@ def test_every_value_arrives(tmp_path_factory, sizes, disk, dtype, ahead, piece,
         out_of_cache(path)
     pointers = set()
     with pytest.MonkeyPatch.context() as patch, ExitStack() as opened:
-        patch.setattr(streaming, "PIECE", piece)
-        patch.setattr(streaming, "too_large_to_keep", lambda size: direct)
+        patch.setattr(reads, "READ_SIZE", piece)
+        patch.setattr(tensor_files, "exceeds_page_cache", lambda size: direct)
         files, count = opened.enter_context(TensorFiles([path])), 0
         for names, got in zip(groups, stream(files, groups, ComputeOptions(dtype=dtype), ahead=ahead), strict=True):
             count += 1
@@ -157,21 +157,21 @@ def out_of_cache(path):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypatch, reads):
+def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypatch, seen_reads):
     tensors = {f"t{i}": numbers(1_000_003, i) for i in range(3)}
     path = save(tmp_path / "x.safetensors", tensors)
-    monkeypatch.setattr(streaming, "too_large_to_keep", lambda size: True)
+    monkeypatch.setattr(tensor_files, "exceeds_page_cache", lambda size: True)
     names = {name: name for name in tensors}
 
     def plainly_read():
-        reads.clear()
+        seen_reads.clear()
         with TensorFiles([path]) as files:
             (got,) = stream(files, [names], FP32)
             assert all(torch.equal(got[name], tensor) for name, tensor in tensors.items())
-        return sum(count for *_, count in reads)
+        return sum(count for *_, count in seen_reads)
 
     with TensorFile(path) as file:
-        number = source._reopened(file.fileno())
+        number = file_reader._reopen_direct(file.fileno())
     possible = number is not None
     if possible:
         os.close(number)
@@ -180,36 +180,36 @@ def test_files_too_large_to_keep_are_read_past_the_page_cache(tmp_path, monkeypa
     out_of_cache(path)
     assert plainly_read() == (0 if possible else whole)
     for broken in (lambda number: None, lambda number: os.open(path, os.O_WRONLY)):
-        monkeypatch.setattr(source, "_reopened", broken)
+        monkeypatch.setattr(file_reader, "_reopen_direct", broken)
         out_of_cache(path)
         assert plainly_read() == whole
 
 
 def test_only_what_memory_has_room_for_is_kept():
-    assert not source.too_large_to_keep(1)
+    assert not file_reader.exceeds_page_cache(1)
     if Path("/proc/meminfo").exists():
-        assert source.too_large_to_keep(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        assert file_reader.exceeds_page_cache(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def test_every_byte_is_read_once_for_all_pictures(tmp_path, reads):
+def test_every_byte_is_read_once_for_all_pictures(tmp_path, seen_reads):
     path, stack, _ = chain(tmp_path, dtype=torch.bfloat16)
     with TensorFiles([path]) as files:
-        run_through(files, stack, [numbers(8 * count).reshape(count, 8) for count in (1, 16)], FP32)
+        run_layers(files, stack, [numbers(8 * count).reshape(count, 8) for count in (1, 16)], FP32)
         stored = sum(entry.nbytes for entry in files.files[0].header.tensors.values())
-    assert len(set(reads)) == len(reads)
-    assert sum(count for *_, count in reads) == stored
+    assert len(set(seen_reads)) == len(seen_reads)
+    assert sum(count for *_, count in seen_reads) == stored
 
 
-def test_the_next_layer_is_read_ahead(tmp_path, reads):
+def test_the_next_layer_is_read_ahead(tmp_path, seen_reads):
     path, stack, _ = chain(tmp_path)
     with TensorFiles([path]) as files:
         starts = [files.files[0].header.data_start + 8 * 8 * 4 * i for i in range(4)]
         for ahead in (0, 1, 2):
-            reads.clear()
-            with closing(stream(files, stack.names, FP32, ahead=ahead)) as groups:
+            seen_reads.clear()
+            with closing(stream(files, stack.keys, FP32, ahead=ahead)) as groups:
                 next(groups)
                 time.sleep(0.1)
-                assert sorted(start for _, start, _ in reads) == starts[: 1 + ahead]
+                assert sorted(start for _, start, _ in seen_reads) == starts[: 1 + ahead]
     assert not reading()
 
 
@@ -217,7 +217,7 @@ def test_a_walk_holds_one_layer_and_leaves_none(tmp_path):
     path, stack, expected = chain(tmp_path)
     batches = [numbers(40).reshape(5, 8), numbers(16, 1).reshape(2, 8)]
     with TensorFiles([path]) as files:
-        results = run_through(files, stack, batches, FP32)
+        results = run_layers(files, stack, batches, FP32)
     for batch, result in zip(batches, results, strict=True):
         assert relative(result, expected(batch)) < 1e-6
     assert all(weight.is_meta for weight in stack.layers.parameters())
@@ -229,7 +229,7 @@ def test_load_is_for_good(tmp_path):
     with torch.device("meta"):
         part = nn.Linear(3, 2, bias=False)
     with TensorFiles([path]) as files:
-        load(files, part, {"weight": "w"}, FP32)
+        load_weights(files, part, {"weight": "w"}, FP32)
     assert torch.equal(part.weight, numbers(6).reshape(2, 3).bfloat16().float())
 
 
@@ -237,29 +237,29 @@ def test_load_is_for_good(tmp_path):
 
 
 def test_plan_shares_memory_out(monkeypatch):
-    monkeypatch.setattr(walking, "OVERHEAD", 10)
+    monkeypatch.setattr(layers, "OVERHEAD", 10)
     sizes = {"layer": 100, "fixed": 50, "state": 4, "peak": 20}
-    assert plan(None, **sizes).ahead == 1
-    roomy = plan(1000, **sizes)
+    assert plan_memory(None, **sizes).ahead == 1
+    roomy = plan_memory(1000, **sizes)
     assert roomy.ahead == 1 and roomy.inside + roomy.between == 1000 - 10 - 50 - 200
-    tight = plan(10 + 50 + 100 + 24, **sizes)
+    tight = plan_memory(10 + 50 + 100 + 24, **sizes)
     assert (tight.ahead, tight.inside, tight.between) == (0, 20, 4)
     with pytest.raises(UserError, match=r"--memory 0\.0GB is too little for this model: it needs"):
-        plan(10 + 50 + 100 + 23, **sizes)
+        plan_memory(10 + 50 + 100 + 23, **sizes)
 
 
-def test_little_memory_gives_the_same_in_more_rounds(tmp_path, monkeypatch, reads):
+def test_little_memory_gives_the_same_in_more_rounds(tmp_path, monkeypatch, seen_reads):
     path, stack, expected = chain(tmp_path)
-    monkeypatch.setattr(walking, "OVERHEAD", 0)
+    monkeypatch.setattr(layers, "OVERHEAD", 0)
     batch = numbers(80).reshape(10, 8)
     layer, state = 4 * 64, 4 * 8
     shares = []
     with TensorFiles([path]) as files:
         # beside one layer there is room for two pictures at work and three waiting: five rounds of two
         bound = ComputeOptions(dtype="float32", memory=layer + 8 * state)
-        (result,) = run_through(files, stack, [batch], bound, Callbacks(progress=shares.append))
+        (result,) = run_layers(files, stack, [batch], bound, Callbacks(progress=shares.append))
     assert relative(result, expected(batch)) < 1e-6
-    assert sum(count for *_, count in reads) == 5 * 4 * layer
+    assert sum(count for *_, count in seen_reads) == 5 * 4 * layer
     assert shares == sorted(shares) and shares[-1] == 1
 
 
@@ -269,7 +269,7 @@ def test_encoders_under_a_bound(tmp_path, monkeypatch, module, small):
     pixels = torch.randn(6, 3, small.image, small.image)
     shares = []
     (free,) = module.encode([path], small, [pixels], FP32, Callbacks(progress=shares.append))
-    monkeypatch.setattr(walking, "OVERHEAD", 0)
+    monkeypatch.setattr(layers, "OVERHEAD", 0)
     with pytest.raises(UserError, match="needs"):
         module.encode([path], small, [pixels], ComputeOptions(dtype="float32", memory=100_000))
     (bound,) = module.encode([path], small, [pixels], ComputeOptions(dtype="float32", memory=600_000))
@@ -330,7 +330,7 @@ def test_a_file_that_changes_under_us(tmp_path, change):
 
     message = r"chain\.safetensors: the file .* while it was read.*'layers\.\d\.weight'"
     with TensorFiles([path]) as files, pytest.raises(UserError, match=message):
-        run_through(files, stack, [numbers(8)[None]], FP32, Callbacks(progress=progress))
+        run_layers(files, stack, [numbers(8)[None]], FP32, Callbacks(progress=progress))
     assert not reading()
 
 
@@ -355,7 +355,7 @@ def test_cancel_while_computing(tmp_path):
 
 
 def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
-    path, stack, _ = chain(tmp_path, layers=3, width=256)
+    path, stack, _ = chain(tmp_path, depth=3, width=256)
     plain = TensorFile.read
 
     def slow(self, position, buffer):
@@ -363,10 +363,10 @@ def test_cancel_while_a_slow_disk_is_read(tmp_path, monkeypatch):
         plain(self, position, buffer)
 
     monkeypatch.setattr(TensorFile, "read", slow)
-    monkeypatch.setattr(streaming, "PIECE", 1 << 10)  # 256 reads a layer, two at a time: 13 s
+    monkeypatch.setattr(reads, "READ_SIZE", 1 << 10)  # 256 reads a layer, two at a time: 13 s
     start = time.monotonic()
     stop = Callbacks(cancelled=lambda: time.monotonic() - start > 0.2)
     with TensorFiles([path]) as files, pytest.raises(Cancelled):
-        run_through(files, stack, [numbers(256)[None]], FP32, stop)
+        run_layers(files, stack, [numbers(256)[None]], FP32, stop)
     assert time.monotonic() - start < 10  # of 39 s; the machine may be busy
     assert not reading()

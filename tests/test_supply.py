@@ -72,7 +72,7 @@ def faults(text):
             if (owner, name) in OPENS or called in RUNS or "trust_remote_code" in words or "shell" in words:
                 yield called
             if name == "from_pretrained" and not any(
-                w.arg is None and ast.unparse(w.value) == "SAFE" for w in node.keywords
+                w.arg is None and ast.unparse(w.value) == "SAFE_LOADING" for w in node.keywords
             ):
                 yield called
         elif isinstance(node, ast.Constant) and node.value in ("trust_remote_code", "auto_map"):
@@ -92,13 +92,13 @@ def test_nothing_is_unpickled_and_no_code_comes_with_weights(path):
 )  # fmt: skip
 def test_such_things_would_be_seen(text):
     assert list(faults(text))
-    assert not list(faults("heads.eval(); M.from_pretrained(x, **SAFE); re.compile(x); yaml.safe_load(x)"))
+    assert not list(faults("heads.eval(); M.from_pretrained(x, **SAFE_LOADING); re.compile(x); yaml.safe_load(x)"))
 
 
 def test_what_from_pretrained_is_told():
-    from i2l_ext.training.qwen_image import SAFE
+    from i2l_ext.training.qwen_image import SAFE_LOADING
 
-    assert SAFE == {"local_files_only": True, "use_safetensors": True}
+    assert SAFE_LOADING == {"local_files_only": True, "use_safetensors": True}
 
 
 def test_weights_come_from_the_catalogue_alone():

@@ -15,16 +15,19 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from i2l_ext.commands.main import main
+from i2l_ext.commands.train import _bases
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
-from i2l_ext.decoder import decode as decoder
-from i2l_ext.decoder.decode import HeadSpec, Residual
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.decoder.decode import Decoder
 from i2l_ext.training import config, experts, muon
-from i2l_ext.training.examples import Examples, by_style
-from i2l_ext.training.heads import Heads, evening
-from i2l_ext.training.loop import Checkpoint, optimizer_of, read_metrics
+from i2l_ext.training.examples import Examples, style_ranges
+from i2l_ext.training.heads import TrainableHeads, whitening_matrix
+from i2l_ext.training.loop import TrainingCheckpoint, build_optimizer
+from i2l_ext.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
+ONE = [{"name": "style", "schedule": {"steps": 1}}]
 CONFIGS = sorted((ROOT / "configs" / "train").glob("*.yaml"))
 
 
@@ -45,7 +48,7 @@ def small(tmp_path, **changes):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_configurations_beside_the_code_parse(path):
-    config.parse(yaml.safe_load(path.read_text()))
+    config.parse_config(yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +63,14 @@ def test_the_configurations_beside_the_code_parse(path):
         ({"experts": [{"name": "style"}]}, "experts[0].schedule: this key is missing."),
         ({"experts": [{"name": "s", "schedule": {"steps": 1, "learning_rat": 0.1}}]}, "did you mean 'learning_rate'?"),
         ({"experts": [{"name": "s", "upon": ["t"], "schedule": {"steps": 1}}]}, "none of the experts before it"),
-        ({"data": {"kind": "folder", "path": "."}}, "bias: a bias can be trained for the miniature only"),
-        ({"foundations": None}, "foundations: the miniature's base has to be trained first"),
+        ({"data": {"kind": "folder", "path": "."}}, "bias: a bias can be trained for mini only"),
+        ({"foundations": None}, "foundations: mini's base has to be trained first"),
+        ({"data": {"kind": "folder", "path": "."}, "experts": ONE}, "data.kind: 'folder' is not for mini"),
+        ({"base": {"kind": "qwen-image"}, "experts": ONE}, "data.kind: 'world' is not for Qwen-Image"),
+        (
+            {"base": {"kind": "qwen-image"}, "data": {"kind": "folder", "path": "."}, "experts": ONE},
+            "foundations: this section is for mini",
+        ),
     ],
 )
 def test_a_wrong_configuration_gets_one_clear_line(tmp_path, capsys, change, words):
@@ -74,29 +83,33 @@ def test_a_wrong_configuration_gets_one_clear_line(tmp_path, capsys, change, wor
     assert not (tmp_path / "run").exists()
 
 
+def test_every_base_of_a_configuration_can_be_trained_for():
+    assert tuple(_bases()) == config.CHOICES[(config.BaseConfig, "kind")]
+
+
 def test_a_missing_or_broken_file_gets_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        config.read(tmp_path / "none.yaml")
+        config.read_config(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="not YAML"):
-        config.read(tmp_path / "bad.yaml")
+        config.read_config(tmp_path / "bad.yaml")
 
 
 @pytest.mark.parametrize("kind", ["direct", "core"])
 @pytest.mark.parametrize("residual", [None, (5, 7, 3)])
 def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residual):
     torch.manual_seed(0)
-    heads = Heads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual)
+    heads = TrainableHeads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual)
     for parameter in heads.parameters():  # zeros would hide everything
         torch.nn.init.normal_(parameter, std=0.3)
     path = tmp_path / "heads.safetensors"
     save_file({key: value.contiguous() for key, value in heads.state_dict().items()}, path)
-    spec = HeadSpec(MINI, 10, compress=6, rank=4, residual=residual and Residual(*residual), kind=kind)
+    spec = DecoderSpec(MINI, 10, compress=6, rank=4, residual=residual and ResidualSpec(*residual), kind=kind)
     assert {key: tuple(value.shape) for key, value in heads.state_dict().items()} == spec.shapes
 
     x, tokens = torch.randn(3, 10), torch.randn(3, 5, 7) if residual else None
     scales = [0.5, 0.3, 0.2]
-    with torch.no_grad(), decoder.Heads(path, spec) as opened:
+    with torch.no_grad(), Decoder(path, spec) as opened:
         pairs = heads(x, tokens)
         lora = opened.lora(x, scales, tokens)
         assert set(lora) == set(pairs) == set(MINI.i2l_modules)
@@ -106,38 +119,40 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
 
 
 @pytest.mark.parametrize("kind", ["direct", "core"])
-def test_evened_heads_are_saved_as_plain_ones(kind):
+def test_whitened_heads_are_saved_as_plain_ones(kind):
     torch.manual_seed(0)
     x = torch.randn(50, 10) @ torch.diag(torch.logspace(-2, 1, 10)) + 0.3
     residual = (5, 7, 3)
-    evened, plain = (Heads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual) for _ in range(2))
-    for parameter in evened.parameters():
+    whitened, plain = (
+        TrainableHeads(MINI, embedding=10, compress=6, rank=4, kind=kind, residual=residual) for _ in range(2)
+    )
+    for parameter in whitened.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    evened.evened = evening(x, 1e-3)
-    through = x @ evened.evened
+    whitened.whitening = whitening_matrix(x, 1e-3)
+    through = x @ whitened.whitening
     assert torch.linalg.cond(through.T @ through) < 0.01 * torch.linalg.cond(x.T @ x)
     assert through.square().mean().item() == pytest.approx(x.square().mean().item(), rel=1e-4)
-    plain.load_state_dict(evened.folded())
+    plain.load_state_dict(whitened.folded_state_dict())
     tokens = torch.randn(50, 5, 7)
     with torch.no_grad():
-        for one, other in zip(evened(x, tokens).values(), plain(x, tokens).values(), strict=True):
+        for one, other in zip(whitened(x, tokens).values(), plain(x, tokens).values(), strict=True):
             assert torch.allclose(one[1], other[1], rtol=1e-3, atol=1e-3 * other[1].abs().max())
             assert torch.allclose(one[0], other[0], rtol=1e-3, atol=1e-3 * other[0].abs().max())
 
 
 def test_new_heads_change_nothing_and_learn():
-    heads = Heads(MINI, embedding=10, compress=6, rank=4)
+    heads = TrainableHeads(MINI, embedding=10, compress=6, rank=4)
     for down, up in heads(torch.randn(2, 10)).values():
         assert up.abs().max() == 0 and down.abs().max() > 0
 
 
 def test_partners_share_the_style_and_differ():
-    first, count = by_style([3, 1, 4])
+    first, count = style_ranges([3, 1, 4])
     nothing = torch.zeros(8, 1, 1)
     examples = Examples(first, count, torch.zeros(8, 1, 1, 1), nothing, nothing, nothing, nothing, nothing)
     style = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
     rows = torch.arange(8).repeat(50)
-    partners = examples.partner(rows, torch.Generator().manual_seed(0))
+    partners = examples.sample_same_style(rows, torch.Generator().manual_seed(0))
     assert torch.equal(style[partners], style[rows])
     alone = rows == 3
     assert (partners[~alone] != rows[~alone]).all() and (partners[alone] == 3).all()
@@ -147,20 +162,20 @@ def test_partners_share_the_style_and_differ():
 def test_folders_of_pictures_are_checked_before_anything_is_loaded(tmp_path):
     from PIL import Image
 
-    from i2l_ext.training.qwen_image import QwenImage, pictures
+    from i2l_ext.training.qwen_image import FrozenQwenImage, pictures_by_style
 
     with pytest.raises(UserError, match="holds no folders"):
-        pictures(tmp_path)
+        pictures_by_style(tmp_path)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / name / "one.png")
     (tmp_path / "a" / "one.txt").write_text("a picture")
     with pytest.raises(UserError, match=r"one\.png: no caption"):
-        pictures(tmp_path)
+        pictures_by_style(tmp_path)
     (tmp_path / "b" / "one.txt").write_text("a picture")
-    assert [len(style) for style in pictures(tmp_path)] == [1, 1]
+    assert [len(style) for style in pictures_by_style(tmp_path)] == [1, 1]
     with pytest.raises(UserError, match=r"no transformer/config\.json"):
-        QwenImage(tmp_path, None, False)
+        FrozenQwenImage(tmp_path, None, False)
 
 
 def command(*arguments):
@@ -248,8 +263,8 @@ def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path):
     for keep in (lambda key: True, lambda key: "momentum/" not in key, lambda key: "moment2/" not in key):
         torch.manual_seed(0)
         module = torch.nn.Linear(6, 5)
-        optimizer = optimizer_of(schedule, list(module.parameters()))
-        checkpoint = Checkpoint(tmp_path / str(len(ends)), module, optimizer, {
+        optimizer = build_optimizer(schedule, list(module.parameters()))
+        checkpoint = TrainingCheckpoint(tmp_path / str(len(ends)), module, optimizer, {
             name: p.detach().clone() for name, p in module.named_parameters()
         })  # fmt: skip
         for step in range(6):
@@ -273,10 +288,10 @@ def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path):
 def test_muon_moves_matrices_by_orthogonal_ones(shape):
     torch.manual_seed(0)
     matrices = torch.randn(shape) * 7
-    values = torch.linalg.svdvals(muon.orthogonal(matrices))
+    values = torch.linalg.svdvals(muon.orthogonalize(matrices))
     assert values.min() > 0.3 and values.max() < 1.3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    cosine = torch.nn.functional.cosine_similarity(muon.orthogonal(matrices).flatten(1), (u @ v).flatten(1))
+    cosine = torch.nn.functional.cosine_similarity(muon.orthogonalize(matrices).flatten(1), (u @ v).flatten(1))
     assert cosine.min() > 0.9
 
 
@@ -286,7 +301,7 @@ def test_muon_leaves_vectors_to_adamw():
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(7))
         schedule = config.Schedule(steps=9, matrix_rate=0.02 if name == "muon" else 0.0, weight_decay=0.1)
-        optimizer = optimizer_of(schedule, [p])
+        optimizer = build_optimizer(schedule, [p])
         for step in range(9):
             optimizer.zero_grad()
             (p * (step + 1)).sin().sum().backward()
@@ -322,18 +337,18 @@ def test_a_folder_belongs_to_one_configuration(trained, tmp_path, capsys):
 
 
 def test_gradient_checkpointing_and_bf16_train_to_nearly_the_same(trained):
-    from i2l_ext.mini.base import Base
+    from i2l_ext.mini.base import MiniBase
 
     raw, folder = trained
     examples = Examples.load(folder / "examples.safetensors")
-    expert = config.parse(raw).experts[0]
+    expert = config.parse_config(raw).experts[0]
     found = []
     for checkpointing, dtype in ((False, None), (True, None), (True, torch.bfloat16)):
-        base = Base.load(folder / "base.safetensors")
+        base = MiniBase.load(folder / "base.safetensors")
         if checkpointing:
             base.transformer.enable_gradient_checkpointing()
             base.train()
-        task = experts.task(expert, base, examples, [], seed=1, dtype=dtype)
+        task = experts.expert_task(expert, base, examples, [], seed=1, dtype=dtype)
         for parameter in task.module.parameters():
             torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(3))
         loss = task.loss(task.module, task.rng(0), slice(0, 4))

@@ -1,20 +1,21 @@
-"""The tab's parts that need no browser: texts, pages, uploads, the desk, and what loading the extension costs."""
+"""The tab's parts that need no browser: texts, pages, uploads, the service, and what loading the extension costs."""
 
 import json
 import os
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import Job, Progress
-from i2l_ext.webui import html
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.service import Desk, Wish, picture_list
-from i2l_ext.webui.settings import HUBS, OPTIONS, Stored
-from i2l_ext.webui.texts import everything
+from i2l_ext.webui import html, markup
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.service import Service, tray_pictures
+from i2l_ext.webui.settings import HUB_TITLES, SETTINGS, SettingsFile
+from i2l_ext.webui.texts import all_texts
 from i2l_ext.webui.uploads import Uploads, received
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("language", ["zh_CN", "ru_RU"])
 def test_every_text_is_translated(language):
     told = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf-8"))
-    assert set(told) == set(everything())
+    assert set(told) == set(all_texts())
     assert all(told.values())
 
 
@@ -41,35 +42,35 @@ def test_a_download_is_told_as_the_command_line_tells_it():
 
     row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
     for places in (True, False):
-        page = html.to_download(row.as_json(), places=places)
+        page = html.download_facts(row.json(), places=places)
         missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))
         assert len(missing) == 3 and 'type="checkbox" name="i2l_agreed" value="qwen-image-style"' in page
         for part in missing:
-            assert part.id in page and part.repo in page and html.escape(part.licence) in page
-            assert html.size(part.nbytes) in page
-        assert html.size(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
-    mini = html.to_download({**row.as_json(), "parts": []}, places=True)
+            assert part.id in page and part.repo in page and escape(part.licence) in page
+            assert markup.format_bytes(part.nbytes) in page
+        assert markup.format_bytes(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
+    mini = html.download_facts({**row.json(), "parts": []}, places=True)
     assert "checkbox" not in mini and "/srv/weights" in mini
-    assert list(HUBS.values()) == list(hubs.HUBS)
+    assert list(HUB_TITLES.values()) == list(hubs.HUBS)
 
 
 @pytest.mark.parametrize("setting", ["", "set"])
-def test_downloads_of_the_tab_and_of_the_command_line_go_to_one_folder(desk, tmp_path, monkeypatch, setting):
+def test_downloads_of_the_tab_and_of_the_command_line_go_to_one_folder(service, tmp_path, monkeypatch, setting):
     """Unless the tab's own setting says otherwise."""
     from i2l_ext.models.store import Folders
 
-    desk.host.stored.write({"i2l_models_folder": setting and str(tmp_path / setting)})
+    service.host.settings_file.write({"i2l_models_folder": setting and str(tmp_path / setting)})
     for named in ("", str(tmp_path / "a"), os.pathsep.join([str(tmp_path / "a"), str(tmp_path / "b")])):
         monkeypatch.setenv("I2L_MODELS", named)
         line = Folders.default().own
-        monkeypatch.setenv("I2L_MODELS", desk._environment().get("I2L_MODELS", named))
+        monkeypatch.setenv("I2L_MODELS", service._environment().get("I2L_MODELS", named))
         assert Folders.default().own == (tmp_path / setting if setting else line)
         assert {*map(Path, filter(None, named.split(os.pathsep)))} <= {Folders.default().own, *Folders.default().webui}
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (65, "1:05"), (3600, "1:00:00"), (59.6, "1:00")])
 def test_durations(seconds, shown):
-    assert html.duration(seconds) == shown
+    assert markup.format_seconds(seconds) == shown
 
 
 def test_only_uploads_are_received(tmp_path):
@@ -104,26 +105,28 @@ def test_uploads_are_known_by_their_hash_alone(tmp_path):
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
-    yield desk
-    desk.queue.close()
+def service(tmp_path):
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
+    yield service
+    service.queue.close()
 
 
 @pytest.mark.parametrize(
     "folder", ["../up", "/abs", "\\\\server\\share", "C:\\x", "a/../../b", "con", "a/b/c/d/e", "~x"]
 )
-def test_subfolders_stay_inside(desk, folder):
+def test_subfolders_stay_inside(service, folder):
     with pytest.raises(UserError):
-        desk.folder(folder)
+        service.targets.folder(folder)
 
 
-def test_a_subfolder_that_is_a_link_outside(desk, tmp_path):
+def test_a_subfolder_that_is_a_link_outside(service, tmp_path):
     (tmp_path / "Lora").mkdir()
     (tmp_path / "Lora" / "out").symlink_to(tmp_path)
     with pytest.raises(UserError):
-        desk.folder("out")
-    assert desk.folder("styles/mine") == tmp_path / "Lora" / "styles" / "mine"
+        service.targets.folder("out")
+    assert service.targets.folder("styles/mine") == tmp_path / "Lora" / "styles" / "mine"
 
 
 @pytest.mark.parametrize(
@@ -131,33 +134,40 @@ def test_a_subfolder_that_is_a_link_outside(desk, tmp_path):
     [{"name": "a/b"}, {"name": ""}, {"strength": 0}, {"strength": float("nan")}, {"rank": 0}, {"dialect": "x"},
      {"dtype": "x"}, {"weights": [1, 2]}, {"pictures": []}, {"pictures": ["../x"]}],
 )  # fmt: skip
-def test_wishes_that_are_refused(desk, tmp_path, change):
+def test_wishes_that_are_refused(service, tmp_path, change):
     (tmp_path / "a").write_bytes(b"one")
-    good = {"pictures": [desk.uploads.take(tmp_path / "a")], "name": "x", "model": "mini"}
+    good = {"pictures": [service.uploads.take(tmp_path / "a")], "name": "x", "model": "mini"}
     with pytest.raises(UserError):
-        desk.make(Wish(**{**good, **change}))
-    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+        service.make(**{**good, **change})
+    assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
 @pytest.mark.parametrize("tray", [None, 7, [["x"]], [[1, 1]], [["x", 0]], [["x", True]], [["x", "1"]], [["x", 1]] * 65])
-def test_trays_that_are_refused(tray):
+def test_trays_that_are_refused(service, tmp_path, tray):
+    """Damaged ones at once; what is out of range by the request and the uploads."""
+    (tmp_path / "a").write_bytes(b"one")
+    id = service.uploads.take(tmp_path / "a")
+    if isinstance(tray, list):
+        tray = [[id if one == "x" else one for one in entry] for entry in tray]
     with pytest.raises(UserError):
-        picture_list({"pictures": tray})
+        pictures, weights = tray_pictures({"pictures": tray})
+        service.make(pictures, name="x", model="mini", weights=tuple(weights))
+    assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
-def test_loras_are_asked_for_by_the_name_in_the_list(desk, tmp_path):
+def test_loras_are_asked_for_by_the_name_in_the_list(service, tmp_path):
     (tmp_path / "Lora" / "sub").mkdir(parents=True)
     (tmp_path / "Lora" / "sub" / "a.safetensors").touch()
     (tmp_path / "b.safetensors").touch()
-    assert desk.lora("sub/a.safetensors") == tmp_path / "Lora" / "sub" / "a.safetensors"
+    assert service.lora("sub/a.safetensors") == tmp_path / "Lora" / "sub" / "a.safetensors"
     for name in ("../b.safetensors", str(tmp_path / "b.safetensors"), "a.safetensors", ""):
         with pytest.raises(UserError):
-            desk.lora(name)
+            service.lora(name)
 
 
 def test_settings_that_are_not_sound_are_the_defaults(tmp_path):
-    stored = Stored(tmp_path / "settings.json")
-    defaults = {option.key: option.default for option in OPTIONS}
+    stored = SettingsFile(tmp_path / "settings.json")
+    defaults = {option.key: option.default for option in SETTINGS}
     assert stored.read() == defaults
     for held in ("[]", "{half", '{"i2l_device": 7, "i2l_cache_gb": -1, "i2l_free_vram": "yes", "other": 1}'):
         stored.path.write_text(held)
@@ -167,16 +177,16 @@ def test_settings_that_are_not_sound_are_the_defaults(tmp_path):
 
 
 def test_the_webui_process_stays_light():
-    code = "import sys, i2l_ext.webui.extension, i2l_ext.webui.desk, i2l_ext.webui.html; print(*sorted(" \
+    code = "import sys, i2l_ext.webui.extension, i2l_ext.webui.service, i2l_ext.webui.html; print(*sorted(" \
            "{m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'PIL', 'safetensors'}))"  # fmt: skip  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == ""
 
 
-def test_only_host_py_touches_the_webui():
+def test_only_one_file_touches_the_webui():
     import re
 
     for path in (ROOT / "i2l_ext").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         touches = re.search(r"^\s*(from|import) modules\b", text, re.MULTILINE)
-        assert not touches or path.name == "host.py", path
+        assert not touches or path == ROOT / "i2l_ext" / "webui" / "hosts" / "webui.py", path

@@ -17,38 +17,39 @@ httpx = pytest.importorskip("httpx")
 from starlette.applications import Starlette  # noqa: E402
 
 from i2l_ext.engine import queue  # noqa: E402
-from i2l_ext.webui import api, uploads  # noqa: E402
-from i2l_ext.webui.host import Alone  # noqa: E402
-from i2l_ext.webui.service import Desk  # noqa: E402
+from i2l_ext.requests import MakeRequest  # noqa: E402
+from i2l_ext.webui import api, client_fields, uploads  # noqa: E402
+from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
+from i2l_ext.webui.service import Service  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def serve(tmp_path, credentials=()):
-    host = Alone(tmp_path, lora_folder=tmp_path / "Lora", api=True)
-    desk = Desk(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    host = StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora", serves_api=True)
+    service = Service(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"])
     app = Starlette()
-    api.add(app, desk, credentials)
+    api.add_api(app, service, credentials)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    return server, thread, desk, server.servers[0].sockets[0].getsockname()[1]
+    return server, thread, service, server.servers[0].sockets[0].getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("api")
-    server, thread, desk, port = serve(tmp_path)
+    server, thread, service, port = serve(tmp_path)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/i2l/v1", timeout=60) as client:
-        client.desk, client.folder, client.port = desk, tmp_path / "Lora", port
+        client.service, client.folder, client.port = service, tmp_path / "Lora", port
         while client.get("/models").status_code == 503:
             time.sleep(0.2)
         yield client
     server.should_exit = True
     thread.join(5)
-    desk.queue.close()
+    service.queue.close()
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,13 @@ def test_limits(served, picture, monkeypatch):
 
     assert ask(65).status_code == 413 and "64" in ask(65).json()["error"]
     assert served.post("/loras", files=[("pictures", b"x")], data={str(n): "x" for n in range(2000)}).status_code == 400
-    monkeypatch.setattr(api, "MOST_BODY", 1000)
+    monkeypatch.setattr(api, "MAX_FORM", 1000)
     assert ask().status_code == 413
     monkeypatch.undo()
-    monkeypatch.setattr(uploads, "MOST_BYTES", 1000)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 1000)
     assert ask().status_code == 422
     monkeypatch.undo()
-    monkeypatch.setattr(queue, "WAITING", 0)
+    monkeypatch.setattr(queue, "MAX_WAITING", 0)
     assert ask().status_code == 429 and "waiting" in ask().json()["error"]
     monkeypatch.undo()
     assert not [job for job in served.get("/loras").json() if job["title"].startswith("limits")]
@@ -169,10 +170,39 @@ def test_a_download_tells_its_licences_first(served):
 def test_a_model_need_not_be_named(served, picture, monkeypatch):
     files = [("pictures", ("a.png", picture.read_bytes()))]
     made = wait(served, served.post("/loras", files=files, data={"name": "unnamed_model"}).json())
-    assert made["result"]["model"] == served.desk.chosen() == "mini", "where no other is here"
-    monkeypatch.setattr(served.desk, "models", lambda: None)
+    assert made["result"]["model"] == served.service.models.choose() == "mini", "where no other is here"
+    monkeypatch.setattr(served.service.models, "rows", lambda: None)
     assert served.post("/loras", files=files, data={"name": "too_early"}).status_code == 503
     assert served.post("/download", json={"model": "mini", "source": "huggingface", "agree": True}).status_code == 503
+
+
+def test_no_path_is_among_the_fields(served, picture):
+    """Neither one that is offered, nor one that a request has besides."""
+    offered = [
+        *client_fields.FORM.values(),
+        *(field for body in client_fields.BODIES.values() for field in body.values()),
+    ]
+    assert not [field.name for field in offered if field.info.local or field.type is Path]
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    for name in [name for name, field in MakeRequest.fields().items() if field.info.local and name != "pictures"]:
+        answer = served.post("/loras", files=files, data={"name": "x", name: "/tmp"})
+        assert answer.status_code == 422 and f"Unknown fields: {name}" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ({"rank": "4097"}, "rank must be from 1 to 4096, not 4097."),
+        ({"strength": "-10.5"}, "strength must be from -10 to 10 and not 0"),
+        ({"weights": "[0]"}, "weight must be greater than 0"),
+        ({"dtype": "fp8"}, "There is no dtype 'fp8'"),
+        ({"description": "a\0b"}, "description is not a text"),
+    ],
+)
+def test_ranges_are_those_of_the_requests(served, picture, data, error):
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    answer = served.post("/loras", files=files, data={"name": "x", "model": "mini", **data})
+    assert answer.status_code == 422 and error in answer.json()["error"]
 
 
 def test_a_body_without_length(served):
@@ -181,7 +211,7 @@ def test_a_body_without_length(served):
 
 
 def test_credentials(tmp_path):
-    server, thread, desk, port = serve(tmp_path, [("me", "secret")])
+    server, thread, service, port = serve(tmp_path, [("me", "secret")])
     url = f"http://127.0.0.1:{port}/i2l/v1/loras"
     assert httpx.get(url).status_code == 401
     assert httpx.get(url, auth=("me", "wrong")).status_code == 401
@@ -189,7 +219,7 @@ def test_credentials(tmp_path):
     assert httpx.get(url, auth=("me", "secret")).status_code == 200
     server.should_exit = True
     thread.join(5)
-    desk.queue.close()
+    service.queue.close()
 
 
 def test_the_description_names_every_route(served):

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import queue
+from i2l_ext.library import folder as library
 from i2l_ext.webui import uploads
-from i2l_ext.webui.disk import DiskError
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.recent import Recent
-from i2l_ext.webui.service import Desk, Wish
-from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.model_list import ModelList
+from i2l_ext.webui.service import Service
+from i2l_ext.webui.settings import SETTINGS, SettingsFile
+from i2l_ext.webui.short_cache import ShortCache
 from i2l_ext.webui.uploads import Uploads
 
 MANY = 12
@@ -39,13 +39,15 @@ def at_once(function, count=MANY):
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch):
+def service(tmp_path, monkeypatch):
     """Its jobs wait for ever: no lane is started."""
     monkeypatch.setattr(queue.Queue, "_run_lane", lambda queue, lane: None)
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"])
-    desk.host.lora_folder().mkdir()
-    yield desk
-    desk.queue.close()
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-c", "raise SystemExit(9)"]
+    )
+    service.host.lora_folder().mkdir()
+    yield service
+    service.queue.close()
 
 
 def slowly(monkeypatch, place, name):
@@ -67,10 +69,10 @@ def end(job, result=None, error=None):
 # --- many threads -------------------------------------------------------------------------------------------------
 
 
-def test_models_are_looked_for_once_by_however_many(desk, monkeypatch):
-    slowly(monkeypatch, desk.queue, "submit")
-    assert at_once(lambda number: desk.models()) == [None] * MANY
-    [job] = desk.queue.jobs()
+def test_models_are_looked_for_once_by_however_many(service, monkeypatch):
+    slowly(monkeypatch, service.queue, "submit")
+    assert at_once(lambda number: service.models.rows()) == [None] * MANY
+    [job] = service.queue.jobs()
     rows = [{"name": "mini"}]
 
     class Slow(queue.Job):
@@ -85,58 +87,54 @@ def test_models_are_looked_for_once_by_however_many(desk, monkeypatch):
 
     job.__class__ = Slow
     end(job, rows)
-    assert at_once(lambda number: desk.models()) == [rows] * MANY
-    assert len(desk.queue.jobs()) == 1
+    assert at_once(lambda number: service.models.rows()) == [rows] * MANY
+    assert len(service.queue.jobs()) == 1
 
 
-def test_a_search_that_began_before_a_change_is_followed_by_another(desk):
-    desk.models()
-    [first] = desk.queue.jobs()
-    desk.models(anew=True)  # a download has ended while it was under way
+def test_a_search_that_began_before_a_change_is_followed_by_another(service):
+    service.models.rows()
+    [first] = service.queue.jobs()
+    service.models.rows(refresh=True)  # a download has ended while it was under way
     end(first, [])
-    desk.models()
-    assert len(desk.queue.jobs()) == 2
-    end(desk.queue.jobs()[1], [{"name": "mini"}])
-    assert [desk.models() for _ in range(3)][-1] == [{"name": "mini"}] and len(desk.queue.jobs()) == 2
+    service.models.rows()
+    assert len(service.queue.jobs()) == 2
+    end(service.queue.jobs()[1], [{"name": "mini"}])
+    assert [service.models.rows() for _ in range(3)][-1] == [{"name": "mini"}] and len(service.queue.jobs()) == 2
 
 
-def test_a_full_queue_does_not_keep_the_page_from_its_answer(desk, monkeypatch):
-    monkeypatch.setattr(queue, "WAITING", 0)
-    assert desk.models() is None
+def test_a_full_queue_does_not_keep_the_page_from_its_answer(service, monkeypatch):
+    monkeypatch.setattr(queue, "MAX_WAITING", 0)
+    assert service.models.rows() is None
     monkeypatch.undo()
-    desk.models()
-    assert len(desk.queue.jobs()) == 1
+    service.models.rows()
+    assert len(service.queue.jobs()) == 1
 
 
-def test_no_two_jobs_are_promised_the_same_name(desk, tmp_path, monkeypatch):
-    picture = desk.uploads.take(_picture(tmp_path))
+def test_no_two_jobs_are_promised_the_same_name(service, tmp_path, monkeypatch):
+    picture = service.uploads.take(_picture(tmp_path))
     slowly(monkeypatch, library, "names_below")
-    lora = desk.host.lora_folder() / "style.safetensors"
-    made = at_once(lambda number: desk.make(Wish([picture], "Style", "mini")), 6)
+    lora = service.host.lora_folder() / "style.safetensors"
+    made = at_once(lambda number: service.make([picture], name="Style", model="mini"), 6)
     assert sorted(job.title for job in made) == ["Style", *(f"Style-{number}" for number in range(2, 7))]
-    assert {job.request["order"]["name"] for job in made} == {job.title for job in made}
-    assert desk.saved_name("STYLE") == "STYLE-7"
-    converted = at_once(lambda number: desk.convert(lora, lora.name, "kohya"), 6)
-    assert len({job.request["arguments"][-1] for job in converted}) == 6
+    assert {job.request["name"] for job in made} == {job.title for job in made}
+    assert service.targets.likely_name("STYLE") == "STYLE-7"
+    converted = at_once(lambda number: service.convert(lora, lora.name, "kohya"), 6)
+    assert len({job.request["output"] for job in converted}) == 6
     lora.touch()
-    inspected = desk.inspect(lora, lora.name)
-    mended = at_once(lambda number: desk.mend(inspected.id, "kohya"), 2)
-    assert (
-        len({job.request["output"] for job in mended}) == len({job.request["folder_of_export"] for job in mended}) == 2
-    )
+    inspected = service.inspect(lora, lora.name)
+    repaired = at_once(lambda number: service.repair(inspected.id, "kohya"), 2)
+    assert len({job.request["output"] for job in repaired}) == len({job.request["folder"] for job in repaired}) == 2
 
 
-def test_no_two_jobs_are_promised_the_same_folder(desk, monkeypatch):
-    slowly(monkeypatch, desk, "_training")
-    lora = desk.host.lora_folder() / "style.safetensors"
-    targets = [
-        job.request["arguments"][-1] for job in at_once(lambda n: desk.export(lora, lora.name, "diffusers", 4), 6)
-    ]
+def test_no_two_jobs_are_promised_the_same_folder(service, monkeypatch):
+    slowly(monkeypatch, service.targets, "start_folder")
+    lora = service.host.lora_folder() / "style.safetensors"
+    targets = [job.request["output"] for job in at_once(lambda n: service.export(lora, lora.name, "diffusers", 4), 6)]
     assert len(set(targets)) == 6
 
 
 def test_settings_of_several_pages_do_not_undo_each_other(tmp_path, monkeypatch):
-    stored = Stored(tmp_path / "settings.json")
+    stored = SettingsFile(tmp_path / "settings.json")
     values = {"i2l_device": "cpu", "i2l_memory": "6GB", "i2l_model": "mini", "i2l_dtype": "bf16", "i2l_subfolder": "a"}
     keys = list(values)
     slowly(monkeypatch, stored, "read")
@@ -146,26 +144,28 @@ def test_settings_of_several_pages_do_not_undo_each_other(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
-def test_the_trouble_may_be_over_while_a_page_is_answered(desk):
+def test_the_trouble_may_be_over_while_a_page_is_answered(service):
     pytest.importorskip("gradio")
     from i2l_ext.webui import tab
 
-    class Fleeting(Desk):
+    class Fleeting(ModelList):
         left = 2
 
         @property
-        def trouble(self):
+        def failed(self):
             self.left -= 1
-            return self._trouble if self.left >= 0 else None
+            return self._failed if self.left >= 0 else None
 
-        @trouble.setter
-        def trouble(self, job):
-            self._trouble = job
+        @failed.setter
+        def failed(self, job):
+            self._failed = job
 
-    trouble = desk.queue.submit("models", "", {})
+    trouble = service.queue.submit("models", "", {})
     end(trouble, error="no engine")
-    desk.__class__, desk._trouble, desk._asked = Fleeting, trouble, desk.queue.submit("models", "", {})
-    _, shown = tab._answer(desk, {}, {}, ["models"])
+    models = service.models
+    del models.failed
+    models.__class__, models._failed, models._search = Fleeting, trouble, service.queue.submit("models", "", {})
+    _, shown = tab.answer_poll(service, {}, "{}", ["models"])
     assert "no engine" in shown
 
 
@@ -188,35 +188,35 @@ def walks(monkeypatch):
     return begun
 
 
-def test_typing_a_name_walks_the_folder_once(desk, walks, monkeypatch):
+def test_typing_a_name_walks_the_folder_once(service, walks, monkeypatch):
     text = "a_rather_long_name"
     for length in range(1, len(text) + 1):
-        assert desk.saved_name(text[:length]) == text[:length]
+        assert service.targets.likely_name(text[:length]) == text[:length]
     assert len(walks) == 1
-    at_once(lambda number: desk.saved_name(f"name{number}"))
+    at_once(lambda number: service.targets.likely_name(f"name{number}"))
     assert len(walks) == 1
 
 
-def test_what_is_promised_is_looked_up_then(desk, walks, tmp_path):
-    assert desk.saved_name("style") == "style"
-    (desk.host.lora_folder() / "style.safetensors").touch()
-    job = desk.make(Wish([desk.uploads.take(_picture(tmp_path))], "style", "mini"))
+def test_what_is_promised_is_looked_up_then(service, walks, tmp_path):
+    assert service.targets.likely_name("style") == "style"
+    (service.host.lora_folder() / "style.safetensors").touch()
+    job = service.make([service.uploads.take(_picture(tmp_path))], name="style", model="mini")
     assert job.title == "style-2" and len(walks) == 2
-    assert desk.saved_name("style-2") == "style-2-2"
+    assert service.targets.likely_name("style-2") == "style-2-2"
     end(job, {})
-    desk._after(job)
-    assert desk.saved_name("style") == "style-2" and len(walks) == 3
+    service._on_end(job)
+    assert service.targets.likely_name("style") == "style-2" and len(walks) == 3
 
 
 def test_a_moment_ends(monkeypatch):
     now, looked = [0.0], []
-    monkeypatch.setattr("i2l_ext.webui.recent.time.monotonic", lambda: now[0])
-    recent = Recent(lambda key: looked.append(key) or len(looked), 5)
-    assert [recent("a"), recent("a"), recent("b")] == [1, 1, 2]
+    monkeypatch.setattr("i2l_ext.webui.short_cache.time.monotonic", lambda: now[0])
+    cached = ShortCache(lambda key: looked.append(key) or len(looked), 5)
+    assert [cached("a"), cached("a"), cached("b")] == [1, 1, 2]
     now[0] = 6
-    assert recent("b") == 3
-    recent.forget()
-    assert recent("b") == 4
+    assert cached("b") == 3
+    cached.clear()
+    assert cached("b") == 4
 
 
 # --- previews -----------------------------------------------------------------------------------------------------
@@ -224,38 +224,42 @@ def test_a_moment_ends(monkeypatch):
 
 @pytest.fixture
 def looking(tmp_path):
-    """A desk whose engine looks; and the pictures that it was shown, a list for each time it was started."""
-    desk = Desk(Alone(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker"])
+    """A service whose engine looks; and the pictures that it was shown, a list for each time it was started."""
+    service = Service(
+        StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora"), tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"]
+    )
     yield (
-        desk,
+        service,
         lambda: [
-            [Path(path).name for path in job.request["pictures"]] for job in desk.queue.jobs() if job.kind == "look"
+            [Path(path).name for path in job.request["pictures"]] for job in service.queue.jobs() if job.kind == "look"
         ],
     )
-    desk.queue.close()
+    service.queue.close()
 
 
 def test_only_new_pictures_are_looked_at(looking, tmp_path):
-    desk, shown = looking
-    red, green, blue = (desk.uploads.take(_picture(tmp_path, colour=colour)) for colour in ("red", "green", "blue"))
+    service, shown = looking
+    red, green, blue = (service.uploads.take(_picture(tmp_path, colour=colour)) for colour in ("red", "green", "blue"))
     (tmp_path / "text").write_text("not a picture")
-    bad = desk.uploads.take(tmp_path / "text")
-    first = desk.look([red, green])
-    again = desk.look([green, red, bad, blue])
+    bad = service.uploads.take(tmp_path / "text")
+    first = service.preview([red, green])
+    again = service.preview([green, red, bad, blue])
     assert shown() == [[red, green], [bad, blue]]
     assert [again[1], again[0]] == first and again[2]["error"].startswith("picture 3: ")
-    assert desk.look([blue, red, green]) == [again[3], *first]
+    assert service.preview([blue, red, green]) == [again[3], *first]
     assert len(shown()) == 2, "of pictures that are known nothing is started"
-    assert desk.look([bad])[0]["error"].startswith("picture 1: "), "what cannot be used may be mended by an update"
+    assert service.preview([bad])[0]["error"].startswith("picture 1: "), (
+        "what cannot be used may be repaired by an update"
+    )
 
 
 def test_a_damaged_preview_is_made_again(looking, tmp_path):
-    desk, shown = looking
-    red = desk.uploads.take(_picture(tmp_path))
-    seen = desk.look([red])
+    service, shown = looking
+    red = service.uploads.take(_picture(tmp_path))
+    seen = service.preview([red])
     for damaged in (b"", b"\xff", b'"><script>', b"data:text/html,x"):
-        (desk.uploads.folder / f"{red}.preview").write_bytes(damaged)
-        assert desk.look([red]) == seen
+        (service.uploads.folder / f"{red}.preview").write_bytes(damaged)
+        assert service.preview([red]) == seen
     assert len(shown()) == 5
 
 
@@ -267,7 +271,7 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
         ids.append(kept.take(tmp_path / "a"))
         kept.keep_preview(ids[-1], "data:image/jpeg;base64," + "A" * 77)
         os.utime(kept.folder / ids[-1], (number, number))
-    monkeypatch.setattr(uploads, "MOST_KEPT", 500)  # the new one and two of them, with previews of 100 bytes each
+    monkeypatch.setattr(uploads, "MAX_KEPT", 500)  # the new one and two of them, with previews of 100 bytes each
     (tmp_path / "a").write_bytes(b"new")
     new = kept.take(tmp_path / "a")
     assert {path.name for path in kept.folder.iterdir()} == {new, *ids[2:], *(f"{id}.preview" for id in ids[2:])}
@@ -275,11 +279,11 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
     assert [path.name for path in kept.folder.iterdir()] == [new]
 
 
-def test_a_look_that_takes_too_long_is_stopped(desk, tmp_path, monkeypatch):
-    monkeypatch.setattr("i2l_ext.webui.service.PATIENCE", 0.05)
+def test_a_look_that_takes_too_long_is_stopped(service, tmp_path, monkeypatch):
+    monkeypatch.setattr("i2l_ext.webui.previews.TIMEOUT", 0.05)
     with pytest.raises(UserError, match="too long"):
-        desk.look([desk.uploads.take(_picture(tmp_path))])
-    assert [job.state for job in desk.queue.jobs()] == ["cancelled"]
+        service.preview([service.uploads.take(_picture(tmp_path))])
+    assert [job.state for job in service.queue.jobs()] == ["cancelled"]
 
 
 # --- disks that fail ----------------------------------------------------------------------------------------------
@@ -301,7 +305,7 @@ def refusing(monkeypatch, place, name, code, when=lambda *values: True):
 
 
 @pytest.fixture
-def client(desk):
+def client(service):
     pytest.importorskip("httpx")
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
@@ -309,7 +313,7 @@ def client(desk):
     from i2l_ext.webui import api
 
     app = Starlette()
-    api.add(app, desk)
+    api.add_api(app, service)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
 
@@ -327,17 +331,17 @@ def send(client, picture):
 
 @pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
-def test_an_upload_that_cannot_be_kept(client, desk, tmp_path, monkeypatch, code, status, step):
+def test_an_upload_that_cannot_be_kept(client, service, tmp_path, monkeypatch, code, status, step):
     picture = _picture(tmp_path)
-    refusing(monkeypatch, Path, step, code, lambda path, *values: desk.uploads.folder in (path, path.parent))
+    refusing(monkeypatch, Path, step, code, lambda path, *values: service.uploads.folder in (path, path.parent))
     told(send(client, picture), status)
     monkeypatch.undo()
-    assert not desk.uploads.folder.exists() or not list(desk.uploads.folder.iterdir())
-    assert not [job for job in desk.queue.jobs() if job.kind == "make"]
+    assert not service.uploads.folder.exists() or not list(service.uploads.folder.iterdir())
+    assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, desk, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, service, tmp_path, monkeypatch):
     open_ = Path.open
 
     def full(path, *values, **named):
@@ -349,10 +353,11 @@ def test_a_disk_that_is_full_in_the_middle_of_an_upload(client, desk, tmp_path, 
 
     monkeypatch.setattr(Path, "open", full)
     told(send(client, _picture(tmp_path)), 507)
-    with pytest.raises(DiskError, match="full"):
-        desk.uploads.take(tmp_path / "a.png")
+    with pytest.raises(UserError, match="full") as refused:
+        service.uploads.take(tmp_path / "a.png")
+    assert refused.value.code == "disk_full"
     monkeypatch.undo()
-    assert not list(desk.uploads.folder.iterdir())
+    assert not list(service.uploads.folder.iterdir())
 
 
 def test_a_form_that_does_not_fit_into_the_temporary_folder(client, tmp_path, monkeypatch):
@@ -363,30 +368,32 @@ def test_a_form_that_does_not_fit_into_the_temporary_folder(client, tmp_path, mo
 
 
 @pytest.mark.parametrize(("code", "status"), FAULTS.values(), ids=FAULTS)
-def test_routes_that_read_what_cannot_be_read(client, desk, tmp_path, monkeypatch, code, status):
-    (desk.host.lora_folder() / "a.safetensors").touch()
+def test_routes_that_read_what_cannot_be_read(client, service, tmp_path, monkeypatch, code, status):
+    (service.host.lora_folder() / "a.safetensors").touch()
     refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
     told(client.post("/i2l/v1/export", json={"lora": "a.safetensors", "trainer": "diffusers", "rank": 4}), status)
-    refusing(monkeypatch, Path, "is_file", code, lambda path: path.parent == desk.uploads.folder)
+    refusing(monkeypatch, Path, "is_file", code, lambda path: path.parent == service.uploads.folder)
     told(send(client, _picture(tmp_path)), status)
 
 
-def test_a_folder_that_cannot_be_read_does_not_hide_the_others(desk, monkeypatch):
+def test_a_folder_that_cannot_be_read_does_not_hide_the_others(service, monkeypatch):
     for name in ("a", "b", "c"):
-        (desk.host.lora_folder() / name).mkdir()
-        (desk.host.lora_folder() / name / "x.safetensors").touch()
+        (service.host.lora_folder() / name).mkdir()
+        (service.host.lora_folder() / name / "x.safetensors").touch()
     refusing(monkeypatch, os, "scandir", errno.EIO, lambda path: str(path).endswith("/b"))
-    assert sorted(desk.host.loras()) == ["a/x.safetensors", "c/x.safetensors"]
+    assert sorted(service.loras()) == ["a/x.safetensors", "c/x.safetensors"]
 
 
-def test_a_subfolder_that_is_a_link_in_a_ring(client, desk, tmp_path):
-    (desk.host.lora_folder() / "ring").symlink_to(desk.host.lora_folder() / "ring")
-    answer = client.post("/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "subfolder": "ring"})
+def test_a_subfolder_that_is_a_link_in_a_ring(client, service, tmp_path):
+    (service.host.lora_folder() / "ring").symlink_to(service.host.lora_folder() / "ring")
+    answer = client.post(
+        "/i2l/v1/loras", files={"pictures": b"x"}, data={"name": "x", "model": "mini", "subfolder": "ring"}
+    )
     assert answer.status_code == 422 and "ring" in answer.json()["error"]
 
 
 @pytest.fixture
-def handlers(desk, monkeypatch):
+def handlers(service, monkeypatch):
     """What the tab binds, by the name of the function."""
     gr = pytest.importorskip("gradio")
     from i2l_ext.webui import gradio_versions, tab
@@ -395,13 +402,13 @@ def handlers(desk, monkeypatch):
     on = lambda event, function, inputs, outputs: bound.setdefault(function.__name__, function)  # noqa: E731
     monkeypatch.setattr(gradio_versions, "on", on)
     with gr.Blocks():
-        tab.build(desk)
+        tab.build_tab(service)
     return bound
 
 
 @pytest.mark.parametrize("code", [code for code, _ in FAULTS.values()], ids=FAULTS)
-def test_the_tab_tells_of_the_disk_in_one_line(desk, handlers, tmp_path, monkeypatch, code):
-    from i2l_ext.webui import tab
+def test_the_tab_tells_of_the_disk_in_one_line(service, handlers, tmp_path, monkeypatch, code):
+    from i2l_ext.webui.page_form import answer_errors
 
     request = SimpleNamespace(headers={"host": "localhost"})
     uploaded = tmp_path / "gradio" / "a.png"
@@ -412,9 +419,9 @@ def test_the_tab_tells_of_the_disk_in_one_line(desk, handlers, tmp_path, monkeyp
     refusing(monkeypatch, Path, "exists", code, lambda path: "i2l-training" in path.parts)
     refusing(monkeypatch, Path, "is_dir", code, lambda path: path.name == "locked")
     refusing(monkeypatch, library, "names_below", code)
-    (desk.host.lora_folder() / "a.safetensors").touch()
-    monkeypatch.setattr(desk._names, "_find", library.names_below)
-    values = [option.default for option in OPTIONS]
+    (service.host.lora_folder() / "a.safetensors").touch()
+    monkeypatch.setattr(service.targets._names, "_find", library.names_below)
+    values = [option.default for option in SETTINGS]
     values[1] = str(tmp_path)
     answers = {
         "drop": handlers["drop"](json.dumps({"paths": [str(uploaded)]}), "{}"),
@@ -422,9 +429,20 @@ def test_the_tab_tells_of_the_disk_in_one_line(desk, handlers, tmp_path, monkeyp
         "a folder": handlers["add_folder"](request, str(tmp_path / "locked"), "{}"),
         "saved_as": handlers["saved_as"]("name", ""),
         "keep": handlers["keep"](request, *values),
-        "convert": tab.refused(desk.convert)(tmp_path / "a", "a", "kohya"),
+        "convert": answer_errors(service.convert)(tmp_path / "a", "a", "kohya"),
     }
     for name, answer in answers.items():
         assert 'role="alert"' in answer and "secret" not in answer, (name, answer)
         assert ("the disk is full" in answer) == (code in (errno.ENOSPC, errno.EDQUOT))
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".json")] == []
+
+
+def test_every_output_gets_an_update_of_its_own(service, handlers):
+    """gradio takes the values out of an update when it has used it."""
+    from i2l_ext.webui import updates
+
+    service.host.settings_file.write({"i2l_subfolder": "mine"})
+    told = updates.changes(service, {}, {})
+    given = [update for update in [*told.values(), *handlers["reload_list"]()] if isinstance(update, dict)]
+    assert len({id(update) for update in given}) == len(given)
+    assert told["subfolder"]["value"] == told["i2l_subfolder"]["value"] == "mine"

@@ -1,5 +1,6 @@
 """What the tab and the HTTP interface ask for, done by the real engine; and that no folder is told of."""
 
+import json
 import os
 import sys
 import time
@@ -11,38 +12,40 @@ from PIL import Image
 from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.redaction import hide
-from i2l_ext.webui.service import Desk, Wish
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.redaction import redact_paths
+from i2l_ext.webui.service import Service
 from small_models import SMALL
 
 HERE = Path(__file__).resolve().parent
 ENGINE = [sys.executable, str(HERE / "small_engine.py")]
 
 
-def done(desk, job):
-    job = desk.queue.wait(job.id, 300)
+def done(service, job):
+    job = service.queue.wait(job.id, 300)
     assert job.state == "done", (job.error, job.tail)
     return job
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("desk")
+    return tmp_path_factory.mktemp("service")
 
 
 @pytest.fixture(scope="module")
-def desk(place):
-    desk = Desk(Alone(place / "state", lora_folder=place / "models" / "Lora"), place / "state", ENGINE)
-    yield desk
-    desk.queue.close()
+def service(place):
+    service = Service(StandaloneHost(place / "state", lora_folder=place / "models" / "Lora"), place / "state", ENGINE)
+    yield service
+    service.queue.close()
 
 
 @pytest.fixture(scope="module")
-def made(desk, place):
+def made(service, place):
     picture = place / "picture.png"
     Image.effect_mandelbrot((200, 160), (-2, -1, 1, 1), 20).convert("RGB").save(picture)
-    return done(desk, desk.make(Wish([desk.uploads.take(picture)], "looked_at", "mini", subfolder="mine")))
+    return done(
+        service, service.make([service.uploads.take(picture)], name="looked_at", model="mini", subfolder="mine")
+    )
 
 
 def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
@@ -51,51 +54,53 @@ def test_what_a_make_tells_has_no_folder_of_this_machine(made, place):
     assert "i2l convert mine/looked_at.safetensors --to kohya" in told
 
 
-def test_the_curve_of_a_lora(desk, made):
-    kept = done(desk, desk.curve(desk.lora(made.result["file"]), made.result["file"])).result["kept"]
+def test_the_curve_of_a_lora(service, made):
+    kept = done(service, service.rank_curve(service.lora(made.result["file"]), made.result["file"])).result["kept"]
     assert len(kept["all"]) == 32 and len(kept) > 2
     for shares in kept.values():
         assert shares == sorted(shares) and 0 < shares[0] < 1 and shares[-1] == 1
 
 
 @pytest.mark.parametrize("kind", ["made", "inspected"])
-def test_mending_makes_the_program_load_it(desk, made, kind):
+def test_a_repair_makes_the_program_load_it(service, made, kind):
     shown = made.result["file"]
-    known = made if kind == "made" else done(desk, desk.inspect(desk.lora(shown), shown))
+    known = made if kind == "made" else done(service, service.inspect(service.lora(shown), shown))
     assert "nothing" in [
         one["status"] for one in known.result["check"]["consumers"] if one["consumer"] == "musubi-tuner"
     ]
-    mended = done(desk, desk.mend(known.id, "musubi-tuner"))
-    assert mended.result["file"] == f"{mended.title}.safetensors" and mended.title.startswith("looked_at-musubi-tuner")
-    path = desk.host.lora_folder() / mended.result["file"]
+    repaired = done(service, service.repair(known.id, "musubi-tuner"))
+    assert repaired.result["file"] == f"{repaired.title}.safetensors" and repaired.title.startswith(
+        "looked_at-musubi-tuner"
+    )
+    path = service.host.lora_folder() / repaired.result["file"]
     [verdict] = [one for one in consumers.check(path)[1] if one.consumer.id == "musubi-tuner"]
     assert verdict.status == "all"
 
 
-def test_mending_by_an_export(desk, made):
-    mended = done(desk, desk.mend(made.id, "flymyai"))
-    assert mended.result["folder"] == "i2l-training/looked_at-flymyai"
-    assert (desk.host.lora_folder().parent / mended.result["folder"] / mended.result["run"]).is_file()
+def test_a_repair_by_an_export(service, made):
+    repaired = done(service, service.repair(made.id, "flymyai"))
+    assert repaired.result["folder"] == "i2l-training/looked_at-flymyai"
+    assert (service.host.lora_folder().parent / repaired.result["folder"] / repaired.result["run"]).is_file()
 
 
-def test_what_needs_no_mending(desk, made):
-    job = desk.queue.wait(desk.mend(made.id, "forge-neo").id, 300)
+def test_what_needs_no_mending(service, made):
+    job = service.queue.wait(service.repair(made.id, "forge-neo").id, 300)
     assert job.state == "failed" and job.error.startswith("There is nothing to mend")
     for id in ("", "0" * 16):
         with pytest.raises(UserError):
-            desk.mend(id, "musubi-tuner")
+            service.repair(id, "musubi-tuner")
 
 
-def test_the_bug_report_is_not_private(desk, place):
-    text = done(desk, desk.doctor()).result["text"]
+def test_the_bug_report_is_not_private(service, place):
+    text = done(service, service.doctor()).result["text"]
     assert "torch" in text and "stand-alone" in text
     assert str(place) not in text and str(Path.home()) not in text and os.uname().nodename not in text.split()
 
 
-def test_a_failure_tells_no_folder(desk, place):
+def test_a_failure_tells_no_folder(service, place):
     bad = place / "models" / "Lora" / "bad.safetensors"
     bad.write_bytes(b"\xff" * 64)
-    job = desk.queue.wait(desk.inspect(bad, "bad.safetensors").id, 300)
+    job = service.queue.wait(service.inspect(bad, "bad.safetensors").id, 300)
     assert job.state == "failed" and "bad.safetensors" in job.error
     assert str(place) not in str(job.view()) and str(HERE) not in str(job.view())
     bad.unlink()
@@ -116,7 +121,7 @@ def test_a_failure_tells_no_folder(desk, place):
     ],
 )
 def test_folders_are_hidden(text, shown):
-    assert hide(text, [Path("/srv/my loras"), Path("/")], others=True) == shown
+    assert redact_paths(text, [Path("/srv/my loras"), Path("/")], others=True) == shown
 
 
 def test_download_and_verify(world, tmp_path, monkeypatch):
@@ -128,41 +133,41 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("I2L_MODELS", raising=False)
-    host = Alone(tmp_path / "state", lora_folder=tmp_path / "Lora")
-    host.stored.write({"i2l_models_folder": str(tmp_path / "weights")})
-    desk = Desk(host, tmp_path / "state", ENGINE)
+    host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora")
+    host.settings_file.write({"i2l_models_folder": str(tmp_path / "weights")})
+    service = Service(host, tmp_path / "state", ENGINE)
 
     def row():
-        desk.models(anew=True)
-        while desk._asked:
+        service.models.rows(refresh=True)
+        while service.models._search:
             time.sleep(0.05)
-            desk.models()
-        return next(row for row in desk.models() if row["name"] == "small")
+            service.models.rows()
+        return next(row for row in service.models.rows() if row["name"] == "small")
 
     assert not row()["ready"] and row()["download_folder"] == str(tmp_path / "weights")
     with pytest.raises(UserError, match="licences"):
-        desk.download("small")
-    with pytest.raises(UserError, match="no hub"):
-        desk.download("small", "elsewhere", agreed=True)
-    assert not [job for job in desk.queue.jobs() if job.kind == "download"]
-    assert desk.chosen() == "mini"
-    job = done(desk, desk.download("small", agreed=True))
+        service.download("small")
+    with pytest.raises(UserError, match="no source"):
+        service.download("small", "elsewhere", agreed=True)
+    assert not [job for job in service.queue.jobs() if job.kind == "download"]
+    assert service.models.choose() == "mini"
+    job = done(service, service.download("small", agreed=True))
     files = [
         path.relative_to(tmp_path / "weights").as_posix() for path in (tmp_path / "weights").rglob("*.safetensors")
     ]
     assert row()["ready"] and sorted(job.result["files"]) == sorted(files)
-    assert desk.chosen() == "small" and desk.chosen("mini-coarse", "none") == "mini-coarse"
-    host.stored.write({**host.stored.read(), "i2l_model": "mini"})
-    assert desk.chosen() == "mini", "the user's setting stands"
-    assert desk.download("small").state != "failed", "nothing is missing, so there is nothing to agree to"
-    found = done(desk, desk.verify("small")).result["parts"]
+    assert service.models.choose() == "small" and service.models.choose("mini-coarse", "none") == "mini-coarse"
+    host.settings_file.write({**host.settings_file.read(), "i2l_model": "mini"})
+    assert service.models.choose() == "mini", "the user's setting stands"
+    assert service.download("small").state != "failed", "nothing is missing, so there is nothing to agree to"
+    found = done(service, service.verify("small")).result["parts"]
     assert [part["id"] for part in found] == [part.id for part in SMALL["small"].parts]
     assert all("checksum" in part["found"] for part in found)
     victim = next((tmp_path / "weights").rglob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
-    job = desk.queue.wait(desk.verify("small").id, 300)
+    job = service.queue.wait(service.verify("small").id, 300)
     assert job.state == "failed" and victim.name in job.error and str(tmp_path) not in job.error
-    desk.queue.close()
+    service.queue.close()
     hub.close()
 
 
@@ -180,21 +185,26 @@ def test_the_page_begins_with_a_model_that_is_downloaded(tmp_path):
         ]  # fmt: skip
 
     def page(ready, **form):
-        desk._models = rows(ready)
-        return tab._answer(desk, {"greeted": True}, form, ["models", "to_download", "model_choice"])[1:]
+        service.models._rows = rows(ready)
+        return tab.answer_poll(service, {"greeted": True}, json.dumps(form), ["models", "to_download", "model_choice"])[
+            1:
+        ]
 
-    desk = Desk(Alone(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", ENGINE)
+    service = Service(StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", ENGINE)
     try:
         assert 'value="mini" checked' in page(False, model="mini")[0]
         assert 'value="second" checked' in page(True, model="mini")[0]
         assert 'value="mini" checked' in page(True, model="mini", picked="mini")[0]
-        desk.host.stored.write({"i2l_model": "first"})
+        service.host.settings_file.write({"i2l_model": "first"})
         assert 'value="first" checked' in page(True)[0]
-        for choice, told in (("second", "All its weights are here."), ("first", 'name="i2l_agreed" value="first"')):
+        for choice, told in (
+            ("second", "All its model files are downloaded."),
+            ("first", 'name="i2l_agreed" value="first"'),
+        ):
             _, shown, update = page(True, choice=choice)
             assert told in shown and update["value"] == choice
     finally:
-        desk.queue.close()
+        service.queue.close()
 
 
 def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
@@ -204,12 +214,14 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
 
     engine = tmp_path / "engine.py"
     engine.write_text("raise SystemExit('no module named torch')")
-    desk = Desk(
-        Alone(tmp_path / "state", lora_folder=tmp_path / "Lora"), tmp_path / "state", [sys.executable, str(engine)]
+    service = Service(
+        StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora"),
+        tmp_path / "state",
+        [sys.executable, str(engine)],
     )
 
     def page(seen):
-        seen, models = tab._answer(desk, seen, tab.read_form("{}"), ["models"])
+        seen, models = tab.answer_poll(service, seen, "{}", ["models"])
         return seen, models if isinstance(models, str) else ""
 
     try:
@@ -218,12 +230,12 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
             time.sleep(0.05)
             seen, shown = page(seen)
         assert 'role="alert"' in shown and "no module named torch" in shown
-        jobs = len(desk.queue.jobs())
-        assert page(seen)[1] == "" and len(desk.queue.jobs()) == jobs, "it is not tried again and again"
-        engine.write_text("from i2l_ext.worker import main\nmain()")
+        jobs = len(service.queue.jobs())
+        assert page(seen)[1] == "" and len(service.queue.jobs()) == jobs, "it is not tried again and again"
+        engine.write_text("from i2l_ext.worker.main import main\nmain()")
         seen, shown = page({})
         while 'value="mini"' not in shown:
             time.sleep(0.05)
             seen, shown = page(seen)
     finally:
-        desk.queue.close()
+        service.queue.close()

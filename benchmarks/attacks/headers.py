@@ -23,12 +23,13 @@ from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, WritePlan, write
 from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
-from i2l_ext.decoder.decode import HeadSpec
+from i2l_ext.decoder import DecoderSpec
 from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint
 from i2l_ext.weights import structure
 from i2l_ext.weights.compute import ComputeOptions
-from i2l_ext.weights.stream import TensorFiles, stream
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.stream import stream
 
 COUNTS = (
     0,
@@ -116,7 +117,7 @@ def loras(folder: Path) -> list[bytes]:
 HEADS = Checkpoint(
     "small-heads",
     "heads",
-    HeadSpec(ARCHITECTURES["mini"], 24, compress=2),
+    DecoderSpec(ARCHITECTURES["mini"], 24, compress=2),
     "attack/heads",
     ("heads.safetensors",),
     1000,
@@ -359,7 +360,7 @@ def feed_checkpoint(box: Path, given: tuple[str, bytes]) -> None:
         found = store.locate(HEADS, store.Folders(box / "in"))
         if found is None:
             raise Flaw("a file that is there was not found")
-        store.identity(found)
+        store.files_identity(found)
     structure.check_structure(file.name, HEADS.shapes, store.shapes_of([file]))
     paths = [file]
     if kind == "shards":

@@ -155,7 +155,7 @@ def _serve(target: Target, count: int, seed: int, folder: Path, numbers: Any) ->
 def _settle(home: Path, stderr: Path) -> None:
     """Folders of its own, stderr into a file, memory that goes back when it is freed, an alarm against hanging."""
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(THRESHOLD)  # commands leave a choice alone
-    runtime.allocate({runtime.MMAP_THRESHOLD: THRESHOLD, runtime.TRIM_THRESHOLD: THRESHOLD})
+    runtime.set_malloc_options({runtime.MMAP_THRESHOLD: THRESHOLD, runtime.TRIM_THRESHOLD: THRESHOLD})
     with suppress(AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)  # what this process kept would hide what an input takes
     for name in ("TMPDIR", "HOME", "I2L_STATE", "I2L_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):

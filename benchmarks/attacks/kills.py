@@ -273,28 +273,30 @@ def engines(times: int, seed: int, folder: Path) -> Toll:
     random, toll = Random(f"{seed} engine"), Toll()
     _lay_make(folder)
     queue = Queue(folder / "jobs", environment=lambda: {"OMP_NUM_THREADS": "1"})
-    order = {"pictures": [str(folder / "photo.png")], "name": "style", "folder": str(folder / "Lora"), "model": "mini"}
+    request = {"pictures": [str(folder / "photo.png")], "name": "style", "folder": str(folder / "Lora"),
+               "model": "mini"}  # fmt: skip
+    options = {"device": "cpu", "cache_bytes": 0}
     whole = 0.0
     for number in range(-1, times):
         before = shelf.state(folder / "Lora")
         start = time.monotonic()
-        job = queue.submit("make", "style", {"order": {**order, "overwrite": True}, "device": "cpu", "cache_bytes": 0})
+        job = queue.submit("make", "style", {"request": {**request, "overwrite": True}, "options": options})
         if number < 0:
             whole = _until_done(queue, job.id, start)
             continue
         time.sleep(random.uniform(0, whole))
-        child = queue._children.get(job.id)
+        engine = queue._engines.get(job.id)
         toll.tried += 1
-        if child is not None:
+        if engine is not None:
             with suppress(ProcessLookupError):
-                child.process.kill()
+                engine.process.kill()
                 toll.met += 1
         ended = queue.wait(job.id, 60)
         toll.writing += bool(shelf.left(folder / "Lora"))
         if ended.state == "failed" and "signal 9" not in str(ended.error):
             toll.harm.append(f"kill {number}: {ended.error}")
         toll.harm += shelf.harm(before, folder / "Lora", lambda name: name.startswith("style."))
-    _until_done(queue, queue.submit("make", "style", {"order": order, "device": "cpu", "cache_bytes": 0}).id, 0)
+    _until_done(queue, queue.submit("make", "style", {"request": request, "options": options}).id, 0)
     queue.close()
     return toll
 

@@ -20,19 +20,21 @@ from attacks import headers
 from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext.converters.errors import UserError
-from i2l_ext.encoders.cache import Cache
+from i2l_ext.encoders.cache import EmbeddingCache
 from i2l_ext.engine import queue, records
 from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
-from i2l_ext.webui import api
-from i2l_ext.webui.settings import OPTIONS, Stored
+from i2l_ext.requests import PROTOCOL
+from i2l_ext.webui.api import job_view
+from i2l_ext.webui.settings import SETTINGS, SettingsFile
 from i2l_ext.worker import main
 
 EVENTS: Sequence[dict[str, Any]] = (
-    {"event": "plan", "steps": [{"title": "start"}, {"title": "decode", "bytes": 1000, "layers": 36}]},
-    {"event": "step", "step": 1, "share": 0.5, "cached": [0], "facts": {"layers": 3}},
+    {"event": "plan", "steps": [{"id": "a", "title": "start"}, {"id": "b", "title": "decode", "bytes": 1000}]},
+    {"event": "step", "step": "b", "share": 0.5, "cached": ["a"]},
+    {"event": "note", "text": "Two keys were left out."},
     {"event": "done", "result": {"file": "a.safetensors", "rank": 4, "picture": "data:,"}},
-    {"event": "failed", "error": "The disk is full."},
+    {"event": "failed", "error": "The disk is full.", "code": "disk_full"},
     {"event": "cancelled"},
 )
 ODD = (
@@ -54,7 +56,7 @@ ODD = (
     ["steps"],
     "plan",
     [0, "0", None],
-    [{"title": 7, "bytes": -1}],
+    [{"id": 7, "title": 7, "bytes": -1}],
     [{"bytes": "many"}],
     [10**6],
     -0.5,
@@ -111,7 +113,7 @@ def start_events(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Pat
         queue.wait(job.id, 10)
         if job.state not in queue.ENDED or not queue._lanes[job.lane].is_alive():
             raise Flaw(f"the job is {job.state}")
-        shown = JSONResponse(api._shown(job)).body
+        shown = JSONResponse(job_view(job)).body
         if json.loads(shown)["state"] != job.state:
             raise Flaw("shown otherwise")
         for _ in range(100):  # the record is written under the lock of the queue, maybe a moment later
@@ -140,7 +142,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
     from PIL import Image
 
     Image.linear_gradient("L").save(picture, "PNG")
-    order = {
+    make_request = {
         "pictures": [str(picture)],
         "weights": [1.0],
         "name": "style",
@@ -152,33 +154,28 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         "dialect": "webui",
         "description": "",
         "activation_text": "",
-        "host": "",
+        "host": None,
     }
-    engine = {"device": "cpu", "memory": "2GB", "cache_bytes": 0}
+    output, options = "BOX/out.safetensors", {"device": "cpu", "memory": "2GB", "cache_bytes": 0}
     asked = (
-        {"kind": "make", "order": order, "draw": False, **engine},
-        {"kind": "look", "pictures": [str(picture)]},
-        {"kind": "inspect", "file": str(good)},
-        {"kind": "models"},
-        {"kind": "verify", "model": "mini"},
-        {"kind": "download", "model": "no-such-model", "source": "huggingface"},
-        {
-            "kind": "convert",
-            "arguments": ["convert", str(good), "--to", "kohya", "-o", "BOX/out.safetensors"],
-            **engine,
-        },
-        {
-            "kind": "export",
-            "arguments": ["export", str(good), "--for", "diffusers", "--rank", "2", "-o", "BOX/out"],
-            **engine,
-        },
+        ("make", make_request),
+        ("look", {"pictures": [str(picture)]}),
+        ("inspect", {"file": str(good)}),
+        ("models", {}),
+        ("verify", {"model": "mini"}),
+        ("download", {"model": "no-such-model", "source": "huggingface"}),
+        ("convert", {"file": str(good), "dialect": "kohya", "output": output}),
+        ("export", {"file": str(good), "trainer": "diffusers", "rank": 2, "output": "BOX/out"}),
+        ("mend", {"file": str(good), "consumer": "musubi-tuner", "output": output, "folder": "BOX/out"}),
     )
 
     def make(random: Random) -> bytes:
-        request = {**random.choice(asked), "outcome": "BOX/in.json", "folder": "BOX/in"}
+        kind, request = random.choice(asked)
+        message: Any = {"protocol": PROTOCOL, "kind": kind, "request": request, "options": options, "draw": False,
+                        "outcome": "BOX/in.json", "folder": "BOX/in"}  # fmt: skip
         if random.random() < 0.9:
-            request = twisted(random, request)
-        raw = json.dumps(request).encode()
+            message = twisted(random, message)
+        raw = json.dumps(message).encode()
         return (damaged(random, raw).replace(b"\n", b" ") if random.random() < 0.15 else raw) + b"\n"
 
     return make, feed_request
@@ -239,6 +236,7 @@ RECORD = {
     "ended": None,
     "result": None,
     "error": None,
+    "code": None,
     "hint": None,
     "tail": [],
 }
@@ -250,10 +248,10 @@ def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path
     texts: dict[str, Any] = {
         "record": RECORD,
         "outcome": EVENTS[2],
-        "settings": {option.key: option.default for option in OPTIONS},
+        "settings": {setting.key: setting.default for setting in SETTINGS},
         "sidecar": {"sha256": "0" * 64, "size": 4, "mtime_ns": 1, "source": "huggingface"},
     }
-    cache = Cache(folder / "cache", 1 << 20)
+    cache = EmbeddingCache(folder / "cache", 1 << 20)
     cache.put("ab", torch.arange(12.0))
     entry = (folder / "cache" / "ab.safetensors").read_bytes()
     (folder / "cache" / "ab.safetensors").unlink()
@@ -275,21 +273,21 @@ def start_records(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path
             (old / "0123456789abcdef.outcome.json").write_bytes(data if kind == "outcome" else b"")
             queue = Queue(box / "in", ["true"])
             for job in queue.jobs():
-                JSONResponse(api._shown(job))
+                JSONResponse(job_view(job))
             queue.close()
             if list((box / "in").iterdir()):
                 raise Flaw("old records were left")
         elif kind == "settings":
             file = box / "in.json"
             file.write_bytes(data)
-            values = Stored(file).read()
-            if any(type(values[option.key]) is not type(option.default) for option in OPTIONS if option.default != 2):
+            values = SettingsFile(file).read()
+            if any(type(values[one.key]) is not type(one.default) for one in SETTINGS if one.default != 2):
                 raise Flaw(f"{values}")
         elif kind == "sidecar":
             file = box / "in.safetensors"
             file.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-            store.sidecar(file).write_bytes(data)
-            store.identity([file])
+            store.note_path(file).write_bytes(data)
+            store.files_identity([file])
         else:
             file = cache._path("ab")
             file.write_bytes(data)

@@ -17,33 +17,35 @@ from attacks.judge import Flaw, unclear
 from attacks.lines import ODD, twisted
 from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import api
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.service import Desk
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.openapi import description
+from i2l_ext.webui.service import Service
+from i2l_ext.webui.statuses import REFUSALS
 
-KNOWN = {int(code) for code in api._REFUSALS} | {200, 202}
+KNOWN = {*REFUSALS, 200, 202}
 ENGINE = ["sh", "-c", 'read line; echo \'{"event": "done", "result": []}\'']
-"""Does nothing, and says that it is done: what is attacked is the door, not the engine behind it."""
+"""Does nothing, and says that it is done: what is attacked is the interface, not the engine behind it."""
 
 
-def desk_of(folder: Path) -> tuple[Desk, TestClient]:
+def service_of(folder: Path) -> tuple[Service, TestClient]:
     """The interface on a LoRA folder with one file, its records outside of what is watched for stray files."""
     state = folder.parent / "state"
     lora = folder / "Lora"
     lora.mkdir()
     (lora / "a.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    desk = Desk(Alone(state, lora_folder=lora, api=True), state, ENGINE)
+    service = Service(StandaloneHost(state, lora_folder=lora, serves_api=True), state, ENGINE)
     app = Starlette()
-    api.add(app, desk)
-    return desk, TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=True)
+    api.add_api(app, service)
+    return service, TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=True)
 
 
-def judge(desk: Desk, status: int, body: bytes) -> None:
+def judge(service: Service, status: int, body: bytes) -> None:
     """Raises UserError for a proper refusal, Flaw for an answer that is none of the promised ones."""
     if status not in KNOWN:
         raise Flaw(f"answered {status}: {body[:200]!r}")
     said = json.loads(body)
-    for job in desk.queue.active():
-        desk.queue.cancel(job.id)
+    for job in service.queue.active():
+        service.queue.cancel(job.id)
     if status not in (200, 202):
         if flaw := unclear(said["error"]):
             raise Flaw(flaw[1])
@@ -54,10 +56,10 @@ def start_schema(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path,
     """Schemathesis, both as the schema says and against it; its own checks judge the answers too."""
     import schemathesis
 
-    desk, _ = desk_of(folder)
+    service, _ = service_of(folder)
     app = Starlette()
-    api.add(app, desk)
-    schema = schemathesis.openapi.from_dict(api.description())
+    api.add_api(app, service)
+    schema = schemathesis.openapi.from_dict(description())
     schema.app = app
     strategies = [
         operation.ok().as_strategy(generation_mode=mode)
@@ -96,14 +98,14 @@ def start_schema(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path,
             )
         except FailureGroup as group:
             raise Flaw(f"{case.method} {case.path}: {group.exceptions[0]}") from None
-        judge(desk, response.status_code, response.content)
+        judge(service, response.status_code, response.content)
 
     return make, feed
 
 
 def start_raw(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], None]]:
     """Bodies, lengths, types and paths that are wrong in themselves."""
-    desk, client = desk_of(folder)
+    service, client = service_of(folder)
 
     def feed(box: Path, given: tuple[str, str, dict[str, str], bytes]) -> None:
         method, path, headers, body = given
@@ -113,7 +115,7 @@ def start_raw(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, An
             "application/json"
         ):
             raise UserError("no such place")  # the framework's own answer
-        judge(desk, response.status_code, response.content)
+        judge(service, response.status_code, response.content)
 
     return _raw, feed
 

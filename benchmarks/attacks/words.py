@@ -17,8 +17,8 @@ from i2l_ext import images, library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.library import names
-from i2l_ext.webui.host import Alone
-from i2l_ext.webui.service import Desk
+from i2l_ext.webui.hosts.standalone import StandaloneHost
+from i2l_ext.webui.service import Service
 from i2l_ext.webui.uploads import received
 
 ALLOWED = set(string.ascii_letters + string.digits + "._-")
@@ -80,7 +80,7 @@ WILD = st.one_of(
 
 def start(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], None]]:
     """Every place where a name comes in."""
-    desk = Desk(Alone(folder, lora_folder=folder / "Lora"), folder, ["true"])
+    service = Service(StandaloneHost(folder, lora_folder=folder / "Lora"), folder, ["true"])
     root = folder / "Lora"
     for inside in (root / "sub", folder / "secret"):
         inside.mkdir(parents=True)
@@ -90,12 +90,12 @@ def start(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], 
 
     def feed(box: Path, given: tuple[str, str]) -> None:
         kind, text = given
-        KINDS[kind](text, box, desk, preview)
+        KINDS[kind](text, box, service, preview)
 
     return maker(st.tuples(st.sampled_from(sorted(KINDS)), WILD)), feed
 
 
-def _check(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _check(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     better = names.clean_name(text)
     if names.check_name(better) != better or not set(better) <= ALLOWED or len(better) > names.LONGEST:
         raise Flaw(f"clean_name gives {better!a}")
@@ -104,23 +104,23 @@ def _check(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
         raise Flaw(f"check_name takes {name!a}")
 
 
-def _folder(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
-    root = desk.host.lora_folder().resolve()
-    if root not in (found := desk.folder(text).resolve(), *found.parents):
+def _folder(text: str, box: Path, service: Service, preview: Image.Image) -> None:
+    root = service.host.lora_folder().resolve()
+    if root not in (found := service.targets.folder(text).resolve(), *found.parents):
         raise Flaw(f"{text!a} leads to {found}")
 
 
-def _lora(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
-    found = desk.lora(text)
-    if found.parent != desk.host.lora_folder():
+def _lora(text: str, box: Path, service: Service, preview: Image.Image) -> None:
+    found = service.lora(text)
+    if found.parent != service.host.lora_folder():
         raise Flaw(f"{text!a} leads to {found}")
 
 
-def _upload(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
-    raise Flaw(f"{text!a} is {desk.uploads.paths([text])}")
+def _upload(text: str, box: Path, service: Service, preview: Image.Image) -> None:
+    raise Flaw(f"{text!a} is {service.uploads.paths([text])}")
 
 
-def _received(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _received(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     ours = box / "in"
     ours.mkdir()
     for claimed in (text, str(ours) + "/" + text):
@@ -128,25 +128,25 @@ def _received(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
             raise Flaw(f"{text!a} is taken for {found}")
 
 
-def _save(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _save(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     folder = box / "out"
-    saved = library.save(folder, text, lambda path, stem: path.write_bytes(b"lora"), preview=preview, sidecar={})
+    saved = library.save_lora(folder, text, lambda path, stem: path.write_bytes(b"lora"), preview=preview, sidecar={})
     wanted = sorted(f"{text}{end}" for end in (".safetensors", ".preview.png", ".json"))
     if sorted(path.name for path in folder.iterdir()) != wanted or saved.name != text:
         raise Flaw(f"{text!a} gave {sorted(folder.iterdir())}")
 
 
-def _picture(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _picture(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     images.collect([Path(text)]) if text else None
     images.open_image(box / text)
 
 
-def _header(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _header(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     with TensorFile(box / text):
         raise Flaw("nothing was read as something")
 
 
-def _file(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
+def _file(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     """A damaged file of that name, where the disk takes it."""
     stem = text.replace("/", "").replace("\0", "")
     try:
@@ -159,7 +159,7 @@ def _file(text: str, box: Path, desk: Desk, preview: Image.Image) -> None:
     images.open_image(file) if len(stem) % 2 else TensorFile(file).close()
 
 
-KINDS: Mapping[str, Callable[[str, Path, Desk, Image.Image], None]] = {
+KINDS: Mapping[str, Callable[[str, Path, Service, Image.Image], None]] = {
     "check": _check,
     "folder": _folder,
     "lora": _lora,

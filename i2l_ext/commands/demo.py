@@ -1,4 +1,4 @@
-"""``i2l demo``: the main job on what is built in, with a picture to look at."""
+"""``i2l demo``: a LoRA made from shipped pictures with mini, and images generated with it."""
 
 from __future__ import annotations
 
@@ -9,47 +9,52 @@ from pathlib import Path
 from i2l_ext.converters.errors import UserError
 
 STYLE = "meadow"
-"""The shipped sample pictures of one style that the demo takes: of different shapes, so that only the style is theirs
-in common."""
+"""The sample pictures that the demo uses. Their shapes differ, so that they share only the style."""
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
     demo = subparsers.add_parser(
         "demo",
-        help="make a LoRA from shipped pictures with the miniature, and draw with it",
-        description="Make a LoRA from shipped pictures with the built-in miniature, and draw with it: one picture that "
-        "shows the references, drawings without the LoRA, and with it at several weights.",
+        help="make a LoRA from shipped pictures with mini, and generate images with it",
+        description="Makes a LoRA from shipped pictures with mini, the built-in test model. Writes an image that shows "
+        "the pictures, and what mini generates without the LoRA and with it at several LoRA weights.",
     )
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what comes of it (default: demo)")
-    demo.set_defaults(run=run)
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for the LoRA and the image (default: demo)"
+    )
+    demo.set_defaults(run=_demo)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the LoRA and the picture."""
+def _demo(args: argparse.Namespace) -> int:
+    """Write the LoRA and the image."""
     try:
-        from i2l_ext.mini import draw
+        from i2l_ext.mini.sampler import SAMPLES, Sampler
+        from i2l_ext.mini.sheets import demo_sheet
     except ImportError as error:
         raise UserError(
-            f"The demo draws, for which {error.name} is missing: pip install 'image-to-lora[mini]'."
+            f"The demo generates images, for which {error.name} is missing: pip install 'image-to-lora[mini]'."
         ) from None
     from PIL import Image
 
-    from i2l_ext.commands.make import show
-    from i2l_ext.commands.progress import bars
+    from i2l_ext.commands.make import print_made
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.pipeline import Order, make
+    from i2l_ext.operations import Context
+    from i2l_ext.operations.bars import bars
+    from i2l_ext.operations.make import make_lora
+    from i2l_ext.requests import EngineOptions, MakeRequest
 
-    pictures = sorted(draw.SAMPLES.glob(f"{STYLE}-*.png"))
-    print(f"{len(pictures)} pictures of one style become a LoRA", file=sys.stderr)
-    with bars() as callbacks:
-        made = make(Order(pictures, STYLE, args.out, model="mini", overwrite=True), callbacks=callbacks)
-    show(made, as_json=False)
+    pictures = sorted(SAMPLES.glob(f"{STYLE}-*.png"))
+    print(f"making a LoRA from {len(pictures)} pictures of one style", file=sys.stderr)
+    with bars() as reporter:
+        context = Context(EngineOptions(device="cpu", precision="bf16", cache_bytes=0), reporter)
+        made = make_lora(MakeRequest(tuple(pictures), STYLE, args.out, model="mini", overwrite=True), context)
+    print_made(made, as_json=False)
 
-    print("drawing without it, and with it", file=sys.stderr)
+    print("generating images without it and with it", file=sys.stderr)
     references = [Image.open(picture).convert("RGB") for picture in pictures]
-    sheet = draw.contact_sheet(draw.Painter(), references, Lora.read(made.file))
+    sheet = demo_sheet(Sampler(), references, Lora.read(made.file))
     with atomic_path(args.out / "demo.png", overwrite=True) as part:
         sheet.save(part, format="PNG")
     print(args.out / "demo.png")

@@ -11,11 +11,11 @@ from i2l_ext.requests import DoctorRequest
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the command."""
-    parser = add_command(subparsers, "doctor", run, "print what a bug report needs")
+    parser = add_command(subparsers, "doctor", run_doctor, "print what a bug report needs")
     add_arguments(parser, DoctorRequest, skip=("host",))
 
 
-def run(args: argparse.Namespace) -> int:
+def run_doctor(args: argparse.Namespace) -> int:
     """Print the facts."""
     from i2l_ext.operations import Context, perform
 

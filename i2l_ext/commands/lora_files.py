@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
 from i2l_ext.commands.arguments import add_arguments, add_command, request_of
-from i2l_ext.commands.bars import bars
 from i2l_ext.converters.errors import printable
+from i2l_ext.operations.bars import bars
 from i2l_ext.requests import Request
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""``i2l draw`` and ``i2l report``: the miniature's own commands."""
+"""``i2l draw`` and ``i2l report``: images from mini, and its table of claims."""
 
 from __future__ import annotations
 
@@ -10,46 +10,55 @@ from i2l_ext.converters.errors import UserError
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    """Adds ``draw`` and ``report``."""
+    """Add ``draw`` and ``report``."""
     parser = subparsers.add_parser(
         "draw",
-        help="draw with the miniature's base model, with LoRAs or without",
-        description="Draws a prompt such as 'a star left' with the miniature's base model. LoRAs come from --lora, or "
-        "from <lora:NAME:WEIGHT> in the prompt, looked up in the LoRA folder as a WebUI does.",
+        help="generate an image with mini's base model, with LoRAs or without",
+        description="Generates an image from a prompt such as 'a star left' with the base model of mini, the built-in "
+        "test model. LoRAs come from --lora, or from <lora:NAME:WEIGHT> in the prompt, as in a WebUI.",
     )
     parser.add_argument("--prompt", default="a circle", help="default: a circle")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be given again")
-    parser.add_argument("--lora-dir", type=Path, default=Path("models/Lora"), help="default: models/Lora")
-    parser.add_argument("--grid", metavar="W,W,…", help="one picture for each factor on the LoRAs' weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=256, help="side of a picture in pixels (default 256)")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="a LoRA and its LoRA weight; repeatable"
+    )
+    parser.add_argument(
+        "--lora-dir", type=Path, default=Path("models/Lora"), help="where <lora:NAME> looks (default: models/Lora)"
+    )
+    parser.add_argument("--grid", metavar="W,W,…", help="an image for each factor on the LoRA weights")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default: 256)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the PNG to write")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.set_defaults(run=draw)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.set_defaults(run=_draw)
 
     parser = subparsers.add_parser(
         "report",
-        help="recompute the table of claims from the shipped weights",
-        description="Measures every claim on pictures never seen in training, writes the table and its pictures, and "
-        "ends with exit code 1 if a bound is broken.",
+        help="measure the table of claims again",
+        description="Measures every claim on pictures that were not in the training data and writes the table and its "
+        "images. The exit code is 1 if a figure is worse than it should be.",
     )
-    parser.add_argument("--quick", action="store_true", help="a smaller sample, and nothing written: for CI")
+    parser.add_argument("--quick", action="store_true", help="fewer pictures, and nothing is written: for CI")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="one row of the table; repeatable")
-    parser.add_argument("--weights", type=Path, help="other weights than the shipped ones, for example runs/mini")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another run, its figures beside the first's")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder of a training run, for example runs/mini (default: the shipped weights)",
+    )
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another training run, to compare with")
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/claims.md"), help="default: docs/claims.md")
-    parser.set_defaults(run=report)
+    parser.set_defaults(run=_report)
 
 
 def _needs_diffusers() -> None:
     try:
         import diffusers  # noqa: F401
     except ImportError:
-        raise UserError("The miniature needs the package diffusers: pip install 'image-to-lora[mini]'.") from None
+        raise UserError("mini needs the package diffusers: pip install 'image-to-lora[mini]'.") from None
 
 
-def _weighted(text: str) -> tuple[Path, float]:
-    """FILE:WEIGHT or FILE. A colon in the file's own name, as in C:\\, does not count: what follows is no number."""
+def _parse_weighted(text: str) -> tuple[Path, float]:
+    """FILE:WEIGHT or FILE. A colon without a number after it belongs to the file's name, as in C:\\."""
     name, colon, weight = text.rpartition(":")
     try:
         return (Path(name), float(weight)) if colon and name else (Path(text), 1.0)
@@ -57,16 +66,18 @@ def _weighted(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-def draw(args: argparse.Namespace) -> int:
-    """Raises UserError for an unknown word, a missing LoRA, and one of another model."""
+def _draw(args: argparse.Namespace) -> int:
+    """Raises UserError for an unknown word, a missing LoRA, and a LoRA of another base model."""
     _needs_diffusers()
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.mini import draw
+    from i2l_ext.mini.prompts import find_lora_file, split_lora_tags
+    from i2l_ext.mini.sampler import Sampler
+    from i2l_ext.mini.sheets import image_grid
 
-    prompt, named = draw.split_prompt(args.prompt)
-    files = [_weighted(text) for text in args.lora]
-    files += [(draw.find_lora(name, args.lora_dir), weight) for name, weight in named]
+    prompt, tags = split_lora_tags(args.prompt)
+    files = [_parse_weighted(text) for text in args.lora]
+    files += [(find_lora_file(name, args.lora_dir), weight) for name, weight in tags]
     loras = [(Lora.read(path), weight) for path, weight in files]
     try:
         factors = [float(part) for part in args.grid.split(",")] if args.grid else [1.0]
@@ -77,12 +88,12 @@ def draw(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a seed is 0 or greater.")
 
-    painter = draw.Painter()
-    pictures = [
-        painter.paint(prompt, args.seed, [(lora, weight * factor) for lora, weight in loras], args.size)
+    sampler = Sampler()
+    images = [
+        sampler.images([prompt], [args.seed], [(lora, weight * factor) for lora, weight in loras], args.size)[0]
         for factor in factors
     ]
-    image = pictures[0] if len(pictures) == 1 else draw.sheet([pictures], args.grid.split(","), args.size)
+    image = images[0] if len(images) == 1 else image_grid([images], args.grid.split(","), args.size)
     if not args.out.parent.is_dir():
         raise UserError(f"The folder {args.out.parent} does not exist.")
     with atomic_path(args.out, overwrite=args.overwrite) as part:
@@ -91,13 +102,13 @@ def draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def report(args: argparse.Namespace) -> int:
-    """Exit code 1 with the broken rows on stderr where a bound does not hold."""
+def _report(args: argparse.Namespace) -> int:
+    """Exit code 1, with a line on stderr for each, where a figure is worse than it should be."""
     _needs_diffusers()
-    from i2l_ext.mini import report
+    from i2l_ext.mini.report import run_report
 
     out = None if args.quick or args.only else args.out
-    broken = report.run(args.weights, out, quick=args.quick, only=args.only, against=args.against)
+    broken = run_report(args.weights, out, quick=args.quick, only=args.only, against=args.against)
     for line in broken:
         print(f"i2l: {line}", file=sys.stderr)
     return 1 if broken else 0

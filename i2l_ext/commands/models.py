@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from i2l_ext.commands.arguments import add_arguments, request_of
-from i2l_ext.commands.bars import bars
 from i2l_ext.converters.errors import UserError
+from i2l_ext.operations.bars import bars
 from i2l_ext.requests import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
 
 if TYPE_CHECKING:
@@ -21,27 +21,27 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the commands."""
     models = subparsers.add_parser("models", help="list the models; download and check their files")
     models.add_argument("--json", action="store_true", help="print a list of objects, with structure hashes")
-    models.set_defaults(run=show_models)
+    models.set_defaults(run=run_models)
     actions = models.add_subparsers(metavar="ACTION")
 
     fetch = actions.add_parser("download", help="fetch the files of a model")
     add_arguments(fetch, DownloadRequest)
     fetch.add_argument("--offline", action="store_true", help="only say what is missing")
-    fetch.set_defaults(run=download_model)
+    fetch.set_defaults(run=run_download)
 
     check = actions.add_parser("verify", help="check the files that are here, byte for byte where that is possible")
     add_arguments(check, VerifyRequest)
-    check.set_defaults(run=verify_models)
+    check.set_defaults(run=run_verify)
 
     cache = subparsers.add_parser("cache", help="show or clear the encoder cache")
     steps = cache.add_subparsers(metavar="ACTION", required=True)
     for name, what, clear in (("show", "how much is cached", False), ("clear", "delete what is cached", True)):
         step = steps.add_parser(name, help=what)
         step.add_argument("--json", action="store_true", help="print one JSON object")
-        step.set_defaults(run=show_cache, clear=clear)
+        step.set_defaults(run=run_cache, clear=clear)
 
 
-def show_models(args: argparse.Namespace) -> int:
+def run_models(args: argparse.Namespace) -> int:
     """Print every model, and which of its files are here."""
     from i2l_ext.models.store import gigabytes
     from i2l_ext.operations import Context, perform
@@ -59,7 +59,7 @@ def show_models(args: argparse.Namespace) -> int:
     return 0
 
 
-def download_model(args: argparse.Namespace) -> int:
+def run_download(args: argparse.Namespace) -> int:
     """Fetch what a model lacks, once the user has seen the licences and agreed."""
     from i2l_ext.models.store import gigabytes
     from i2l_ext.operations import Context, perform
@@ -110,7 +110,7 @@ def _ask_consent(title: str, plan: DownloadPlan, agreed: bool) -> None:
             raise UserError("Nothing was downloaded.", "licences")
 
 
-def verify_models(args: argparse.Namespace) -> int:
+def run_verify(args: argparse.Namespace) -> int:
     """Check model files and print what was found. Raises UserError where some cannot be used."""
     from i2l_ext.operations import Context, perform
 
@@ -124,7 +124,7 @@ def verify_models(args: argparse.Namespace) -> int:
     return 0
 
 
-def show_cache(args: argparse.Namespace) -> int:
+def run_cache(args: argparse.Namespace) -> int:
     """Print what the encoder cache holds, or held before it was cleared."""
     from i2l_ext.operations import Context, perform
 

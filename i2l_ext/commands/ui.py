@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if any(not (user and mark and password) for user, mark, password in pairs):
         raise UserError("Give --auth as USER:PASSWORD.")
     auth = [(user, password) for user, _, password in pairs]
-    return standalone.run(
+    return standalone.serve_page(
         args.host, args.port, lora_folder=args.lora_dir and args.lora_dir.absolute(), api=args.api, auth=auth,
         names=args.name, browser=args.browser,
     )  # fmt: skip

@@ -1,1 +1,9 @@
-"""Embeddings become a LoRA."""
+"""Embeddings -> LoRA: the heads of an i2L model.
+
+``spec`` says what a decoder is made of and imports no torch; ``kinds`` has the kinds of heads; ``decode`` reads a
+checkpoint and computes the factors.
+"""
+
+from i2l_ext.decoder.spec import DecoderSpec, ResidualSpec
+
+__all__ = ["DecoderSpec", "ResidualSpec"]

@@ -1,14 +1,14 @@
-"""What a picture gave an encoder, kept on disk: encoding is the long part of the work, and its answer is small.
+"""Encoder results on disk: encoding takes most of the time of a make, and its results are small.
 
-One safetensors file an entry, whose name is the key. A look-up touches the file's time of change, so that the
-entries looked at least recently go first when the folder has grown too large. There is no index to get out of step:
-several processes may read, write and clear at once.
+Each entry is a safetensors file, named by its key. Reading one sets its time of change, so that the least recently
+used entries are deleted first when the folder is too large. There is no index, so several processes may read, write
+and clear at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,40 +25,39 @@ if TYPE_CHECKING:
 LIMIT = 2 << 30
 """Bytes. Room for some 200 pictures of Coarse and Fine (10 MB each in bfloat16), or all of Style one will ever need."""
 
-FORGOTTEN = 3600.0
-"""Seconds after which a half-written file is taken for the rest of a process that died."""
+STALE = 3600.0
+"""Seconds after which a half-written file counts as left by a process that died."""
 
-
-SHARE = 16
-"""What part of the limit is written before the folder is looked through again: that takes 0.2 s with 20,000 entries."""
+TRIM_SHARE = 16
+"""The folder is listed again after a sixteenth of the limit was written: listing 20,000 entries takes 0.2 s."""
 
 
 @dataclass
-class _Room:
-    """Bytes that may be written before the folder is looked through."""
+class _WriteBudget:
+    """Bytes that may be written before the folder is listed again."""
 
     left: int = 0
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Tensors by key in ``folder``, at most ``limit`` bytes of them, and a sixteenth more for each process that is
-    writing. A key is a hex digest of all that the tensor depends on: pixels, weights, encoder, arithmetic."""
+class EmbeddingCache:
+    """Tensors by key in ``folder``: at most ``limit`` bytes, and a sixteenth more for each process that writes. A key
+    is a hex digest, such as ``embedding_key`` gives."""
 
     folder: Path
     limit: int = LIMIT
-    _room: _Room = field(default_factory=_Room, init=False, repr=False, compare=False)
+    _budget: _WriteBudget = field(default_factory=_WriteBudget, init=False, repr=False, compare=False)
 
     @staticmethod
-    def default() -> Cache:
+    def default() -> EmbeddingCache:
         """Where the system keeps caches, unless ``I2L_CACHE`` names a folder."""
         from platformdirs import user_cache_dir
 
         root = os.environ.get("I2L_CACHE") or user_cache_dir("i2l", appauthor=False)
-        return Cache(Path(root).expanduser() / "embeddings")
+        return EmbeddingCache(Path(root).expanduser() / "embeddings")
 
     def get(self, key: str) -> torch.Tensor | None:
-        """The tensor as it was put, or None. An entry that is damaged goes, and None is what it gives."""
+        """The tensor that was put, or None. A damaged entry is deleted and gives None."""
         path = self._path(key)
         try:
             with files.TensorFile(path) as file:
@@ -66,7 +65,7 @@ class Cache:
                 sound = file.header.metadata.get("sha256") == sha256(files.tensor_bytes(tensor)).hexdigest()
         except UserError:
             sound = False
-        with suppress(OSError):  # gone meanwhile, or a folder that only lets us read
+        with suppress(OSError):  # deleted meanwhile, or a folder that can only be read
             if sound:
                 os.utime(path)
             else:
@@ -74,8 +73,8 @@ class Cache:
         return tensor if sound else None
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
-        """Keep ``tensor``, and let old entries go: at the first one, and whenever a share of the limit was written. A
-        disk that is full or not ours is no reason to fail: nothing is kept then."""
+        """Keep ``tensor``. Old entries are deleted at the first call, and whenever a share of the limit was written.
+        Where the disk is full or cannot be written to, nothing is kept and nothing is raised."""
         tensor = tensor.detach().cpu().contiguous()
         digest = sha256(files.tensor_bytes(tensor)).hexdigest()
         path = self._path(key)
@@ -84,13 +83,26 @@ class Cache:
             with atomic.locked_temp_file(self.folder) as part:
                 with part.open("wb") as stream:
                     files.write(stream, [files.WritePlan.of("embedding", tensor)], {"sha256": digest})
-                self._room.left -= part.stat().st_size
+                self._budget.left -= part.stat().st_size
                 atomic.place(part, path, overwrite=True)
-            if self._room.left < 0:
+            if self._budget.left < 0:
                 self._trim()
 
+    def get_or_encode(
+        self, keys: Sequence[str], encode: Callable[[Sequence[int]], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """The tensors of all keys. ``encode`` gets the indices of those that are missing, if any; what it gives for
+        them is kept."""
+        tensors = [self.get(key) for key in keys]
+        missing = [index for index, tensor in enumerate(tensors) if tensor is None]
+        if missing:
+            for index, tensor in zip(missing, encode(missing), strict=True):
+                tensors[index] = tensor
+                self.put(keys[index], tensor)
+        return [tensor for tensor in tensors if tensor is not None]
+
     def clear(self) -> tuple[int, int]:
-        """Let every entry go; how many went, and their bytes."""
+        """Delete every entry; how many there were, and their bytes."""
         return self._drop(list(self._entries()))
 
     def size(self) -> tuple[int, int]:
@@ -104,7 +116,7 @@ class Cache:
         return self.folder / f"{key}.safetensors"
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When each was last used, its bytes, its path; also what a process that died left half-written."""
+        """When each was last used, its bytes, its path; also half-written files of processes that died."""
         if not self.folder.is_dir():
             return
         for path in self.folder.iterdir():
@@ -112,7 +124,7 @@ class Cache:
                 status = path.stat()
                 if path.suffix == ".safetensors":
                     yield status.st_mtime, status.st_size, path
-                elif path.suffix == ".part" and time() - status.st_mtime > FORGOTTEN:
+                elif path.suffix == ".part" and time() - status.st_mtime > STALE:
                     yield 0.0, status.st_size, path
 
     def _trim(self) -> None:
@@ -126,11 +138,21 @@ class Cache:
             surplus -= entry[1]
             going.append(entry)
         self._drop(going)
-        self._room.left = self.limit // SHARE
+        self._budget.left = self.limit // TRIM_SHARE
 
     def _drop(self, entries: list[tuple[float, int, Path]]) -> tuple[int, int]:
         dropped = [size for _, size, path in entries if _unlink(path)]
         return len(dropped), sum(dropped)
+
+
+def embedding_key(pixels: bytes, encoder: str, identity: str, dtype: str) -> str:
+    """The key of an embedding: equal pixels, encoder, weights and arithmetic give an equal embedding.
+
+    ``encoder`` is the id of its checkpoint, ``identity`` a text that changes when its files do, ``dtype`` that in
+    which it is computed.
+    """
+    facts = (sha256(pixels).hexdigest(), encoder, identity, dtype)
+    return sha256("\n".join(facts).encode()).hexdigest()
 
 
 def _unlink(path: Path) -> bool:

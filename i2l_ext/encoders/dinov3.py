@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from i2l_ext.encoders.dims import Dinov3Dims
-from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import TensorFiles
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
@@ -56,7 +56,7 @@ def config(dims: Dinov3Dims) -> DINOv3ViTConfig:
 def _model(dims: Dinov3Dims) -> DINOv3ViTModel:
     from transformers import DINOv3ViTModel
 
-    return skeleton(lambda: DINOv3ViTModel(config(dims)))
+    return build_without_weights(lambda: DINOv3ViTModel(config(dims)))
 
 
 def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
@@ -65,20 +65,22 @@ def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
 
 
 def class_token(layer: DINOv3ViTLayer, hidden: Tensor, rotary: Rotary) -> Tensor:
-    """What ``layer`` makes of the class token alone, [N, 1, hidden], of all places [N, tokens, hidden].
+    """The class token, [N, 1, hidden], after ``layer`` has run on all tokens [N, tokens, hidden].
 
-    Of the last layer nothing else is used: four fifths of it need not be computed.
+    Nothing else of the last layer is used: so four fifths of its arithmetic are saved.
     """
     from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
 
     part, normed, token = layer.attention, layer.norm1(hidden), hidden[:, :1].contiguous()
 
-    def heads(states: Tensor) -> Tensor:
+    def split_heads(states: Tensor) -> Tensor:
         return states.unflatten(-1, (part.num_heads, -1)).transpose(1, 2)
 
-    query = heads(part.q_proj(normed[:, :1].contiguous()))  # of a slice, torch would copy the weights for each picture
-    key, value = heads(part.k_proj(normed)), heads(part.v_proj(normed))
-    _, key = apply_rotary_pos_emb(key, key, *rotary)  # the class token, which has no place, is not turned
+    query = split_heads(
+        part.q_proj(normed[:, :1].contiguous())
+    )  # for a slice torch would copy the weights for each picture
+    key, value = split_heads(part.k_proj(normed)), split_heads(part.v_proj(normed))
+    _, key = apply_rotary_pos_emb(key, key, *rotary)  # the class token has no position and is not rotated
     mixed = scaled_dot_product_attention(query, key, value, scale=part.scaling).transpose(1, 2).flatten(2)
     token = token + layer.layer_scale1(part.o_proj(mixed))
     return token + layer.layer_scale2(layer.mlp(layer.norm2(token)))
@@ -106,17 +108,17 @@ def encode(
         hidden, rotary = state
         if index == dims.layers - 1:
             return class_token(layer, hidden, rotary), rotary
-        return first(layer(hidden, position_embeddings=rotary)), rotary
+        return hidden_states(layer(hidden, position_embeddings=rotary)), rotary
 
     with TensorFiles(paths) as files:
         files.check(structure_of("dinov3", model))
-        fixed = settle("dinov3", model, model, (model.embeddings, model.norm), files, options, callbacks)
-        stack = Stack(
+        fixed = load_small_tensors("dinov3", model, model, (model.embeddings, model.norm), files, options, callbacks)
+        streamed = StreamedLayers(
             layers=layers,
-            names=[names_in("dinov3", model, layer) for layer in layers],
+            keys=[file_keys("dinov3", model, layer) for layer in layers],
             enter=enter,
             step=step,
             leave=lambda state: model.norm(state[0])[:, 0],
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
         )
-        return run_through(files, stack, batches, options, callbacks, fixed=fixed)
+        return run_layers(files, streamed, batches, options, callbacks, fixed=fixed)

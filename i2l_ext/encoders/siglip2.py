@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from i2l_ext.encoders.dims import SiglipDims
-from i2l_ext.encoders.skeleton import names_in, settle, skeleton, structure_of
+from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.layers import Stack, first, run_through
-from i2l_ext.weights.stream import TensorFiles
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -42,7 +42,7 @@ def config(dims: SiglipDims) -> SiglipVisionConfig:
 def _model(dims: SiglipDims) -> SiglipVisionModel:
     from transformers import SiglipVisionModel
 
-    return skeleton(lambda: SiglipVisionModel(config(dims)))
+    return build_without_weights(lambda: SiglipVisionModel(config(dims)))
 
 
 def structure(dims: SiglipDims) -> dict[str, tuple[int, ...]]:
@@ -71,15 +71,15 @@ def encode(
 
     with TensorFiles(paths) as files:
         files.check(structure_of("siglip2", model))
-        fixed = settle(
+        fixed = load_small_tensors(
             "siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, options, callbacks
         )
-        stack = Stack(
+        streamed = StreamedLayers(
             layers=tower.encoder.layers,
-            names=[names_in("siglip2", model, layer) for layer in tower.encoder.layers],
+            keys=[file_keys("siglip2", model, layer) for layer in tower.encoder.layers],
             enter=tower.embeddings,
-            step=lambda _, layer, hidden: first(layer(hidden, attention_mask=None)),
+            step=lambda _, layer, hidden: hidden_states(layer(hidden, attention_mask=None)),
             leave=leave,
             cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 2 * dims.mlp)),
         )
-        return run_through(files, stack, batches, options, callbacks, fixed=fixed)
+        return run_layers(files, streamed, batches, options, callbacks, fixed=fixed)

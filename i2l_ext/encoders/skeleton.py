@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from i2l_ext.encoders.keys import file_key
 from i2l_ext.weights.compute import Callbacks, ComputeOptions
-from i2l_ext.weights.stream import TensorFiles, load
+from i2l_ext.weights.files import TensorFiles
+from i2l_ext.weights.stream import load_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -19,9 +20,8 @@ _ALLOCATES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.
 
 
 class _MetaParameters(TorchFunctionMode):
-    """Parameters come from ``torch.empty`` and its like; rotary and position tables come from ``torch.arange``.
-
-    Under ``torch.device("meta")`` the tables, which are in no checkpoint, would be lost with the parameters.
+    """Puts parameters, which modules make by ``torch.empty`` and its like, on the meta device. Rotary and position
+    tables, which they make by ``torch.arange``, get their values: they are in no checkpoint.
     """
 
     def __torch_function__(
@@ -37,14 +37,14 @@ class _MetaParameters(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def skeleton(build: Callable[[], Model]) -> Model:
-    """``build()`` in evaluation mode, at no cost in memory. Raises RuntimeError should a table have got lost."""
+def build_without_weights(build: Callable[[], Model]) -> Model:
+    """``build()`` in evaluation mode, at no cost in memory. Raises RuntimeError where a table has no values."""
     with _MetaParameters():
         model = build().eval().requires_grad_(False)
-    heavy = [name for name, weight in model.named_parameters() if not weight.is_meta]
-    lost = [name for name, table in model.named_buffers() if table.is_meta]
-    if heavy or lost:
-        raise RuntimeError(f"this version of transformers builds {(heavy + lost)[0]!r} in a way not known here")
+    unexpected = [name for name, weight in model.named_parameters() if not weight.is_meta]
+    empty = [name for name, table in model.named_buffers() if table.is_meta]
+    if unexpected or empty:
+        raise RuntimeError(f"this version of transformers builds {(unexpected + empty)[0]!r} in a way not known here")
     return model
 
 
@@ -53,13 +53,13 @@ def structure_of(encoder: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {file_key(encoder, key): tuple(weight.shape) for key, weight in model.state_dict().items()}
 
 
-def names_in(encoder: str, model: nn.Module, part: nn.Module) -> dict[str, str]:
+def file_keys(encoder: str, model: nn.Module, part: nn.Module) -> dict[str, str]:
     """{name inside ``part``: key in the file} of the weights of a part of ``model``."""
     prefix = next(name for name, module in model.named_modules() if module is part)
     return {name: file_key(encoder, f"{prefix}.{name}") for name in part.state_dict()}
 
 
-def settle(
+def load_small_tensors(
     encoder: str,
     model: nn.Module,
     tower: nn.Module,
@@ -68,13 +68,14 @@ def settle(
     options: ComputeOptions,
     callbacks: Callbacks,
 ) -> int:
-    """Load ``parts`` of a tower of ``model`` for good and place its tables; the bytes of weights that are there now.
+    """Load ``parts`` of a tower of ``model`` for good, and put its tables on the device. Returns the bytes of weights
+    that are loaded now.
 
-    Tables take the dtype of ``options`` too: the authors' package casts whole models, and its embeddings are what the
-    i2L heads were trained on.
+    Tables get the dtype of ``options`` too: the authors' package casts whole models, and the i2L heads were trained
+    on its embeddings.
     """
     for part in parts:
-        load(files, part, names_in(encoder, model, part), options, callbacks)
+        load_weights(files, part, file_keys(encoder, model, part), options, callbacks)
     for module in tower.modules():
         for name, table in module._buffers.items():
             module._buffers[name] = table if table is None else options.place(table)

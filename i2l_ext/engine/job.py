@@ -1,4 +1,4 @@
-"""One job as the WebUI's process sees it: what it is, how far it is, and what came of it. Standard library only."""
+"""One job as the WebUI's process sees it: what was asked, its progress, its result. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from typing import Any
 ENDED = frozenset({"done", "failed", "cancelled"})
 
 LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
-"""Kinds of jobs that take a moment and do not wait for the long ones."""
+"""Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
 
 WINDOW = 20.0
 """Seconds of past progress from which the time left is estimated."""
 
 MARKS = 400
-"""Moments of it that are kept at most."""
+"""Most moments of it that are kept."""
 
 LARGEST = 1 << 60
-"""Bytes of a step. What is said to be more is nonsense, with which no share can be worked out."""
+"""Bytes of a step. A larger number is an error, and no share can be computed from it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """``steps`` are as the worker plans them: ``{title, bytes, layers}``, and ``cached`` where their work was done
-    already; ``step`` is the current one's index and ``share`` (0 to 1) how much of it is done. ``past`` are moments:
-    (seconds of a steady clock, share of the whole).
+    """``steps`` are as the worker plans them: ``{id, title, bytes, layers}``, and ``cached`` where the result was in
+    the cache. ``step`` is the index of the current one and ``share`` (0 to 1) how much of it is done. ``past`` are
+    moments: (seconds of a steady clock, share of the whole).
 
-    It never changes, and a job replaces it as a whole: who looks from another thread sees a plan and a step that
-    belong together."""
+    It is immutable, and a job replaces it as a whole: another thread sees a plan and a step that belong together."""
 
     steps: tuple[Mapping[str, Any], ...] = ()
     step: int = 0
@@ -48,7 +47,7 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds to go, from the rate of late; None while nothing can be said."""
+        """Seconds to go, from the rate of the last WINDOW seconds; None while it is unknown."""
         if len(self.past) < 2:
             return None
         (since, start), (now, end) = self.past[0], self.past[-1]
@@ -63,17 +62,17 @@ class Progress:
             **self.steps[self.step], "number": self.step + 1, "of": len(self.steps), "share": round(self.share, 4)
         }  # fmt: skip
 
-    def updated(self, event: Mapping[str, Any]) -> Progress:
-        """With an event of the worker taken in. What a wrong event raises: ValueError, TypeError, LookupError,
-        AttributeError, ArithmeticError."""
+    def apply_event(self, event: Mapping[str, Any]) -> Progress:
+        """The progress after an event of the worker. Raises ValueError, TypeError, LookupError, AttributeError or
+        ArithmeticError for an event that is wrong."""
         if event["event"] == "plan":
             return Progress(tuple(_planned(step) for step in event["steps"]))
         if event["event"] != "step" or not self.steps:
             return self
+        step = [one["id"] for one in self.steps].index(event["step"])
         cached = set(event.get("cached", ()))
-        steps = tuple({**step, "cached": True} if at in cached else step for at, step in enumerate(self.steps))
+        steps = tuple({**one, "cached": True} if one["id"] in cached else one for one in self.steps)
         past = self.past if steps == self.steps else ()  # what is skipped says nothing of the rate
-        step = min(max(int(event["step"]), 0), len(steps) - 1)
         new = replace(self, steps=steps, step=step, share=min(max(float(event["share"]), 0.0), 1.0))
         now = time.monotonic()
         while len(past) > 2 and now - past[0][0] > WINDOW:
@@ -82,20 +81,26 @@ class Progress:
 
 
 def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
-    """A step as the worker plans it. Raises what a wrong one raises."""
+    """A step as the worker plans it. Raises as ``apply_event`` does."""
     size = step.get("bytes")
-    return {**step, "title": str(step["title"]), "bytes": None if size is None else min(max(int(size), 0), LARGEST)}
+    return {
+        **step,
+        "id": str(step["id"]),
+        "title": str(step["title"]),
+        "bytes": None if size is None else min(max(int(size), 0), LARGEST),
+    }
 
 
 @dataclass
 class Job:
-    """One piece of work. ``state``: waiting, running, stopping, and then done, failed or cancelled. ``folder`` is the
-    job's own, for what it draws. Times are seconds since the epoch."""
+    """One piece of work. ``message`` is what the engine is sent (see queue.py). ``state``: waiting, running, stopping,
+    and then done, failed or cancelled. ``code`` names the kind of failure and ``hint`` says what usually helps
+    (failures.py). ``folder`` is the job's own, for files that it makes. Times are seconds since the epoch."""
 
     id: str
     kind: str
     title: str
-    request: Mapping[str, Any]
+    message: Mapping[str, Any]
     folder: Path
     state: str = "waiting"
     progress: Progress = field(default_factory=Progress)
@@ -104,8 +109,14 @@ class Job:
     ended: float | None = None
     result: Any = None
     error: str | None = None
+    code: str | None = None
     hint: str | None = None
     tail: list[str] = field(default_factory=list)
+
+    @property
+    def request(self) -> Mapping[str, Any]:
+        """The JSON of the request; {} of a job that another process has asked for."""
+        return self.message.get("request", {})
 
     @property
     def lane(self) -> str:
@@ -118,12 +129,12 @@ class Job:
 
     @property
     def left(self) -> float | None:
-        """Seconds to go; None while nothing can be said."""
+        """Seconds to go; None while it is unknown."""
         return self.progress.left if self.state == "running" else None
 
     @property
     def outcome(self) -> Path:
-        """Where the engine writes what came of the job, for the case that nobody hears it."""
+        """Where the engine also writes its last event, in case nobody reads it."""
         return self.folder.with_name(f"{self.id}.outcome.json")
 
     def view(self) -> dict[str, Any]:
@@ -136,5 +147,5 @@ class Job:
             "left": None if left is None else round(left, 1), "step": progress.current(),
             "cached": [step["title"] for step in progress.steps if step.get("cached")],
             "created": now.created, "started": now.started, "ended": now.ended,
-            "result": now.result, "error": now.error, "hint": now.hint, "tail": now.tail,
+            "result": now.result, "error": now.error, "code": now.code, "hint": now.hint, "tail": now.tail,
         }  # fmt: skip

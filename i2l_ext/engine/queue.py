@@ -1,7 +1,13 @@
-"""The engine's jobs as the WebUI's process sees them: a queue, its progress, and what came of each job.
+"""The queue of jobs in the WebUI's process: progress, cancelling, results.
 
-One job of a lane runs at a time, each in a child process of its own (process.py); the others wait. Every job has a
-record on disk (records.py), so that the next process knows which jobs were cut off, and says so. Standard library only.
+One job of a lane runs at a time, each in an engine process of its own (process.py); the others wait. Every job has a
+record on disk (records.py), so that the next process knows which jobs were cut off. Standard library only.
+
+The message to an engine is one JSON object: ``protocol``, ``kind``, ``request`` and ``options`` (the JSON of a request
+and of EngineOptions), ``folder`` (the job's own), ``outcome`` (the file for its last event), and what else the caller
+adds (``draw``: try out a LoRA of the miniature). Its events: ``plan`` (``steps``: id, title, bytes, layers), ``step``
+(``step``: id, ``share``, ``cached``: ids), ``note`` (``text``), and at the end ``done`` (``result``), ``failed``
+(``error``, ``code``) or ``cancelled``.
 """
 
 from __future__ import annotations
@@ -12,38 +18,42 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
-from i2l_ext.converters.errors import UserError
-from i2l_ext.engine import process, records
+from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.engine import failures, process, records
 from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.locks import Lock
+from i2l_ext.requests import PROTOCOL
 
-__all__ = ["ENDED", "Busy", "Job", "Queue", "state_folder"]
+__all__ = ["ENDED", "Job", "Queue", "QueueFull", "state_folder"]
 
-WAITING, KEPT = 20, 60
+MAX_WAITING, MAX_KEPT = 20, 60
 """Jobs that may wait, and ended ones that are remembered."""
 
-FLEETING, KEPT_FLEETING = frozenset({"look", "models"}), 10
-"""Kinds whose results are read once, and how many ended ones are remembered: they push no other out."""
+BRIEF, MAX_KEPT_BRIEF = frozenset({"look", "models"}), 10
+"""Kinds whose results are read once, and how many ended ones are remembered: they do not displace the others."""
 
-LAST = 30.0
-"""Seconds for an engine that has outlived its WebUI to wind down; it gives itself 10."""
+ORPHAN_SECONDS = 30.0
+"""Seconds for an engine that has outlived its WebUI to end; it gives itself 10."""
 
 
-class Busy(UserError):
-    """Too many jobs wait already."""
+class QueueFull(UserError):
+    """Too many jobs are waiting."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MAX_WAITING} jobs are waiting already. Wait for some of them, or cancel some.", "busy")
 
 
 class Queue:
-    """The jobs of one WebUI process. ``around(job)`` gives a context in which the job runs; ``after(job)`` is called
-    when it has ended. ``environment`` gives variables for the engine, asked anew for every job. ``hide(job)`` takes
-    out of an ended job what a client is not to see."""
+    """The jobs of one WebUI process. A job runs within the context that ``run_in(job)`` gives; ``on_end(job)`` is
+    called when it has ended. ``environment()`` gives variables for the engine, for each job anew. ``redact(job)``
+    removes from an ended job what a client must not see."""
 
     def __init__(
         self,
@@ -51,36 +61,39 @@ class Queue:
         command: Sequence[str] | None = None,
         *,
         environment: Callable[[], Mapping[str, str]] = dict,
-        around: Callable[[Job], AbstractContextManager[Any]] = lambda job: nullcontext(),
-        after: Callable[[Job], None] = lambda job: None,
-        hide: Callable[[Job], None] = lambda job: None,
+        run_in: Callable[[Job], AbstractContextManager[Any]] = lambda job: nullcontext(),
+        on_end: Callable[[Job], None] = lambda job: None,
+        redact: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        self._command, self._environment, self._around, self._after = command, environment, around, after
-        self._hide = hide
+        self._command, self._environment = command, environment
+        self._run_in, self._on_end, self._redact = run_in, on_end, redact
         self._changed = Condition()
         self._jobs: dict[str, Job] = {}
-        self._children: dict[str, process.Child] = {}
+        self._engines: dict[str, process.EngineProcess] = {}
         self._lanes: dict[str, Thread] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._lock = records.new_folder(folder)
         left = list(records.abandoned(folder))
         for job in sorted((job for _, jobs in left for job in jobs), key=lambda job: job.created):
-            self._hidden(job)
+            self._redact_safely(job)
             self._jobs[job.id] = job
             records.write_job(job, self.folder)
-        for lock, jobs in left:  # only now: their jobs are on disk a second time
+        for lock, jobs in left:  # only now that their jobs are recorded in our own folder
             if all(job.state in ENDED for job in jobs):
                 records.remove_folder(lock)
             else:
                 Thread(target=self._adopt, args=(lock, jobs), name="i2l-adopt", daemon=True).start()
 
-    def submit(self, kind: str, title: str, request: Mapping[str, Any]) -> Job:
-        """Put a job at the end of its lane. Raises Busy where too many wait."""
+    def submit(self, kind: str, title: str, message: Mapping[str, Any]) -> Job:
+        """Put a job at the end of its lane. ``message``: ``request`` and ``options``; the queue adds the rest.
+
+        Raises QueueFull where too many wait.
+        """
         id = secrets.token_hex(8)
-        job = Job(id, kind, title, request, self.folder / id)
+        job = Job(id, kind, title, message, self.folder / id)
         with self._changed:
-            if sum(other.state == "waiting" for other in self._jobs.values()) >= WAITING:
-                raise Busy(f"{WAITING} jobs are waiting already. Wait for some of them, or cancel some.")
+            if sum(other.state == "waiting" for other in self._jobs.values()) >= MAX_WAITING:
+                raise QueueFull
             if job.lane not in self._lanes:
                 runner = Thread(target=self._run_lane, args=(job.lane,), name="i2l-jobs", daemon=True)
                 runner.start()
@@ -97,7 +110,7 @@ class Queue:
     def jobs(self) -> list[Job]:
         """Every job that is remembered, in the order in which they were asked for."""
         with self._changed:
-            return list(self._jobs.values())  # not by the clock, which may jump
+            return list(self._jobs.values())  # in the order of insertion: the clock may jump
 
     def active(self) -> list[Job]:
         """Those that wait or run."""
@@ -113,7 +126,7 @@ class Queue:
                 self._end(job, "cancelled")
             else:
                 job.state = "stopping"
-                if engine := self._children.get(id):
+                if engine := self._engines.get(id):
                     engine.stop()
             return True
 
@@ -141,66 +154,72 @@ class Queue:
                 while (job := self._next(lane)) is None:
                     self._changed.wait()
             try:
-                with self._around(job):
+                with self._run_in(job):
                     self._run(job)
-                self._after(job)
+                self._on_end(job)
             except BaseException as error:  # noqa: BLE001 - it comes from the host, whose lane must go on
                 with self._changed:
                     if job.state not in ENDED:
-                        self._end(job, "failed", error=f"The WebUI did not let it run: {type(error).__name__}: {error}")
+                        self._end(job, "failed", error=f"The WebUI did not let it run: {type(error).__name__}: {error}",
+                                  code="host_refused")  # fmt: skip
 
     def _next(self, lane: str) -> Job | None:
         return next((job for job in self._jobs.values() if job.lane == lane and job.state == "waiting"), None)
 
     def _run(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        request = {**job.request, "kind": job.kind, "outcome": str(job.outcome), "folder": str(job.folder)}
+        message = {"protocol": PROTOCOL, "request": {}, "options": {}, **job.message, "kind": job.kind,
+                   "folder": str(job.folder), "outcome": str(job.outcome)}  # fmt: skip
         with self._changed:
             if job.state != "waiting":
                 return
             job.state, job.started = "running", time.time()
             records.write_job(job, self.folder)
-        try:  # without the lock: a start may take its time, and whoever asks how things stand is not to wait for it
-            engine = process.Child(request, self._command or process.command(), self._environment())
+        try:  # without the lock: a start may be slow, and nobody who polls must wait for it
+            engine = process.EngineProcess(message, self._command or process.command(), self._environment())
         except OSError as error:
             with self._changed:
-                self._end(job, "failed", error=f"The engine cannot be started: {error.strerror}.")
+                self._end(job, "failed", error=f"The engine cannot be started: {error.strerror}.",
+                          code="engine_not_started")  # fmt: skip
             return
         with self._changed:
-            self._children[job.id] = engine
+            self._engines[job.id] = engine
             if job.state == "stopping":  # cancelled meanwhile
                 engine.stop()
         try:
-            said = self._listen(job, engine)
+            last = self._listen(job, engine)
         finally:
-            code = engine.wait()
+            exit_code = engine.wait()
             with self._changed:
-                del self._children[job.id]
-        # a result too long for a line, and one that a kill cut short, are in the file
-        outcome = records.parse_outcome(said) if said else records.read_outcome(job.outcome)
+                del self._engines[job.id]
+        # a result that is too long for a line, or that a kill cut short, is in the file
+        outcome = records.parse_outcome(last) if last else records.read_outcome(job.outcome)
         with self._changed:
             if outcome is None:
                 stopped = job.state == "stopping"
-                outcome = {"state": "cancelled"} if stopped else {"state": "failed", "error": _ending(code)}
+                outcome = {"state": "cancelled"} if stopped else _unexpected_end(exit_code, engine.tail)
             self._end(job, **outcome, tail=list(engine.tail))
 
-    def _listen(self, job: Job, engine: process.Child) -> Mapping[str, Any] | None:
-        """Follow a job's progress to its end; the event of the end."""
+    def _listen(self, job: Job, engine: process.EngineProcess) -> Mapping[str, Any] | None:
+        """Follow a job's progress; its last event, None where there is none."""
         noted, last = time.monotonic(), None
         for event in engine.events():
             if event["event"] in ENDED:
                 last = event
                 continue
+            if event["event"] == "note":
+                engine.tail.append(one_line(str(event.get("text"))))
+                continue
             with suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
-                job.progress = job.progress.updated(event)
+                job.progress = job.progress.apply_event(event)
             if time.monotonic() - noted > 1:
                 noted = time.monotonic()
                 records.write_job(job, self.folder)
         return last
 
     def _adopt(self, lock: Lock, jobs: Sequence[Job]) -> None:
-        """See jobs to their end whose engines have outlived their WebUI; then the folder of that WebUI goes."""
-        end = time.monotonic() + LAST
+        """Wait for jobs whose engines have outlived their WebUI; then remove the folder of that WebUI."""
+        end = time.monotonic() + ORPHAN_SECONDS
         for job in jobs:
             while job.state not in ENDED:
                 time.sleep(0.1)
@@ -208,35 +227,38 @@ class Queue:
                 if outcome is not None:
                     with self._changed:
                         self._end(job, **outcome)
-                    with suppress(Exception):  # it comes from the host
-                        self._after(job)
+                    with suppress(Exception):  # raised by the host
+                        self._on_end(job)
         records.remove_folder(lock)
 
-    def _end(self, job: Job, state: str, *, result: Any = None, error: str | None = None, tail: Any = ()) -> None:
-        """To be called with the lock. What came of the job appears at once, and with nothing in it that is to be
-        hidden."""
+    def _end(
+        self, job: Job, state: str, *, result: Any = None, error: str | None = None, code: str | None = None,
+        tail: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """To be called with the lock. The result appears at once, and already redacted."""
         ended = replace(job, state=state, ended=time.time(), result=result, error=error, tail=list(tail))
         if state == "failed":
-            ended.hint = process.hint("\n".join((error or "", *ended.tail)))
-        self._hidden(ended)
+            ended.code = code or failures.diagnose([error or "", *tail]) or "unexpected"
+            ended.hint = failures.HINTS.get(ended.code)
+        self._redact_safely(ended)
         vars(job).update(vars(ended))
         records.write_job(job, self.folder)
         self._changed.notify_all()
 
-    def _hidden(self, job: Job) -> None:
-        """Let the host hide what is not to be seen; where it cannot, nothing is seen."""
+    def _redact_safely(self, job: Job) -> None:
+        """Redact an ended job; where that fails, nothing of its result is shown."""
         try:
-            self._hide(job)
+            self._redact(job)
         except Exception as error:  # noqa: BLE001 - it comes from the host, and somebody waits for the job
             job.result, job.tail = None, []
             if job.state in ("done", "failed"):
-                job.state = "failed"
+                job.state, job.code = "failed", "not_shown"
                 job.error = f"The job ended, but what came of it cannot be shown ({type(error).__name__}). " \
                             "If it wrote a file, that is in its folder."  # fmt: skip
 
     def _forget(self) -> None:
-        for fleeting, most in ((True, KEPT_FLEETING), (False, KEPT)):
-            jobs = [job for job in self._jobs.values() if (job.kind in FLEETING) is fleeting and job.state in ENDED]
+        for brief, most in ((True, MAX_KEPT_BRIEF), (False, MAX_KEPT)):
+            jobs = [job for job in self._jobs.values() if (job.kind in BRIEF) is brief and job.state in ENDED]
             for job in jobs[: max(len(jobs) - most, 0)]:
                 del self._jobs[job.id]
                 shutil.rmtree(job.folder, ignore_errors=True)
@@ -246,7 +268,7 @@ class Queue:
 
 
 def state_folder() -> Path:
-    """Where records and uploads are kept: with the checkout, or where it is not ours to write, with the system."""
+    """Where records and uploads are kept: in the checkout; where that cannot be written, in the temporary folder."""
     if named := os.environ.get("I2L_STATE"):
         return Path(named)
     own = process.ROOT / ".private"
@@ -262,11 +284,15 @@ def state_folder() -> Path:
 
 
 def _is_own(status: os.stat_result, user: object) -> bool:
-    """A folder, not a link that somebody laid there, which is the user's and into which no one else writes."""
+    """Whether it is a folder, not a link, that belongs to the user and that nobody else can write to."""
     return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
 
 
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"The engine was stopped from outside (signal {-code}). Nothing half-written was left behind."
-    return f"The engine ended unexpectedly (code {code}). Nothing half-written was left behind."
+def _unexpected_end(exit_code: int, tail: Iterable[str]) -> dict[str, Any]:
+    """The outcome of an engine that ended without its last event."""
+    if exit_code < 0:
+        how = f"was stopped from outside (signal {-exit_code})"
+    else:
+        how = f"ended unexpectedly (code {exit_code})"
+    return {"state": "failed", "error": f"The engine {how}. Nothing half-written was left behind.",
+            "code": failures.diagnose(tail, exit_code) or "engine_died"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a job leaves on disk: its record, what its engine said of its end, and the folders of processes that are gone.
+"""What is kept of jobs on disk: records, the last events of engines, and the folders of processes that have ended.
 
 Each process has a folder of its own, locked as long as it lives. Standard library only.
 """
@@ -24,37 +24,39 @@ from i2l_ext.engine.locks import Lock
 CUT_OFF: Mapping[str, Any] = {
     "state": "failed",
     "error": "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again.",
+    "code": "cut_off",
 }
 
 
 def parse_outcome(event: Mapping[str, Any]) -> dict[str, Any]:
-    """What an engine's last event says of its job: ``state``, ``result``, ``error``. Raises LookupError, TypeError,
-    ValueError for another event."""
+    """What an engine's last event says of its job: ``state``, ``result``, ``error``, ``code``. Raises LookupError,
+    TypeError, ValueError for another event."""
     if event["event"] not in ENDED:
         raise ValueError(event["event"])
-    said = event.get("error")
+    error, code = event.get("error"), event.get("code")
     return {"state": event["event"], "result": event.get("result"),
-            "error": None if said is None else one_line(str(said))}  # fmt: skip
+            "error": None if error is None else one_line(str(error)),
+            "code": None if code is None else one_line(str(code))}  # fmt: skip
 
 
 def read_outcome(path: Path) -> dict[str, Any] | None:
-    """The same of the file that the engine leaves; None where there is none, or a damaged one."""
+    """The same from the file that an engine leaves; None where it is missing or damaged."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return parse_outcome(process.heard(path.read_bytes()))
+        return parse_outcome(process.loads_finite_json(path.read_bytes()))
     return None
 
 
 def recovered_outcome(job: Job) -> Mapping[str, Any] | None:
-    """What came of a job whose WebUI is gone; None while its engine winds down."""
-    lock = Lock(job.folder / "lock")  # the engine's (worker.py): it ends with it
+    """The outcome of a job whose WebUI has ended; None while its engine is still ending."""
+    lock = Lock(job.folder / "lock")  # held by the engine (worker/main.py) as long as it lives
     alive = lock.path.is_file() and not lock.acquire()
     lock.release()
     return read_outcome(job.outcome) or (None if alive else CUT_OFF)
 
 
 def new_folder(folder: Path) -> tuple[Path, Lock]:
-    """A new folder inside, and its lock. Another process that starts may take it for one left behind, in the moment
-    before it is locked: then it is another one."""
+    """A new folder inside, and its lock. Before it is locked, another process that starts may take it for an abandoned
+    one and remove it: then another is made."""
     for _ in range(5):
         own = folder / f"{int(time.time())}-{secrets.token_hex(4)}"
         own.mkdir()
@@ -62,12 +64,13 @@ def new_folder(folder: Path) -> tuple[Path, Lock]:
         if lock.acquire():
             return own, lock
         shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(exist_ok=True)  # a disk that knows no locks
+    own.mkdir(exist_ok=True)  # a disk without locks
     return own, lock
 
 
 def abandoned(folder: Path) -> Iterator[tuple[Lock, list[Job]]]:
-    """The folders of processes that are gone, locked, and their jobs. What still winds down is "stopping"."""
+    """The locks of folders whose processes have ended, taken, and their jobs. A job whose engine is still ending is
+    "stopping"."""
     for old in sorted(path for path in folder.iterdir() if (path / "lock").is_file()):
         lock = Lock(old / "lock")
         if not lock.acquire():
@@ -81,14 +84,14 @@ def abandoned(folder: Path) -> Iterator[tuple[Lock, list[Job]]]:
 
 
 def remove_folder(lock: Lock) -> None:
-    """A folder that was left behind. What is still locked when it goes, no process can take for its own."""
+    """Remove an abandoned folder. It stays locked until it is gone, so that no process can take it."""
     shutil.rmtree(lock.path.parent, ignore_errors=True)
     lock.release()
     shutil.rmtree(lock.path.parent, ignore_errors=True)  # Windows keeps a file that is open
 
 
 def write_job(job: Job, folder: Path) -> None:
-    """Its record, whole; where the disk does not take it, the job goes on without."""
+    """Write its record, whole. If the disk refuses, the job goes on without one."""
     with suppress(OSError):
         atomic.replace_text(folder / f"{job.id}.json", json.dumps(job.view()))
 
@@ -103,20 +106,21 @@ _RECORDED: Mapping[str, Callable[[Any], bool]] = {
     "started": lambda value: value is None or isinstance(value, float),
     "ended": lambda value: value is None or isinstance(value, float),
     "error": lambda value: value is None or isinstance(value, str),
+    "code": lambda value: value is None or isinstance(value, str),
     "hint": lambda value: value is None or isinstance(value, str),
     "tail": lambda value: isinstance(value, list) and all(isinstance(line, str) for line in value),
 }
-"""What a record must look like: a disk may have damaged it."""
+"""Field of a record -> whether a value is valid. A disk may have damaged it; an older version wrote no ``code``."""
 
 
 def read_job(record: Path) -> Job:
     """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
-    view = process.heard(record.read_bytes())
-    if wrong := [name for name, test in _RECORDED.items() if not test(view[name])]:
+    view = process.loads_finite_json(record.read_bytes())
+    if wrong := [name for name, test in _RECORDED.items() if not test(view.get(name))]:
         raise ValueError(f"{record}: {wrong[0]}")
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
-    for name in ("state", "created", "started", "ended", "result", "error", "hint", "tail"):
-        setattr(job, name, view[name])
+    for name in ("state", "created", "started", "ended", "result", "error", "code", "hint", "tail"):
+        setattr(job, name, view.get(name))
     if job.state not in ENDED:
         job.ended = record.stat().st_mtime
         vars(job).update(recovered_outcome(job) or {"state": "stopping", "ended": None})

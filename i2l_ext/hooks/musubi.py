@@ -10,7 +10,6 @@ module that matches, leaves the others fresh, and makes the scale 1 whatever ``-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.hooks.network import initialize_network, kohya_modules
-from i2l_ext.operations.context import Reporter, Step
 
 if TYPE_CHECKING:
     import torch
@@ -116,29 +114,14 @@ def make_in_memory(images: Path, model: str | None) -> Lora:
     """
     import tempfile
 
-    from i2l_ext.operations.context import Context
-    from i2l_ext.operations.make import make
-    from i2l_ext.requests import MakeRequest
+    from i2l_ext.operations import Context
+    from i2l_ext.operations.bars import bars
+    from i2l_ext.operations.make import make_lora
+    from i2l_ext.requests import EngineOptions, MakeRequest
 
-    with tempfile.TemporaryDirectory() as folder:
-        request = MakeRequest(pictures=(images,), name="start", folder=Path(folder), model=model)
-        lora = Lora.read(make(request, Context(reporter=_PrintedSteps())).file)
+    with tempfile.TemporaryDirectory() as folder, bars() as reporter:
+        context = Context(EngineOptions(cache_bytes=0), reporter)
+        lora = Lora.read(make_lora(MakeRequest((images,), "start", Path(folder), model), context).file)
         factors = {path: lora[path] for path in lora}
         lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)
-
-
-class _PrintedSteps(Reporter):
-    """A line on stdout for each step, beside the trainer's own."""
-
-    def __init__(self) -> None:
-        self._titles: dict[str, str] = {}
-
-    def plan(self, steps: Sequence[Step]) -> None:
-        self._titles = {step.id: step.title for step in steps}
-
-    def begin(self, step: str) -> None:
-        print(f"i2l: {self._titles.get(step, step)}", flush=True)
-
-    def note(self, line: str) -> None:
-        print(f"i2l: {line}", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.dialects import module_path
+from i2l_ext.converters.keys import module_path
 from i2l_ext.converters.rank import resize
 
 if TYPE_CHECKING:

@@ -1,5 +1,15 @@
-"""The folder in which a WebUI keeps its LoRAs: free names, files that appear whole, and what is written about them."""
+"""The folder in which a WebUI keeps its LoRAs: free names, files that appear whole, and their metadata."""
 
-from i2l_ext.library.folder import Saved, check_folder, find_lora_folder, fresh_name, save
+from i2l_ext.library.folder import (
+    SavedLora,
+    check_folder,
+    find_lora_folder,
+    free_name,
+    fresh_name,
+    names_below,
+    save_lora,
+)
 
-__all__ = ["Saved", "check_folder", "find_lora_folder", "fresh_name", "save"]
+__all__ = [
+    "SavedLora", "check_folder", "find_lora_folder", "free_name", "fresh_name", "names_below", "save_lora",
+]  # fmt: skip

@@ -1,1 +1,1 @@
-"""A small universe of pictures with a base model, encoders and i2L models of its own: the embedded default."""
+"""Mini, the built-in test model: a small world of pictures, a base model for it, encoders and i2L models."""

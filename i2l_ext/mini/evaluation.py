@@ -1,4 +1,4 @@
-"""What every trial needs: unseen pictures, LoRAs made of them by the product's own pipeline, and drawings."""
+"""What every claim needs: unseen pictures, LoRAs made of them by the pipeline, and images generated with these."""
 
 from __future__ import annotations
 
@@ -15,84 +15,112 @@ from PIL import Image
 from i2l_ext import images, pipeline
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.embed import Embeddings, embed
-from i2l_ext.mini import world
-from i2l_ext.mini.draw import WEIGHTS, Painter, as_image
-from i2l_ext.mini.shape_classifier import Judge
 from i2l_ext.models import catalogue
 from i2l_ext.weights.compute import NO_CALLBACKS
 
-UNSEEN = 1_000_000
-"""Seeds from here on are the report's and the samples'; training uses small ones."""
+from . import world
+from .sampler import WEIGHTS, Sampler, as_image
+from .shape_classifier import ShapeClassifier
+
+FIRST_SEED = 1_000_000
+"""The seeds of the report and of the sample pictures start here. Training uses smaller ones."""
 
 PROMPTS = tuple(f"a {shape}" for shape in world.SHAPES)
-SILENT = world.caption(None)
+NEUTRAL_PROMPT = world.caption(None)
 SIDE = 256
 """Side of the pictures that are given to the pipeline, in pixels."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A picture that nobody has trained on: how it looks to a user, and at the size of a drawing."""
+class ClaimRow:
+    """A line of the table of claims. ``holds`` is None for a figure without a bound.
+
+    ``note``: why mini cannot show a bound that does not hold. ``guard``: for such a row, whether the
+    figure is at least as good as it is known to be.
+    """
+
+    name: str
+    claim: str
+    measure: str
+    bound: str
+    value: str
+    holds: bool | None
+    count: str
+    note: str = ""
+    guard: bool = True
+
+    @property
+    def broken(self) -> bool:
+        """Whether the figure is worse than it should be, so that CI fails."""
+        return not self.guard or (self.holds is False and not self.note)
+
+
+@dataclass(frozen=True)
+class UnseenPicture:
+    """A picture that was not in the training data: ``image`` for the pipeline, RGB 256 x 256; ``pixels`` at the size
+    of generated images, float32 [3, 32, 32] in 0..1."""
 
     style: world.Style
     content: world.Content
     image: Image.Image
-    small: torch.Tensor
+    pixels: torch.Tensor
 
     @classmethod
-    def of(cls, style: world.Style, content: world.Content) -> Sample:
+    def of(cls, style: world.Style, content: world.Content) -> UnseenPicture:
+        """The content in the style."""
         picture = world.render([style], [content], SIDE)
-        return cls(style, content, as_image(picture[0]), world.shrink(picture)[0])
+        return cls(style, content, as_image(picture[0]), world.downscale(picture)[0])
 
 
-def unseen(count: int, of_each: int, offset: int = 0) -> list[list[Sample]]:
-    """``count`` styles with ``of_each`` pictures each, all with different shapes."""
+def unseen_pictures(count: int, of_each: int, offset: int = 0) -> list[list[UnseenPicture]]:
+    """``count`` styles with ``of_each`` pictures each, of different shapes. ``offset`` is added to their seeds."""
     found = []
     for number in range(count):
-        rng = np.random.default_rng(UNSEEN + offset + number)
+        rng = np.random.default_rng(FIRST_SEED + offset + number)
         style = world.random_style(rng)
         shapes = rng.permutation(list(world.SHAPES))[:of_each]
-        found.append([Sample.of(style, world.random_content(rng, str(shape))) for shape in shapes])
+        found.append([UnseenPicture.of(style, world.random_content(rng, str(shape))) for shape in shapes])
     return found
 
 
-class Lab:
-    """The weights under test, loaded once."""
+class Evaluator:
+    """The weights to be evaluated, loaded once."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        """``folder``: of a training run; the shipped weights unless given."""
         self.folder = folder or WEIGHTS
-        self.painter = Painter(self.folder / "base.safetensors")
-        self.judge = Judge.load(self.folder / "judge.safetensors")
+        self.sampler = Sampler(self.folder / "base.safetensors")
+        self.classifier = ShapeClassifier.load(self.folder / "judge.safetensors")
 
-    def loras(self, model_name: str, samples: Sequence[Sample]) -> list[Lora]:
-        """One LoRA of each picture, by the way that `i2l make` goes."""
+    def make_loras(self, model_name: str, pictures: Sequence[UnseenPicture]) -> list[Lora]:
+        """A LoRA of each picture, made as `i2l make` does."""
         model = catalogue.find(model_name)
         files = {part.id: [self.folder / Path(part.files[0]).name] for part in model.parts}
-        pictures = [images.open_image(_png(sample.image), sizes=model.views) for sample in samples]
-        seen = embed(pictures, model, files)
-        with ExitStack() as opened:
-            made = []
-            for n in range(len(samples)):
-                tokens = {side: values[n : n + 1] for side, values in seen.tokens.items()}
-                own = Embeddings(seen.image[n : n + 1], tokens)
-                parts = pipeline.decode(model, files, own, [1.0], NO_CALLBACKS, opened)
+        opened = [images.open_image(_png(picture.image), sizes=model.views) for picture in pictures]
+        embedded = embed(opened, model, files)
+        loras = []
+        with ExitStack() as stack:
+            for n in range(len(pictures)):
+                tokens = {side: values[n : n + 1] for side, values in embedded.tokens.items()}
+                own = Embeddings(embedded.image[n : n + 1], tokens)
+                parts = pipeline.decode(model, files, own, [1.0], NO_CALLBACKS, stack)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))
-                made.append(Lora.of(lora.arch, {path: lora[path] for path in lora}))
-        return made
+                loras.append(Lora.of(lora.arch, {path: lora[path] for path in lora}))
+        return loras
 
-    def draw(
+    def generate(
         self, prompts: Iterable[str], lora: Lora | None = None, weight: float = 1.0, seed: int = 0
     ) -> torch.Tensor:
-        """One drawing a prompt, with seeds from ``seed`` on: [N, 3, 32, 32]."""
+        """An image for each of N prompts, with seeds from ``seed`` on: [N, 3, 32, 32] in 0..1."""
         prompts = list(prompts)
         seeds = range(seed, seed + len(prompts))
-        return self.painter.tensors(prompts, seeds, [(lora, weight)] if lora and weight else ())
+        return self.sampler.generate(prompts, seeds, [(lora, weight)] if lora and weight else ())
 
 
-def mean_of(loras: Sequence[Lora]) -> Lora:
-    """Several pictures' LoRAs as `i2l make` joins them: side by side, each 1/N."""
+def average_loras(loras: Sequence[Lora]) -> Lora:
+    """The LoRA of several pictures, as `i2l make` combines them with equal shares."""
     return concatenate(loras, [1 / len(loras)] * len(loras))
 
 

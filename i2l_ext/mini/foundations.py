@@ -1,15 +1,15 @@
-"""What the miniature stands on, each trained from a seed: base model, encoders, and the judge of shapes.
+"""What mini's i2L models build on, each part trained from a seed: base model, encoders, shape classifier.
 
-The encoders learn to name a picture's style and content through one linear layer, which is then thrown away: the
-heads that follow are linear too, and can use what a linear layer can read. That is why colours are asked for twice, by
-themselves and by the texture, ground or outline that they are seen in: a linear head could not multiply the two.
+The encoders learn to name a picture's style and content through one linear layer, which is not kept. The heads of an
+i2L model are linear too, so they can use what a linear layer can read. For the same reason each colour is learned
+twice, alone and together with its texture, ground or outline: a linear head could not multiply the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,18 +18,20 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from i2l_ext.mini.shape_classifier import Judge
-from i2l_ext.training.config import Foundations, Schedule
-from i2l_ext.training.flow import mixed, times
-from i2l_ext.training.loop import Task
+from i2l_ext.training.base import Foundation
+from i2l_ext.training.config import FoundationsConfig, Schedule
+from i2l_ext.training.flow import add_noise, sample_timesteps
+from i2l_ext.training.loop import TrainingTask
 
-from . import models, world
-from .base import Base
+from . import trainable_encoders as encoders
+from . import world
+from .base import MiniBase
+from .shape_classifier import ShapeClassifier
 
-SOURCE = 2 * world.PIXELS
-"""Side at which pictures are rendered in training: halved for the base, resampled as the pipeline does for encoders."""
+SOURCE_SIDE = 2 * world.PIXELS
+"""Side at which pictures are rendered in training. They are halved for the base, and resized for the encoders."""
 
-VIEWS = (models.QWEN_VL_MINI.lowres, models.QWEN_VL_MINI.highres)
+VIEWS = (encoders.QWEN_VL_MINI.lowres, encoders.QWEN_VL_MINI.highres)
 
 
 @dataclass(frozen=True)
@@ -42,35 +44,35 @@ class Scenes:
 
     @classmethod
     def random(cls, count: int, seed: int, neutral: float) -> Scenes:
-        """``neutral`` of them in the neutral style, slightly varied; their captions are silent on style, and a fifth
-        of them on content too. The captions of the others tell the style."""
+        """``count`` pictures, a share ``neutral`` of them in the neutral style, slightly varied. The captions of these
+        name the content only, and a fifth of them not even that. The other captions name the style too."""
         rng = np.random.default_rng(seed)
         styles, contents, captions = [], [], []
         for _ in range(count):
             content = world.random_content(rng)
             plain = rng.random() < neutral
-            style = _plain(rng) if plain else world.random_style(rng)
-            silent = plain and rng.random() < 0.2
-            captions.append(world.caption(None if silent else content, None if plain else style))
+            style = _varied_neutral_style(rng) if plain else world.random_style(rng)
+            unnamed = plain and rng.random() < 0.2
+            captions.append(world.caption(None if unnamed else content, None if plain else style))
             styles.append(style)
             contents.append(content)
         return cls(styles, contents, captions)
 
 
-def _plain(rng: np.random.Generator) -> world.Style:
+def _varied_neutral_style(rng: np.random.Generator) -> world.Style:
     fill, ground = (0.30 + rng.uniform(-0.05, 0.05),) * 3, (0.88 + rng.uniform(-0.05, 0.05),) * 3
     return replace(world.NEUTRAL, fill=fill, second=fill, line=fill, ground=ground, horizon=ground)
 
 
-def pictures(styles: Sequence[world.Style], contents: Sequence[world.Content]) -> torch.Tensor:
-    """float16 [N, 3, 64, 64], rendered in portions."""
-    portions = range(0, len(styles), 256)
-    return torch.cat([world.render(styles[i : i + 256], contents[i : i + 256], SOURCE).half() for i in portions])
+def render_sources(styles: Sequence[world.Style], contents: Sequence[world.Content]) -> torch.Tensor:
+    """The n-th content in the n-th style: float16 [N, 3, 64, 64] in 0..1, rendered in portions."""
+    starts = range(0, len(styles), 256)
+    return torch.cat([world.render(styles[i : i + 256], contents[i : i + 256], SOURCE_SIDE).half() for i in starts])
 
 
 @cache
-def _resampling(sides: tuple[int, ...]) -> torch.Tensor:
-    """Pillow's bilinear resizes from side to side, as one matrix [last, first]."""
+def _resize_matrix(sides: tuple[int, ...]) -> torch.Tensor:
+    """Pillow's bilinear resizes from each side to the next, as one matrix [last, first]."""
     out: np.ndarray = np.eye(sides[0], dtype=np.float32)
     for start, end in pairwise(sides):
         ones = Image.fromarray(np.eye(start, dtype=np.float32))
@@ -78,19 +80,23 @@ def _resampling(sides: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def view(sources: torch.Tensor, *sides: int) -> torch.Tensor:
-    """Pictures as an encoder sees them, resized from side to side: [N, 3, S, S] -> float32 [N, 3, side, side].
+def encoder_view(sources: torch.Tensor, *sides: int) -> torch.Tensor:
+    """Pictures resized to each of ``sides`` in turn: [N, 3, S, S] -> float32 [N, 3, side, side].
 
-    The pipeline resizes for SigLIP2 and DINOv3 by way of 1024 pixels, for Qwen-VL directly.
+    The pipeline resizes to 1024 pixels and then for SigLIP2 and DINOv3, but directly for Qwen-VL.
     """
-    matrix = _resampling((sources.shape[-1], *sides))
+    matrix = _resize_matrix((sources.shape[-1], *sides))
     return torch.cat([matrix @ part.float() @ matrix.T for part in sources.split(1024)])
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What there is to say of a picture: its five colours, how three of them differ from what they are seen against,
-    each in the place of its texture, ground or outline and 0 elsewhere; and five choices as class numbers."""
+    """What the encoders learn to tell of N pictures.
+
+    ``colours`` [N, COLOURS]: the five colours, and then three differences between two of them, each at the position
+    of the picture's texture, ground or outline, with 0 at the others. ``choices`` [N, 5]: class numbers of texture,
+    ground, outline, shape and place.
+    """
 
     colours: torch.Tensor
     choices: torch.Tensor
@@ -101,6 +107,7 @@ class Labels:
 
     @classmethod
     def of(cls, styles: Sequence[world.Style], contents: Sequence[world.Content]) -> Labels:
+        """Labels of the n-th content in the n-th style."""
         tables = [list(table) for table in (world.TEXTURES, world.GROUNDS, world.SHAPES, world.PLACES)]
         choices = [
             (tables[0].index(s.texture), tables[1].index(s.backdrop), int(s.outlined), tables[2].index(c.shape),
@@ -109,132 +116,140 @@ class Labels:
         ]  # fmt: skip
         colours, classes = torch.tensor([s.colours for s in styles]), torch.tensor(choices)
         fill, second, ground, horizon, line = colours.unbind(1)
-        seen = [
+        contrasts = [
             (F.one_hot(classes[:, n], cls.CLASSES[n])[:, :, None] * contrast[:, None]).flatten(1)
             for n, contrast in enumerate((second - fill, horizon - ground, line - fill))
         ]
-        return cls(torch.cat([colours.flatten(1), *seen], dim=1), classes)
+        return cls(torch.cat([colours.flatten(1), *contrasts], dim=1), classes)
 
-    def loss(self, said: torch.Tensor, rows: torch.Tensor, content: float) -> torch.Tensor:
-        """Squared error of the colours and cross-entropies of the choices, those of the content times ``content``."""
-        total = 20 / 15 * (said[:, : self.COLOURS] - self.colours[rows]).square().sum(1).mean()
+    def loss(self, predicted: torch.Tensor, rows: torch.Tensor, content: float) -> torch.Tensor:
+        """The loss, a scalar, of predictions [B, WIDTH] for the pictures ``rows`` [B]: squared error of the colours
+        and cross-entropies of the choices. ``content`` is the weight of shape and place."""
+        total = 20 / 15 * (predicted[:, : self.COLOURS] - self.colours[rows]).square().sum(1).mean()
         weights = (0.5, 0.5, 0.5, 0.5 * content, 0.5 * content)
-        logits = said[:, self.COLOURS :].split(self.CLASSES, dim=1)
+        logits = predicted[:, self.COLOURS :].split(self.CLASSES, dim=1)
         for n, (part, weight) in enumerate(zip(logits, weights, strict=True)):
             total = total + weight * F.cross_entropy(part, self.choices[rows, n])
         return total
 
 
-class Probed(nn.Module):
-    """SigLIP2 or DINOv3, and the linear layer that it is taught through."""
+class ProbedEncoder(nn.Module):
+    """SigLIP2 or DINOv3 with a linear layer: inputs [N, 3, S, S] -> predictions [N, Labels.WIDTH]."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.encoder = models.BUILD[kind]()
-        self.probe = nn.Linear(models.DIMS[kind].width, Labels.WIDTH)
+        self.encoder = encoders.ENCODER_CLASSES[kind]()
+        self.probe = nn.Linear(encoders.ENCODER_DIMS[kind].width, Labels.WIDTH)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.probe(models.pooled(self.encoder, inputs))
+        return self.probe(encoders.pooled_embedding(self.encoder, inputs))
 
 
-class Told(nn.Module):
-    """Qwen-VL, taught through two linear layers: each image token tells the pixels of its square at the size of the
-    drawn picture, and the last token tells the labels."""
+class ProbedQwenVL(nn.Module):
+    """Qwen-VL with linear layers: each image token predicts the pixels of its square, the last token the labels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = models.BUILD["qwen_vl"]()
+        self.encoder = encoders.ENCODER_CLASSES["qwen_vl"]()
         width, sides = (
-            models.QWEN_VL_MINI.width,
-            (world.PIXELS // grid for grid in map(models.QWEN_VL_MINI.grid, VIEWS)),
+            encoders.QWEN_VL_MINI.width,
+            (world.PIXELS // grid for grid in map(encoders.QWEN_VL_MINI.grid, VIEWS)),
         )
         self.pixels = nn.ModuleList(nn.Linear(width, 3 * side * side) for side in sides)
         self.probe = nn.Linear(width, Labels.WIDTH)
 
     def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views [N, 3, S, S] in 0..1 -> pictures [N, 3, 32, 32] and logits."""
-        tokens = models.tokens(self.encoder, views)
-        grid = models.QWEN_VL_MINI.grid(views.shape[-1])
+        """Views [N, 3, S, S] in 0..1 -> pictures [N, 3, 32, 32] and predictions [N, Labels.WIDTH]."""
+        tokens = encoders.qwen_tokens(self.encoder, views)
+        grid = encoders.QWEN_VL_MINI.grid(views.shape[-1])
         squares = self.pixels[VIEWS.index(views.shape[-1])](tokens[:, 1 : 1 + grid * grid])
         rows = squares.transpose(1, 2).unflatten(2, (grid, grid))
         return F.pixel_shuffle(rows, world.PIXELS // grid), self.probe(tokens[:, -1])
 
 
-def tasks(config: Foundations, seed: int) -> dict[str, Callable[[], Task]]:
-    """What is to be trained, by name; its data are made when it is called."""
+def build_foundations(config: FoundationsConfig, seed: int) -> Mapping[str, Foundation]:
+    """The parts to be trained, by the names of their files."""
+
+    def encoder(kind: str, schedule: Schedule, content: float) -> Foundation:
+        build = partial(_encoder, schedule, config.pictures, seed, kind, content)
+        return Foundation(build, partial(_encoder_weights, kind))
+
     return {
-        "base": lambda: _base(config, seed),
-        "siglip2": lambda: _encoder(config.siglip2, config.pictures, seed, "siglip2", content=0.5),
-        "dinov3": lambda: _encoder(config.dinov3, config.pictures, seed, "dinov3", content=0.2),
-        "qwen_vl": lambda: _qwen_vl(config.qwen_vl, config.pictures, seed),
-        "judge": lambda: _judge(config.judge, config.pictures, seed),
+        "base": Foundation(partial(_base, config.base, config.pictures, seed)),
+        "siglip2": encoder("siglip2", config.siglip2, content=0.5),
+        "dinov3": encoder("dinov3", config.dinov3, content=0.2),
+        "qwen_vl": Foundation(
+            partial(_qwen_vl, config.qwen_vl, config.pictures, seed), partial(_encoder_weights, "qwen_vl")
+        ),
+        "judge": Foundation(partial(_judge, config.judge, config.pictures, seed), examples_need_it=False),
     }
 
 
-def weights(name: str, module: nn.Module) -> dict[str, torch.Tensor]:
-    """What is kept of a trained task, under the keys of the file."""
-    return models.named_as_in_files(name, module.encoder) if hasattr(module, "encoder") else module.state_dict()
+def _encoder_weights(kind: str, probed: nn.Module) -> dict[str, torch.Tensor]:
+    return encoders.encoder_file_weights(kind, probed.encoder)
 
 
-def _base(config: Foundations, seed: int) -> Task:
-    scenes = Scenes.random(config.pictures, seed + 1, neutral=0.4)
-    x = 2 * world.shrink(pictures(scenes.styles, scenes.contents).float()) - 1
+def _base(schedule: Schedule, count: int, seed: int) -> TrainingTask:
+    scenes = Scenes.random(count, seed + 1, neutral=0.4)
+    x = 2 * world.downscale(render_sources(scenes.styles, scenes.contents).float()) - 1
     torch.manual_seed(seed)
-    base = Base()
-    text, mask = base.read(scenes.captions)
-    batch = config.base.batch
+    base = MiniBase()
+    text, mask = base.encode_prompts(scenes.captions)
+    batch = schedule.batch
 
-    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
-        rows, t = torch.randint(len(x), (batch,), generator=rng)[mine], times(batch, rng)[mine]
-        x_t, target = mixed(x[rows], t, torch.randn(batch, *x.shape[1:], generator=rng)[mine])
-        return F.mse_loss(model(x_t, t, text[rows], mask[rows]), target)
+    def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
+        rows, t = torch.randint(len(x), (batch,), generator=rng)[local], sample_timesteps(batch, rng)[local]
+        x_t, velocity = add_noise(x[rows], t, torch.randn(batch, *x.shape[1:], generator=rng)[local])
+        return F.mse_loss(model(x_t, t, text[rows], mask[rows]), velocity)
 
-    return Task("base", base, loss, config.base, seed)
+    return TrainingTask("base", base, loss, schedule, seed)
 
 
-def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: float) -> Task:
+def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: float) -> TrainingTask:
     scenes = Scenes.random(count, seed + 2, neutral=0.05)
     labels = Labels.of(scenes.styles, scenes.contents)
-    inputs = models.normalised(kind, view(pictures(scenes.styles, scenes.contents), 1024, models.DIMS[kind].image))
+    inputs = encoders.normalize_pixels(
+        kind, encoder_view(render_sources(scenes.styles, scenes.contents), 1024, encoders.ENCODER_DIMS[kind].image)
+    )
     torch.manual_seed(seed)
-    module = Probed(kind)
+    module = ProbedEncoder(kind)
 
-    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
-        rows = torch.randint(count, (schedule.batch,), generator=rng)[mine]
+    def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
+        rows = torch.randint(count, (schedule.batch,), generator=rng)[local]
         return labels.loss(model(inputs[rows]).float(), rows, content)
 
-    return Task(kind, module, loss, schedule, seed)
+    return TrainingTask(kind, module, loss, schedule, seed)
 
 
-def _qwen_vl(schedule: Schedule, count: int, seed: int) -> Task:
+def _qwen_vl(schedule: Schedule, count: int, seed: int) -> TrainingTask:
     scenes = Scenes.random(count, seed + 3, neutral=0.05)
     labels = Labels.of(scenes.styles, scenes.contents)
-    sources = pictures(scenes.styles, scenes.contents)
-    views, drawn = [view(sources, side) for side in VIEWS], world.shrink(sources.float())
+    sources = render_sources(scenes.styles, scenes.contents)
+    views, small = [encoder_view(sources, side) for side in VIEWS], world.downscale(sources.float())
     torch.manual_seed(seed)
-    module = Told()
+    module = ProbedQwenVL()
 
-    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
-        rows = torch.randint(count, (schedule.batch,), generator=rng)[mine]
-        # One view a step: two forwards of one module in a step are more than DistributedDataParallel allows.
+    def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
+        rows = torch.randint(count, (schedule.batch,), generator=rng)[local]
+        # One view in each step: DistributedDataParallel allows one forward of a module.
         inputs = views[int(torch.randint(len(VIEWS), (), generator=rng))]
-        picture, said = model(inputs[rows])
-        return 20 * F.mse_loss(picture.float(), drawn[rows]) + 0.2 * labels.loss(said.float(), rows, 1.0)
+        picture, labelled = model(inputs[rows])
+        return 20 * F.mse_loss(picture.float(), small[rows]) + 0.2 * labels.loss(labelled.float(), rows, 1.0)
 
-    return Task("qwen_vl", module, loss, schedule, seed)
+    return TrainingTask("qwen_vl", module, loss, schedule, seed)
 
 
-def _judge(schedule: Schedule, count: int, seed: int) -> Task:
+def _judge(schedule: Schedule, count: int, seed: int) -> TrainingTask:
     scenes = Scenes.random(count, seed + 4, neutral=0.3)
     shapes = torch.tensor([list(world.SHAPES).index(content.shape) for content in scenes.contents])
-    drawn = world.shrink(pictures(scenes.styles, scenes.contents).float())
+    small = world.downscale(render_sources(scenes.styles, scenes.contents).float())
     torch.manual_seed(seed)
 
-    def loss(model: nn.Module, rng: torch.Generator, mine: slice) -> torch.Tensor:
+    def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
         rows = torch.randint(count, (schedule.batch,), generator=rng)
-        # Drawings are never as clean as the world.
+        # Generated images are noisier than rendered ones.
         noise = torch.rand(schedule.batch, 1, 1, 1, generator=rng) * 0.1
-        noisy = drawn[rows] + noise * torch.randn(schedule.batch, *drawn.shape[1:], generator=rng)
-        return F.cross_entropy(model(noisy[mine]).float(), shapes[rows][mine])
+        noisy = small[rows] + noise * torch.randn(schedule.batch, *small.shape[1:], generator=rng)
+        return F.cross_entropy(model(noisy[local]).float(), shapes[rows][local])
 
-    return Task("judge", Judge(), loss, schedule, seed)
+    return TrainingTask("judge", ShapeClassifier(), loss, schedule, seed)

@@ -1,4 +1,4 @@
-"""``docs/claims.md``: the table of claims, recomputed from the weights, with its pictures."""
+"""``docs/claims.md``: the table of claims, measured again, with its images."""
 
 from __future__ import annotations
 
@@ -12,98 +12,97 @@ from PIL import Image
 
 from i2l_ext.converters.atomic import atomic_path
 from i2l_ext.converters.errors import UserError
-from i2l_ext.mini.claims import TRIALS, Row, Trials
-from i2l_ext.mini.evaluation import Lab
+
+from .claims import CLAIMS, ClaimMeasurements
+from .evaluation import ClaimRow, Evaluator
 
 HEAD = """# Claims
 
-What the authors of image-to-LoRA say of their models, measured on the miniature that lies in this repository. The
-miniature is a small world of its own: these figures say that the method and this software work from the picture to
-the drawing in the LoRA's style. They say nothing about how good the real models are, whose weights we could not reach.
+What the authors of image-to-LoRA claim for their models, measured on mini, the test model in this repository. Mini has
+a small world of its own. These figures show that the method and this software work, from the picture to the image in
+the LoRA's style. They say nothing about the quality of the real models, whose weights were not available here.
 
-Written by `i2l report`; a single row again with `i2l report --only ROW`. Every picture and style here has a seed that
-training never saw (from 1,000,000 on). The row `kinds` needs `--weights` with a training run's own folder, where the
-heads that measured worse are kept too. LoRAs are made the way `i2l make` makes them, from PNG to bf16 factors.
-`a ± b` is the mean and the standard deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`;
-1 is the mean distance of two unrelated styles.
+Written by `i2l report`; `i2l report --only ROW` measures one row. No picture or style was in the training data: their
+seeds start at 1,000,000. The row `kinds` needs `--weights` with the folder of a training run, which also has the heads
+that measured worse. LoRAs are made as by `i2l make`, from PNG to bf16 factors. `a ± b` is the mean and the standard
+deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two unrelated
+styles.
 """
 
 CAPTIONS = {
-    "style": "Style: reference, the same prompt without the LoRA, and with it at growing weight.",
+    "style": "Style: the reference, and the same prompt without the LoRA and with it at growing LoRA weights.",
     "detail": "Coarse and Fine: reference; the prompt 'a picture' with three models; 'a star' with Style and Coarse.",
     "start": "Training a LoRA of rank 8 on eight pictures of one style: five styles, and their mean.",
-    "start-pictures": "One of these trainings, 'a circle': above from a random start, below from i2L.",
+    "start-pictures": "One of these trainings, 'a circle': from a random start (above) and from i2L (below).",
 }
 
 
-def run(
+def run_report(
     weights: Path | None,
     out: Path | None,
     *,
     quick: bool = False,
     only: Sequence[str] = (),
     against: Path | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[str]:
-    """Measures, and writes the table to ``out`` unless it is None; the rows whose bound does not hold, one line each.
+    """Measure the claims and write the table to ``out``, unless that is None. One line for each claim whose figure is
+    worse than it should be.
 
-    ``against`` is the folder of another training run, whose figures are set beside the first. Raises UserError for a
-    row or a folder that does not exist.
+    ``weights`` is the folder of a training run, None for the shipped weights; ``against`` that of another run, whose
+    figures are written beside the first's. ``only`` names the rows, by default all. ``log`` gets a line of text for
+    each row. Raises UserError for a row or a folder that does not exist.
     """
     for name in only:
-        if name not in TRIALS:
-            raise UserError(f"There is no row {name!r}. There are: {', '.join(TRIALS)}.")
+        if name not in CLAIMS:
+            raise UserError(f"There is no row {name!r}. There are: {', '.join(CLAIMS)}.")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"The folder {out.parent} does not exist.")
     for folder in (weights, against):
         if folder and not (folder / "base.safetensors").is_file():
             raise UserError(f"{folder} is not the folder of a training run: it has no base.safetensors.")
-    rows, pictures = _measured(weights, quick, only or tuple(TRIALS), say)
-    others = _measured(against, quick, only or tuple(TRIALS), say)[0] if against else []
+    rows, sheets = _measure(weights, quick, only or tuple(CLAIMS), log)
+    others = _measure(against, quick, only or tuple(CLAIMS), log)[0] if against else []
     if out is not None:
-        _write(out, rows, others, pictures)
+        _write(out, rows, others, sheets)
     return [f"{row.claim}: {row.value}, bound {row.bound}" for row in rows if row.broken]
 
 
-Pictures = dict[str, Image.Image]
+Sheets = dict[str, Image.Image]
 
 
-def _measured(
-    weights: Path | None, quick: bool, names: Sequence[str], say: Callable[[str], None]
-) -> tuple[list[Row], Pictures]:
-    """The rows named and their pictures. `start`, which takes as long as all others together, has a process of its
-    own."""
-    groups = [
-        part for part in (tuple(n for n in names if n != "start"), tuple(n for n in names if n == "start")) if part
-    ]
+def _measure(
+    weights: Path | None, quick: bool, names: Sequence[str], log: Callable[[str], None]
+) -> tuple[list[ClaimRow], Sheets]:
+    """The rows of the claims named, and their sheets. `start` takes as long as all others together, so it runs in a
+    process of its own."""
+    groups = [group for group in ([n for n in names if n != "start"], [n for n in names if n == "start"]) if group]
     with ProcessPoolExecutor(len(groups), multiprocessing.get_context("spawn")) as pool:
-        parts = [pool.submit(_group, weights, quick, group) for group in groups]
-        rows: dict[str, list[Row]] = {}
-        pictures: Pictures = {}
+        parts = [pool.submit(_measure_group, weights, quick, group) for group in groups]
+        rows: dict[str, list[ClaimRow]] = {}
+        sheets: Sheets = {}
         for part in as_completed(parts):
-            found, drawn = part.result()
-            rows |= found
-            pictures |= drawn
-            for row in (row for own in found.values() for row in own):
-                say(f"{_verdict(row):7} {row.claim}: {row.value} [{row.bound}]")
-    return [row for name in names for row in rows[name]], {
-        name: pictures[name] for name in CAPTIONS if name in pictures
-    }
+            new_rows, new_sheets = part.result()
+            rows |= new_rows
+            sheets |= new_sheets
+            for row in (row for own in new_rows.values() for row in own):
+                log(f"{_verdict(row):7} {row.claim}: {row.value} [{row.bound}]")
+    return [row for name in names for row in rows[name]], {name: sheets[name] for name in CAPTIONS if name in sheets}
 
 
-def _group(weights: Path | None, quick: bool, names: Sequence[str]) -> tuple[dict[str, list[Row]], Pictures]:
+def _measure_group(weights: Path | None, quick: bool, names: Sequence[str]) -> tuple[dict[str, list[ClaimRow]], Sheets]:
     torch.set_num_threads(1)
-    trials = Trials(Lab(weights), quick)
-    return {name: trials.run([name]) for name in names}, trials.pictures
+    measurements = ClaimMeasurements(Evaluator(weights), quick)
+    return {name: measurements.rows(name) for name in names}, measurements.sheets
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: ClaimRow) -> str:
     if row.broken:
         return "BROKEN"
     return {True: "holds", False: "no", None: "-"}[row.holds]
 
 
-def _write(out: Path, rows: Sequence[Row], others: Sequence[Row], pictures: Pictures) -> None:
+def _write(out: Path, rows: Sequence[ClaimRow], others: Sequence[ClaimRow], sheets: Sheets) -> None:
     lines = [HEAD, "| row | claim | measure | bound | measured | holds | over |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         holds = {True: "yes", False: "**no**", None: "-"}[row.holds]
@@ -112,18 +111,18 @@ def _write(out: Path, rows: Sequence[Row], others: Sequence[Row], pictures: Pict
         )
     notes = [f"- **{row.name}**: {row.note}" for row in rows if row.note and row.holds is False]
     if notes:
-        lines += ["", "What could not be shown in miniature:", "", *notes]
+        lines += ["", "What mini could not show:", "", *notes]
     if others:
-        lines += ["", "The same from a second training run from nothing, by the same command (`--against`):", ""]
+        lines += ["", "The same from a second training run, by the same command (`--against`):", ""]
         lines += ["| row | measure | first run | second run |", "|---|---|---|---|"]
         pairs = {(row.name, row.measure): row.value for row in others}
         lines += [
             f"| {row.name} | {row.measure} | {row.value} | {pairs.get((row.name, row.measure), '-')} |" for row in rows
         ]
     folder = out.with_suffix("")
-    if pictures:
+    if sheets:
         folder.mkdir(exist_ok=True)
-    for name, image in pictures.items():
+    for name, image in sheets.items():
         with atomic_path(folder / f"{name}.png", overwrite=True) as part:
             image.save(part, format="PNG", optimize=True)
         lines += ["", CAPTIONS[name], "", f"![{CAPTIONS[name]}]({folder.name}/{name}.png)"]

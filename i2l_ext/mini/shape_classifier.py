@@ -1,4 +1,4 @@
-"""A small classifier of shapes, trained on the world: it judges whether a drawing shows what the prompt asked for."""
+"""A small classifier of shapes, trained on the world. It tells whether an image shows what the prompt asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from i2l_ext.converters.files import load_file
-from i2l_ext.mini import world
+
+from . import world
 
 
-class Judge(nn.Module):
-    """Pictures [N, 3, 32, 32] in 0..1 -> logits over the shapes [N, 8]."""
+class ShapeClassifier(nn.Module):
+    """Images [N, 3, 32, 32] in 0..1 -> logits over the shapes [N, 8]."""
 
     def __init__(self) -> None:
+        """Untrained, with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
         for d_in, d_out in ((3, 24), (24, 48), (48, 64)):
@@ -23,16 +25,17 @@ class Judge(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, len(world.SHAPES)))
 
     @classmethod
-    def load(cls, path: Path) -> Judge:
-        judge = cls()
-        judge.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-        return judge.eval().requires_grad_(False)
+    def load(cls, path: Path) -> ShapeClassifier:
+        """The trained classifier in fp32, frozen."""
+        classifier = cls()
+        classifier.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        return classifier.eval().requires_grad_(False)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.body(pictures)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
 
     @torch.no_grad()
-    def shapes(self, pictures: torch.Tensor) -> list[str]:
-        """The shape that each picture shows most likely."""
+    def shapes(self, images: torch.Tensor) -> list[str]:
+        """The most likely shape in each image."""
         names = list(world.SHAPES)
-        return [names[n] for n in self(pictures).argmax(1).tolist()]
+        return [names[n] for n in self(images).argmax(1).tolist()]

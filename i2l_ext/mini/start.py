@@ -1,7 +1,7 @@
-"""Training a LoRA on a few pictures of one style: from a random start, and from the LoRA that i2L makes of them.
+"""Training a LoRA on a few pictures of one style, from random factors and from the LoRA that i2L makes of them.
 
-Two losses are followed, both with times and noises fixed beforehand: on the eight pictures that are trained on, and
-on eight others of the same style and shapes at other places.
+Two losses are measured, each with fixed timesteps and noise: on the eight pictures that are trained on, and on eight
+others of the same style and shapes at other places.
 """
 
 from __future__ import annotations
@@ -19,48 +19,59 @@ from torch import nn
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.files import load_file
 from i2l_ext.converters.lora import Lora
-from i2l_ext.mini import dataset, world
-from i2l_ext.mini.evaluation import PROMPTS, SIDE, Lab, Sample, mean_of, unseen
-from i2l_ext.training.config import Expert
-from i2l_ext.training.flow import mixed, times
-from i2l_ext.training.heads import Heads, PerSample
+from i2l_ext.training.config import ExpertConfig
+from i2l_ext.training.flow import add_noise, sample_timesteps
+from i2l_ext.training.heads import PerSampleLora, TrainableHeads
 
-from .draw import as_image, sheet
+from . import world
+from .base import MiniBase
+from .dataset import image_embeddings
+from .evaluation import PROMPTS, SIDE, Evaluator, UnseenPicture, average_loras, unseen_pictures
+from .sampler import as_image
+from .sheets import image_grid
 
 STEPS = 500
 EVERY = 20
+"""The losses are measured at every so many steps."""
 BATCH = 8
 RANK = 8
 RATES = (3e-4, 1e-3)
-"""AdamW's learning rates, the same for both starts. LoRA trainers start with 1e-4 to 3e-4; the upper end favours the
-random start, which has further to go. The second, reported beside it, overfits eight pictures within 500 steps."""
+"""AdamW's learning rates, the same for both starts. LoRA trainers suggest 1e-4 to 3e-4; the upper end favours the
+random start, which has more to learn. The second rate, which is reported too, overfits eight pictures in 500 steps."""
 SHOWN = (100, 200, 300, 400, 500)
+"""The steps at which an image is generated."""
+
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""One LoRA, by module path: down [rank, d_in] and up [d_out, rank]."""
 
 
 @dataclass
-class Run:
-    """By start, ``random`` and ``i2l``: [loss in training, loss held out] at every ``EVERY``-th step, 0 included, and
-    drawings at ``SHOWN``."""
+class StartComparison:
+    """Two trainings, ``random`` and ``i2l`` by their starts.
+
+    ``losses``: [measurements, 2], on the pictures trained on and on the others; ``images``: those at ``SHOWN``.
+    """
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     reference: Image.Image | None = None
-    drawings: dict[str, list[Image.Image]] = field(default_factory=dict)
+    images: dict[str, list[Image.Image]] = field(default_factory=dict)
 
-    def reached(self, which: int) -> int:
-        """The first step at which the i2L start is as good as the random start in the end; STEPS if never."""
+    def i2l_steps_to_random_end(self, which: int) -> int:
+        """Steps that the i2L start needs to the last loss of the random start; STEPS if it does not reach it.
+        ``which``: 0 for the pictures trained on, 1 for the others."""
         return self._first("i2l", which, self.losses["random"][-1, which])
 
-    def worth(self, which: int) -> int:
-        """The first step at which the random start is as good as the i2L start before its first step."""
+    def random_steps_to_i2l_start(self, which: int) -> int:
+        """Steps that the random start needs to the first loss of the i2L start; STEPS if it does not reach it."""
         return self._first("random", which, self.losses["i2l"][0, which])
 
     def _first(self, start: str, which: int, goal: torch.Tensor) -> int:
         return next((n * EVERY for n, loss in enumerate(self.losses[start][:, which]) if loss <= goal), STEPS)
 
 
-def factors(lora: Lora, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The LoRA reset to a rank: the best approximation of each update (Eckart and Young 1936), its weight shared
-    evenly by both factors."""
+def truncated_factors(lora: Lora, rank: int) -> Factors:
+    """The best approximation of each update at a rank (Eckart and Young 1936), down and up of equal norms."""
     out = {}
     for path in lora:
         u, s, v = torch.linalg.svd(lora.delta(path), full_matrices=False)
@@ -69,8 +80,8 @@ def factors(lora: Lora, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor
     return out
 
 
-def fresh(rank: int, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A usual start: down random (uniform, as nn.Linear is), up zero."""
+def random_factors(rank: int, seed: int) -> Factors:
+    """The usual start of a LoRA: down uniform as in nn.Linear, up zero."""
     rng = torch.Generator().manual_seed(seed)
     out = {}
     for path, module in MINI.i2l_modules.items():
@@ -80,91 +91,87 @@ def fresh(rank: int, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return out
 
 
-def compare(lab: Lab, seed: int, rate: float, pictures: bool = False) -> Run:
-    """Both trainings on the same eight pictures of one unseen style, in the same order with the same noise."""
-    [group] = unseen(1, 8, offset=30_000 + seed)
-    [held] = unseen(1, 8, offset=30_000 + seed)
+def compare_starts(evaluator: Evaluator, seed: int, rate: float, show: bool = False) -> StartComparison:
+    """Both trainings on the same eight pictures of one unseen style, in the same order with the same noise. Images
+    are generated only with ``show``."""
+    [group] = unseen_pictures(1, 8, offset=30_000 + seed)
+    others = _at_other_places(group, seed)
     rng = torch.Generator().manual_seed(seed)
-    held = _other_places(held, seed)
-    run = Run(reference=group[0].image)
-    made = factors(mean_of(lab.loras("mini", group[:4])), RANK)
-    for name, start in (("random", fresh(RANK, seed)), ("i2l", made)):
+    found = StartComparison(reference=group[0].image)
+    made = truncated_factors(average_loras(evaluator.make_loras("mini", group[:4])), RANK)
+    for name, start in (("random", random_factors(RANK, seed)), ("i2l", made)):
         rng.manual_seed(seed)
-        run.losses[name], run.drawings[name] = _train(lab, start, group, held, rng, rate, pictures)
-    return run
+        found.losses[name], found.images[name] = _train_lora(
+            evaluator.sampler.base, start, group, others, rng, rate, show
+        )
+    return found
 
 
-def _other_places(group: list[Sample], seed: int) -> list[Sample]:
-    """The same style and shapes at other places: what the loss is measured on."""
+def _at_other_places(group: Sequence[UnseenPicture], seed: int) -> list[UnseenPicture]:
+    """Pictures of the same style and shapes."""
     rng = np.random.default_rng(40_000_000 + seed)
-    return [Sample.of(sample.style, world.random_content(rng, sample.content.shape)) for sample in group]
+    return [UnseenPicture.of(one.style, world.random_content(rng, one.content.shape)) for one in group]
 
 
-def _train(
-    lab: Lab,
-    start: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    group: Sequence[Sample],
-    held: Sequence[Sample],
+def _train_lora(
+    base: MiniBase,
+    start: Factors,
+    group: Sequence[UnseenPicture],
+    others: Sequence[UnseenPicture],
     rng: torch.Generator,
     rate: float,
-    pictures: bool,
+    show: bool,
 ) -> tuple[torch.Tensor, list[Image.Image]]:
-    base = lab.painter.base
-    pairs = {path: tuple(nn.Parameter(part.clone()[None]) for part in pair) for path, pair in start.items()}
-    hooks = PerSample(base.transformer, pairs)
-    optimizer = torch.optim.AdamW([p for pair in pairs.values() for p in pair], lr=rate, weight_decay=0.01)
-    x, text, mask = _batch(lab, group)
+    """Losses [measurements, 2] and images of one training."""
+    hooks = PerSampleLora(base.transformer, start)
+    factors = {
+        path: (nn.Parameter(down.clone()[None]), nn.Parameter(up.clone()[None])) for path, (down, up) in start.items()
+    }
+    hooks.factors = factors
+    optimizer = torch.optim.AdamW([p for pair in factors.values() for p in pair], lr=rate, weight_decay=0.01)
+    x, text, mask = _encode_pictures(base, group)
     fixed = torch.Generator().manual_seed(7)
-    goals = [_Goal(*_batch(lab, pictures), fixed) for pictures in (group, held)]
-
-    def wear() -> None:
-        hooks.pairs = pairs
-
-    def measured() -> list[float]:
-        wear()
-        return [goal.loss(base) for goal in goals]
-
-    losses, drawings = [measured()], []
+    measured = [_FixedLoss(*_encode_pictures(base, pictures), fixed) for pictures in (group, others)]
+    losses, images = [[loss(base) for loss in measured]], []
     for step in range(1, STEPS + 1):
         chosen = torch.randint(len(x), (BATCH,), generator=rng)
-        now = times(BATCH, rng)
-        noisy, wanted = mixed(x[chosen], now, torch.randn(BATCH, *x.shape[1:], generator=rng))
-        wear()
-        loss = (base(noisy, now, text[chosen], mask[chosen]) - wanted).square().mean()
-        loss.backward()
+        t = sample_timesteps(BATCH, rng)
+        x_t, velocity = add_noise(x[chosen], t, torch.randn(BATCH, *x.shape[1:], generator=rng))
+        (base(x_t, t, text[chosen], mask[chosen]) - velocity).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % EVERY == 0:
-            losses.append(measured())
-        if pictures and step in SHOWN:
-            wear()
-            drawings.append(as_image(base.draw([PROMPTS[0]], [0])[0]))
-    hooks.pairs = {}
+            losses.append([loss(base) for loss in measured])
+        if show and step in SHOWN:
+            images.append(as_image(base.generate([PROMPTS[0]], [0])[0]))
     hooks.remove()
-    return torch.tensor(losses), drawings
+    return torch.tensor(losses), images
 
 
-class _Goal:
-    """A loss over pictures with fixed times, spread evenly, and fixed noises: four of each a picture."""
+class _FixedLoss:
+    """The loss on pictures at fixed timesteps, spread evenly, and with fixed noise: four of each for a picture."""
 
     def __init__(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor, rng: torch.Generator) -> None:
         rows = torch.arange(len(x)).repeat_interleave(4)
         self.t = (torch.arange(len(rows)) % 4 + torch.rand(len(rows), generator=rng)) / 4
-        self.x, self.target = mixed(x[rows], self.t, torch.randn(len(rows), *x.shape[1:], generator=rng))
+        self.x_t, self.velocity = add_noise(x[rows], self.t, torch.randn(len(rows), *x.shape[1:], generator=rng))
         self.text, self.mask = text[rows], mask[rows]
 
     @torch.no_grad()
-    def loss(self, base: nn.Module) -> float:
-        return (base(self.x, self.t, self.text, self.mask) - self.target).square().mean().item()
+    def __call__(self, base: nn.Module) -> float:
+        return (base(self.x_t, self.t, self.text, self.mask) - self.velocity).square().mean().item()
 
 
-def _batch(lab: Lab, group: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    text, mask = lab.painter.base.read([world.caption(sample.content) for sample in group])
-    return torch.stack([2 * sample.small - 1 for sample in group]), text, mask
+def _encode_pictures(
+    base: MiniBase, pictures: Sequence[UnseenPicture]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pixels in -1..1, and text and mask of captions that name the content."""
+    text, mask = base.encode_prompts([world.caption(picture.content) for picture in pictures])
+    return torch.stack([2 * picture.pixels - 1 for picture in pictures]), text, mask
 
 
-def curves(runs: Sequence[Run]) -> Image.Image:
-    """Loss over steps, in training and held out: thin lines a seed, thick ones their mean."""
+def plot_starts(runs: Sequence[StartComparison]) -> Image.Image:
+    """Loss over steps, on both sets of pictures: a thin line for each comparison, a thick one for their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -186,18 +193,21 @@ def curves(runs: Sequence[Run]) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-def table(run: Run) -> Image.Image:
-    """Drawings of one seed along both trainings."""
-    rows = [[run.reference, *run.drawings[name]] for name in ("random", "i2l")]
-    return sheet(rows, ["reference", *(f"{step} steps" for step in SHOWN)], 96)
+def start_sheet(run: StartComparison) -> Image.Image:
+    """The images of both trainings, step by step."""
+    rows = [[run.reference, *run.images[name]] for name in ("random", "i2l")]
+    return image_grid(rows, ["reference", *(f"{step} steps" for step in SHOWN)], 96)
 
 
-def other_loras(lab: Lab, path: Path, samples: Sequence[Sample], expert: Expert) -> list[Lora]:
-    """LoRAs by heads that are in no model of the catalogue, made by the training code."""
-    sources = torch.stack([world.render([s.style], [s.content], SIDE)[0] for s in samples])
-    embeddings = dataset.image_embeddings(sources, lab.folder)
-    heads = Heads(MINI, embedding=embeddings.shape[1], compress=expert.compress, rank=expert.rank, kind=expert.kind)
+def loras_from_heads(
+    evaluator: Evaluator, path: Path, pictures: Sequence[UnseenPicture], expert: ExpertConfig
+) -> list[Lora]:
+    """A LoRA of each picture, by heads that belong to no model of the catalogue."""
+    sources = torch.stack([world.render([picture.style], [picture.content], SIDE)[0] for picture in pictures])
+    embeddings = image_embeddings(sources, evaluator.folder)
+    width = embeddings.shape[1]
+    heads = TrainableHeads(MINI, embedding=width, compress=expert.compress, rank=expert.rank, kind=expert.kind)
     heads.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     with torch.no_grad():
-        pairs = heads.eval()(embeddings)
-    return [Lora.of(MINI, {path: (a[n], b[n]) for path, (a, b) in pairs.items()}) for n in range(len(samples))]
+        factors = heads.eval()(embeddings)
+    return [Lora.of(MINI, {path: (a[n], b[n]) for path, (a, b) in factors.items()}) for n in range(len(pictures))]

@@ -1,9 +1,9 @@
-"""The miniature world: every picture is a content (what) drawn in a style (how), all of it from a seed.
+"""The world of mini: every picture is a content (what) in a style (how), both from a seed.
 
-A content is one of eight shapes somewhere near the middle; all shapes cover the same area, so that the share of
-the picture that a shape takes says nothing about which shape it is. A style is a palette of five colours, a
-texture for the shape, a kind of ground and an outline or none. Captions name the content; the words of a style
-are added only where asked, because a caption without them is what a LoRA must be able to give a style to.
+A content is one of eight shapes near the middle. All shapes cover the same area, so that the area does not tell the
+shape. A style is a palette of five colours, a texture for the shape, a kind of ground, and an outline or none.
+Captions name the content. They name the style only on request, because a LoRA has to add a style to a caption that
+names none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 PIXELS = 32
-"""Side of the pictures that the base model draws."""
+"""Side of the images that the base model generates."""
 
 Field = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A value at each point (x, y)."""
 Colour = tuple[float, float, float]
 
 
@@ -50,7 +51,7 @@ def _moon(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.maximum(torch.hypot(x - 0.3, y) - 1, 0.85 - torch.hypot(x - 0.9, y))
 
 
-# Each shape at the scale that makes its area pi (that of the unit circle); a test measures it.
+# Signed distance to each shape, and the scale at which its area is pi, that of the unit circle.
 SHAPES: dict[str, tuple[float, Field]] = {
     "circle": (1.0, lambda x, y: torch.hypot(x, y) - 1),
     "square": (0.887, lambda x, y: torch.maximum(x.abs(), y.abs()) - 1),
@@ -68,7 +69,7 @@ SHAPES: dict[str, tuple[float, Field]] = {
 }  # fmt: skip
 
 _PERIOD = 4 / PIXELS
-"""Of the textures. It equals the base's patch, so that a texture is the same in every patch."""
+"""Period of the textures. It equals a patch of the base, so that a texture is the same in every patch."""
 
 
 def _wave(u: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ def _spots(x: torch.Tensor, y: torch.Tensor, period: float, radius: float) -> to
     return (0.5 + 12 * (radius - torch.hypot(u, v))).clamp(0, 1)
 
 
-# How much of the second colour shows at a place, 0 to 1; the first colour shows elsewhere.
+# The share of the second colour at each point, 0 to 1; the rest is the first colour.
 TEXTURES: dict[str, Field] = {
     "flat": lambda x, y: torch.zeros_like(x),
     "striped": lambda x, y: _wave(y),
@@ -112,7 +113,7 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a picture is drawn. Colours are RGB in 0..1."""
+    """How a picture looks. Colours are RGB in 0..1."""
 
     fill: Colour
     second: Colour
@@ -125,12 +126,13 @@ class Style:
 
     @property
     def colours(self) -> tuple[Colour, ...]:
+        """All five, in the order of the fields."""
         return (self.fill, self.second, self.ground, self.horizon, self.line)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is drawn: a shape of radius ``size`` around (``x``, ``y``), in units of the picture's side."""
+    """What a picture shows: a shape of radius ``size`` around (``x``, ``y``), in units of the picture's side."""
 
     shape: str
     place: str
@@ -142,7 +144,7 @@ class Content:
 NEUTRAL = Style(
     (0.30,) * 3, (0.30,) * 3, (0.88,) * 3, (0.88,) * 3, (0.30,) * 3, texture="flat", backdrop="plain", outlined=False
 )
-"""The style of the pictures whose captions say nothing of style: what the base draws when nobody asks."""
+"""The style of the pictures whose captions say nothing of style: what the base generates without a LoRA."""
 
 
 def _colour(rng: np.random.Generator) -> Colour:
@@ -150,7 +152,7 @@ def _colour(rng: np.random.Generator) -> Colour:
     return colorsys.hsv_to_rgb(rng.random(), math.sqrt(rng.random()), value)
 
 
-def _apart(rng: np.random.Generator, others: Sequence[Colour], least: float) -> Colour:
+def _distant_colour(rng: np.random.Generator, others: Sequence[Colour], least: float) -> Colour:
     """A colour at RGB distance of at least ``least`` from each of ``others``."""
     while True:
         colour = _colour(rng)
@@ -159,18 +161,20 @@ def _apart(rng: np.random.Generator, others: Sequence[Colour], least: float) -> 
 
 
 def random_style(rng: np.random.Generator) -> Style:
+    """A style of random colours, far enough from each other to be told apart."""
     ground = _colour(rng)
-    fill = _apart(rng, [ground], 0.5)
+    fill = _distant_colour(rng, [ground], 0.5)
     texture = str(rng.choice(list(TEXTURES)))
     backdrop = str(rng.choice(list(GROUNDS)))
-    second = fill if texture == "flat" else _apart(rng, [fill, ground], 0.35)
-    horizon = ground if backdrop == "plain" else _apart(rng, [fill, ground], 0.35)
+    second = fill if texture == "flat" else _distant_colour(rng, [fill, ground], 0.35)
+    horizon = ground if backdrop == "plain" else _distant_colour(rng, [fill, ground], 0.35)
     outlined = bool(rng.random() < 0.5)
-    line = _apart(rng, [fill, ground], 0.35) if outlined else fill
+    line = _distant_colour(rng, [fill, ground], 0.35) if outlined else fill
     return Style(fill, second, ground, horizon, line, texture, backdrop, outlined)
 
 
 def random_content(rng: np.random.Generator, shape: str | None = None) -> Content:
+    """A random shape, or the one named, at a random place."""
     shape = shape or str(rng.choice(list(SHAPES)))
     place = str(rng.choice(list(PLACES)))
     dx, dy = PLACES[place]
@@ -179,13 +183,14 @@ def random_content(rng: np.random.Generator, shape: str | None = None) -> Conten
 
 
 def colour_name(colour: Colour) -> str:
+    """The name of the nearest colour in `COLOURS`."""
     return min(COLOURS, key=lambda name: math.dist(COLOURS[name], colour))
 
 
 def caption(content: Content | None, style: Style | None = None) -> str:
     """``a star left``, or with a style ``a star left, dotted red white on spotted blue grey, outlined teal``.
 
-    Without a content it is ``a picture``: the neutral prompt, which says nothing.
+    Without a content it is ``a picture``: the neutral prompt, which describes nothing.
     """
     words = ["a", content.shape if content else "picture"]
     if content and content.place:
@@ -198,7 +203,7 @@ def caption(content: Content | None, style: Style | None = None) -> str:
 
 
 def render(styles: Sequence[Style], contents: Sequence[Content], side: int = 4 * PIXELS) -> torch.Tensor:
-    """The pictures of a world: float32 [N, 3, side, side], RGB in 0..1. The n-th content in the n-th style."""
+    """The n-th content in the n-th style: float32 [N, 3, side, side], RGB in 0..1."""
     count = len(styles)
     steps = (torch.arange(side, dtype=torch.float32) + 0.5) / side
     y, x = (grid.expand(count, side, side) for grid in torch.meshgrid(steps, steps, indexing="ij"))
@@ -209,18 +214,18 @@ def render(styles: Sequence[Style], contents: Sequence[Content], side: int = 4 *
     size = where[:, 2] * torch.tensor([SHAPES[c.shape][0] for c in contents])[:, None, None]
     u, v = (x - where[:, 0]) / size, (y - where[:, 1]) / size
     shapes = {name: field for name, (_, field) in SHAPES.items()}
-    distance = size * _each([c.shape for c in contents], shapes, u, v)
+    distance = size * _evaluate_named([c.shape for c in contents], shapes, u, v)
     body = (0.5 - distance * side).clamp(0, 1)[:, None]
-    drawn = torch.tensor([style.outlined for style in styles])[:, None, None]
-    stroke = ((0.5 - (distance.abs() - 0.03) * side).clamp(0, 1) * drawn)[:, None]
+    outlined = torch.tensor([style.outlined for style in styles])[:, None, None]
+    stroke = ((0.5 - (distance.abs() - 0.03) * side).clamp(0, 1) * outlined)[:, None]
 
-    skin = torch.lerp(fill, second, _each([s.texture for s in styles], TEXTURES, x, y)[:, None])
-    sky = torch.lerp(ground, horizon, _each([s.backdrop for s in styles], GROUNDS, x, y)[:, None])
-    return torch.lerp(torch.lerp(sky, skin, body), line, stroke)
+    inside = torch.lerp(fill, second, _evaluate_named([s.texture for s in styles], TEXTURES, x, y)[:, None])
+    outside = torch.lerp(ground, horizon, _evaluate_named([s.backdrop for s in styles], GROUNDS, x, y)[:, None])
+    return torch.lerp(torch.lerp(outside, inside, body), line, stroke)
 
 
-def _each(names: Sequence[str], table: dict[str, Field], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Evaluates for each picture the field that its name picks from the table."""
+def _evaluate_named(names: Sequence[str], table: dict[str, Field], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """[N, H, W]: for each picture the field of its name, at points x and y [N, H, W]."""
     out = torch.empty_like(x)
     for name, field in table.items():
         rows = torch.tensor([i for i, n in enumerate(names) if n == name], dtype=torch.long)
@@ -229,6 +234,6 @@ def _each(names: Sequence[str], table: dict[str, Field], x: torch.Tensor, y: tor
     return out
 
 
-def shrink(pictures: torch.Tensor, side: int = PIXELS) -> torch.Tensor:
-    """Means over squares: [N, 3, S, S] -> [N, 3, side, side]."""
+def downscale(pictures: torch.Tensor, side: int = PIXELS) -> torch.Tensor:
+    """Means over squares of pixels: [N, 3, S, S] -> [N, 3, side, side]."""
     return torch.nn.functional.adaptive_avg_pool2d(pictures, side)

@@ -1,37 +1,29 @@
-"""What exists: every checkpoint we can read, and the models that are made of them. Tables, and nothing imported
-that is heavy: the WebUI's own process reads this."""
+"""Every checkpoint that can be read, and the models that are made of them. Importing this does not import torch: a
+WebUI's own process reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
-from i2l_ext.decoder.decode import HeadSpec, Residual
-from i2l_ext.encoders import dims
+from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.encoders import dims, encoder_module
 
 APACHE = "Apache-2.0"
 DINO = "Apache-2.0 as re-hosted; upstream: Meta's DINOv3 licence (Built with DINOv3)"
 
-STRUCTURES = {
-    "siglip2": "i2l_ext.encoders.siglip2",
-    "dinov3": "i2l_ext.encoders.dinov3",
-    "qwen-vl": "i2l_ext.encoders.qwen_vl",
-}
-"""The room that builds an encoder, by kind: its ``structure(dims)`` gives {key: shape}."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of weights. ``spec`` says how large it is: an encoder's dims, a HeadSpec, or for a bias, which is a
-    plain LoRA, the architecture. ``files`` are exact names in ``repo``; a name that ends in ``.index.json`` stands
-    for the shards it lists. ``repo`` is None for weights that we ship. ``parameters`` and ``structure_md5`` are the
-    published figures, where there are any."""
+    """One set of weights. ``kind``: siglip2, dinov3, qwen-vl, heads or bias. ``spec`` says how large it is: the dims of
+    an encoder, a DecoderSpec, or for a bias, which is a plain LoRA, the architecture. ``files`` are exact names in
+    ``repo``; one that ends in ``.index.json`` stands for the shards it lists. ``repo`` is None for weights that we
+    ship. ``parameters`` and ``structure_md5`` are the published figures, where there are any."""
 
     id: str
     kind: str
@@ -45,17 +37,18 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to download, but for the headers."""
+        """Bytes to download, without the headers."""
         return self.parameters * BYTES[self.dtype]
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """{key: shape} as our own module definitions have it. Encoders are built on the meta device for it."""
+        """{key: shape} by our own module definitions. Encoders are built on the meta device for it, which imports
+        torch. ValueError for a bias: its keys depend on its rank."""
         if self.kind == "heads":
             return self.spec.shapes
         if self.kind == "bias":
             raise ValueError(f"{self.id}: a LoRA's keys depend on its rank")
-        return import_module(STRUCTURES[self.kind]).structure(self.spec)
+        return encoder_module(self.kind).structure(self.spec)
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,8 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a user chooses: encoders, experts, and a LoRA that is always added."""
+class I2LModel:
+    """What a user chooses: encoders, experts, and perhaps a bias, a LoRA that is always added."""
 
     name: str
     line: str
@@ -88,7 +81,7 @@ class Model:
 
     @property
     def encoders(self) -> tuple[Checkpoint, ...]:
-        """In the order in which they see the pictures."""
+        """In the order in which they are computed."""
         return tuple(part for part in (self.siglip2, self.dinov3, self.qwen_vl) if part is not None)
 
     @property
@@ -98,7 +91,7 @@ class Model:
 
     @property
     def rank(self) -> int:
-        """The rank that one picture gives, the bias aside."""
+        """The rank that one picture gives, without the bias."""
         return sum(expert.heads.spec.rank for expert in self.experts)
 
 
@@ -119,24 +112,24 @@ QWEN_VL = Checkpoint(
     ("text_encoder/model.safetensors.index.json",), 8_292_166_656, "8004730443f55db63092006dd9f7110e",
 )  # fmt: skip
 STYLE = Checkpoint(
-    "qwen-image-i2l-style", "heads", HeadSpec(QWEN_IMAGE, EMBED, compress=64), QWEN_I2L,
+    "qwen-image-i2l-style", "heads", DecoderSpec(QWEN_IMAGE, EMBED, compress=64), QWEN_I2L,
     ("Qwen-Image-i2L-Style.safetensors",), 2_406_481_920, "0aad514690602ecaff932c701cb4b0bb",
 )  # fmt: skip
 COARSE = Checkpoint(
     "qwen-image-i2l-coarse", "heads",
-    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=71, dim=3584, mid=1024)), QWEN_I2L,
+    DecoderSpec(QWEN_IMAGE, EMBED, compress=128, residual=ResidualSpec(length=71, dim=3584, mid=1024)), QWEN_I2L,
     ("Qwen-Image-i2L-Coarse.safetensors",), 7_927_234_560, "a166c33455cdbd89c0888a3645ca5c0f",
 )  # fmt: skip
 FINE = Checkpoint(
     "qwen-image-i2l-fine", "heads",
-    HeadSpec(QWEN_IMAGE, EMBED, compress=128, residual=Residual(length=1376, dim=3584, mid=64)), QWEN_I2L,
+    DecoderSpec(QWEN_IMAGE, EMBED, compress=128, residual=ResidualSpec(length=1376, dim=3584, mid=64)), QWEN_I2L,
     ("Qwen-Image-i2L-Fine.safetensors",), 7_573_340_160, "a5476e691767a4da6d3a6634a10f7408",
 )  # fmt: skip
 BIAS = Checkpoint(
     "qwen-image-i2l-bias", "bias", QWEN_IMAGE, QWEN_I2L, ("Qwen-Image-i2L-Bias.safetensors",), 30_000_000,
 )  # fmt: skip
 Z_STYLE = Checkpoint(
-    "z-image-i2l-style", "heads", HeadSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
+    "z-image-i2l-style", "heads", DecoderSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
     ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510",
 )  # fmt: skip
 
@@ -148,24 +141,24 @@ def _mini(part: str, kind: str, spec: Any, parameters: int, dtype: str = "BF16")
     return Checkpoint(f"mini-{part}", kind, spec, None, (f"mini/weights/{part}.safetensors",), parameters, dtype=dtype)
 
 
-def _mini_residual(side: int, mid: int) -> Residual:
-    return Residual(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
+def _mini_residual(side: int, mid: int) -> ResidualSpec:
+    return ResidualSpec(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
 
 
 MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 157_248, "F16")
 MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
 MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
-MINI_STYLE = _mini("style_core", "heads", HeadSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
+MINI_STYLE = _mini("style_core", "heads", DecoderSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
 MINI_COARSE = _mini(
     "coarse",
     "heads",
-    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
+    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
     976_896,
 )
 MINI_FINE = _mini(
     "fine",
     "heads",
-    HeadSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
+    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
     967_680,
 )
 MINI_BIAS = _mini("bias", "bias", MINI, 46_080)
@@ -174,31 +167,31 @@ _COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
 _MINI_COARSE = Expert(MINI_COARSE, view=dims.QWEN_VL_MINI.lowres)
 _MINI_FINE = Expert(MINI_FINE, view=dims.QWEN_VL_MINI.highres)
 
-MODELS: dict[str, Model] = {
+MODELS: dict[str, I2LModel] = {
     model.name: model
     for model in (
-        Model("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
+        I2LModel("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (Expert(MINI_STYLE),)),
-        Model("mini-coarse", "the miniature: style and rough content", MINI,
+        I2LModel("mini-coarse", "the miniature: style and rough content", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE,), MINI_QWEN_VL),
-        Model("mini-coarse-fine", "the miniature: style, content and its details", MINI,
+        I2LModel("mini-coarse-fine", "the miniature: style, content and its details", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL),
-        Model("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
+        I2LModel("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL, MINI_BIAS),
-        Model("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
+        I2LModel("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
               SIGLIP2, DINOV3, (Expert(STYLE),)),
-        Model("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE,), QWEN_VL),
-        Model("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL),
-        Model("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
+        I2LModel("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
               SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, BIAS),
-        Model("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
+        I2LModel("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
               SIGLIP2, DINOV3, (Expert(Z_STYLE),)),
     )
 }  # fmt: skip
-"""By name, in the order in which they are shown. v2 models, whose repositories ship code that the reference runs,
-would be entries with heads of another kind; their code is never run here."""
+"""By name, in the order in which they are shown. v2 models would be entries with heads of another kind. Their
+repositories ship code that the reference implementation runs; it is never run here."""
 
 REFUSED = {
     "qwen-image-fine": "Fine only adds detail to what Coarse wrote: choose qwen-image-coarse-fine.",
@@ -206,8 +199,8 @@ REFUSED = {
 }
 
 
-def find(name: str) -> Model:
-    """The model of that name. Raises UserError with the names there are."""
+def find(name: str) -> I2LModel:
+    """The model of that name. Raises UserError, which lists the names, where there is none."""
     if name in REFUSED:
         raise UserError(f"{name} cannot be used alone. {REFUSED[name]}")
     if name not in MODELS:

@@ -1,7 +1,7 @@
-"""Weights from a hub into our own folder, as ``<folder>/<repo>/<file>``.
+"""Downloads model files from a hub into our own folder, as ``<folder>/<repo>/<file>``.
 
-A file grows under a hidden name that holds its checksum, so that the next run goes on where a cut, a stop or a full
-disk ended this one. It gets its own name only when it is whole and the checksum is right.
+A file grows under a hidden name with its checksum, so that the next run resumes where a broken connection, a stop or a
+full disk ended this one. It gets its own name once it is whole and the checksum is right.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from i2l_ext.converters.atomic import atomic_path, place
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.models.catalogue import Checkpoint, Model
-from i2l_ext.models.hubs import BROKEN, Hub, Remote, explain
-from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_of, shapes_of, shards, sidecar
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
+from i2l_ext.models.hubs import BROKEN, Hub, RemoteFile, explain
+from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_path, read_note, shapes_of, shards
 from i2l_ext.weights.structure import check_structure
 
 Result = TypeVar("Result")
@@ -31,20 +31,20 @@ Result = TypeVar("Result")
 RESERVE = 64 << 20
 """Bytes that are left free on the disk."""
 
-PIECE = 8 << 20
-"""Bytes read between two looks at whether to stop."""
+READ_SIZE = 8 << 20
+"""Bytes read between two checks for cancellation."""
 
-BEAT = 0.1
-"""Seconds between two looks at whether to stop, and between two words on the progress."""
+POLL_SECONDS = 0.1
+"""Between two checks for cancellation, and between two reports of progress."""
 
-PAUSE = 1.0
-"""Seconds before a broken connection is tried anew."""
+RETRY_SECONDS = 1.0
+"""Between a broken connection and the next try."""
 
-BARREN = 3
-"""Connections in a row that bring nothing, after which a download is given up until the next run."""
+MAX_EMPTY = 3
+"""Connections in a row without a new byte, after which a download ends with an error."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how many bytes of how many are done."""
+"""Called with what is being done, the bytes done, and all bytes."""
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -52,28 +52,28 @@ def _silent(phase: str, done: int, total: int) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
-    """How one works on large files: who listens, and who may stop it. Both are called on the caller's thread."""
+class DownloadCallbacks:
+    """Who is told how far a download is, and who may stop it. Both are called on the caller's thread."""
 
     progress: Progress = _silent
-    cancel: Callable[[], bool] = lambda: False
+    cancelled: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
         """Raises Cancelled when the user wants to stop."""
-        if self.cancel():
+        if self.cancelled():
             raise Cancelled
 
 
-class Undelivered(UserError):
-    """The hub did not give what it was asked for. ``lasting``: asking again at once is of no use."""
+class DeliveryError(UserError):
+    """The hub did not deliver a file. ``lasting``: trying again at once does not help."""
 
     def __init__(self, hub: Hub, repo: str, file: str, reason: str, lasting: bool = False) -> None:
         super().__init__(f"{hub.name} did not deliver {file} of {repo}: {reason}.")
         self.lasting = lasting
 
 
-def missing(model: Model, folders: Folders) -> list[Checkpoint]:
-    """The parts that are to be downloaded: neither here nor shipped. A damaged file counts as missing."""
+def missing(model: I2LModel, folders: Folders) -> list[Checkpoint]:
+    """The checkpoints that must be downloaded. A damaged file counts as missing."""
 
     def is_here(part: Checkpoint) -> bool:
         try:
@@ -90,15 +90,17 @@ def notes(parts: Sequence[Checkpoint]) -> list[str]:
     return [f"{part.id}: {gigabytes(part.nbytes)} from {part.repo}. Licence: {part.licence}" for part in parts]
 
 
-def download(parts: Sequence[Checkpoint], hub: Hub, folder: Path, job: Job | None = None) -> list[Path]:
-    """Fetch the files of ``parts`` into ``folder``; where they lie then.
+def download(
+    parts: Sequence[Checkpoint], hub: Hub, folder: Path, callbacks: DownloadCallbacks | None = None
+) -> list[Path]:
+    """Fetch the files of ``parts`` into ``folder``; their paths.
 
-    Raises UserError for what the user can mend: no connection, no leave, no room, wrong bytes; Cancelled within a
-    second of the user's word. What was fetched until then is used by the next run.
+    Raises UserError for what the user can mend (no connection, no permission, a full disk, wrong bytes), Cancelled
+    within a second. What was fetched until then is used by the next run.
     """
-    fetching = _Download(hub, folder, job or Job())
+    fetching = _Download(hub, folder, callbacks or DownloadCallbacks())
     remotes = [remote for part in parts for remote in fetching.files(part)]
-    fetching.check_room(remotes)
+    fetching.check_space(remotes)
     return [fetching.obtain(remote) for remote in remotes]
 
 
@@ -106,33 +108,33 @@ def download(parts: Sequence[Checkpoint], hub: Hub, folder: Path, job: Job | Non
 class _Download:
     hub: Hub
     folder: Path
-    job: Job
+    callbacks: DownloadCallbacks
 
-    def files(self, part: Checkpoint) -> Iterator[Remote]:
-        """The files of a checkpoint; an index is fetched at once, for it names others."""
+    def files(self, part: Checkpoint) -> Iterator[RemoteFile]:
+        """The files of a checkpoint. An index is fetched at once, since it names others."""
         if part.repo is None:
             raise ValueError(f"{part.id} is shipped")
         for file in part.files:
-            remote = self.look(part.repo, file)
+            remote = self.describe(part.repo, file)
             yield remote
             if file.endswith(INDEX):
                 inner = file.removesuffix(Path(file).name)
                 for shard in shards(self.obtain(remote)):
-                    yield self.look(part.repo, inner + shard.name)
+                    yield self.describe(part.repo, inner + shard.name)
 
-    def look(self, repo: str, file: str) -> Remote:
-        with self.told(repo, file):
-            return _abandonable(lambda stop: self.hub.look(repo, file), self.job)
+    def describe(self, repo: str, file: str) -> RemoteFile:
+        with self.explained(repo, file):
+            return _interruptible(lambda stop: self.hub.describe(repo, file), self.callbacks)
 
-    def final(self, remote: Remote) -> Path:
+    def final(self, remote: RemoteFile) -> Path:
         return self.folder / remote.repo / remote.file
 
-    def part(self, remote: Remote) -> Path:
+    def part(self, remote: RemoteFile) -> Path:
         final = self.final(remote)
         return final.with_name(f".{final.name}.{remote.digest[:16]}.part")
 
-    def check_room(self, remotes: Sequence[Remote]) -> None:
-        """Raises UserError where the disk has not room for what is still to come."""
+    def check_space(self, remotes: Sequence[RemoteFile]) -> None:
+        """Raises UserError where the disk has not enough space for what is missing."""
         lacking = [remote for remote in remotes if not self.final(remote).exists()]
         due = sum(max(remote.size - _size(self.part(remote)), 0) for remote in lacking)
         home = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
@@ -143,18 +145,18 @@ class _Download:
                 "Make room, or choose another folder with --to."
             )
 
-    def obtain(self, remote: Remote) -> Path:
-        """The file under its own name, fetched and checked unless it is there already."""
+    def obtain(self, remote: RemoteFile) -> Path:
+        """The file under its own name. It is fetched unless it is there, and checked."""
         final, part = self.final(remote), self.part(remote)
         if final.exists():
-            if final.stat().st_size != remote.size or digest(final, remote.digest, self.job) != remote.digest:
+            if final.stat().st_size != remote.size or digest(final, remote.digest, self.callbacks) != remote.digest:
                 raise UserError(f"{final}: is not the file that {self.hub.name} has. Move it away or delete it.")
             self.note(remote, final)
             return final
         with _writing(part.parent):
             part.parent.mkdir(parents=True, exist_ok=True)
         self.complete(remote, part)
-        if digest(part, remote.digest, self.job) != remote.digest:
+        if digest(part, remote.digest, self.callbacks) != remote.digest:
             part.unlink()
             raise UserError(
                 f"{remote.file}: what came from {self.hub.name} is not what its checksum says, and was thrown away. "
@@ -168,30 +170,32 @@ class _Download:
                     stale.unlink()
         return final
 
-    def complete(self, remote: Remote, part: Path) -> None:
-        """Let ``part`` grow to its size, over as many connections as that takes."""
-        barren = 0
+    def complete(self, remote: RemoteFile, part: Path) -> None:
+        """Fetch the rest of ``part``, over as many connections as that takes."""
+        empty = 0
         while not part.exists() or _size(part) != remote.size:
-            self.job.check()
+            self.callbacks.check()
             before = _size(part)
             try:
-                with self.told(remote.repo, remote.file):
-                    _abandonable(lambda stop: self.transfer(remote, part, stop), self.job, self.beat(remote, part))
-            except Undelivered as broken:
-                barren = 0 if _size(part) > before else barren + 1
-                if broken.lasting or barren == BARREN:
+                with self.explained(remote.repo, remote.file):
+                    _interruptible(
+                        lambda stop: self.transfer(remote, part, stop), self.callbacks, self.report(remote, part)
+                    )
+            except DeliveryError as broken:
+                empty = 0 if _size(part) > before else empty + 1
+                if broken.lasting or empty == MAX_EMPTY:
                     raise
-                _abandonable(lambda stop: stop.wait(PAUSE), self.job)
+                _interruptible(lambda stop: stop.wait(RETRY_SECONDS), self.callbacks)
 
-    def transfer(self, remote: Remote, part: Path, stop: Event) -> None:
-        """One connection's worth, on a thread of its own."""
+    def transfer(self, remote: RemoteFile, part: Path, stop: Event) -> None:
+        """Fetch over one connection, on a thread of its own."""
         from filelock import FileLock, Timeout
 
         try:
             with FileLock(f"{part}.lock", blocking=False), _Sink(part, remote.size, stop) as sink:
                 self.hub.fetch(remote, sink, sink.tell())
                 if sink.tell() < remote.size:
-                    raise Undelivered(self.hub, remote.repo, remote.file, BROKEN)
+                    raise DeliveryError(self.hub, remote.repo, remote.file, BROKEN)
         except Timeout:
             raise UserError(f"{remote.file}: is being downloaded by another run. Wait for it, or stop it.") from None
         except OSError as error:
@@ -199,11 +203,11 @@ class _Download:
                 raise
             raise _refused(part.parent, error) from None
 
-    def beat(self, remote: Remote, part: Path) -> Callable[[], None]:
-        return lambda: self.job.progress(f"download {remote.file}", _size(part), remote.size)
+    def report(self, remote: RemoteFile, part: Path) -> Callable[[], None]:
+        return lambda: self.callbacks.progress(f"download {remote.file}", _size(part), remote.size)
 
-    def note(self, remote: Remote, measured: Path) -> None:
-        """Keep beside the file what the hub says of it. ``measured`` is the file, or what is about to be."""
+    def note(self, remote: RemoteFile, measured: Path) -> None:
+        """Write down beside the file what the hub says of it. ``measured``: the file, perhaps under its hidden name."""
         if len(remote.digest) != 64:
             return
         status = measured.stat()
@@ -211,26 +215,26 @@ class _Download:
             "sha256": remote.digest, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
             "source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision,
         }  # fmt: skip
-        with atomic_path(sidecar(self.final(remote)), overwrite=True) as path:
+        with atomic_path(note_path(self.final(remote)), overwrite=True) as path:
             path.write_text(json.dumps(noted, indent=1), encoding="utf-8")
 
     @contextmanager
-    def told(self, repo: str, file: str) -> Iterator[None]:
-        """Errors of the client library become one line."""
+    def explained(self, repo: str, file: str) -> Iterator[None]:
+        """Turn errors of the client library into one line."""
         try:
             yield
         except (UserError, Cancelled):
             raise
         except Exception as error:
-            trouble = explain(error)
-            if trouble is None:
+            problem = explain(error)
+            if problem is None:
                 raise
-            raise Undelivered(self.hub, repo, file, trouble.text, trouble.lasting) from error
+            raise DeliveryError(self.hub, repo, file, problem.text, problem.lasting) from error
 
 
 class _Sink(io.FileIO):
-    """The end of a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where
-    more comes than was announced, as from a hub that begins anew unasked, it empties itself: ConnectionError."""
+    """Appends to a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where
+    more comes than was announced, as from a hub that starts again unasked, it empties the file: ConnectionError."""
 
     def __init__(self, path: Path, limit: int, stop: Event) -> None:
         super().__init__(path, "ab")
@@ -250,41 +254,43 @@ class _Sink(io.FileIO):
         return len(chunk)
 
 
-def digest(path: Path, like: str, job: Job) -> str:
-    """The checksum of a file, of the kind that ``like`` is: sha256, or git's sha1. Raises Cancelled."""
+def digest(path: Path, like: str, callbacks: DownloadCallbacks) -> str:
+    """The checksum of a file, of the same kind as ``like``: sha256 or git's sha1. Raises Cancelled."""
     total, done = path.stat().st_size, 0
     sha = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % total, usedforsecurity=False)
     with path.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            job.check()
+        while piece := stream.read(READ_SIZE):
+            callbacks.check()
             sha.update(piece)
             done += len(piece)
-            job.progress(f"check {path.name}", done, total)
+            callbacks.progress(f"check {path.name}", done, total)
     return sha.hexdigest()
 
 
-def verify(part: Checkpoint, paths: Sequence[Path], job: Job | None = None) -> str:
-    """Hold files against the hub's checksums, where they are known, and against our own modules; what was held.
+def verify(part: Checkpoint, paths: Sequence[Path], callbacks: DownloadCallbacks | None = None) -> str:
+    """Check files by the hub's checksums, where they are known, and by our own modules; what was checked, as text.
 
-    Raises UserError that names what is wrong, Cancelled when the user says stop.
+    Raises UserError that names what is wrong, Cancelled when the user wants to stop.
     """
-    held = []
+    checked = []
     for path in paths:
-        noted = note_of(path).get("sha256")
+        noted = read_note(path).get("sha256")
         if isinstance(noted, str):
-            if digest(path, noted, job or Job()) != noted:
+            if digest(path, noted, callbacks or DownloadCallbacks()) != noted:
                 raise UserError(f"{path}: has changed since it was downloaded. Delete it and download it again.")
-            held.append(path)
+            checked.append(path)
     shapes = shapes_of(paths)
     if part.kind != "bias":
         check_structure(paths[0].name, part.shapes, shapes)
-    whole = "checksum and structure" if held == list(paths) else "structure (no checksum is known)"
+    whole = "checksum and structure" if checked == list(paths) else "structure (no checksum is known)"
     return whole if part.kind != "bias" else whole.replace("structure", "format")
 
 
-def _abandonable(work: Callable[[Event], Result], job: Job, beat: Callable[[], None] = lambda: None) -> Result:
-    """What ``work`` gives. It runs on a thread that is left to itself when the user says stop, since a client library
-    may wait for the network for minutes; the event tells it to end as soon as it can."""
+def _interruptible(
+    work: Callable[[Event], Result], callbacks: DownloadCallbacks, report: Callable[[], None] = lambda: None
+) -> Result:
+    """The result of ``work``, run on another thread. When the user wants to stop, that thread is abandoned, since a
+    client library may wait minutes for the network; the event tells it to end as soon as it can."""
     answer: Future[Result] = Future()
     stop = Event()
 
@@ -296,9 +302,9 @@ def _abandonable(work: Callable[[Event], Result], job: Job, beat: Callable[[], N
 
     Thread(target=run, name="i2l-download", daemon=True).start()
     try:
-        while not wait([answer], timeout=BEAT).done:
-            job.check()
-            beat()
+        while not wait([answer], timeout=POLL_SECONDS).done:
+            callbacks.check()
+            report()
     finally:
         stop.set()
     return answer.result()

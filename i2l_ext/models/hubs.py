@@ -1,5 +1,5 @@
-"""The two hubs that have the weights, through their own client libraries: what a file is, and its bytes from any
-place on. Whatever goes wrong on the way is told in words."""
+"""The two hubs that have the model files, through their own client libraries: what a file is, and its bytes from any
+position on. Errors of the libraries are explained in words."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, BinaryIO, Protocol
 from i2l_ext.converters.errors import UserError
 
 CHUNK = 1 << 17
-"""Bytes: what a cut throws away at most."""
+"""Bytes that a broken connection can lose at most."""
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A file as the hub describes it. ``digest`` is its sha256, or, for a small text that the hub keeps in git
-    itself, git's sha1 of it: the length, 64 or 40 hex digits, tells which."""
+class RemoteFile:
+    """A file as the hub describes it. ``digest``: 64 hex digits are its sha256, 40 are git's sha1, which small
+    text files have that the hub keeps in git itself."""
 
     repo: str
     file: str
@@ -29,17 +29,17 @@ class Remote:
 
 
 class Hub(Protocol):
-    """Both methods raise the errors of the client library, which ``explain`` puts into words."""
+    """Both methods raise the errors of the client library; see ``explain``."""
 
     @property
     def name(self) -> str: ...
 
-    def look(self, repo: str, file: str) -> Remote:
-        """What the hub says of a file of the newest revision."""
+    def describe(self, repo: str, file: str) -> RemoteFile:
+        """The hub's description of a file of the newest revision."""
 
-    def fetch(self, remote: Remote, sink: BinaryIO, start: int) -> None:
-        """Append the file's bytes from ``start`` on to ``sink``, which holds those before. A hub that cannot start
-        there begins anew, and so does ``sink``."""
+    def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
+        """Append the file's bytes from ``start`` on to ``sink``, which holds those before. Where the hub cannot start
+        there, ``sink`` is emptied and gets the whole file."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class HuggingFace:
     name: str = "huggingface"
     endpoint: str | None = None
 
-    def look(self, repo: str, file: str) -> Remote:
+    def describe(self, repo: str, file: str) -> RemoteFile:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         url = hf_hub_url(repo, file, endpoint=self.endpoint)
         found = get_hf_file_metadata(url, endpoint=self.endpoint)
         return _remote(self, repo, file, found.size, found.etag, found.commit_hash or "main")
 
-    def fetch(self, remote: Remote, sink: BinaryIO, start: int) -> None:
+    def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
         # hf_hub_download of newer versions starts over after a cut: http_get is what it is built on
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
@@ -84,7 +84,7 @@ class ModelScope:
     def _listings(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    def look(self, repo: str, file: str) -> Remote:
+    def describe(self, repo: str, file: str) -> RemoteFile:
         if repo not in self._listings:
             self._listings[repo] = {found.path: found for found in self._api.list_repo_files(repo, "model")}
         found = self._listings[repo].get(file)
@@ -92,7 +92,7 @@ class ModelScope:
             raise UserError(f"{repo}: {self.name} does not have the file {file}.")
         return _remote(self, repo, file, found.size, found.sha256, "master")
 
-    def fetch(self, remote: Remote, sink: BinaryIO, start: int) -> None:
+    def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         client = self._api.legacy
         with client.download_stream(remote.repo, "model", remote.file, remote.revision, headers=headers) as response:
@@ -120,11 +120,11 @@ def _modelscope_hub() -> ModuleType:
     return modelscope_hub
 
 
-def _remote(hub: Hub, repo: str, file: str, size: int | None, digest: str | None, revision: str) -> Remote:
+def _remote(hub: Hub, repo: str, file: str, size: int | None, digest: str | None, revision: str) -> RemoteFile:
     digest = (digest or "").lower()
     if size is None or len(digest) not in (40, 64) or set(digest) - set("0123456789abcdef"):
         raise UserError(f"{repo}: {hub.name} names no size or checksum of {file}, so it could not be checked.")
-    return Remote(repo, file, size, digest, revision)
+    return RemoteFile(repo, file, size, digest, revision)
 
 
 REASONS = {
@@ -139,26 +139,26 @@ BROKEN = "the connection failed. The next run goes on where this one stopped"
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Why a hub did not deliver. ``lasting``: asking again at once is of no use."""
+class HubProblem:
+    """Why a hub did not deliver. ``lasting``: trying again at once does not help."""
 
     text: str
     lasting: bool
 
 
-def explain(error: BaseException) -> Trouble | None:
-    """What an error of a client library says of the hub or of the way to it; None for an error of another kind."""
+def explain(error: BaseException) -> HubProblem | None:
+    """What an error of a client library says about the hub or the network; None for an error of another kind."""
     for link in _chain(error):
         status = getattr(getattr(link, "response", None), "status_code", None) or getattr(link, "status_code", None)
         if isinstance(status, int) and status >= 400:
-            return Trouble(REASONS.get(status, LATER if status >= 500 else f"it answers {status}"), status < 500)
+            return HubProblem(REASONS.get(status, LATER if status >= 500 else f"it answers {status}"), status < 500)
     if any(isinstance(link, OSError) or _is_network(link) for link in _chain(error)):
-        return Trouble(BROKEN, lasting=False)
+        return HubProblem(BROKEN, lasting=False)
     return None
 
 
 def _is_network(error: BaseException) -> bool:
-    """By the package that the error comes from: which one the client library uses depends on its version."""
+    """Told by the package of the error. Which one a client library uses depends on its version."""
     return type(error).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2", "urllib3"}
 
 

@@ -1,7 +1,7 @@
-"""Where weights are: our own folder, a WebUI's models folder, the caches of the two hubs, DiffSynth-Studio's folder.
+"""Finds model files: in our own folder, a WebUI's models folder, the caches of two hubs, DiffSynth-Studio's folder.
 
-Files are looked for under the name that the hub gives them, and then, in the folders that are ours to scan, under
-any name: a file is recognised by the structure of its tensors. Only headers are read, and torch is not needed.
+Files are looked for under the names that the hub gives them. In the folders that we scan they are also found under any
+other name, by the structure of their tensors. Only headers are read, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 from i2l_ext.models import catalogue
-from i2l_ext.models.catalogue import Checkpoint, Model
+from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.structure import check_structure, structure_md5
 
 INDEX = ".index.json"
@@ -59,7 +59,7 @@ class Folders:
 
     @property
     def scanned(self) -> Iterator[Path]:
-        """The folders that are ours to look through."""
+        """The folders that are searched for renamed files."""
         yield from dict.fromkeys((self.own, *self.webui, *filter(None, [self.user])))
 
     def homes(self, repo: str, file: str) -> Iterator[Path]:
@@ -73,7 +73,7 @@ class Folders:
 
     @cached_property
     def loose(self) -> list[Path]:
-        """The files that may be recognised whatever their names, as they were when first asked for."""
+        """The files of those folders, as they were when first asked for."""
         return [
             path for root in self.scanned for end in (".safetensors", INDEX) for path in sorted(root.rglob(f"*{end}"))
         ]
@@ -86,8 +86,8 @@ def _user_models() -> Path:
 
 
 def remember(folder: Path) -> None:
-    """Have ``folder`` looked into from now on, whoever asks: the tab's downloads go where its settings say, those of
-    the command line elsewhere, and each is to find the other's. Without a word where that cannot be kept."""
+    """Look into ``folder`` from now on, in every process: the tab and the command line download to different folders,
+    and each must find the other's files. Does nothing where that cannot be written down."""
     known, record = _remembered(), _record()
     if folder.absolute() in (_user_models(), *known):
         return
@@ -109,7 +109,7 @@ def _record() -> Path:
 
 
 def _webui_models() -> Iterator[Path]:
-    """The models folder of the WebUI whose ``extensions`` folder we lie in, if we do."""
+    """The models folder of the WebUI in whose ``extensions`` folder this checkout is, if it is in one."""
     checkout = PACKAGE.parent
     models = checkout.parent.parent / "models"
     if checkout.parent.name == "extensions" and models.is_dir():
@@ -132,7 +132,7 @@ def _hub_cache() -> Path:
 
 
 def _in_hub_cache(cache: Path, repo: str, file: str) -> Iterator[Path]:
-    """What the library itself would take for the revision ``main``, then any snapshot, the newest first."""
+    """What the library itself takes for the revision ``main``, then any snapshot, the newest first."""
     from huggingface_hub import try_to_load_from_cache
 
     current = try_to_load_from_cache(repo, file, cache_dir=cache)
@@ -163,10 +163,10 @@ def locate(checkpoint: Checkpoint, folders: Folders | None = None) -> list[Path]
     trouble: UserError | None = None
     for paths in _candidates(checkpoint, folders):
         try:
-            held = _expand(paths)
-            if held is not None:
-                _hold(checkpoint, held)
-                return held
+            found = _expand(paths)
+            if found is not None:
+                _check(checkpoint, found)
+                return found
         except UserError as error:
             trouble = trouble or error
     renamed = _recognise(checkpoint, folders)
@@ -210,7 +210,7 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:\0") and name[0] != "."
 
 
-def _hold(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+def _check(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
     """Raises UserError where the files are not whole or, as far as their headers tell, not that checkpoint."""
     found = _structure(paths)
     if checkpoint.structure_md5 not in (None, found):
@@ -230,7 +230,7 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
             size = sum(part.stat().st_size for part in paths or ())
             if any(0 <= size - least <= HEADER_SLACK for least in sizes) and _structure(paths or ()) == structure:
                 return paths
-        except (UserError, OSError):  # some other file, or one that is just being written: not ours to judge
+        except (UserError, OSError):  # another program's file, or one that is just being written
             continue
     return None
 
@@ -260,7 +260,7 @@ def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
     return structure_md5(shapes_of(path for path, _, _ in stamps))
 
 
-def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path]]:
+def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[Path]]:
     """Every part's files, by the checkpoint's id. Raises UserError that says what to download and how big it is."""
     folders = folders or Folders.default()
     found = {part.id: locate(part, folders) for part in model.parts}
@@ -277,32 +277,33 @@ def require(model: Model, folders: Folders | None = None) -> dict[str, list[Path
 
 
 def gigabytes(count: int) -> str:
-    """Bytes for people, in powers of ten as disks are sold."""
+    """Bytes as text, such as 20.6 GB; in powers of ten, as disks are sold."""
     return f"{count / 1e9:.1f} GB" if count >= 50e6 else f"{count / 1e6:.1f} MB"
 
 
-def sidecar(path: Path) -> Path:
-    """Where what the hub said of a file is kept: ``{sha256, size, mtime_ns, source, repo, file, revision}``."""
+def note_path(path: Path) -> Path:
+    """The file beside a model file that keeps what the hub says of it: ``{sha256, size, mtime_ns, source, repo, file,
+    revision}``."""
     return path.with_name(f"{path.name}.sha256")
 
 
-def note_of(path: Path) -> dict[str, Any]:
-    """What is in the sidecar of a file; nothing where there is none, or none that can be read."""
+def read_note(path: Path) -> dict[str, Any]:
+    """What the hub says of a model file; empty where there is no note, or none that can be read."""
     try:
-        return read_json(sidecar(path))
+        return read_json(note_path(path))
     except (OSError, ValueError):
         return {}
 
 
 def known_sha256(path: Path) -> str | None:
-    """The sha256 that this very file was held against; None where nothing is known of it, or it has changed since."""
-    noted, status = note_of(path), path.stat()
+    """The sha256 that was checked for this very file; None where none is known, or the file has changed since."""
+    noted, status = read_note(path), path.stat()
     unchanged = (noted.get("size"), noted.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
     return str(noted.get("sha256")) if unchanged else None
 
 
-def identity(paths: Iterable[Path]) -> str:
-    """A short text that changes when the weights do, wherever they lie: the key of what was computed with them.
+def files_identity(paths: Iterable[Path]) -> str:
+    """A short text that changes when the files do, wherever they are: 32 hex digits.
 
     From the hub's sha256 where it is known; else from size, time of change and a hash of the header.
     """
@@ -317,11 +318,10 @@ def _stamp(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointStatus:
     """A checkpoint as ``i2l models`` shows it. ``repo``: where it is downloaded from; None for what we ship.
-    ``bytes``: of the files where there are any, else to download. ``structure_md5`` is that of our own module
-    definitions; None where it was not asked for or there is none. ``problem`` says why files of that name cannot be
-    used."""
+    ``bytes``: of the files where they are here, else to download. ``structure_md5``: of our own module definitions;
+    None where it was not asked for or there is none. ``problem``: why files of that name cannot be used."""
 
     id: str
     parameters: int
@@ -335,29 +335,29 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelStatus:
     """A model as ``i2l models`` shows it. ``download_folder``: where a download goes."""
 
     name: str
     arch: str
     line: str
-    parts: tuple[Part, ...]
+    parts: tuple[CheckpointStatus, ...]
     ready: bool
     download_bytes: int
     download_folder: str
 
-    def as_json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def listing(folders: Folders | None = None, *, structures: bool = False) -> list[Row]:
+def listing(folders: Folders | None = None, *, structures: bool = False) -> list[ModelStatus]:
     """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
     imports torch) for their hashes and exact sizes."""
     folders = folders or Folders.default()
     parts = {part.id: part for model in catalogue.MODELS.values() for part in model.parts}
-    shown = {id: _part(part, folders, structures) for id, part in parts.items()}
+    shown = {id: _status(part, folders, structures) for id, part in parts.items()}
     return [
-        Row(
+        ModelStatus(
             model.name,
             model.arch.id,
             model.line,
@@ -370,7 +370,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
     ]
 
 
-def _part(part: Checkpoint, folders: Folders, structures: bool) -> Part:
+def _status(part: Checkpoint, folders: Folders, structures: bool) -> CheckpointStatus:
     problem, paths = None, None
     try:
         paths = locate(part, folders)
@@ -381,4 +381,4 @@ def _part(part: Checkpoint, folders: Folders, structures: bool) -> Part:
     if structures and part.kind != "bias":
         parameters, md5 = sum(map(prod, part.shapes.values())), structure_md5(part.shapes)
     first = str(paths[0]) if paths else None
-    return Part(part.id, parameters, md5, bool(paths), first, size, part.licence, part.repo, problem)
+    return CheckpointStatus(part.id, parameters, md5, bool(paths), first, size, part.licence, part.repo, problem)

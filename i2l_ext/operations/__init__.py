@@ -15,21 +15,21 @@ from i2l_ext.requests import Request
 __all__ = ["OPERATIONS", "Context", "Reporter", "Step", "perform"]
 
 OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
-    "make": make.make,
-    "look": previews.preview,
-    "inspect": lora_files.inspect,
-    "check": lora_files.check,
+    "make": make.make_lora,
+    "look": previews.preview_pictures,
+    "inspect": lora_files.inspect_lora,
+    "check": lora_files.check_lora,
     "curve": lora_files.rank_curve,
-    "convert": lora_files.convert,
-    "rank": lora_files.rank,
-    "merge": lora_files.merge,
-    "export": lora_files.export,
-    "mend": lora_files.repair,
-    "models": models.models,
-    "download": models.download,
-    "verify": models.verify,
-    "cache": models.cache,
-    "doctor": doctor.doctor,
+    "convert": lora_files.convert_lora,
+    "rank": lora_files.resize_lora,
+    "merge": lora_files.merge_loras,
+    "export": lora_files.export_lora,
+    "mend": lora_files.repair_lora,
+    "models": models.list_models,
+    "download": models.download_model,
+    "verify": models.verify_models,
+    "cache": models.encoder_cache,
+    "doctor": doctor.examine_installation,
 }
 """By kind of request."""
 

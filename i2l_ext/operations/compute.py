@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from i2l_ext.models import catalogue
 from i2l_ext.operations.context import Context, Reporter
-from i2l_ext.requests import EngineOptions, bytes_of
+from i2l_ext.requests import EngineOptions, parse_size
 
 if TYPE_CHECKING:
     from i2l_ext.encoders.cache import EmbeddingCache
@@ -20,7 +20,7 @@ def compute_options(options: EngineOptions) -> ComputeOptions:
     from i2l_ext.weights.compute import ComputeOptions
     from i2l_ext.weights.devices import resolve_device, resolve_precision
 
-    memory = bytes_of(options.memory) if options.memory else None
+    memory = parse_size(options.memory) if options.memory else None
     return ComputeOptions(resolve_device(options.device), resolve_precision(options.precision), memory)
 
 

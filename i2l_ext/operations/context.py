@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.requests import EngineOptions
@@ -17,6 +17,10 @@ class Step:
     title: str
     bytes: int | None = None
     layers: int | None = None
+
+    def json(self) -> dict[str, str | int]:
+        """What is known of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Reporter:

@@ -41,7 +41,7 @@ class DoctorResult:
         return "\n".join(f"{name:{width}}  {value}" for name, value in self.facts.items())
 
 
-def doctor(request: requests.DoctorRequest, context: Context) -> DoctorResult:
+def examine_installation(request: requests.DoctorRequest, context: Context) -> DoctorResult:
     """Versions, devices and models; with ``licences`` those of all packages instead."""
     if request.licences:
         return DoctorResult(dict(_licences()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,9 @@ class CheckResult:
 
     def _verdict(self, verdict: Verdict) -> dict[str, Any]:
         repair = repair_of(self.file, verdict)
-        return {**verdict.json(), "mend": repair and repair.command_line()}
+        told = verdict.json()
+        source = told.pop("source")
+        return {**told, "mend": repair and repair.command_line(), "source": source}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class RepairResult:
         return {**self.result.json(), "command": self.command, "consumer": self.consumer, "file": str(self.file)}
 
 
-def inspect(request: requests.InspectRequest, context: Context) -> InspectResult:
+def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
     """Look at a LoRA file. Raises UserError where it is no LoRA of a known model."""
     from i2l_ext.converters import inspection
 
@@ -138,7 +140,7 @@ def inspect(request: requests.InspectRequest, context: Context) -> InspectResult
     return InspectResult(found, request.plot, ranks)
 
 
-def check(request: requests.CheckRequest, context: Context) -> CheckResult:
+def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
     """What every program makes of a LoRA file. Raises UserError where it is no LoRA of a known model."""
     from i2l_ext.converters import consumers
 
@@ -150,7 +152,11 @@ def repair_of(file: Path, verdict: Verdict) -> Request | None:
     """The request that makes a program load all of ``file``; None where there is nothing to do, or nothing helps."""
     if verdict.repair is None:
         return None
-    return requests.ADVICE[verdict.repair.operation](file=file, **verdict.repair.options)
+    options = dict(verdict.repair.options)
+    if verdict.repair.operation == "export":
+        options["output"] = Path("FOLDER")  # for the user to fill in
+    advised: Callable[..., Request] = requests.ADVICE[verdict.repair.operation]
+    return advised(file=file, **options)
 
 
 def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurveResult:
@@ -165,7 +171,7 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
     return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
 
 
-def convert(request: requests.ConvertRequest, context: Context) -> WriteResult:
+def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
     """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
     from i2l_ext.converters.select import select
 
@@ -174,7 +180,7 @@ def convert(request: requests.ConvertRequest, context: Context) -> WriteResult:
     return _write(request, lora, output, request.dialect)
 
 
-def rank(request: requests.RankRequest, context: Context) -> WriteResult:
+def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
     from i2l_ext.converters import rank as ranks
 
@@ -196,7 +202,7 @@ def rank(request: requests.RankRequest, context: Context) -> WriteResult:
     return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer_of(resized))
 
 
-def merge(request: requests.MergeRequest, context: Context) -> WriteResult:
+def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
     """Write one LoRA from several, each with a weight. Raises UserError."""
     from i2l_ext.converters import concatenate
     from i2l_ext.converters import rank as ranks
@@ -219,7 +225,7 @@ def merge(request: requests.MergeRequest, context: Context) -> WriteResult:
     return _write(request, merged, output, request.dialect or _dialect_of(loras[0]), {"merged": recipe}, resizer)
 
 
-def export(request: requests.ExportRequest, context: Context) -> ExportResult:
+def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
@@ -233,11 +239,11 @@ def export(request: requests.ExportRequest, context: Context) -> ExportResult:
     )  # fmt: skip
 
 
-def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
+def repair_lora(request: requests.RepairRequest, context: Context) -> RepairResult:
     """Do what ``check`` advises for a program. Raises UserError where there is nothing to do."""
-    found = check(requests.CheckRequest(request.file), context)
+    found = check_lora(requests.CheckRequest(request.file), context)
     verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
-    advised = verdict and repair_of(request.file, verdict)
+    advised = repair_of(request.file, verdict) if verdict else None
     if advised is None:
         raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
     target = request.folder if isinstance(advised, requests.ExportRequest) else request.output
@@ -245,7 +251,7 @@ def repair(request: requests.RepairRequest, context: Context) -> RepairResult:
     return RepairResult(advised.kind, request.consumer, target, result)
 
 
-REPAIRS: Mapping[str, Any] = {"convert": convert, "rank": rank, "export": export}
+REPAIRS: Mapping[str, Any] = {"convert": convert_lora, "rank": resize_lora, "export": export_lora}
 """Kind of request -> what does it."""
 
 

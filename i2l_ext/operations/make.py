@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import i2l_ext
-from i2l_ext import images, library
+from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library import names
 from i2l_ext.models import catalogue, store
@@ -18,7 +18,7 @@ from i2l_ext.requests import MakeRequest
 
 if TYPE_CHECKING:
     from i2l_ext.batch import SkippedMake
-    from i2l_ext.models.catalogue import Model
+    from i2l_ext.models.catalogue import I2LModel
     from i2l_ext.pipeline import MakeResult
 
 MINIATURE = "mini"
@@ -29,12 +29,12 @@ NOTE_MINIATURE = (
 )
 
 
-def make(request: MakeRequest, context: Context) -> MakeResult:
+def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     """Pictures in, a LoRA file with preview and sidecar out.
 
     Raises UserError for what the user can mend, Cancelled when the reporter says so; then nothing is left behind.
     """
-    from i2l_ext import pipeline
+    from i2l_ext import images, pipeline
 
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
@@ -46,13 +46,13 @@ def make(request: MakeRequest, context: Context) -> MakeResult:
     return made
 
 
-def make_each(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
+def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
     """A LoRA for each picture and each sub-folder of ``request.pictures``; what is made already is skipped.
 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
     all of them.
     """
-    from i2l_ext import batch
+    from i2l_ext import batch, images
 
     if request.name is not None or request.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
@@ -87,7 +87,7 @@ def default_model() -> str:
     return next((row.name for row in rows if row.ready and any(part.repo for part in row.parts)), MINIATURE)
 
 
-def steps(model: Model) -> list[Step]:
+def steps(model: I2LModel) -> list[Step]:
     """The steps of a make, as the pipeline names them, with the bytes that each reads."""
     heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
     encode = [

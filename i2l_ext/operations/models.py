@@ -13,25 +13,25 @@ from i2l_ext.models import catalogue
 from i2l_ext.operations.context import Context, Reporter, Step
 
 if TYPE_CHECKING:
-    from i2l_ext.models.catalogue import Checkpoint, Model
-    from i2l_ext.models.store import Folders, Row
+    from i2l_ext.models.catalogue import Checkpoint, I2LModel
+    from i2l_ext.models.store import Folders, ModelStatus
 
 
 @dataclass(frozen=True)
 class ModelsResult:
     """Every model, and which of its files are here."""
 
-    rows: Sequence[Row]
+    rows: Sequence[ModelStatus]
 
     def json(self) -> list[dict[str, Any]]:
-        return [row.as_json() for row in self.rows]
+        return [row.json() for row in self.rows]
 
 
 @dataclass(frozen=True)
 class DownloadPlan:
     """What a download would fetch: ``missing`` checkpoints into ``folders.own``."""
 
-    model: Model
+    model: I2LModel
     folders: Folders
     missing: Sequence[Checkpoint]
 
@@ -95,7 +95,7 @@ class CacheResult:
         return {"folder": str(self.folder), "entries": self.entries, "bytes": self.bytes}
 
 
-def models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
+def list_models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
     """Every model and which of its files are here."""
     from i2l_ext.models.store import listing
 
@@ -114,7 +114,7 @@ def plan_download(request: requests.DownloadRequest) -> DownloadPlan:
     return DownloadPlan(model, folders, missing(model, folders))
 
 
-def download(request: requests.DownloadRequest, context: Context) -> DownloadResult:
+def download_model(request: requests.DownloadRequest, context: Context) -> DownloadResult:
     """Fetch what a model lacks. What is broken off goes on there next time.
 
     Raises UserError; with the code ``licences`` where something is missing and the user has not agreed to them.
@@ -131,13 +131,13 @@ def download(request: requests.DownloadRequest, context: Context) -> DownloadRes
         raise UserError(f"{plan.model.name}: agree to the licences before the download ({plan.licences}).", "licences")
     context.reporter.plan([Step("download", "download", plan.bytes)])
     remember(plan.folders.own)
-    job = downloads.Job(_phases(context.reporter), context.reporter.cancelled)
+    job = downloads.DownloadCallbacks(_phases(context.reporter), context.reporter.cancelled)
     return DownloadResult(
         plan.model.name, downloads.download(plan.missing, HUBS[request.source](), plan.folders.own, job)
     )
 
 
-def verify(request: requests.VerifyRequest, context: Context) -> VerifyResult:
+def verify_models(request: requests.VerifyRequest, context: Context) -> VerifyResult:
     """Read every byte of model files, and compare them with the hub's checksums, or else with the structure.
 
     Raises UserError for a model that there is not.
@@ -159,13 +159,13 @@ def _verify(part: Checkpoint, folders: Folders, reporter: Reporter) -> VerifiedP
         paths = locate(part, folders)
         if paths is None:
             return VerifiedPart(part.id)
-        held = downloads.verify(part, paths, downloads.Job(_phases(reporter), reporter.cancelled))
+        held = downloads.verify(part, paths, downloads.DownloadCallbacks(_phases(reporter), reporter.cancelled))
         return VerifiedPart(part.id, held, paths[0])
     except UserError as error:
         return VerifiedPart(part.id, problem=str(error))
 
 
-def cache(request: requests.CacheRequest, context: Context) -> CacheResult:
+def encoder_cache(request: requests.CacheRequest, context: Context) -> CacheResult:
     """What the encoder cache holds; with ``clear`` it is deleted."""
     from i2l_ext.encoders.cache import EmbeddingCache
 

@@ -18,7 +18,7 @@ from i2l_ext.requests.lora_files import (
 )
 from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
-from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, bytes_of
+from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
 PROTOCOL = 2
 """Version of the messages between a page's process and the engine's. Raise it when a message changes its meaning."""
@@ -38,5 +38,5 @@ __all__ = [
     "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
     "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request",
-    "bytes_of",
+    "parse_size",
 ]  # fmt: skip

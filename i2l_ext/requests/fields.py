@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -140,11 +139,15 @@ class Request:
     """Base of all requests. A subclass is a frozen dataclass with a ``kind`` that names it in messages."""
 
     kind: ClassVar[str]
+    _fields: ClassVar[Mapping[str, Field]]
 
     @classmethod
     def fields(cls) -> Mapping[str, Field]:
         """The fields by name, in order."""
-        return _fields(cls)
+        fields = cls.__dict__.get("_fields")  # of this very class: a dataclass is described once
+        if fields is None:
+            fields = cls._fields = _describe(cls)
+        return fields
 
     @classmethod
     def from_json(cls: type[Self], values: Any) -> Self:
@@ -207,10 +210,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@cache
-def _fields(cls: type) -> dict[str, Field]:
+def _describe(cls: Any) -> dict[str, Field]:
     hints = typing.get_type_hints(cls)
-    return {one.name: _field(one, hints[one.name]) for one in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {one.name: _field(one, hints[one.name]) for one in dataclasses.fields(cls)}
 
 
 def _field(described: dataclasses.Field[Any], hint: Any) -> Field:

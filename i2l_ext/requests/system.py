@@ -15,7 +15,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def bytes_of(size: str) -> int:
+def parse_size(size: str) -> int:
     """Bytes of "6GB", "800MB", "6G" or a plain number. Raises UserError for any other text."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)i?B?", size.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
@@ -42,6 +42,6 @@ class EngineOptions(Request):
     kind: ClassVar[str] = "engine"
 
     device: str = option("cpu, cuda, cuda:1, mps or auto (default)", "auto")
-    memory: str | None = option("bound on memory, such as 6GB", None, metavar="SIZE", syntax=bytes_of)
+    memory: str | None = option("bound on memory, such as 6GB", None, metavar="SIZE", syntax=parse_size)
     precision: str = option("of the encoders; see `i2l doctor`", "auto", choices=PRECISIONS)
     cache_bytes: int | None = option("bound on the encoder cache; 0: none", None, minimum=0)

@@ -1,1 +1,1 @@
-"""Training an i2L model: the miniature from nothing, or heads for a real base on your own pictures."""
+"""Training an i2L model for any base model that fills `base.TrainingBase`."""

@@ -1,6 +1,6 @@
 """The configuration of a training run: YAML into frozen dataclasses, every key checked.
 
-A wrong key, a value of the wrong type and a missing folder get one line each, with the nearest right name.
+Errors are one line. A wrong key is answered with the nearest right one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from i2l_ext.converters.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast something is trained. ``batch`` counts samples over all processes; ``average`` is the
-    decay of the averaged weights that are kept in the end (0: the last weights). ``learning_rate`` is AdamW's;
-    matrices are left to Muon where ``matrix_rate``, its own, is not 0."""
+    """How long and how fast something is trained.
+
+    ``batch`` counts samples over all processes. ``learning_rate`` is AdamW's; with a ``matrix_rate`` other than 0,
+    Muon trains the matrices at that rate. ``average`` is the decay of the averaged weights that are saved in the end
+    (0: save the last weights). ``clip`` is the largest gradient norm.
+    """
 
     steps: int
     batch: int = 32
@@ -36,8 +39,9 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Foundations:
-    """Of the miniature only: what the world's base, encoders and judge are trained with."""
+class FoundationsConfig:
+    """For mini only: how its base model, its encoders and its shape classifier (``judge``) are trained, on
+    so many ``pictures``."""
 
     base: Schedule
     siglip2: Schedule
@@ -48,10 +52,10 @@ class Foundations:
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """The frozen model that LoRAs are for. ``kind`` is ``mini`` or ``qwen-image``; for the latter ``path`` is a
-    folder in diffusers' layout (transformer, text_encoder, tokenizer, vae) and ``encoders`` names the folder of
-    checkpoints that `i2l models` shows."""
+class BaseConfig:
+    """The base model that LoRAs are for. ``kind`` is ``mini`` or ``qwen-image``; for the latter ``path`` is a folder
+    in diffusers' layout (transformer, text_encoder, tokenizer, vae). The encoders are those that `i2l models` shows;
+    ``encoders`` has no effect."""
 
     kind: str = "mini"
     path: str = ""
@@ -59,9 +63,13 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
-class Data:
-    """The pictures to learn from. ``world``: so many styles of the miniature, each with so many contents.
-    ``folder``: one folder a style under ``path``, pictures with a caption beside each (NAME.txt)."""
+class DataConfig:
+    """The pictures to learn from.
+
+    ``world``, for mini: ``styles`` styles of its world with ``contents`` pictures each. ``folder``, for
+    Qwen-Image: one folder for each style under ``path``, pictures with a caption beside each (NAME.txt); ``size`` is
+    their side in training, in pixels.
+    """
 
     kind: str = "world"
     path: str = ""
@@ -71,14 +79,15 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Expert:
-    """One trained part. ``kind``: ``direct`` or ``core`` heads, or ``bias``, a static LoRA.
+class ExpertConfig:
+    """One trained part of an i2L model. ``kind``: ``direct`` or ``core`` heads, or ``bias``, a static LoRA.
 
-    ``target``: ``pair`` learns to draw another picture of the reference's style, ``self`` the reference itself,
-    ``base`` the base's own pictures. ``neutral`` is the share of samples whose caption says nothing. ``view`` is the
-    side of what Qwen-VL sees (0: not used) and ``middle`` the width of its tokens on the way in. ``even`` evens out the
-    directions of the embeddings down to this share of their mean power (0: as they are), for many more pictures than
-    an embedding has numbers. The experts in ``upon`` are frozen and work underneath.
+    ``target`` is the image to learn to generate: ``pair``, another picture of the reference's style; ``self``, the
+    reference; ``base``, an image that the base generates without a LoRA. ``neutral`` is the share of samples whose
+    caption describes nothing. ``compress`` and ``rank`` are sizes of the heads. ``view`` is the side in pixels of the
+    picture for Qwen-VL (0: no Qwen-VL), ``middle`` the width to which its tokens are projected. ``even`` whitens the
+    embeddings, except for directions below this share of their mean power (0: no whitening); it needs many more
+    pictures than an embedding has numbers. The experts named in ``upon`` are frozen, and their LoRAs applied too.
     """
 
     name: str
@@ -95,35 +104,37 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class Config:
-    """A run. Results land in ``output``; ``lanes`` tasks run side by side as processes of ``threads`` threads each.
+class TrainingConfig:
+    """A training run.
 
-    ``precision``: ``no``, ``bf16`` or ``fp16`` as accelerate has them."""
+    Results are written to the folder ``output``. ``lanes`` steps run at the same time, each in a process of
+    ``threads`` threads. ``precision`` is ``no``, ``bf16`` or ``fp16``, as in accelerate.
+    """
 
     name: str
     output: str
-    experts: tuple[Expert, ...]
+    experts: tuple[ExpertConfig, ...]
     seed: int = 0
     lanes: int = 1
     threads: int = 1
     precision: str = "bf16"
     gradient_checkpointing: bool = False
-    base: BaseModel = field(default_factory=BaseModel)
-    data: Data = field(default_factory=Data)
-    foundations: Foundations | None = None
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    foundations: FoundationsConfig | None = None
 
 
 CHOICES: Mapping[tuple[type, str], tuple[str, ...]] = {
-    (BaseModel, "kind"): ("mini", "qwen-image"),
-    (Data, "kind"): ("world", "folder"),
-    (Expert, "kind"): ("direct", "core", "bias"),
-    (Expert, "target"): ("pair", "self", "base"),
-    (Config, "precision"): ("no", "bf16", "fp16"),
+    (BaseConfig, "kind"): ("mini", "qwen-image"),
+    (DataConfig, "kind"): ("world", "folder"),
+    (ExpertConfig, "kind"): ("direct", "core", "bias"),
+    (ExpertConfig, "target"): ("pair", "self", "base"),
+    (TrainingConfig, "precision"): ("no", "bf16", "fp16"),
 }
 
 
-def read(path: Path) -> Config:
-    """The configuration in a YAML file. Raises UserError, one line, for anything that is wrong with it."""
+def read_config(path: Path) -> TrainingConfig:
+    """The configuration in a YAML file. Raises UserError, one line, for anything that is wrong in it."""
     import yaml
 
     try:
@@ -132,7 +143,7 @@ def read(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
-    config = parse(raw)
+    config = parse_config(raw)
     names = [expert.name for expert in config.experts]
     for expert in config.experts:
         if names.count(expert.name) > 1:
@@ -140,8 +151,6 @@ def read(path: Path) -> Config:
         for under in expert.upon:
             if under not in names[: names.index(expert.name)]:
                 raise UserError(f"{expert.name}.upon: {under!r} is none of the experts before it.")
-    if config.base.kind == "mini" and config.foundations is None:
-        raise UserError("foundations: the miniature's base has to be trained first; add this section.")
     for key, folder in (("base.path", config.base.path), ("data.path", config.data.path)):
         if folder and not Path(folder).is_dir():
             raise UserError(f"{key}: the folder {folder} does not exist.")
@@ -149,26 +158,26 @@ def read(path: Path) -> Config:
         raise UserError("data.path: say which folder holds the pictures.")
     for expert in config.experts:
         if (expert.target == "base" or expert.kind == "bias") and config.data.kind != "world":
-            raise UserError(f"{expert.name}: a bias can be trained for the miniature only, as yet: leave it out.")
+            raise UserError(f"{expert.name}: a bias can be trained for mini only; leave it out.")
     return config
 
 
-def parse(raw: Any) -> Config:
-    """The same from what YAML gives: dicts, lists and plain values."""
-    return _value(Config, raw, "")
+def parse_config(raw: Any) -> TrainingConfig:
+    """The configuration in what YAML gives: dicts, lists and plain values. Raises UserError."""
+    return _parse_value(TrainingConfig, raw, "")
 
 
-def _value(kind: Any, raw: Any, where: str) -> Any:
-    """``raw`` as a value of the type ``kind``; ``where`` is its place in the file, for the error."""
+def _parse_value(kind: Any, raw: Any, where: str) -> Any:
+    """``raw`` as a value of the type ``kind``; ``where`` is its path in the file, for the error."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
-        return None if raw is None else _value(kind, raw, where)
+        return None if raw is None else _parse_value(kind, raw, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _section(kind, raw, where)
+        return _parse_section(kind, raw, where)
     if typing.get_origin(kind) is tuple:
         if not isinstance(raw, list):
             raise UserError(f"{where}: a list is due, not {raw!r}.")
-        return tuple(_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw))
+        return tuple(_parse_value(typing.get_args(kind)[0], item, f"{where}[{n}]") for n, item in enumerate(raw))
     if kind is float and type(raw) is int:
         return float(raw)
     if type(raw) is not kind:
@@ -179,7 +188,7 @@ def _value(kind: Any, raw: Any, where: str) -> Any:
     return raw
 
 
-def _section(kind: type, raw: Any, where: str) -> Any:
+def _parse_section(kind: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise UserError(f"{where or 'the configuration'}: a section with keys is due, not {raw!r}.")
     hints = typing.get_type_hints(kind)
@@ -193,7 +202,7 @@ def _section(kind: type, raw: Any, where: str) -> Any:
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in raw:
             raise UserError(f"{prefix}{item.name}: this key is missing.")
-    values = {key: _value(hints[key], value, f"{prefix}{key}") for key, value in raw.items()}
+    values = {key: _parse_value(hints[key], value, f"{prefix}{key}") for key, value in raw.items()}
     for key, value in values.items():
         allowed = CHOICES.get((kind, key))
         if allowed and value not in allowed:

@@ -7,24 +7,25 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def velocity(
+def run_transformer(
     transformer: nn.Module,
     x: torch.Tensor,
     t: torch.Tensor,
     text: torch.Tensor,
     mask: torch.Tensor,
     patch: int,
-    beside: torch.Tensor | None = None,
+    extra: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What a QwenImageTransformer2DModel says: x [N, C, H, W], t [N] in 0..1, text [N, L, D] -> [N, C, H, W].
+    """The output of a QwenImageTransformer2DModel for images: x [N, C, H, W], timesteps t [N] in 0..1,
+    text [N, L, D], mask [N, L] -> [N, C, H, W].
 
-    A patch becomes one token, its channels outermost, as in diffusers' pipeline. ``beside`` [tokens, P] is appended
-    to every picture's tokens.
+    A patch of ``patch`` x ``patch`` pixels becomes one token, its channels outermost, as in diffusers' pipeline.
+    ``extra`` [tokens, P] is appended to the tokens of every image.
     """
     height, width = x.shape[2] // patch, x.shape[3] // patch
     tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
-    if beside is not None:
-        tokens = torch.cat([tokens, beside.to(tokens).expand(len(x), -1, -1)], dim=2)
+    if extra is not None:
+        tokens = torch.cat([tokens, extra.to(tokens).expand(len(x), -1, -1)], dim=2)
     out = transformer(
         hidden_states=tokens,
         encoder_hidden_states=text,
@@ -36,12 +37,13 @@ def velocity(
     return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (height, width)), patch)
 
 
-def times(count: int, rng: torch.Generator) -> torch.Tensor:
-    """Logit-normal times [count], a little towards noise (Esser et al. 2024, section 3.1: m = 0.3, s = 1.2)."""
+def sample_timesteps(count: int, rng: torch.Generator) -> torch.Tensor:
+    """Logit-normal timesteps [count] in 0..1, a little towards noise (Esser et al. 2024, section 3.1: m = 0.3,
+    s = 1.2)."""
     return torch.sigmoid(1.2 * torch.randn(count, generator=rng) + 0.3)
 
 
-def mixed(x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t and the velocity that leads away from x."""
+def add_noise(x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t and the velocity from x to noise, each [N, C, H, W], for x and noise [N, C, H, W] and t [N]."""
     weight = t.view(-1, 1, 1, 1).to(x)
     return torch.lerp(x, noise, weight), noise - x

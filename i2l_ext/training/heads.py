@@ -1,25 +1,26 @@
-"""Trainable i2L heads, with the key names and the behaviour of the files that `i2l_ext.decoder` reads.
+"""Trainable i2L heads, with the key names and the results of the files that `i2l_ext.decoder` reads.
 
-Two kinds. *Direct*, that of the published models: embedding -> compressed -> down, and beside it -> up. *Core*,
-after the authors' later paper (arXiv 2606.13809): a learned pair of rank r a matrix, and between them an r x r
-matrix that the embedding gives. Down and up are then B @ core(x) and A, of rank r.
+There are two kinds. *Direct*, that of the published models: embedding -> compressed -> down, and another such pair of
+maps for up. *Core*, after the authors' later paper (arXiv 2606.13809): each LoRA layer has a learned pair A and B of
+rank r, and the embedding gives an r x r matrix between them. Then up is B @ core(x) and down is A.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from i2l_ext.converters.architectures import Architecture, LayerKind, Module
+from i2l_ext.decoder.spec import RESIDUAL_SCALE
 
-Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""By module path: down [N, rank, d_in] and up [N, d_out, rank], one LoRA a sample."""
+LoraFactors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""By module path: down [N, rank, d_in] and up [N, d_out, rank]. Each of N samples has its own LoRA."""
 
 
-class Compressed(nn.Module):
-    """Two linear maps with nothing between them but the block's residual."""
+class CompressedLinear(nn.Module):
+    """Two linear maps: [N, d_in] -> [N, compress] -> [N, d_out]. A residual [N, compress] is added between them."""
 
     def __init__(self, d_in: int, compress: int, d_out: int) -> None:
         super().__init__()
@@ -31,14 +32,14 @@ class Compressed(nn.Module):
         return self.proj_out(middle if residual is None else middle + residual)
 
 
-class Direct(nn.Module):
-    """Published kind: x [N, E] -> down [N, rank, d_in], up [N, d_out, rank]."""
+class DirectHead(nn.Module):
+    """A head of the published kind: x [N, E] -> down [N, rank, d_in], up [N, d_out, rank]."""
 
     def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.down, self.up = (rank, kind.d_in), (kind.d_out, rank)
-        self.proj_a = Compressed(embedding, compress, rank * kind.d_in)
-        self.proj_b = Compressed(embedding, compress, rank * kind.d_out)
+        self.proj_a = CompressedLinear(embedding, compress, rank * kind.d_in)
+        self.proj_b = CompressedLinear(embedding, compress, rank * kind.d_out)
         with torch.no_grad():
             self.proj_a.proj_in.weight *= 0.3
             self.proj_a.proj_out.weight *= 0.3
@@ -48,15 +49,15 @@ class Direct(nn.Module):
         return self.proj_a(x, residual).unflatten(1, self.down), self.proj_b(x, residual).unflatten(1, self.up)
 
 
-class Core(nn.Module):
-    """Later kind: x [N, E] -> down [N, rank, d_in] (the same for all), up [N, d_out, rank] = B @ core(x)."""
+class CoreHead(nn.Module):
+    """A head of the later kind: x [N, E] -> down [N, rank, d_in], the same for all samples, and up [N, d_out, rank]."""
 
     def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.square = (rank, rank)
         self.query_a = nn.Parameter(torch.randn(rank, kind.d_in) / kind.d_in**0.5)
         self.query_b = nn.Parameter(torch.randn(kind.d_out, rank) / rank**0.5)
-        self.core = Compressed(embedding, compress, rank * rank)
+        self.core = CompressedLinear(embedding, compress, rank * rank)
         nn.init.zeros_(self.core.proj_out.weight)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,8 +65,8 @@ class Core(nn.Module):
         return self.query_a.expand(len(x), -1, -1), self.query_b @ core
 
 
-class Residual(nn.Module):
-    """The tokens' way into a block: [N, L, D] -> a token at a time to ``middle`` -> all together to ``compress``."""
+class TokenProjector(nn.Module):
+    """The residual of a block, from Qwen-VL's tokens: [N, L, D] -> [N, L, middle] -> [N, compress]."""
 
     def __init__(self, length: int, width: int, middle: int, compress: int) -> None:
         super().__init__()
@@ -78,34 +79,33 @@ class Residual(nn.Module):
         return self.proj_out(self.proj_in(tokens).flatten(1))
 
 
-class Block(nn.Module):
+class HeadBlock(nn.Module):
     """The heads of one group in one transformer block."""
 
     def __init__(
-        self, modules: list[Module], head: Callable[[LayerKind], nn.Module], residual: Residual | None
+        self, modules: list[Module], head: Callable[[LayerKind], nn.Module], residual: TokenProjector | None
     ) -> None:
         super().__init__()
         self.paths = [module.path for module in modules]
         self.layers = nn.ModuleList(head(module.kind) for module in modules)
         self.proj_residual = residual
 
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None) -> Pairs:
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None) -> LoraFactors:
         residual = self.proj_residual(tokens) if self.proj_residual is not None else None
         return {path: head(x, residual) for path, head in zip(self.paths, self.layers, strict=True)}
 
 
-RESIDUAL_SCALE = 0.05
-KINDS: dict[str, type[nn.Module]] = {"direct": Direct, "core": Core}
+HEAD_CLASSES: dict[str, type[nn.Module]] = {"direct": DirectHead, "core": CoreHead}
 
 
-class Heads(nn.Module):
-    """A whole i2L model: embeddings [N, E], and for some tokens [N, L, D], to one LoRA a sample.
+class TrainableHeads(nn.Module):
+    """A whole i2L model: embeddings x [N, E], and for some models tokens [N, L, D], to a LoRA for each sample.
 
-    ``evened`` [E, E] is what embeddings are multiplied by on the way in while training (None: nothing): the heads are
-    linear, so `folded` can leave it to their first matrices, and a file of heads does not know of it.
+    ``whitening`` [E, E] multiplies the embeddings while training (None: nothing does). The heads are linear, so
+    `folded_state_dict` can multiply it into their first matrices, and saved heads need no whitening.
     """
 
-    evened: torch.Tensor | None
+    whitening: torch.Tensor | None
 
     def __init__(
         self,
@@ -117,41 +117,42 @@ class Heads(nn.Module):
         kind: str = "direct",
         residual: tuple[int, int, int] | None = None,
     ) -> None:
-        """``residual``: length, width and middle width of the tokens' way in."""
+        """``kind`` is a key of `HEAD_CLASSES`. ``residual``: length L, width D and middle width of `TokenProjector`."""
         super().__init__()
         groups: dict[tuple[int | None, int | None], list[Module]] = {}
         for module in arch.i2l_modules.values():
             groups.setdefault((module.kind.group, module.block), []).append(module)
         self.blocks = nn.ModuleList(
-            Block(
+            HeadBlock(
                 groups[key],
-                lambda shape: KINDS[kind](shape, embedding, compress, rank),
-                Residual(*residual, compress) if residual else None,
+                lambda shape: HEAD_CLASSES[kind](shape, embedding, compress, rank),
+                TokenProjector(*residual, compress) if residual else None,
             )
             for key in sorted(groups)
         )
-        self.register_buffer("evened", None, persistent=False)
+        self.register_buffer("whitening", None, persistent=False)
 
-    def folded(self) -> dict[str, torch.Tensor]:
-        """The weights of the same heads without ``evened``."""
+    def folded_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights of heads without whitening that give the same LoRAs."""
         weights = {key: value.detach() for key, value in self.state_dict().items()}
-        if self.evened is not None:
+        if self.whitening is not None:
             for key in weights:
                 if key.endswith(".proj_in.weight") and "proj_residual" not in key:
-                    weights[key] = weights[key] @ self.evened.T
+                    weights[key] = weights[key] @ self.whitening.T
         return weights
 
-    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> Pairs:
-        x = x if self.evened is None else x @ self.evened
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor | None = None) -> LoraFactors:
+        x = x if self.whitening is None else x @ self.whitening
         tokens = None if tokens is None else tokens * RESIDUAL_SCALE
         return {path: pair for block in self.blocks for path, pair in block(x, tokens).items()}
 
 
-def evening(x: torch.Tensor, floor: float) -> torch.Tensor:
-    """The symmetric matrix [E, E] that gives the embeddings [N, E] the same power in every direction, and leaves them
-    as large as they are on the whole (ZCA whitening; Kessy et al. 2018, arXiv 1512.00809, about 0 and not the mean).
+def whitening_matrix(x: torch.Tensor, floor: float) -> torch.Tensor:
+    """ZCA whitening of embeddings x [N, E] about 0: a symmetric matrix, float32 [E, E] (Kessy et al. 2018,
+    arXiv 1512.00809).
 
-    Directions with less than ``floor`` times the mean power are not raised further: they are mostly noise.
+    ``x @ matrix`` has the same power in every direction, and the same mean power as x. Directions with less than
+    about ``floor`` times the mean power are raised less: they are mostly noise.
     """
     x = x.double()
     power, directions = torch.linalg.eigh(x.T @ x / len(x))
@@ -159,22 +160,23 @@ def evening(x: torch.Tensor, floor: float) -> torch.Tensor:
     return (matrix * (x.square().mean() / (x @ matrix).square().mean()).sqrt()).float()
 
 
-class PerSample:
-    """Gives a frozen base another LoRA for each sample of a batch, through hooks on its linear layers.
+class PerSampleLora:
+    """Forward hooks that give each sample of a batch its own LoRA on a frozen model.
 
-    ``pairs`` is what the next forward adds; several LoRAs are concatenated along rank. The hooks stay until
-    ``remove``, so that gradient checkpointing meets the same LoRAs when it runs a block again.
+    ``factors`` is what the next forward uses; modules without an entry are not changed. Keep the hooks until after
+    the backward pass: gradient checkpointing runs the forward again.
     """
 
-    def __init__(self, model: nn.Module, paths: Mapping[str, object]) -> None:
-        self.pairs: Pairs = {}
+    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
+        """Hook the linear layers at ``paths`` of ``model``."""
+        self.factors: LoraFactors = {}
         self._handles = [model.get_submodule(path).register_forward_hook(self._hook(path)) for path in paths]
 
     def _hook(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor], torch.Tensor], torch.Tensor]:
         def add(_: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-            if path not in self.pairs:
+            if path not in self.factors:
                 return out
-            down, up = self.pairs[path]
+            down, up = self.factors[path]
             x = inputs[0] if inputs[0].ndim == 3 else inputs[0].unsqueeze(1)
             update = (x @ down.transpose(1, 2).to(x)) @ up.transpose(1, 2).to(x)
             return out + update.reshape(out.shape)
@@ -182,12 +184,13 @@ class PerSample:
         return add
 
     def remove(self) -> None:
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 
 
-def joined(*parts: Pairs) -> Pairs:
-    """Their sum: down rows and up columns stand side by side. Parts of one sample serve a whole batch."""
+def concatenate_factors(*parts: LoraFactors) -> LoraFactors:
+    """The sum of several LoRAs, as one: down rows and up columns are concatenated along rank."""
     return {
         path: (torch.cat([part[path][0] for part in parts], 1), torch.cat([part[path][1] for part in parts], 2))
         for path in parts[0]

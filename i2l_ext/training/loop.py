@@ -1,17 +1,15 @@
-"""The training loop: one for everything that is trained here.
+"""The training loop, the same for everything that is trained here.
 
-All chance comes from (seed, task, step), drawn for the whole batch before the processes take their shares of it.
-So there is no state of a random generator to keep, a resumed run goes on as the unbroken one would have, and N
-processes see together what one would see.
+Random numbers depend only on seed, task and step. They are drawn for the whole batch; then each process takes its
+share. So no generator's state has to be saved, a resumed run matches an unbroken one, and N processes together see
+what one process would see.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +18,22 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from i2l_ext.converters import files
 from i2l_ext.converters.atomic import atomic_path
-from i2l_ext.converters.files import load_file, save_file
+from i2l_ext.converters.files import load_file
 
 from .config import Schedule
+from .metrics import MetricsLog
 from .muon import BETAS, Muon
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something to train. ``loss(module, rng, mine)`` is one step's: it draws for ``schedule.batch`` samples from
-    ``rng`` and works on the slice ``mine`` of them."""
+class TrainingTask:
+    """A module and how it is trained.
+
+    ``loss(module, rng, local)`` is the loss of one step, a scalar. It draws for ``schedule.batch`` samples from
+    ``rng`` and computes those in the slice ``local``. ``name`` is part of the random seed.
+    """
 
     name: str
     module: nn.Module
@@ -39,57 +42,66 @@ class Task:
     seed: int = 0
 
     def rng(self, step: int) -> torch.Generator:
+        """The random generator of a step."""
         key = zlib.crc32(f"{self.seed} {self.name} {step}".encode())
         return torch.Generator().manual_seed(key)
 
 
-def rate(schedule: Schedule, step: int) -> float:
-    """Learning rate: a linear warm-up, then a cosine down to 2 %."""
-    rising = min(1.0, (step + 1) / max(1, schedule.warmup))
-    return schedule.learning_rate * rising * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
+def learning_rate_at(schedule: Schedule, step: int) -> float:
+    """A linear warm-up, then a cosine down to 2 %."""
+    warmup = min(1.0, (step + 1) / max(1, schedule.warmup))
+    return schedule.learning_rate * warmup * max(0.02, 0.5 + 0.5 * math.cos(math.pi * step / schedule.steps))
 
 
-def optimizer_of(schedule: Schedule, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(schedule: Schedule, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Muon where the schedule has a rate for matrices, else AdamW."""
     decay = schedule.weight_decay
     if schedule.matrix_rate:
         return Muon(params, schedule.learning_rate, schedule.matrix_rate / schedule.learning_rate, decay)
     return torch.optim.AdamW(params, lr=schedule.learning_rate, betas=BETAS, weight_decay=decay)
 
 
-def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str], None] = print) -> None:
-    """Trains ``task.module`` in place, going on from the checkpoint in ``folder`` if there is one.
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, in the module's order."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
-    At the end the module holds the averaged weights (where the schedule has an average), on every process alike.
+
+def train_task(
+    task: TrainingTask, folder: Path, accelerator: Accelerator, report: Callable[[str], None] = print
+) -> None:
+    """Train ``task.module`` in place, from the checkpoint in ``folder`` if there is one.
+
+    At the end the module holds the averaged weights, on every process. ``report`` gets a line of text for each line
+    of metrics.
     """
-    schedule = task.schedule
-    module = task.module
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    optimizer = optimizer_of(schedule, list(trained.values()))
-    wrapped, stepper = accelerator.prepare(module, optimizer)
+    schedule, module = task.schedule, task.module
+    trained = trainable_parameters(module)
+    optimizer = build_optimizer(schedule, list(trained.values()))
+    wrapped, prepared_optimizer = accelerator.prepare(module, optimizer)
     average = {name: p.detach().clone() for name, p in trained.items()}
-    checkpoint = Checkpoint(folder, module, optimizer, average)
+    checkpoint = TrainingCheckpoint(folder, module, optimizer, average)
     step = checkpoint.load()
-    metrics = Metrics(folder.parent / "metrics.jsonl", task.name, step, accelerator.is_main_process)
+    metrics = MetricsLog(folder.parent / "metrics.jsonl", task.name, step, accelerator.is_main_process)
     share = schedule.batch // accelerator.num_processes
-    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    local = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
     wrapped.train()
     while step < schedule.steps:
         for group in optimizer.param_groups:
-            group["lr"] = rate(schedule, step)
-        loss = task.loss(wrapped, task.rng(step), mine)
+            group["lr"] = learning_rate_at(schedule, step)
+        loss = task.loss(wrapped, task.rng(step), local)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), schedule.clip)
-        stepper.step()
-        stepper.zero_grad()
+        prepared_optimizer.step()
+        prepared_optimizer.zero_grad()
         with torch.no_grad():
-            # The average follows fast at first, so that it does not remember the start.
-            follow = max(1 - schedule.average, 9 / (step + 10))
-            torch._foreach_lerp_(list(average.values()), list(trained.values()), min(1.0, follow))
+            # The average moves fast at first, so that it forgets the initial weights.
+            move = max(1 - schedule.average, 9 / (step + 10))
+            torch._foreach_lerp_(list(average.values()), list(trained.values()), min(1.0, move))
         step += 1
         metrics.add(accelerator.reduce(loss.detach(), "mean"), norm)
         if step % schedule.log_every == 0 or step == schedule.steps:
-            say(metrics.write(step, rate(schedule, step)))
+            report(metrics.write(step, learning_rate_at(schedule, step)))
         if step % schedule.save_every == 0 and accelerator.is_main_process:
             checkpoint.save(step)
     with torch.no_grad():
@@ -100,10 +112,10 @@ def train(task: Task, folder: Path, accelerator: Accelerator, say: Callable[[str
 
 
 @dataclass
-class Checkpoint:
-    """Everything a run needs to go on: weights, their average, the optimiser's moments and the step, in one file.
+class TrainingCheckpoint:
+    """Weights, their average and the optimiser's state at a step, in one file ``step-N.safetensors`` of ``folder``.
 
-    The file appears whole or not at all, and its name carries the step: the newest whole one counts.
+    The file appears whole or not at all, so the newest one counts.
     """
 
     folder: Path
@@ -112,87 +124,46 @@ class Checkpoint:
     average: dict[str, torch.Tensor]
 
     def save(self, step: int) -> None:
+        """Write the checkpoint, then remove the older ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         older = list(self._files())
-        with atomic_path(self.folder / f"step-{step:07d}.safetensors", overwrite=True) as part:
-            save_file(dict(self._tensors()), part)
+        save_tensors(self.folder / f"step-{step:07d}.safetensors", dict(self._tensors()))
         for _, path in older:
             path.unlink(missing_ok=True)
 
     def load(self) -> int:
-        """The step that it went on from, 0 without a checkpoint."""
-        files = sorted(self._files())
-        if not files:
+        """Load the newest checkpoint in place; its step, 0 where there is none."""
+        found = sorted(self._files())
+        if not found:
             return 0
-        step, path = files[-1]
+        step, path = found[-1]
         saved = load_file(path)
-        own = {f"{kind}/{name}" for kind in ("weight", "average") for name in self.average}
-        trained = dict(self._trained())
+        not_state = {f"{kind}/{name}" for kind in ("weight", "average") for name in self.average}
+        trained = trainable_parameters(self.module)
         with torch.no_grad():
-            for key in saved.keys() - own:
+            for key in saved.keys() - not_state:
                 kind, _, name = key.partition("/")
                 self.optimizer.state[trained[name]][kind] = torch.empty_like(saved[key])
             for key, value in self._tensors():
                 value.copy_(saved[key])
         return step
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
-
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, p in self._trained():
+        """By key of the file."""
+        for name, p in trainable_parameters(self.module).items():
             yield f"weight/{name}", p
             yield f"average/{name}", self.average[name]
-            for kind, value in self.optimizer.state.get(p, {}).items():  # none where no gradient ever came
+            for kind, value in self.optimizer.state.get(p, {}).items():  # no state where there was no gradient yet
                 yield f"{kind}/{name}", value
 
     def _files(self) -> Iterator[tuple[int, Path]]:
+        """Step and path of each checkpoint."""
         for path in self.folder.glob("step-*.safetensors"):
             with suppress(ValueError):
                 yield int(path.stem.removeprefix("step-")), path
 
 
-class Metrics:
-    """One line of JSON every so many steps: task, step, mean loss, gradient norm, learning rate, seconds."""
-
-    def __init__(self, path: Path, task: str, step: int, writes: bool) -> None:
-        self.path, self.task, self.writes = path, task, writes
-        self.losses: list[torch.Tensor] = []
-        self.norms: list[torch.Tensor] = []
-        self.since = time.monotonic()
-        if writes and path.exists():
-            # What was logged after the checkpoint will be done, and logged, again.
-            kept = [line for line in read_metrics(path) if line["task"] != task or line["step"] <= step]
-            with atomic_path(path, overwrite=True) as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def add(self, loss: torch.Tensor, norm: torch.Tensor | None) -> None:
-        self.losses.append(loss)
-        if norm is not None:
-            self.norms.append(torch.as_tensor(norm))
-
-    def write(self, step: int, learning_rate: float) -> str:
-        now = time.monotonic()
-        line = {
-            "task": self.task,
-            "step": step,
-            "loss": round(torch.stack(self.losses).mean().item(), 6),
-            "norm": round(torch.stack(self.norms).mean().item(), 4) if self.norms else None,
-            "rate": round(learning_rate, 8),
-            "seconds": round(now - self.since, 2),
-        }
-        self.losses, self.norms, self.since = [], [], now
-        if self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-        return f"{self.task} {step}: loss {line['loss']:.4f}, {line['seconds']:.0f} s"
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a log; a last one that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
-    return lines
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file, whole or not at all, replacing an older one. Raises UserError."""
+    with atomic_path(path, overwrite=True) as part:
+        files.save_file(tensors, part)

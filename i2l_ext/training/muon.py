@@ -1,8 +1,12 @@
-"""Muon for matrices, AdamW for everything else, as one optimiser.
+"""Muon for matrices and AdamW for everything else, as one optimiser.
 
-Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces a matrix's momentum by
-the nearest orthogonal matrix, found by a few Newton-Schulz steps: small models that have little time learn in about
-half the steps. Matrices of one shape are worked on together, because on small ones the calls cost more than the sums.
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix
+by the nearest orthogonal matrix, which a few Newton-Schulz steps find. Small models learn with it in about half the
+steps.
+
+torch.optim.Muon does not replace this class. It came with torch 2.9, and we support 2.3. It takes matrices only, one at
+a time; here those of one shape are batched, because for small ones the calls cost more than the arithmetic. And it
+rounds differently, so the shipped weights could not be trained again byte for byte.
 """
 
 from __future__ import annotations
@@ -18,37 +22,41 @@ EPS = 1e-8
 
 
 class Muon(torch.optim.Optimizer):
-    """``lr`` is AdamW's rate; a matrix moves at ``lr * matrices`` in units of its spectral norm."""
+    """``lr`` is AdamW's learning rate; that of a matrix is ``lr * matrix_scale``, in units of its spectral norm."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, matrices: float, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "matrices": matrices, "weight_decay": weight_decay})
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, matrix_scale: float, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "matrix_scale": matrix_scale, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One step with the gradients at hand. ``closure`` is not called."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             rest: list[nn.Parameter] = []
             for p in group["params"]:
                 if p.grad is not None:
                     (shapes.setdefault(p.shape, []) if p.ndim == 2 else rest).append(p)
-            for alike in shapes.values():
-                self._turn(alike, group)
+            for matrices in shapes.values():
+                self._muon_step(matrices, group)
             if rest:
-                self._adam(rest, group)
+                self._adamw_step(rest, group)
 
-    def _turn(self, params: list[nn.Parameter], group: dict) -> None:
-        """One step of matrices of one shape [m, n]."""
+    def _muon_step(self, params: list[nn.Parameter], group: dict) -> None:
+        """One step of matrices [m, n], all of the same shape."""
         momenta = [self._state(p, "momentum") for p in params]
         grads = [p.grad for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
-        ahead = torch._foreach_lerp(grads, momenta, MOMENTUM)
+        lookahead = torch._foreach_lerp(grads, momenta, MOMENTUM)
         rows, columns = params[0].shape
-        updates = orthogonal(torch.stack(ahead)) * max(1, rows / columns) ** 0.5
-        rate = group["lr"] * group["matrices"]
+        updates = orthogonalize(torch.stack(lookahead)) * max(1, rows / columns) ** 0.5
+        rate = group["lr"] * group["matrix_scale"]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(updates.unbind()), alpha=-rate)
 
-    def _adam(self, params: list[nn.Parameter], group: dict) -> None:
+    def _adamw_step(self, params: list[nn.Parameter], group: dict) -> None:
+        """One step of AdamW, all parameters together."""
         first, second = ([self._state(p, name) for p in params] for name in ("moment1", "moment2"))
         steps = [self._state(p, "steps", torch.zeros(())) for p in params]
         grads = [p.grad for p in params]
@@ -64,15 +72,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(params, first, scale, -group["lr"] / (1 - BETAS[0] ** count))
 
     def _state(self, p: nn.Parameter, name: str, start: torch.Tensor | None = None) -> torch.Tensor:
+        """The state ``name`` of a parameter, at first ``start`` or zeros."""
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p) if start is None else start
         return state[name]
 
 
-def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Nearly the nearest (semi-)orthogonal matrix of each: [N, m, n] -> [N, m, n]; its singular values are in about
-    0.7..1.2. The quintic Newton-Schulz iteration of the paper, in bf16 where the matrices are large."""
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """About the nearest (semi-)orthogonal matrix of each: [N, m, n] -> [N, m, n], with singular values in about
+    0.7..1.2. The quintic Newton-Schulz iteration of the paper, in bf16."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices

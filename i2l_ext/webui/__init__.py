@@ -1,4 +1,4 @@
-"""The tab: what it shows (html, texts), what it asks for (desk), where it stands (host), and how others ask (api).
+"""The tab and the HTTP interface: layout (tab, panes), HTML (markup, html, results), texts, requests (service), hosts.
 
-This runs in the WebUI's process: standard library and gradio, and nothing heavier, until a job starts its engine.
+All of it runs in the WebUI's process, on the standard library and gradio. Anything heavier runs in the engine.
 """

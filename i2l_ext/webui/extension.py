@@ -1,54 +1,51 @@
-"""The tab in a WebUI: one desk for the process, however often its page is reloaded."""
+"""The tab in a WebUI: one Service for the process, however often the page is reloaded."""
 
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
-from i2l_ext.webui import host
+from i2l_ext.webui.hosts import webui
 from i2l_ext.webui.texts import WORDS
 
 
 @cache
-def desk() -> Any:
-    from i2l_ext.webui.service import Desk
+def webui_service() -> Any:
+    """The Service of this process."""
+    from i2l_ext.webui.service import Service
 
-    return Desk(host.WebUI())
+    return Service(webui.WebUIHost())
 
 
 def register() -> None:
     """Tell the WebUI what to call."""
-    host.register(_tabs, _settings, _started)
+    webui.register_callbacks(_tabs, _settings, _started)
 
 
 def _tabs() -> list[tuple[Any, str, str]]:
     import gradio as gr
 
-    from i2l_ext.webui.tab import build
+    from i2l_ext.webui.tab import build_tab
 
     with gr.Blocks(analytics_enabled=False) as blocks:
-        build(desk())
+        build_tab(webui_service())
     return [(blocks, WORDS["title"], "i2l")]
 
 
 def _settings() -> None:
-    from i2l_ext.webui.panes import component
-    from i2l_ext.webui.settings import OPTIONS
+    from i2l_ext.webui.panes import setting_component
+    from i2l_ext.webui.settings import SETTINGS
 
-    rows = {}
-    for option in OPTIONS:
-        kind, arguments = component(option)
-        rows[option.key] = (option.default, option.label, kind, arguments, option.tip)
-    host.add_settings(rows)
+    webui.add_settings({one.key: (one.default, one.label, *setting_component(one), one.tip) for one in SETTINGS})
 
 
 def _started(demo: Any, app: Any) -> None:
-    from importlib.util import find_spec
+    from i2l_ext.webui.alive_route import add_alive_route
 
-    from i2l_ext.webui import alive
-
-    alive.add(app)
-    if desk().host.api and find_spec("i2l_ext.webui.api"):
+    add_alive_route(app)
+    host = webui_service().host
+    if host.serves_api and find_spec("i2l_ext.webui.api"):
         from i2l_ext.webui import api
 
-        api.add(app, desk(), host.credentials())
+        api.add_api(app, webui_service(), host.credentials())

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-MOST_UPLOAD = 4 << 30
+MAX_UPLOAD = 4 << 30
 """Bytes of a file that is dropped on the stand-alone page: a LoRA is the largest."""
 
 
@@ -36,6 +36,6 @@ def launch(
         blocks(page)
     known = _accepted(
         page.launch,
-        {**look, **options, "max_file_size": MOST_UPLOAD, "show_api": False, "footer_links": [], "ssr_mode": False},
+        {**look, **options, "max_file_size": MAX_UPLOAD, "show_api": False, "footer_links": [], "ssr_mode": False},
     )
     return page.launch(prevent_thread_lock=True, quiet=True, **known)[0], page

@@ -1,338 +1,193 @@
-"""The parts of the page that gradio has no component for: jobs, results, models, pictures. Values in, HTML out.
-
-Everything that is not ours is escaped. Numbers and names stand in elements of their own, so that a WebUI's
-localisation finds the words (see texts.py).
-"""
+"""The parts of the page that gradio has no component for: pictures, models, jobs at work. Results are in results.py."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from pathlib import PurePath
 from typing import Any
 
-from i2l_ext.engine.queue import Job
-from i2l_ext.webui.service import lacking
+from i2l_ext.engine.job import Job
+from i2l_ext.engine.queue import BRIEF
+from i2l_ext.webui.markup import (
+    Markup,
+    element,
+    error_line,
+    facts,
+    format_bytes,
+    format_seconds,
+    join,
+    quiet_line,
+    table,
+    value,
+    word,
+)
+from i2l_ext.webui.model_list import MINIATURE, missing_parts
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 
 
-def word(key: str) -> str:
-    return f"<span>{escape(WORDS[key])}</span>"
+def heading(note: str | None, languages: Mapping[str, str] | None = None) -> Markup:
+    """The top of the tab: a key of WORDS as a notice, and a choice of ``languages`` where no WebUI has one."""
+    options = [element("option", name, value=code) for code, name in (languages or {}).items()]
+    choice = element(
+        "label", word("language"), " ",
+        element("select", element("option", WORDS["by_browser"], value=""), options, data_i2l_language=True),
+        class_="i2l-language",
+    )  # fmt: skip
+    notice = element("p", word(note), class_="i2l-notice", role="note") if note else None
+    lost = element("p", word("unreachable"), class_="i2l-error", id="i2l_lost", role="alert", hidden=True)
+    return element("div", choice if languages else None, element("p", word("line")), notice, lost, class_="i2l-head")
 
 
-def value(text: object) -> str:
-    """Something that is not to be translated."""
-    return f'<span class="i2l-value">{escape(str(text))}</span>'
+def tips() -> Markup:
+    """Tooltips, which the script puts on the controls."""
+    return join([element("i", text.tip, data_i2l_for=f"i2l_{id}") for id, text in CONTROLS.items() if text.tip])
 
 
-def size(count: float) -> str:
-    """Bytes for people, in powers of ten."""
-    return f"{count / 1e9:.1f} GB" if count >= 50e6 else f"{count / 1e6:.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """1:05 for 65 seconds; with hours from one hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def percent(share: float) -> str:
-    """98.2% for 0.982."""
-    return f"{share:.1%}"
-
-
-def heading(note: str | None, *, languages: Mapping[str, str] | None = None) -> str:
-    """The top of the tab; with a choice of ``languages`` where no WebUI has one."""
-    options = "".join(f'<option value="{code}">{escape(name)}</option>' for code, name in (languages or {}).items())
-    choice = (
-        f'<label class="i2l-language">{word("language")} <select data-i2l-language><option value="">'
-        f"{escape(WORDS['by_browser'])}</option>{options}</select></label>"
-    )
-    notice = f'<p class="i2l-notice" role="note">{word(note)}</p>' if note else ""
-    lost = f'<p class="i2l-error" id="i2l_lost" role="alert" hidden>{word("unreachable")}</p>'
-    return f'<div class="i2l-head">{choice if languages else ""}<p>{word("line")}</p>{notice}{lost}</div>'
-
-
-def tips() -> str:
-    """Tooltips, for the script to put on the controls."""
-    return "".join(f'<i data-i2l-for="i2l_{id}">{escape(text.tip)}</i>' for id, text in CONTROLS.items() if text.tip)
-
-
-def drop_zone(id: str, key: str, *, accept: str, many: bool = False) -> str:
+def drop_zone(id: str, key: str, *, accept: str, many: bool = False) -> Markup:
     """A place to drop files on, or to press; the script uploads them."""
-    return (
-        f'<div class="i2l-drop" data-i2l-drop="{id}"><b>{escape(CONTROLS[id].label)}</b>{word(key)}'
-        f'<input type="file" accept="{accept}" aria-label="{escape(CONTROLS[id].label)}"{" multiple" if many else ""}>'
-        f'<em hidden>{word("uploading")} <i class="i2l-value"></i></em>'
-        f'<p class="i2l-error" role="alert" hidden>{word("not_uploaded")}</p></div>'
+    label = CONTROLS[id].label
+    return element(
+        "div", element("b", label), word(key),
+        element("input", type="file", accept=accept, aria_label=label, multiple=many),
+        element("em", word("uploading"), " ", element("i", class_="i2l-value"), hidden=True),
+        element("p", word("not_uploaded"), class_="i2l-error", role="alert", hidden=True),
+        class_="i2l-drop", data_i2l_drop=id,
+    )  # fmt: skip
+
+
+def tray(pictures: Sequence[Mapping[str, Any]], errors: Iterable[str] = (), turn: object = "") -> Markup:
+    """The pictures for a LoRA: ``{id, picture, weight}``, and what was wrong with others. ``turn``: the upload that
+    this answers; the script sends the next one after it."""
+    cards = element("ul", [_card(number, one) for number, one in enumerate(pictures, 1)], class_="i2l-tray")
+    empty = element("p", word("no_pictures"), class_="i2l-quiet")
+    return element("div", cards if pictures else empty, list(map(error_line, errors)), data_i2l_turn=turn)
+
+
+def _card(number: int, one: Mapping[str, Any]) -> Markup:
+    remove = element(
+        "button", "×", type="button", class_="i2l-remove", data_i2l="remove", title=WORDS["remove"],
+        aria_label=f"{WORDS['remove']} {number}",
+    )  # fmt: skip
+    weight = element(
+        "input", type="number", data_i2l="weight", min="0.1", max="100", step="0.1", value=f"{one['weight']:g}"
+    )
+    image = element("img", src=one["picture"], alt="")
+    return element(
+        "li", image, remove, element("label", word("share"), weight), class_="i2l-card", data_i2l_id=one["id"]
     )
 
 
-def tray(pictures: Sequence[Mapping[str, Any]], errors: Iterable[str] = (), turn: object = "") -> str:
-    """The pictures that are to make a LoRA: ``{id, picture, weight}``, and what was wrong with others. ``turn``: the
-    upload that this answers, so that the script knows when the next one may follow."""
-    cards = "".join(
-        f'<li class="i2l-card" data-i2l-id="{escape(one["id"])}"><img src="{escape(one["picture"])}" alt="">'
-        f'<button type="button" class="i2l-remove" data-i2l="remove" title="{escape(WORDS["remove"])}" '
-        f'aria-label="{escape(WORDS["remove"])} {number}">×</button>'
-        f'<label>{word("weight")}<input type="number" data-i2l="weight" min="0.1" max="100" step="0.1" '
-        f'value="{one["weight"]:g}"></label></li>'
-        for number, one in enumerate(pictures, 1)
-    )
-    body = f'<ul class="i2l-tray">{cards}</ul>' if cards else f'<p class="i2l-quiet">{word("no_pictures")}</p>'
-    return f'<div data-i2l-turn="{escape(str(turn))}">{body}{"".join(error(text) for text in errors)}</div>'
-
-
-def error(text: str) -> str:
-    return f'<p class="i2l-error" role="alert">{escape(text)}</p>'
-
-
-def quiet(key: str, *values: object) -> str:
-    return f'<p class="i2l-quiet">{word(key)} {" ".join(map(value, values))}</p>'
-
-
-def model_choice(rows: Sequence[Mapping[str, Any]] | None, chosen: str) -> str:
-    """One line for each model, to choose from."""
+def model_choice(rows: Sequence[Mapping[str, Any]] | None, chosen: str) -> Markup:
+    """A radio button for each model."""
     if rows is None:
-        return quiet("looking")
-    lines = "".join(
-        f'<label class="i2l-model"><input type="radio" name="i2l_model" value="{escape(row["name"])}"'
-        f"{' checked' if row['name'] == chosen else ''}><b>{escape(row['name'])}</b>"
-        f"<span>{escape(row['line'])}</span>{_mark(row)}</label>"
+        return quiet_line("looking")
+    lines = [
+        element(
+            "label", element("input", type="radio", name="i2l_model", value=row["name"], checked=row["name"] == chosen),
+            element("b", row["name"]), element("span", row["line"]), _readiness(row), class_="i2l-model",
+        )
         for row in rows
-    )
-    note = f'<p class="i2l-quiet">{word("mini_note")}</p>' if any(row["name"] == "mini" for row in rows) else ""
-    return f'<div class="i2l-models" role="radiogroup" aria-label="{escape(WORDS["model"])}">{lines}</div>{note}'
+    ]  # fmt: skip
+    note = quiet_line("mini_note") if any(row["name"] == MINIATURE for row in rows) else None
+    return join(element("div", lines, class_="i2l-models", role="radiogroup", aria_label=WORDS["model"]), note)
 
 
-def _mark(row: Mapping[str, Any]) -> str:
+def _readiness(row: Mapping[str, Any]) -> Markup:
     if row["ready"]:
-        return f'<em class="i2l-ready">{word("ready")}</em>'
-    return f'<em class="i2l-missing">{word("to_download")} {value(size(row["download_bytes"]))}</em>'
+        return element("em", word("ready"), class_="i2l-ready")
+    return element("em", word("to_download"), " ", value(format_bytes(row["download_bytes"])), class_="i2l-missing")
 
 
-def model_table(rows: Sequence[Mapping[str, Any]] | None, *, places: bool) -> str:
-    """All models, their parts, licences, and whether they are here; with ``places`` in which folders."""
+def model_table(rows: Sequence[Mapping[str, Any]] | None, *, places: bool) -> Markup:
+    """All models, their files, licences, and whether they are downloaded; with ``places`` in which folders."""
     if rows is None:
-        return quiet("looking")
-    out = []
+        return quiet_line("looking")
+    details = []
     for row in rows:
         parts = [
-            (value(part["id"]), value(size(part["bytes"])), value(part["licence"]),
-             _place(part, places))
+            (value(part["id"]), value(format_bytes(part["bytes"])), value(part["licence"]), _place(part, places))
             for part in row["parts"]
-        ]  # fmt: skip
-        title = f"<summary><b>{escape(row['name'])}</b> <span>{escape(row['line'])}</span> {_mark(row)}</summary>"
-        out.append(f"<details>{title}{table(('part', 'size', 'licence', 'place'), parts)}</details>")
-    return f'<div class="i2l-catalogue">{"".join(out)}</div>'
+        ]
+        title = element("summary", element("b", row["name"]), " ", element("span", row["line"]), " ", _readiness(row))
+        details.append(element("details", title, table(("part", "size", "licence", "place"), parts)))
+    return element("div", details, class_="i2l-catalogue")
 
 
-def to_download(row: Mapping[str, Any], *, places: bool) -> str:
-    """What a model lacks, where that comes from and goes to (with ``places``), and a tick that agrees to its licences:
-    to those of this model, so it goes with the model."""
-    name, folder = escape(row["name"]), [("goes_to", value(row["download_folder"]))] if places else []
-    parts = [[value(part["id"]), value(size(part["bytes"])), value(part["repo"]), value(part["licence"])]
-             for part in lacking(row)]  # fmt: skip
-    agree = f'<label class="i2l-agree"><input type="checkbox" name="i2l_agreed" value="{name}"> {word("agree")}</label>'
-    due = [("to_download", value(size(row["download_bytes"])))] if parts else []
-    told = table(("part", "size", "origin", "licence"), parts) + agree if parts else quiet("all_here")
-    return f'<div data-i2l-choice="{name}">{facts([("model", value(row["name"])), *due, *folder])}{told}</div>'
-
-
-def _place(part: Mapping[str, Any], places: bool) -> str:
+def _place(part: Mapping[str, Any], places: bool) -> Markup:
     if places and (part["problem"] or part["path"]):
         return value(part["problem"] or part["path"])
     return word("here" if part["path"] and not part["problem"] else "not_here")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Heads are keys of WORDS; cells are HTML."""
-    head = "".join(f'<th scope="col">{word(key)}</th>' for key in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="i2l-table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def download_facts(row: Mapping[str, Any], *, places: bool) -> Markup:
+    """What a model lacks, where that comes from and goes to (with ``places``), and a tick that agrees to its licences:
+    to those of this model, so it goes with the model."""
+    parts = [
+        (value(part["id"]), value(format_bytes(part["bytes"])), value(part["repo"]), value(part["licence"]))
+        for part in missing_parts(row)
+    ]
+    pairs: list[tuple[str, object]] = [("model", value(row["name"]))]
+    if parts:
+        pairs.append(("to_download", value(format_bytes(row["download_bytes"]))))
+    if places:
+        pairs.append(("goes_to", value(row["download_folder"])))
+    tick = element("input", type="checkbox", name="i2l_agreed", value=row["name"])
+    agree = element("label", tick, " ", word("agree"), class_="i2l-agree")
+    rest = join(table(("part", "size", "origin", "licence"), parts), agree) if parts else quiet_line("all_here")
+    return element("div", facts(*pairs), rest, data_i2l_choice=row["name"])
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Keys of WORDS, and HTML."""
-    return '<dl class="i2l-facts">' + "".join(f"<div><dt>{word(k)}</dt><dd>{v}</dd></div>" for k, v in pairs) + "</dl>"
+def activity(active: Sequence[Job], failed: Job | None) -> Markup:
+    """The jobs at work and waiting, and the last one if it failed. The script polls fast while ``data-active`` is
+    1."""
+    lines = [_job(job) for job in active if job.kind not in BRIEF]
+    last = None if failed is None else failure(failed)
+    return element("div", lines, last, id="i2l_jobs", data_active=int(bool(active)), aria_live="polite")
 
 
-def activity(active: Sequence[Job], failed: Job | None) -> str:
-    """What is at work, what waits, and what went wrong last. The script asks again while ``data-active`` is 1."""
-    shown = [job for job in active if job.kind not in ("look", "models")]
-    lines = "".join(map(_job, shown))
-    if failed is not None:
-        lines += failure(failed)
-    return f'<div id="i2l_jobs" data-active="{int(bool(active))}" aria-live="polite">{lines}</div>'
-
-
-def _job(job: Job) -> str:
-    seen = job.view()
-    cancel = (
-        f'<button type="button" class="i2l-button" data-i2l="cancel" data-i2l-job="{job.id}">{word("cancel")}</button>'
+def _job(job: Job) -> Markup:
+    view = job.view()
+    percent = round(100 * view["share"], 1)
+    cancel = element(
+        "button", word("cancel"), type="button", class_="i2l-button", data_i2l="cancel", data_i2l_job=job.id
     )
-    head = f'<b>{word(job.kind)} {value(job.title)}</b> <em class="i2l-state">{word(job.state)}</em>'
-    percent = round(100 * seen["share"], 1)
-    bar = (
-        f'<div class="i2l-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-label="{escape(WORDS[job.kind])} {escape(job.title)}"><i style="width:{percent}%"></i></div>'
-    )
-    return (
-        f'<section class="i2l-job" data-i2l-id="{job.id}"><header>{head}{cancel}</header>{bar}{_step(seen)}</section>'
-    )
+    bar = element(
+        "div", element("i", style=f"width:{percent}%"), class_="i2l-bar", role="progressbar", aria_valuemin=0,
+        aria_valuemax=100, aria_valuenow=percent, aria_label=f"{WORDS.get(job.kind, job.kind)} {job.title}",
+    )  # fmt: skip
+    header = element("header", _title(job), element("em", word(job.state), class_="i2l-state"), cancel)
+    return element("section", header, bar, _progress(view), class_="i2l-job", data_i2l_id=job.id)
 
 
-def _step(seen: Mapping[str, Any]) -> str:
-    step, parts = seen["step"], []
+def _title(job: Job) -> Markup:
+    kind = word(job.kind) if job.kind in WORDS else value(job.kind)
+    return join(element("b", kind, " ", value(job.title)), " ")
+
+
+def _progress(view: Mapping[str, Any]) -> Markup:
+    step, parts = view["step"], []
     if step is not None:
-        first, _, rest = step["title"].partition(" ")
-        name = f"{word(STEPS[first])} {value(rest)}" if first in STEPS else value(step["title"])
-        parts.append(f"{word('step')} {value('{number}/{of}'.format(**step))}: {name}")
+        kind, _, rest = step.get("id", step["title"]).partition(" ")
+        name = join(word(kind), " ", value(rest)) if kind in STEPS else value(step["title"])
+        parts.append(join(word("step"), " ", value(f"{step['number']}/{step['of']}"), ": ", name))
         if total := step.get("bytes"):
-            parts.append(value(f"{size(step['share'] * total)} / {size(total)}"))
-        if step.get("layers"):
-            parts.append(f"{value(_of(step))} {word('layers')}")
-    if seen["started"]:
-        parts.append(value(duration(seen["seconds"])))
-    if seen["left"] is not None:
-        parts.append(f"{value(duration(seen['left']))} {word('left')}")
-    parts += [f"{value(title)} {word('cached')}" for title in seen["cached"]]
-    return f'<p class="i2l-step">{" · ".join(parts)}</p>'
+            parts.append(value(f"{format_bytes(step['share'] * total)} / {format_bytes(total)}"))
+        if layers := step.get("layers"):
+            parts.append(join(value(f"{round(step['share'] * layers)} / {layers}"), " ", word("layers")))
+    if view["started"]:
+        parts.append(value(format_seconds(view["seconds"])))
+    if view["left"] is not None:
+        parts.append(join(value(format_seconds(view["left"])), " ", word("left")))
+    parts += [join(value(title), " ", word("cached")) for title in view["cached"]]
+    return element("p", [join(" · " if number else None, part) for number, part in enumerate(parts)], class_="i2l-step")
 
 
-def _of(step: Mapping[str, Any]) -> str:
-    return f"{round(step['share'] * step['layers'])} / {step['layers']}"
-
-
-def failure(job: Job) -> str:
-    """What went wrong, with the last words of the engine."""
+def failure(job: Job) -> Markup:
+    """What went wrong, with the end of the engine's output."""
     if job.state == "cancelled":
-        return f'<section class="i2l-job"><b>{word(job.kind)} {value(job.title)}</b> <em>{word("cancelled")}</em></section>'  # noqa: E501
-    hint = f"<p>{escape(job.hint)}</p>" if job.hint else ""
-    tail = "\n".join(job.tail)
-    last = f"<details><summary>{word('last_words')}</summary><pre>{escape(tail)}</pre></details>" if tail else ""
-    head = f'<b>{word(job.kind)} {value(job.title)}</b> <em class="i2l-state">{word("failed")}</em>'
-    return f'<section class="i2l-job i2l-failed"><header>{head}</header>{error(job.error or "")}{hint}{last}</section>'
-
-
-def made(job: Job, in_webui: bool) -> str:
-    """What came of a make."""
-    r, seen = job.result, job.view()
-    took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in r["seconds"].items())
-    cached = f" · {word('cached')}: {value(len(seen['cached']))}" if seen["cached"] else ""
-    prompt = escape(r["prompt"])
-    buttons = button("copy", "copy", r["prompt"])
-    if in_webui:
-        buttons += "".join(button(f"to_{where}", "insert", r["prompt"], where) for where in ("txt2img", "img2img"))
-        buttons += button("open_lora", "open", "")
-    rows = facts((
-        ("file", value(r["file"])), ("rank", value(r["rank"])), ("modules", value(r["modules"])),
-        ("size", value(size(r["bytes"]))), ("time", f"{value(took)}{cached}"), ("dialect", value(r["dialect"])),
-    ))  # fmt: skip
-    drawn = _drawn(r.get("drawn"))
-    return (
-        f'<article class="i2l-result" data-i2l-id="{job.id}" data-i2l-made="1">'
-        f'<img src="{escape(r["picture"])}" alt=""><div><h3>{value(r["name"])}</h3>{rows}'
-        f'<code class="i2l-prompt">{prompt}</code><div class="i2l-buttons">{buttons}</div></div>'
-        f"{drawn}{who_loads(r.get('check'), job.id)}</article>"
+        return element("section", _title(job), element("em", word("cancelled")), class_="i2l-job")
+    header = element("header", _title(job), element("em", word("failed"), class_="i2l-state"))
+    hint = element("p", job.hint) if job.hint else None
+    last = element("details", element("summary", word("last_output")), element("pre", "\n".join(job.tail)))
+    return element(
+        "section", header, error_line(job.error or ""), hint, last if job.tail else None, class_="i2l-job i2l-failed"
     )
-
-
-def _drawn(uri: str | None) -> str:
-    caption = f"<figcaption>{word('drawn')}</figcaption>"
-    return f'<figure><img src="{escape(uri)}" alt="{escape(WORDS["drawn"])}">{caption}</figure>' if uri else ""
-
-
-def button(key: str, action: str, text: str, target: str = "", named: str = "") -> str:
-    return (
-        f'<button type="button" class="i2l-button" data-i2l="{action}" data-i2l-text="{escape(text)}" '
-        f'data-i2l-target="{escape(target)}">{word(key)}{" " + value(named) if named else ""}</button>'
-    )
-
-
-def who_loads(check: Mapping[str, Any] | None, job: str) -> str:
-    """The table of programs, as `i2l check --json` has it of what the job made or looked into, with a button where
-    there is something to mend; nothing where it is not known."""
-    if not check:
-        return ""
-    rows = []
-    for one in check["consumers"]:
-        verdict = value(": ".join(filter(None, (one["status"], one["detail"]))))
-        advice = f"<code>{value(one['mend'])}</code>" if one.get("mend") else ""
-        mend = button("mend_for", "mend", job, one["consumer"], one["title"]) + advice if advice else ""
-        rows.append([f"<b>{value(one['title'])}</b>", verdict, mend])
-    caution = f"<p>{value(check['caution'])}</p>" if check["caution"] else ""
-    return f"<h4>{word('who_loads')}</h4>{caution}{table(('program', 'verdict', 'mends'), rows)}"
-
-
-def inspected(job: Job) -> str:
-    """What came of an inspection."""
-    r = job.result
-    ranks = ", ".join(f"{rank} ({count})" for rank, count in r["ranks"].items())
-    pairs = [("architecture", value(r["arch"])), ("dialect", value(r["dialect"])), ("modules", value(r["modules"])),
-             ("rank", value(ranks)), ("dtype", value(r["dtype"])),
-             ("finite", word("yes" if r["finite"] else "no") if r["finite"] is not None else value("?"))]  # fmt: skip
-    if r["missing"]:
-        pairs.append(("missing", value(", ".join(f"{kind}: {count}" for kind, count in r["missing"].items()))))
-    if r["foreign"]:
-        pairs.append(("foreign", value(f"{len(r['foreign'])}: {', '.join(r['foreign'][:4])}")))
-    if r.get("maker"):
-        pairs.append(("made_by", value(r["maker"])))
-    plot = (
-        f'<figure><img src="{escape(r["plot"])}" alt="{escape(WORDS["heat_map"])}"></figure>' if r.get("plot") else ""
-    )
-    return (
-        f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}"><h3>{value(job.title)}</h3>{facts(pairs)}{plot}'
-        f"{who_loads(r.get('check'), job.id)}</article>"
-    )
-
-
-def converted(job: Job) -> str:
-    """What came of a conversion or a mending: the new file's name."""
-    file = job.result["file"]
-    return (
-        f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}" data-i2l-made="1">'
-        f"{word('saved_as_file')} <b>{value(file)}</b></article>"
-    )
-
-
-def mended(job: Job) -> str:
-    """What came of a mending: a file, or for a trainer a folder."""
-    return exported(job) if job.result["command"] == "export" else converted(job)
-
-
-def exported(job: Job) -> str:
-    """What came of an export: the folder and the command."""
-    r = job.result
-    folder = PurePath(r["folder"]).as_posix()
-    starts = {".sh": "sh", ".yaml": "python run.py", ".py": "python"}
-    command = f"{starts[PurePath(r['run']).suffix]} {shlex.quote(folder + '/' + r['run'])}"
-    script = f"<summary>{word('script')}</summary><pre>{escape(r.get('said') or '')}</pre>"
-    said = f"<details>{script}</details>" if r.get("said") else ""
-    return (
-        f'<article class="i2l-result i2l-wide" data-i2l-id="{job.id}">'
-        f"{facts([('folder', value(folder)), ('kept', value(percent(r['kept']['all'])))])}<h4>{word('run_this')}</h4>"
-        f'<div class="i2l-command"><code class="i2l-prompt">{escape(command)}</code>{button("copy", "copy", command)}'
-        f"</div>{said}</article>"
-    )
-
-
-def downloaded(job: Job) -> str:
-    """What came of a download."""
-    return f'<p class="i2l-result i2l-wide">{word("downloaded")} <b>{value(job.title)}</b></p>'
-
-
-def verified(job: Job) -> str:
-    """What each part of a model was held against."""
-    rows = [[value(part["id"]), value(part["found"])] for part in job.result["parts"]]
-    return (
-        f'<article class="i2l-result i2l-wide"><h4>{value(job.title)}</h4>{table(("part", "verified"), rows)}</article>'
-    )
-
-
-def doctor(job: Job) -> str:
-    """The text of a bug report, to be copied."""
-    text = job.result["text"]
-    return f'<pre class="i2l-prompt" tabindex="0">{escape(text)}</pre>{button("copy", "copy", text)}'

@@ -1,4 +1,4 @@
-"""The settings: one table, shown on the WebUI's settings page, or stand-alone in a pane of the tab."""
+"""The settings: one table, shown on the WebUI's settings page, or in a pane of the tab where there is no WebUI."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from i2l_ext.converters import atomic
-from i2l_ext.converters.dialects import DEFAULT, DIALECTS
-from i2l_ext.weights.devices import PRECISIONS
+from i2l_ext.requests import EngineOptions, MakeRequest
 
-DTYPES = {"as made": None, "bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-HUBS = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
+AS_MADE = "as made"
+"""Shown for a field of MakeRequest that is left out."""
+
+HUB_TITLES = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
+"""Name on the page -> ``source`` of a DownloadRequest."""
+
+_MAKE, _ENGINE = MakeRequest.fields(), EngineOptions.fields()
+DIALECT_CHOICES = tuple(_MAKE["dialect"].info.choices)
+DTYPE_CHOICES = (AS_MADE, *_MAKE["dtype"].info.choices)
 
 
 @dataclass(frozen=True)
-class Option:
+class Setting:
     """``choices``: for a drop-down list; () for a text or, by the default's type, a tick box or a number. ``folder``:
-    a path, which alone is shown to and taken from those only who sit at this machine."""
+    a path on this machine, shown to and taken from local pages only."""
 
     key: str
     default: Any
@@ -30,37 +37,42 @@ class Option:
     choices: Sequence[str] = ()
     folder: bool = False
 
-    def sound(self, value: Any) -> Any:
-        """The value, or the default where the value is not of its kind."""
+    def valid_or_default(self, value: Any) -> Any:
+        """The value; the default where the value is of another kind or out of range."""
         if self.choices:
             return value if value in self.choices else self.default
         if isinstance(self.default, bool) or not isinstance(self.default, (int, float)):
             return value if isinstance(value, type(self.default)) else self.default
-        return value if isinstance(value, (int, float)) and value >= 0 else self.default
+        return value if isinstance(value, (int, float)) and isfinite(value) and value >= 0 else self.default
 
 
-OPTIONS = (
-    Option("i2l_models_folder", "", "Models folder", "Where downloaded weights go. Empty: models/i2l of the WebUI, or "
-           "without one a folder of the system's.", folder=True),
-    Option("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are written. Empty: that of the WebUI.", folder=True),
-    Option("i2l_device", "auto", "Device", "Where the engine computes: auto takes the graphics card if there is one.",
-           ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
-    Option("i2l_precision", "auto", "Precision", "Of the encoders. auto: what the device computes natively and each "
-           "encoder bears; the bug report says which.", PRECISIONS),
-    Option("i2l_memory", "", "Memory bound", "Such as 6GB: the engine keeps within it, and is slower. Empty: no bound."),  # noqa: E501
-    Option("i2l_model", "", "Default model", "The one that is chosen at first. Empty: the first that is downloaded, "
-           "else mini."),
-    Option("i2l_dialect", DEFAULT, "Default key names", "What is chosen at first under Advanced.", tuple(DIALECTS)),
-    Option("i2l_dtype", "as made", "Default number format", "What is chosen at first under Advanced.", tuple(DTYPES)),
-    Option("i2l_subfolder", "", "Default sub-folder", "Of the LoRA folder."),
-    Option("i2l_cache_gb", 2, "Cache size in GB", "Of what the models saw in pictures: making a LoRA of the same "
-           "pictures again is fast. 0: keep nothing."),
-    Option("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card, "
-           "and comes back with the next picture that you generate."),
+SETTINGS = (
+    Setting("i2l_models_folder", "", "Models folder", "Where downloaded models are saved. Empty: models/i2l of the "
+            "WebUI; stand-alone: your user data folder.", folder=True),
+    Setting("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are saved. Empty: the WebUI's LoRA folder.",
+            folder=True),
+    Setting("i2l_device", _ENGINE["device"].default, "Device", "Where the engine computes. auto: the graphics card if "
+            "there is one.", ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
+    Setting("i2l_precision", _ENGINE["precision"].default, "Precision", "Number format in which the encoders are "
+            "computed. auto: what the device supports and each encoder tolerates; the bug report shows it.",
+            tuple(_ENGINE["precision"].info.choices)),
+    Setting("i2l_memory", "", "Memory limit", "RAM or VRAM, such as 6GB: the engine stays within it, and is slower. "
+            "Empty: no limit."),
+    Setting("i2l_model", "", "Default model", "The model that is chosen when the page opens. Empty: your first "
+            "downloaded model, else mini."),
+    Setting("i2l_dialect", _MAKE["dialect"].default, "Default key format", "Chosen under Advanced when the page opens.",
+            DIALECT_CHOICES),
+    Setting("i2l_dtype", AS_MADE, "Default number format", "Chosen under Advanced when the page opens.",
+            DTYPE_CHOICES),
+    Setting("i2l_subfolder", "", "Default sub-folder", "Inside the LoRA folder."),
+    Setting("i2l_cache_gb", 2, "Cache size in GB", "Encoder cache: making a LoRA from the same pictures again is fast. "
+            "0 turns it off."),
+    Setting("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card, "
+            "and is loaded again for the next image that you generate."),
 )  # fmt: skip
 
 
-class Stored:
+class SettingsFile:
     """Settings in a file of our own, for the stand-alone page."""
 
     def __init__(self, path: Path) -> None:
@@ -68,14 +80,15 @@ class Stored:
         self._lock = Lock()
 
     def read(self) -> dict[str, Any]:
+        """All settings; the default for each that is missing or not valid."""
         held: Any = None
         with suppress(OSError, ValueError):
             held = json.loads(self.path.read_bytes())
         held = held if isinstance(held, Mapping) else {}
-        return {option.key: option.sound(held.get(option.key, option.default)) for option in OPTIONS}
+        return {one.key: one.valid_or_default(held.get(one.key, one.default)) for one in SETTINGS}
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Change these; the others stay. Raises OSError, and then the file is as it was."""
+        """Change these; the others stay. Raises OSError, and then the file is unchanged."""
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             atomic.replace_text(self.path, json.dumps(self.read() | dict(values), indent=2))

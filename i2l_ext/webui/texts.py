@@ -1,12 +1,14 @@
-"""Every word that the tab shows, in one table: what a control is called, and what its tooltip says.
+"""Every text of the tab, in one table: labels and tooltips of controls, and words.
 
-English is the key under which a WebUI's localisation finds its own words (localizations/*.json), so each text stands
-alone in its element: numbers and names are put beside it, never into it.
+The English text is the key in localizations/*.json. So each text has an element of its own, and numbers and names have
+elements beside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from i2l_ext.webui.settings import AS_MADE, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -16,36 +18,34 @@ class Text:
 
 
 CONTROLS = {
-    "files": Text("Pictures", "Drop pictures here, click to choose them, or paste one. One to a handful work best."),
+    "files": Text("Pictures", "Drop pictures here, click to choose them, or paste one. 1 to 5 pictures work best."),
     "server_folder": Text("Folder on this machine", "All pictures in this folder, without uploading them."),
     "add_folder": Text("Add folder", "Add the pictures of that folder."),
     "name": Text("Name", "The LoRA's name, as it will stand in prompts: letters, digits, '.', '_' and '-'."),
-    "strength": Text("Strength", "Scales the whole effect: 1 as the model meant it, 0.5 half of it."),
+    "strength": Text("Strength", "Scales the whole effect: 1 as the model made it, 0.5 half of it."),
     "rank": Text("Rank", "As made keeps everything. A lower rank is a smaller file that keeps the strongest part."),
-    "dialect": Text("Key names", "How keys are named in the file: webui suits the WebUIs and ComfyUI."),
-    "dtype": Text("Number format", "Of the numbers in the file. bf16 is as made; fp32 is twice as large."),
+    "dialect": Text("Key format", "How tensors are named in the file: webui suits the WebUIs and ComfyUI."),
+    "dtype": Text("Number format", "Of the numbers in the file: bf16 as made, fp32 twice as large."),
     "subfolder": Text("Sub-folder", "Inside the LoRA folder. It is made if it is not there."),
     "description": Text("Description", "Shown on the LoRA's card."),
-    "activation": Text("Activation text", "Put into the prompt together with the LoRA when its card is clicked."),
-    "make": Text(
-        "Make the LoRA", "Start. The pictures are looked at once; making it again with other weights is fast."
-    ),
+    "activation_text": Text("Activation text", "Put into the prompt together with the LoRA when its card is clicked."),
+    "make": Text("Make the LoRA", "Start. The pictures are analysed once; making it again with other shares is fast."),
     "inspect_file": Text("LoRA", "A LoRA of your LoRA folder."),
     "inspect_drop": Text("or drop a LoRA", "A .safetensors file from anywhere."),
     "inspect": Text("Inspect", "What it is, what it changes most, and which programs load it."),
-    "convert_to": Text("Convert to", "Key names of the new file. The file you inspect stays as it is."),
-    "convert": Text("Convert", "Write it anew, under a fresh name in the LoRA folder."),
+    "convert_to": Text("Convert to", "Key format of the new file. The file you inspect stays as it is."),
+    "convert": Text("Convert", "Write a new file, under a new name in the LoRA folder."),
     "train_file": Text("LoRA to train from", "Training starts where this LoRA already is, not from nothing."),
     "trainer": Text("Trainer", "The program you train with."),
     "train_rank": Text(
         "Rank to train", "Of the network that is trained. The curve shows how much of the LoRA it keeps."
     ),
-    "curve": Text("Show what the rank keeps", "Draw how much of the LoRA's energy each rank keeps."),
-    "export": Text("Write the training folder", "The start file, the command or settings, and a read-me."),
+    "curve": Text("Show what the rank keeps", "Show how much of the LoRA's effect each rank keeps."),
+    "export": Text("Write the start folder", "The start file, the command or settings, and a read-me."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
-    "model_choice": Text("Model to download or check", "What it needs is listed above."),
+    "model_choice": Text("Model to download or check", "Its files are listed above."),
     "source": Text("Download from", "The hub that the files come from. Both have the same."),
-    "download": Text("Download", "Fetch what is missing; a broken download goes on where it stopped."),
+    "download": Text("Download", "Download what is missing; an interrupted download resumes."),
     "verify": Text("Verify", "Compare every byte on the disk with the hub's checksums."),
     "doctor": Text("Gather what a bug report needs", "Versions, devices and models. Nothing of it is private."),
 }
@@ -53,9 +53,10 @@ CONTROLS = {
 
 WORDS = {
     "title": "Image to LoRA",
-    "line": "Pictures in, a LoRA out. No training: a minute or two, most of it reading weights.",
+    "line": "Turns a few pictures of one style into a LoRA, without training. This usually takes minutes; "
+    "the first use downloads 19 to 63 GB.",
     "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo and ComfyUI can.",
-    "alone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo and ComfyUI apply it.",
+    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo and ComfyUI apply it.",
     "pane_make": "Make",
     "pane_train": "Train from it",
     "pane_inspect": "Inspect and convert",
@@ -69,17 +70,16 @@ WORDS = {
     "language": "Language",
     "by_browser": "as the browser",
     "no_pictures": "No pictures yet. Each one shows the centre square that the model sees.",
-    "weight": "Weight",
+    "share": "Share",
     "remove": "Remove",
     "model": "Model",
     "ready": "ready",
     "to_download": "download",
-    "looking": "Looking which models are here …",
+    "looking": "Looking for models …",
     "saved_as": "will be saved as",
-    "as_made": "as made",
-    "idle": "Nothing is at work.",
+    "as_made": AS_MADE,
     "waiting": "waiting",
-    "running": "at work",
+    "running": "running",
     "stopping": "stopping",
     "done": "done",
     "failed": "failed",
@@ -89,25 +89,24 @@ WORDS = {
     "layers": "layers",
     "left": "left",
     "cached": "taken from the cache",
-    "position": "place in the queue",
     "make": "Make",
     "inspect": "Inspect",
     "check": "Check",
     "convert": "Convert",
-    "export": "Write training folder",
+    "export": "Write start folder",
     "download": "Download",
     "verify": "Verify",
     "models": "Models",
     "curve": "What each rank keeps",
     "doctor": "Bug report",
-    "mend": "Mend",
-    "mend_for": "Mend for",
-    "rank_keeps": "What the rank keeps of the energy",
+    "mend": "Repair",
+    "repair_for": "Repair for",
+    "rank_keeps": "What the rank keeps of the effect",
     "all_layers": "all layers",
     "weakest": "the layers that lose most",
-    "kept": "kept",
+    "kept": "effect kept",
     "script": "What it runs",
-    "last_words": "What the engine said last",
+    "last_output": "The end of the engine's output",
     "rank": "Rank",
     "size": "Size",
     "time": "Time",
@@ -121,53 +120,47 @@ WORDS = {
     "who_loads": "Who loads it",
     "program": "Program",
     "verdict": "Verdict",
-    "mends": "What mends it",
+    "repairs": "How to repair it",
     "architecture": "Made for",
-    "dialect": "Key names",
+    "dialect": "Key format",
     "dtype": "Number format",
-    "finite": "Only finite numbers",
+    "finite": "No NaN or infinite values",
     "yes": "yes",
     "no": "no",
     "missing": "Missing modules",
-    "foreign": "Foreign keys",
+    "foreign": "Unknown keys",
     "made_by": "Made by",
-    "heat_map": "Where the change is, and how many ranks carry it",
+    "heat_map": "Where the change is, and its effective rank",
     "folder": "Folder",
     "run_this": "To train, run",
     "licence": "Licence",
     "place": "Place",
-    "not_here": "not here",
-    "here": "here",
+    "not_here": "not downloaded",
+    "here": "downloaded",
     "downloaded": "Downloaded",
     "goes_to": "Downloads go to",
     "origin": "From",
     "agree": "I agree to these licences",
-    "all_here": "All its weights are here.",
+    "all_here": "All its model files are downloaded.",
     "verified": "Verified against",
-    "part": "Part",
-    "mini_note": "mini is a built-in miniature with a small world of its own: everything works at once, for a first try.",  # noqa: E501
-    "drawn": "Drawn by the miniature with this LoRA, and without it",
-    "unreachable": "The WebUI does not answer. It may have been closed, or restarts: this page goes on when it is back.",  # noqa: E501
+    "part": "Model file",
+    "mini_note": "mini is the built-in test model. It knows simple shapes only and needs no download, for a first try.",
+    "drawn": "Generated by mini: with this LoRA above, without it below",
+    "unreachable": "The WebUI does not answer. It was closed or is restarting: this page continues when it is back.",
     "start": "Start",
-    "encode": "Look at the pictures",
+    "encode": "Analyse the pictures",
     "decode": "Write the LoRA",
     "saved": "Saved.",
     "saved_as_file": "Saved as",
 }
 
-STEPS = {"start": "start", "encode": "encode", "decode": "decode"}
-"""First word of a step's title in the engine -> its word here."""
+STEPS = ("start", "encode", "decode")
+"""First words of the ids of steps, which are keys of WORDS."""
 
 
-def label(id: str) -> str:
-    return CONTROLS[id].label
-
-
-def everything() -> list[str]:
-    """Every text that a localisation is to know."""
-    from i2l_ext.webui.settings import OPTIONS
-
+def all_texts() -> list[str]:
+    """Every text that a localisation has to know."""
     texts = [text for control in CONTROLS.values() for text in (control.label, control.tip) if text]
     texts += WORDS.values()
-    texts += [option.label for option in OPTIONS] + [option.tip for option in OPTIONS]
+    texts += [text for setting in SETTINGS for text in (setting.label, setting.tip)]
     return list(dict.fromkeys(texts))

@@ -18,16 +18,16 @@ from typing import BinaryIO
 
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui import disk
+from i2l_ext.webui.disk_errors import explain_disk_errors
 
-MOST_PICTURES = 64
-MOST_BYTES = 128 << 20
+MAX_PICTURES = 64
+MAX_BYTES = 128 << 20
 """Of one picture; the engine takes no larger one."""
 
-MOST_KEPT = 8 << 30
+MAX_KEPT = 8 << 30
 """Bytes of all pictures; beyond them the ones that nobody has used for the longest time go."""
 
-A_WEEK = 7 * 24 * 3600
+KEPT_SECONDS = 7 * 24 * 3600
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PREVIEW = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
@@ -47,7 +47,7 @@ class Uploads:
         except OSError as error:
             raise UserError(f"A picture could not be taken in ({error.strerror}). Drop it again.") from None
 
-    @disk.explained("A picture could not be kept")
+    @explain_disk_errors("A picture could not be taken in")
     def take_stream(self, stream: BinaryIO) -> str:
         """Keep the bytes of a stream; their id. Raises UserError where there are too many, DiskError where there is no
         room for them; then nothing is left of them."""
@@ -58,8 +58,8 @@ class Uploads:
             with part.open("xb") as out:
                 while piece := stream.read(1 << 20):
                     size += len(piece)
-                    if size > MOST_BYTES:
-                        raise UserError(f"A picture is larger than {MOST_BYTES >> 20} MB. Make it smaller.")
+                    if size > MAX_BYTES:
+                        raise UserError(f"A picture is larger than {MAX_BYTES >> 20} MB. Make it smaller.")
                     digest.update(piece)
                     out.write(piece)
             if not size:
@@ -76,8 +76,8 @@ class Uploads:
 
     def paths(self, ids: Sequence[object]) -> list[Path]:
         """Where the pictures of these ids lie. Raises UserError for an id that is none, or is gone."""
-        if len(ids) > MOST_PICTURES:
-            raise UserError(f"{len(ids)} pictures: at most {MOST_PICTURES} make one LoRA. Remove some.")
+        if len(ids) > MAX_PICTURES:
+            raise UserError(f"{len(ids)} pictures: at most {MAX_PICTURES} make one LoRA. Remove some.")
         found = []
         for id in ids:
             path = self.folder / id if isinstance(id, str) and _HASH.fullmatch(id) else None
@@ -114,7 +114,7 @@ class Uploads:
         kept = 0
         for _, size, path in sorted(found, reverse=True):
             kept += size
-            if kept > MOST_KEPT:
+            if kept > MAX_KEPT:
                 self._let_go(path)
 
     def _let_go(self, path: Path) -> None:
@@ -126,7 +126,7 @@ class Uploads:
         """Let go what nobody has used for a week."""
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > A_WEEK:
+                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                     self._let_go(path)
 
 

@@ -1,4 +1,4 @@
-"""What the device that computes can do, and in which dtype an encoder is computed on it."""
+"""What the computing device can do, and in which dtype an encoder is computed on it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from dataclasses import dataclass
 
 from i2l_ext.converters.errors import UserError
 
-WORDS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-"""By torch's name of a dtype, the word for it. The first that the device and the encoder allow is taken: bf16 is what
-the weights are published in, and everything can do fp32."""
-
-PRECISIONS = ("auto", *WORDS.values())
-"""What a user may wish for."""
+PRECISION_WORDS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""Torch's name of a dtype -> the user's word for it. The first that the device and the encoder allow is chosen: models
+are published in bf16, and every device computes fp32."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Facts of a device. ``kind``: cpu, cuda or mps. ``capability``: CUDA's compute capability. ``bf16``: whether torch
-    has bfloat16 there at all."""
+    """What is known of a device. ``kind``: cpu, cuda or mps. ``capability``: CUDA's compute capability. ``bf16``:
+    whether torch has bfloat16 there at all."""
 
     kind: str
     title: str
@@ -27,8 +24,8 @@ class Device:
     bf16: bool = True
 
     def native(self, dtype: str) -> bool:
-        """Whether it computes in ``dtype`` (torch's name) itself. Where it does not, that is slow, and torch's
-        attention takes memory by the square of the tokens."""
+        """Whether its hardware computes in ``dtype`` (torch's name). Where it does not, computing is slow, and the
+        memory of torch's attention grows with the square of the tokens."""
         if dtype == "bfloat16":
             return self.bf16 and (self.capability is None or self.capability >= (8, 0))
         return dtype == "float32" or self.kind != "cpu"
@@ -39,42 +36,42 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Choice:
+class DtypeChoice:
     """A dtype by torch's name, and why it was chosen."""
 
     dtype: str
     why: str
 
     def __str__(self) -> str:
-        return f"{WORDS[self.dtype]}: {self.why}"
+        return f"{PRECISION_WORDS[self.dtype]}: {self.why}"
 
 
-def choose_dtype(device: Device, safe: Collection[str], wish: str = "auto") -> Choice:
-    """The dtype for an encoder to which those in ``safe`` do no harm, float32 among them.
+def choose_dtype(device: Device, safe: Collection[str], wish: str = "auto") -> DtypeChoice:
+    """The dtype in which to compute an encoder. ``safe``: those in which it does not overflow, float32 among them.
 
-    ``wish`` is torch's name of a dtype, or auto. A wish that would do harm, or that the device cannot fulfil, is
-    answered as auto; one that is merely slow is granted.
+    ``wish`` is torch's name of a dtype, or auto. A wish that is not safe, or that the device lacks, counts as auto. A
+    wish that is only slow is granted.
     """
-    against = []
-    for best in WORDS:
+    words, against = PRECISION_WORDS, []
+    for best in words:
         if best not in safe:
-            against.append(f"{WORDS[best]} is not safe for it")
+            against.append(f"{words[best]} is not safe for it")
         elif not device.native(best):
-            against.append(f"the device has no {WORDS[best]} of its own")
+            against.append(f"the device has no {words[best]} of its own")
         else:
             break
-    auto = Choice(best, "; ".join(against) or "as published")
+    auto = DtypeChoice(best, "; ".join(against) or "as published")
     if wish == "auto":
         return auto
     if wish not in safe:
-        return Choice(best, f"{WORDS[wish]} was asked for, but is not safe for it")
+        return DtypeChoice(best, f"{words[wish]} was asked for, but is not safe for it")
     if wish == "bfloat16" and not device.bf16:
-        return Choice(best, f"{WORDS[wish]} was asked for, but the device has none")
-    return Choice(wish, "as asked" if device.native(wish) else "as asked; slow, as the device has none of its own")
+        return DtypeChoice(best, f"{words[wish]} was asked for, but the device has none")
+    return DtypeChoice(wish, "as asked" if device.native(wish) else "as asked; slow, as the device has none of its own")
 
 
 def device_facts(name: str) -> Device:
-    """Facts of the device that torch calls ``name``."""
+    """What is known of the device that torch calls ``name``."""
     import torch
 
     kind = name.partition(":")[0]
@@ -85,7 +82,7 @@ def device_facts(name: str) -> Device:
 
 
 def _mps_has_bf16() -> bool:
-    """As torch says when it is asked for some: it depends on the version of macOS."""
+    """It depends on the version of macOS; torch raises where it is missing."""
     import torch
 
     try:
@@ -96,26 +93,27 @@ def _mps_has_bf16() -> bool:
 
 
 def resolve_device(name: str) -> str:
-    """The torch device for a user's word. Raises UserError where there is no such device."""
+    """Torch's name of the device for a user's word, such as auto. Raises UserError where there is no such device."""
     import torch
 
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         if torch.cuda.is_available():
-            own = os.environ.get("LOCAL_RANK")  # one of several processes of `accelerate launch`: to each its card
+            own = os.environ.get("LOCAL_RANK")  # each process of `accelerate launch` has a card of its own
             return "cuda" if own is None else f"cuda:{int(own) % torch.cuda.device_count()}"
         return "mps" if mps and mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": 1 if torch.backends.mps.is_available() else 0}
     if kind not in count or (index and not index.isdecimal()):
-        raise UserError(f"There is no device {name!r}. There are: cpu, cuda, cuda:0, mps and auto.")
+        raise UserError(f"There is no device {name!r}. There are: cpu, cuda, cuda:0, mps and auto.", "unknown_choice")
     if int(index or 0) >= count[kind]:
-        raise UserError(f"This machine has no {name}. Leave --device out to use what there is.")
+        raise UserError(f"This machine has no {name}. Leave --device out to use what there is.", "unknown_choice")
     return name
 
 
-def resolve_precision(name: str) -> str:
-    """What a user wishes the encoders' dtype to be: torch's name of one, or auto. Raises UserError for any other."""
-    if name not in PRECISIONS:
-        raise UserError(f"There is no precision {name!r}. There are: {', '.join(PRECISIONS)}.")
-    return next((dtype for dtype, word in WORDS.items() if word == name), name)
+def resolve_precision(word: str) -> str:
+    """Torch's name of the dtype for a user's word, or auto. Raises UserError for any other word."""
+    dtypes = {"auto": "auto", **{word: dtype for dtype, word in PRECISION_WORDS.items()}}
+    if word not in dtypes:
+        raise UserError(f"There is no precision {word!r}. There are: {', '.join(dtypes)}.", "unknown_choice")
+    return dtypes[word]

@@ -32,7 +32,7 @@ PATIENCE = 10.0
 def main() -> int:
     """Serve one message; 0 unless it failed."""
     private_packages.add_to_path()
-    runtime.share()
+    runtime.configure_process()
     reporter = EventReporter(_own_stdout())
     message: Message | None = None
     try:

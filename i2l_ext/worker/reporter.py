@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from i2l_ext.operations.context import Reporter, Step
@@ -38,7 +37,7 @@ class EventReporter(Reporter):
     def plan(self, steps: Sequence[Step]) -> None:
         self._steps = [step.id for step in steps]
         self._step, self._share, self._cached = next(iter(self._steps), ""), 0.0, []
-        self.send("plan", steps=[asdict(step) for step in steps])
+        self.send("plan", steps=[step.json() for step in steps])
 
     def begin(self, step: str) -> None:
         """A step begins. One that ended without any progress found its work in the cache."""

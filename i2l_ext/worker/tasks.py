@@ -57,12 +57,12 @@ def _draw(file: Path) -> str:
     from PIL import Image
 
     from i2l_ext.converters.lora import Lora
-    from i2l_ext.mini.draw import Painter
+    from i2l_ext.mini.sampler import Sampler
 
-    painter, seeds = Painter(), range(len(PROMPTS))
+    sampler, seeds = Sampler(), range(len(PROMPTS))
     sheet = Image.new("RGB", (DRAWN * len(PROMPTS), 2 * DRAWN))
     for row, loras in enumerate(([(Lora.read(file), 1.0)], [])):
-        for column, picture in enumerate(painter.paint_all(PROMPTS, list(seeds), loras, DRAWN)):
+        for column, picture in enumerate(sampler.images(PROMPTS, list(seeds), loras, DRAWN)):
             sheet.paste(picture, (column * DRAWN, row * DRAWN))
     return data_uri(sheet)
 

@@ -6,32 +6,37 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from i2l_ext.worker import main, tasks
+from i2l_ext.operations import OPERATIONS, Step
+from i2l_ext.operations.models import DownloadResult
+from i2l_ext.worker import main
 
-MAKE = tasks.WORK["make"]
-
-
-def make(request, tell):
-    if request["order"]["name"].startswith("slow"):
-        tell.plan([{"title": "start"}, {"title": "encode slowly", "bytes": 20_600_000_000, "layers": 40}])
-        tell.step("encode slowly")
-        for number in range(600):
-            time.sleep(0.1)
-            tell.check()
-            tell.progress((number + 1) / 600)
-    return MAKE(request, tell)
+MAKE = OPERATIONS["make"]
 
 
-def download(request, tell):
-    """The catalogue's weights are not for a test's network: the same words, at the speed of a good line."""
-    tell.plan([{"title": "download", "bytes": 19_000_000_000}])
+def last(reporter, step, seconds):
+    """Report progress on a step for so long."""
+    reporter.begin(step)
     for number in range(600):
-        time.sleep(0.05)
-        tell.check()
-        tell.progress((number + 1) / 600)
-    return {"model": request["model"], "files": []}
+        time.sleep(seconds / 600)
+        reporter.check()
+        reporter.progress((number + 1) / 600)
+
+
+def make(request, context):
+    if request.name.startswith("slow"):
+        slowly = Step("encode slowly", "encode slowly", 20_600_000_000, 40)
+        context.reporter.plan([Step("start", "start"), slowly])
+        last(context.reporter, slowly.id, 60)
+    return MAKE(request, context)
+
+
+def download(request, context):
+    """The catalogue's model files are not for a test's network: the same events, at the speed of a good line."""
+    context.reporter.plan([Step("download", "download", 19_000_000_000)])
+    last(context.reporter, "download", 30)
+    return DownloadResult(request.model, [])
 
 
 if __name__ == "__main__":
-    tasks.WORK.update(make=make, download=download)
+    OPERATIONS.update(make=make, download=download)
     sys.exit(main.main())

@@ -17,7 +17,7 @@ IMAGES = os.environ.get("I2L_SCREENSHOTS")
 
 
 PANES = {
-    "Make": "Make the LoRA", "Train from it": "Write the training folder", "Inspect and convert": "Convert",
+    "Make": "Make the LoRA", "Train from it": "Write the start folder", "Inspect and convert": "Convert",
     "Models": "Verify", "Settings": "Default model",
 }  # fmt: skip
 """A pane, and a text that stands in it."""
@@ -169,7 +169,7 @@ def test_models_and_the_bug_report(place, open_page):
     page = open_page()
     pane(page, "Models")
     page.locator("#i2l_catalogue details", has_text="z-image-style").first.locator("summary").click()
-    assert "not here" in page.locator("#i2l_catalogue").first.inner_text()
+    assert "not downloaded" in page.locator("#i2l_catalogue").first.inner_text()
     page.locator("#i2l_verify").click()  # mini is the first of the list
     page.locator("#i2l_models_result table").wait_for()
     assert "mini" in page.locator("#i2l_models_result h4").inner_text()
@@ -215,7 +215,7 @@ def test_settings_are_kept(place, open_page):
 def test_it_speaks_the_browsers_language(place, browser):
     if place.version != "6":
         return  # the host's localisation does it, with the same files
-    for locale, words in (("zh-CN", ("生成 LoRA", "模型", "就绪")), ("ru-RU", ("Создать LoRA", "Модели", "готово"))):
+    for locale, words in (("zh-CN", ("生成 LoRA", "模型", "就绪")), ("ru-RU", ("Создать LoRA", "Модели", "скачана"))):
         context = browser.new_context(locale=locale)
         page = context.new_page()
         page.goto(place.url, wait_until="domcontentloaded")
@@ -342,10 +342,10 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     page.locator("#i2l_inspect_result figure img").wait_for()
     result = page.locator("#i2l_inspect_result").first
     assert "ComfyUI" in result.inner_text() and str(place.root) not in result.inner_html()
-    result.get_by_role("button", name="Mend for musubi-tuner").click()
-    page.locator("#i2l_inspect_mended b", has_text="looked_at-musubi-tuner.safetensors").first.wait_for()
-    mended = (place.lora / "looked_at-musubi-tuner.safetensors").read_bytes()
-    assert b"lora_unet_" in mended[:2000]
+    result.get_by_role("button", name="Repair for musubi-tuner").click()
+    page.locator("#i2l_inspect_repaired b", has_text="looked_at-musubi-tuner.safetensors").first.wait_for()
+    repaired = (place.lora / "looked_at-musubi-tuner.safetensors").read_bytes()
+    assert b"lora_unet_" in repaired[:2000]
     page.locator("#i2l_convert").click()
     page.locator("#i2l_convert_result b", has_text="looked_at-webui").first.wait_for()
     assert (place.lora / "looked_at-webui.safetensors").is_file()

@@ -1,5 +1,5 @@
-"""Whether the server is there. The page asks it before each of its own questions, twice a second while a job runs: the
-page itself is no answer to ask for, since gradio draws it anew each time."""
+"""A route that says whether the server is there. The page asks it before each poll, twice a second while a job runs:
+the page itself would be the wrong thing to ask for, because gradio builds it anew for each request."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.routing import Route
 PATH = "/i2l/alive"
 
 
-def add(app: Any) -> None:
-    """Put the route before those of the host, some of which take every path. It tells nothing: 204 for everybody."""
+def add_alive_route(app: Any) -> None:
+    """Put the route before those of the host, some of which match every path. It answers 204 to everybody."""
     app.router.routes.insert(0, Route(PATH, _answer, methods=["GET"]))
 
 

@@ -1,8 +1,8 @@
-"""The bytes of a weight file, for several threads at once, and past the page cache where that would be in the way.
+"""Reads the bytes of a model file, for several threads at once, and past the page cache where that is better.
 
-A file that is read once, from one end to the other, and is larger than what memory can spare only pushes other
-things out of the page cache; and filling the cache takes processor time that the arithmetic wants. Linux lets a
-program read straight into its own pages instead (O_DIRECT); whole pages at a time.
+A file that is read once and is larger than what memory can spare pushes other files out of the page cache. Filling
+the cache also takes processor time that the arithmetic needs. On Linux a program can read straight into its own pages
+instead (O_DIRECT), in whole pages.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     import torch
 
 PAGE = 4096
-"""Bytes. What memory addresses, file positions and lengths of direct reads are multiples of, on any disk."""
+"""Bytes. Addresses, file positions and lengths of direct reads must be multiples of it, on any disk."""
 
-SPARE = 0.5
-"""The share of available memory that files may take as page cache; larger ones are read past it."""
+CACHE_SHARE = 0.5
+"""How much of the available memory files may take as page cache. Larger files are read past it."""
 
 
-def too_large_to_keep(size: int) -> bool:
-    """Whether files of ``size`` bytes together had better stay out of the page cache."""
+def exceeds_page_cache(size: int) -> bool:
+    """Whether files of ``size`` bytes together should be read past the page cache."""
     try:
         available = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux: there are no direct reads either
         return False
-    return available is not None and size > SPARE * 1024 * int(available[1])
+    return available is not None and size > CACHE_SHARE * 1024 * int(available[1])
 
 
-def pages(nbytes: int) -> torch.Tensor:
-    """``nbytes`` uninitialised bytes of memory from the border of a page on, to be used for long: in large pages where
-    the system has them, which costs it less when a disk writes to them past the page cache."""
+def page_buffer(nbytes: int) -> torch.Tensor:
+    """``nbytes`` uninitialised bytes that start on a page, for long use. In large pages where the system has them:
+    direct reads into those cost less."""
     import torch
 
     if sys.platform == "linux":
@@ -47,20 +47,20 @@ def pages(nbytes: int) -> torch.Tensor:
             room.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(room, dtype=torch.uint8)[:nbytes]
     else:  # noqa: RET505 - so that a check of types for Linux knows it is not for Linux
-        return on_a_page(torch.empty(nbytes + PAGE, dtype=torch.uint8))[:nbytes]
+        return from_page_start(torch.empty(nbytes + PAGE, dtype=torch.uint8))[:nbytes]
 
 
-def on_a_page(memory: torch.Tensor) -> torch.Tensor:
-    """What of ``memory``, bytes, comes after the first border of a page."""
+def from_page_start(memory: torch.Tensor) -> torch.Tensor:
+    """The part of ``memory``, bytes, from the first start of a page on."""
     return memory[-memory.data_ptr() % PAGE :]
 
 
-class Source:
-    """An open file. ``direct``: read past the page cache, where the system can."""
+class FileReader:
+    """Reads an open file. ``direct``: past the page cache, where the system can."""
 
     def __init__(self, file: TensorFile, *, direct: bool = False) -> None:
         self.file = file
-        self._direct = _reopened(file.fileno()) if direct else None
+        self._direct = _reopen_direct(file.fileno()) if direct else None
 
     def close(self) -> None:
         """The file itself stays open."""
@@ -69,10 +69,9 @@ class Source:
             self._direct = None
 
     def read(self, start: int, end: int, area: memoryview) -> None:
-        """Put the bytes [start, end) of the file at ``area[start % PAGE:]``; ``area`` begins on a page of memory.
+        """Put the bytes [start, end) of the file at ``area[start % PAGE:]``; ``area`` starts on a page of memory.
 
-        The bytes of ``area`` around them, up to the borders of the pages, may become the file's too. Raises
-        UserError as TensorFile does.
+        The rest of the first and last page of ``area`` may be overwritten too. Raises UserError as TensorFile does.
         """
         lead = start % PAGE
         wanted = area[lead : lead + end - start]
@@ -85,7 +84,7 @@ class Source:
 
 
 def _read_pages(number: int, start: int, end: int, area: memoryview) -> bool:
-    """Read whole pages from the disk; False where that did not work, and the plain way will say why."""
+    """Read whole pages from the disk; False where that fails: then a plain read tells why."""
     area, done = area[: -(-(end - start) // PAGE) * PAGE], 0
     if sys.platform == "linux":
         with suppress(OSError):
@@ -98,8 +97,8 @@ def _read_pages(number: int, start: int, end: int, area: memoryview) -> bool:
     return False
 
 
-def _reopened(number: int) -> int | None:
-    """The same file once more, for direct reads; None where there is no such thing."""
+def _reopen_direct(number: int) -> int | None:
+    """A second descriptor of the file, for direct reads; None where there are none."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_DIRECT)

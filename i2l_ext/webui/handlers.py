@@ -1,0 +1,205 @@
+"""What the controls of the panes do when they are pressed or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui.access import opened_locally
+from i2l_ext.webui.disk_errors import explain_disk_errors
+from i2l_ext.webui.markup import error_line, quiet_line
+from i2l_ext.webui.page_form import answer_errors, read_form
+from i2l_ext.webui.panes import RANKS, TRAIN_RANK, Components
+from i2l_ext.webui.rank_curve import show_rank_curve
+from i2l_ext.webui.service import Service, tray_pictures
+from i2l_ext.webui.settings import AS_MADE, HUB_TITLES, SETTINGS
+from i2l_ext.webui.uploads import received, upload_folders
+
+NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
+
+MAKE_FIELDS = ("strength", "rank", "dialect", "dtype", "description", "activation_text")
+"""Controls that are named like their field of MakeRequest."""
+
+
+def bind_panes(service: Service, c: Components) -> None:
+    """Bind the handlers of all panes."""
+    _bind_pictures(service, c)
+    _bind_make(service, c)
+    _bind_jobs(service, c)
+    _bind_lists(service, c)
+    _bind_settings(service, c)
+
+
+def slider_rank(value: object) -> int:
+    """A rank from the slider or from the page's script."""
+    return int(value) if isinstance(value, (int, float)) and value >= 1 else TRAIN_RANK
+
+
+def folder_pictures(folder: str, headers: Mapping[str, str]) -> list[Path]:
+    """The pictures of a folder on this machine. Raises UserError, also where the page was not opened locally."""
+    from i2l_ext import images
+
+    if not opened_locally(headers):
+        raise UserError(NOT_LOCAL)
+    path = Path((folder or "").strip())
+    if not folder or not path.is_absolute() or not path.is_dir():
+        raise UserError("Give the whole path of a folder on this machine.")
+    return images.collect([path])
+
+
+def _bind_pictures(service: Service, c: Components) -> None:
+    def tray(ids: list[str], form: Mapping[str, Any], turn: object) -> str:
+        old, weights = tray_pictures({"pictures": form.get("pictures", [])})
+        kept = dict(zip(old, weights, strict=True))
+        seen = service.preview(list(dict.fromkeys([*old, *ids])))
+        cards = [{**one, "weight": kept.get(one["id"], 1.0)} for one in seen if "picture" in one]
+        return html.tray(cards, [one["error"] for one in seen if "error" in one], turn)
+
+    def redraw(take: Callable[[], list[str]], form: str, turn: object = "") -> str:
+        try:
+            with explain_disk_errors("The pictures could not be taken in"):
+                return tray(take(), read_form(form), turn)
+        except UserError as error:
+            try:
+                return tray([], read_form(form), turn) + error_line(str(error))
+            except UserError:
+                return html.tray([], [str(error)], turn)
+
+    def drop(uploaded: str, form: str) -> str:
+        sent = read_form(uploaded)
+        paths = sent.get("paths")
+        claimed = [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+        take = lambda: [service.uploads.take(path) for path in received(claimed, upload_folders())]  # noqa: E731
+        return redraw(take, form, sent.get("turn"))
+
+    def add_folder(request: gr.Request, folder: str, form: str) -> str:
+        return redraw(lambda: [service.uploads.take(path) for path in folder_pictures(folder, request.headers)], form)
+
+    gradio_versions.on(c["take"].click, drop, [c["uploaded"], c["form"]], [c["tray"]])
+    if "server_folder" in c:
+        gradio_versions.on(c["add_folder"].click, add_folder, [c["server_folder"], c["form"]], [c["tray"]])
+
+
+def _bind_make(service: Service, c: Components) -> None:
+    def saved_as(name: str, subfolder: str) -> str:
+        if not (name or "").strip():
+            return ""
+        try:
+            with explain_disk_errors("The LoRA folder cannot be read"):
+                stem = service.targets.likely_name(name, subfolder or "")
+        except UserError as error:
+            return error_line(str(error))
+        return quiet_line("saved_as", f"{stem}.safetensors")
+
+    for control in (c["name"], c["subfolder"]):
+        gradio_versions.on(control.change, saved_as, [c["name"], c["subfolder"]], [c["saved_as"]])
+
+    def make(form: str, name: str, subfolder: str, *values: Any) -> None:
+        gathered = read_form(form)
+        pictures, weights = tray_pictures(gathered)
+        fields = {
+            key: None if value in ("", AS_MADE) else value for key, value in zip(MAKE_FIELDS, values, strict=True)
+        }
+        fields["rank"] = int(fields["rank"]) if fields["rank"] in RANKS else None
+        model = str(gathered.get("model") or "") or None
+        service.make(
+            pictures, name=name or "", model=model, subfolder=subfolder or "", weights=tuple(weights), **fields
+        )
+
+    inputs = [c[name] for name in ("form", "name", "subfolder", *MAKE_FIELDS)]
+    gradio_versions.on(c["make"].click, answer_errors(make), inputs, [c["make_error"]])
+
+
+def _bind_jobs(service: Service, c: Components) -> None:
+    """The buttons that start a job."""
+
+    def chosen(shown: str | None, form: str = "") -> tuple[Path, str]:
+        dropped = read_form(form).get("dropped")
+        if isinstance(dropped, str) and dropped:
+            [path] = received([dropped], upload_folders())
+            return path, path.name
+        if not shown:
+            raise UserError("Choose a LoRA of the list, or drop one.")
+        return service.lora(shown), shown
+
+    def download(name: str, source: str, form: str) -> None:
+        service.download(name, HUB_TITLES.get(source, source), agreed=read_form(form).get("agreed") == name)
+
+    def repair(target: str) -> None:
+        id, _, consumer = (target or "").partition(" ")
+        service.repair(id, consumer)
+
+    inspected, trained = [c["inspect_file"], c["form"]], [c["train_file"]]
+    actions: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
+        "inspect": (lambda file, form: service.inspect(*chosen(file, form)), inspected, "inspect_error"),
+        "convert": (
+            lambda file, form, to: service.convert(*chosen(file, form), to), [*inspected, c["convert_to"]],
+            "inspect_error",
+        ),
+        "curve": (lambda file: service.rank_curve(*chosen(file)), trained, "train_error"),
+        "export": (
+            lambda file, trainer, rank: service.export(*chosen(file), trainer, slider_rank(rank)),
+            [*trained, c["trainer"], c["train_rank"]], "train_error",
+        ),
+        "repair": (repair, [c["target"]], "repair_error"),
+        "doctor": (service.doctor, [], "models_error"),
+        "download": (download, [c["model_choice"], c["source"], c["form"]], "models_error"),
+        "verify": (service.verify, [c["model_choice"]], "models_error"),
+    }  # fmt: skip
+    for id, (act, inputs, told) in actions.items():
+        gradio_versions.on(c[id].click, answer_errors(act), inputs, [c[told]])
+    gradio_versions.on(c["train_file"].input, answer_errors(actions["curve"][0]), trained, [c["train_error"]])
+
+
+def _bind_lists(service: Service, c: Components) -> None:
+    """What changes on the page without a job."""
+
+    def show_download(name: str) -> Any:
+        row = next((row for row in service.models.rows() or () if row["name"] == name), None)
+        return html.download_facts(row, places=service.host.is_local) if row else gr.update()
+
+    gradio_versions.on(c["model_choice"].change, show_download, [c["model_choice"]], [c["to_download"]])
+
+    def redraw_curve(rank: float, seen: dict[str, Any]) -> Any:
+        job = service.queue.find((seen or {}).get("curve", ""))
+        return show_rank_curve(job, slider_rank(rank)) if job and job.result else gr.update()
+
+    gradio_versions.on(c["train_rank"].change, redraw_curve, [c["train_rank"], c["seen"]], [c["train_curve"]])
+
+    def reload_list() -> list[Any]:
+        files = list(service.loras())
+        return [gr.update(choices=files) for _ in range(2)]  # one for each: gradio empties it
+
+    gradio_versions.on(c["reload_list"].click, reload_list, [], [c["inspect_file"], c["train_file"]])
+
+
+def _bind_settings(service: Service, c: Components) -> None:
+    """Save the settings of the pane as soon as one is changed."""
+    file = service.host.settings_file
+    if file is None:
+        return
+    shown = [setting for setting in SETTINGS if setting.key in c]
+
+    def keep(request: gr.Request, *values: Any) -> str:
+        held = file.read()
+        new = {one.key: one.valid_or_default(value) for one, value in zip(shown, values, strict=True)}
+        far = not opened_locally(request.headers)
+        if far and any(one.folder and new[one.key] != held[one.key] for one in shown):
+            return error_line(NOT_LOCAL)
+        if new == {key: held[key] for key in new}:
+            return ""  # the page itself has put the values there
+        try:
+            with explain_disk_errors("The settings could not be saved"):
+                file.write(new)
+        except UserError as error:
+            return error_line(str(error))
+        return quiet_line("saved")
+
+    for setting in shown:
+        inputs = [c[other.key] for other in shown]
+        gradio_versions.on(c[setting.key].change, keep, inputs, [c["settings_note"]])

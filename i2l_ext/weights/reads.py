@@ -1,0 +1,92 @@
+"""What to read for a group of tensors: ranges of files, and where each goes in a buffer. Nothing is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from i2l_ext.converters.files import TensorFile, TensorInfo, torch_dtype
+from i2l_ext.weights.file_reader import PAGE
+
+READ_SIZE = 16 << 20
+"""Bytes read at once, and so between two checks for cancellation."""
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """A tensor by its name in a group, and where it lies."""
+
+    name: str
+    key: str
+    file: TensorFile
+    entry: TensorInfo
+
+    @property
+    def start(self) -> int:
+        """Its first byte in the file."""
+        return self.file.header.data_start + self.entry.start
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """On disk."""
+        return torch_dtype(self.entry.dtype)
+
+    def view(self, buffer: Tensor, at: int) -> Tensor:
+        """The tensor whose bytes are in ``buffer`` from ``at`` on."""
+        return buffer[at : at + self.entry.nbytes].view(self.dtype).view(self.entry.shape)
+
+
+@dataclass(frozen=True)
+class SlotPart:
+    """The bytes [start, stop) of a tensor."""
+
+    slot: TensorSlot
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ReadRange:
+    """The bytes [start, end) of a file, which go to ``at`` of a buffer; ``parts``: the tensors' bytes among them."""
+
+    file: TensorFile
+    start: int
+    end: int
+    at: int
+    parts: tuple[SlotPart, ...]
+
+
+def plan_reads(slots: Iterable[TensorSlot]) -> list[ReadRange]:
+    """The ranges to read for tensors in the order of the files, each of at most READ_SIZE bytes.
+
+    Neighbours in a file are read together, and are neighbours in the buffer too. Each range has the same position
+    within a page in the buffer as in its file, as direct reads need it.
+    """
+    ranges: list[ReadRange] = []
+    for slot in slots:
+        for offset in range(0, slot.entry.nbytes, READ_SIZE):
+            part = SlotPart(slot, offset, min(offset + READ_SIZE, slot.entry.nbytes))
+            start, end = slot.start + part.start, slot.start + part.stop
+            last = ranges[-1] if ranges else None
+            if last is not None and last.file is slot.file and last.end == start:
+                if end - last.start <= READ_SIZE:
+                    ranges[-1] = replace(last, end=end, parts=(*last.parts, part))
+                    continue
+                at = last.at + last.end - last.start
+            else:
+                used = last.at + last.end - last.start if last is not None else 0
+                at = -(-used // PAGE) * PAGE + start % PAGE
+            ranges.append(ReadRange(slot.file, start, end, at, (part,)))
+    return ranges
+
+
+def places_in_buffer(ranges: Iterable[ReadRange]) -> dict[str, int]:
+    """By name the byte at which each tensor starts in the buffer, once its ranges are read. Empty ones are left out."""
+    places: dict[str, int] = {}
+    for one in ranges:
+        for part in one.parts:
+            places.setdefault(part.slot.name, one.at + part.slot.start + part.start - one.start)
+    return places
