@@ -18,7 +18,7 @@ import torch
 from hubs import FakeHub
 from i2l_ext.commands import models
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import Plan, write
+from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.encoders.cache import EmbeddingCache
 from i2l_ext.models import catalogue
 from test_store import SHAPES, TINY, save
@@ -82,7 +82,9 @@ def add(hub, shapes) -> bytes:
 
     stream = io.BytesIO()
     size = {key: 2 * int(torch.Size(shape).numel()) for key, shape in shapes.items()}
-    write(stream, [Plan(key, "BF16", shape, lambda key=key: [randbytes(size[key])]) for key, shape in shapes.items()])
+    write(
+        stream, [WritePlan(key, "BF16", shape, lambda key=key: [randbytes(size[key])]) for key, shape in shapes.items()]
+    )
     return hub.add("Some/Repo-1.0", "sub/model.safetensors", stream.getvalue())
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from hubs import COMMIT, FakeHub
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.converters.files import Plan, write
+from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import download as downloading
 from i2l_ext.models.catalogue import MODELS
 from i2l_ext.models.download import DownloadCallbacks, download, missing, verify
@@ -63,7 +63,8 @@ def weights(hub, size: int = BIG):
     part = replace(TINY, spec=SimpleNamespace(shapes=shapes), structure_md5=None)
     stream = io.BytesIO()
     plans = [
-        Plan(key, "BF16", shape, partial(lambda n: [randbytes(2 * n)], prod(shape))) for key, shape in shapes.items()
+        WritePlan(key, "BF16", shape, partial(lambda n: [randbytes(2 * n)], prod(shape)))
+        for key, shape in shapes.items()
     ]
     write(stream, plans)
     return part, hub.add(REPO, "sub/model.safetensors", stream.getvalue())

@@ -42,14 +42,14 @@ def test_a_download_is_told_as_the_command_line_tells_it():
 
     row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
     for places in (True, False):
-        page = html.download_facts(row.as_json(), places=places)
+        page = html.download_facts(row.json(), places=places)
         missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))
         assert len(missing) == 3 and 'type="checkbox" name="i2l_agreed" value="qwen-image-style"' in page
         for part in missing:
             assert part.id in page and part.repo in page and escape(part.licence) in page
             assert markup.format_bytes(part.nbytes) in page
         assert markup.format_bytes(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
-    mini = html.download_facts({**row.as_json(), "parts": []}, places=True)
+    mini = html.download_facts({**row.json(), "parts": []}, places=True)
     assert "checkbox" not in mini and "/srv/weights" in mini
     assert list(HUB_TITLES.values()) == list(hubs.HUBS)
 

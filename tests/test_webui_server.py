@@ -435,3 +435,14 @@ def test_the_tab_tells_of_the_disk_in_one_line(service, handlers, tmp_path, monk
         assert 'role="alert"' in answer and "secret" not in answer, (name, answer)
         assert ("the disk is full" in answer) == (code in (errno.ENOSPC, errno.EDQUOT))
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".part", ".json")] == []
+
+
+def test_every_output_gets_an_update_of_its_own(service, handlers):
+    """gradio takes the values out of an update when it has used it."""
+    from i2l_ext.webui import updates
+
+    service.host.settings_file.write({"i2l_subfolder": "mine"})
+    told = updates.changes(service, {}, {})
+    given = [update for update in [*told.values(), *handlers["reload_list"]()] if isinstance(update, dict)]
+    assert len({id(update) for update in given}) == len(given)
+    assert told["subfolder"]["value"] == told["i2l_subfolder"]["value"] == "mine"

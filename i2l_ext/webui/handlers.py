@@ -172,7 +172,8 @@ def _bind_lists(service: Service, c: Components) -> None:
     gradio_versions.on(c["train_rank"].change, redraw_curve, [c["train_rank"], c["seen"]], [c["train_curve"]])
 
     def reload_list() -> list[Any]:
-        return [gr.update(choices=list(service.loras()))] * 2
+        files = list(service.loras())
+        return [gr.update(choices=files) for _ in range(2)]  # one for each: gradio empties it
 
     gradio_versions.on(c["reload_list"].click, reload_list, [], [c["inspect_file"], c["train_file"]])
 

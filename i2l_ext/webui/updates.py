@@ -90,8 +90,9 @@ def _greeting(service: Service, seen: dict[str, Any]) -> dict[str, Any]:
     if seen.get("greeted"):
         return {}
     seen["greeted"] = True
-    values = {setting.key: gr.update(value=service.host.option(setting.key)) for setting in SETTINGS}
-    return values | {control: values[key] for key, control in DEFAULTS.items()}
+    values = {setting.key: service.host.option(setting.key) for setting in SETTINGS}
+    values |= {control: values[key] for key, control in DEFAULTS.items()}
+    return {name: gr.update(value=value) for name, value in values.items()}  # one for each: gradio empties it
 
 
 def _lists(service: Service, seen: dict[str, Any]) -> dict[str, Any]:

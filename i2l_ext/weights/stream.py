@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.converters.files import bytes_of
+from i2l_ext.converters.files import tensor_bytes
 from i2l_ext.weights import reads
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.file_reader import PAGE, from_page_start, page_buffer
@@ -98,7 +98,7 @@ class TensorLoader:
         if self.stop.is_set():
             raise Cancelled
         try:
-            area = bytes_of(buffer[one.at - one.start % PAGE :])
+            area = tensor_bytes(buffer[one.at - one.start % PAGE :])
             self.files.readers[one.file].read(one.start, one.end, area)
         except UserError as error:
             raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
