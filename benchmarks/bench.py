@@ -25,7 +25,7 @@ runtime.configure_process()
 
 import torch  # noqa: E402
 
-from i2l_ext.converters.files import Plan, bytes_of, write  # noqa: E402
+from i2l_ext.converters.files import WritePlan, tensor_bytes, write  # noqa: E402
 
 
 def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> Path:
@@ -38,17 +38,17 @@ def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) 
     def chunks(name: str, shape: Sequence[int]) -> Iterator[memoryview]:
         count, inputs = math.prod(shape), math.prod(shape[1:])
         if len(shape) == 1:
-            yield bytes_of(torch.full((count,), float(name.endswith(("weight", "lambda1")))).bfloat16())
+            yield tensor_bytes(torch.full((count,), float(name.endswith(("weight", "lambda1")))).bfloat16())
             return
         if inputs not in scaled:
             scaled[inputs] = (pool / math.sqrt(inputs)).bfloat16()
         start = int(torch.randint(len(pool), (), generator=random))
         while count:
             piece = scaled[inputs][start : start + count]
-            yield bytes_of(piece)
+            yield tensor_bytes(piece)
             count, start = count - len(piece), 0
 
-    plans = [Plan(name, "BF16", tuple(shape), partial(chunks, name, shape)) for name, shape in shapes.items()]
+    plans = [WritePlan(name, "BF16", tuple(shape), partial(chunks, name, shape)) for name, shape in shapes.items()]
     with path.open("wb", buffering=0) as stream:
         straight = Straight(stream)
         write(straight, plans)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ import torch
 from bench import ROOT
 from i2l_ext.converters import Lora, rank
 from i2l_ext.converters.architectures import QWEN_IMAGE
-from i2l_ext.converters.lora import Spec
+from i2l_ext.converters.lora import FactorSpec
 from results import record
 
 SIZES = {20: "295 MB", 48: "708 MB"}
@@ -47,7 +47,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def random_lora(size: int, dtype: str = "BF16") -> Lora:
     generator = torch.Generator().manual_seed(size)
-    specs = dict.fromkeys(QWEN_IMAGE.made, Spec(size, "F32"))
+    specs = dict.fromkeys(QWEN_IMAGE.i2l_modules, FactorSpec(size, "F32"))
 
     def load(path: str) -> tuple[torch.Tensor, torch.Tensor]:
         d_out, d_in = QWEN_IMAGE.modules[path].shape
@@ -205,7 +205,7 @@ def excess(before: tuple, after: tuple, kept: int) -> float:
     (down, up), (small_down, small_up) = ((a.double(), b.double()) for a, b in (before, after))
     dense = up @ down
     error = float((small_up @ small_down - dense).norm())
-    values = rank.triples(down, up, exact=True).s
+    values = rank.svd_of_product(down, up, exact=True).s
     optimum = float(values[kept:].square().sum().sqrt())
     return (error - optimum) / (optimum or float(dense.norm()))
 

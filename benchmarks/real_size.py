@@ -68,7 +68,7 @@ def _write(part: Checkpoint, path: Path) -> None:
         torch.manual_seed(0)
         pairs = {
             module: (torch.randn(2, m.shape[1]).bfloat16(), torch.randn(m.shape[0], 2).bfloat16() / 100)
-            for module, m in QWEN_IMAGE.made.items()
+            for module, m in QWEN_IMAGE.i2l_modules.items()
         }
         Lora.of(QWEN_IMAGE, pairs).save(unfinished, "diffsynth", overwrite=True)
     else:

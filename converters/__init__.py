@@ -1,4 +1,4 @@
-"""LoRA files and nothing else: what they say, and how to say it otherwise.
+"""LoRA files: read, inspect, convert, resize, merge, check, export. Imports nothing else of this package.
 
 Reached as ``i2l_ext.converters``: inside a WebUI another extension may own the bare name. Importing it imports
 neither torch nor numpy; what needs them imports them when it runs.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from . import dialects, files
-from .lora import scale
+from . import files, keys
+from .lora import scale_of
 
 TRIED = "tried with its own loader"
 READ = "read in its source"
@@ -169,20 +169,20 @@ class Verdict:
 class _Contents:
     """What is known of a file: its keys, and by module path the scale of the update and the rank."""
 
-    reading: dialects.Reading
+    reading: keys.Reading
     scales: Mapping[str, float]
     ranks: Mapping[str, int]
 
 
-def check(path: Path | str) -> tuple[dialects.Reading, list[Verdict]]:
+def check(path: Path | str) -> tuple[keys.Reading, list[Verdict]]:
     """What every program does with a LoRA file, in the order of `CONSUMERS`. Reads its header and its alphas only.
 
     Raises UserError where it is no LoRA of a known model.
     """
     with files.TensorFile(path) as file:
-        reading = dialects.parse(file.header.shapes, file.path.name)
-        scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
-        ranks = {path: file.entry(slot.down).shape[0] for path, slot in reading.slots.items()}
+        reading = keys.parse_keys(file.header.shapes, file.path.name)
+        scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
+        ranks = {path: file.info(slot.down).shape[0] for path, slot in reading.slots.items()}
     contents = _Contents(reading, scales, ranks)
     verdicts = [_check_for(consumer, contents) for consumer in CONSUMERS]
     return reading, [_by_names(verdict) for verdict in verdicts] if reading.arch.caution else verdicts
@@ -241,18 +241,18 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     return Verdict(consumer, "all", len(loaded))
 
 
-def _reads(consumer: Consumer, reading: dialects.Reading, path: str, slot: dialects.Slot) -> bool:
+def _reads(consumer: Consumer, reading: keys.Reading, path: str, slot: keys.Slot) -> bool:
     """Whether the program knows the module by the name that it has in the file."""
     known = consumer.reads[reading.arch.family]
     if slot.dialect in known:
         return True
     # kohya's two spellings are one for a module that every implementation calls the same
     kohya = {"kohya", "kohya-fused"}
-    same = path not in dialects.native_layers(reading.arch.id)
+    same = path not in keys.native_layers(reading.arch.id)
     return same and slot.dialect in kohya and bool(kohya.intersection(known))
 
 
-def _lacks(consumer: Consumer, reading: dialects.Reading, path: str, slot: dialects.Slot) -> bool:
+def _lacks(consumer: Consumer, reading: keys.Reading, path: str, slot: keys.Slot) -> bool:
     """Whether the program does not have the module, whatever its name."""
     patterns = (consumer.lacks.get((reading.arch.family, dialect)) for dialect in (ANY, slot.dialect))
     return any(pattern is not None and re.match(pattern, path) for pattern in patterns)
@@ -293,7 +293,7 @@ def _until(consumer: Consumer) -> str:
     return f" before version {consumer.fixed_in}" if consumer.fixed_in else ""
 
 
-def _counts(reading: dialects.Reading, paths: list[str]) -> str:
+def _counts(reading: keys.Reading, paths: list[str]) -> str:
     """Modules by kind: ``60 attn.to_q, 60 attn.to_k and 2 kinds more``."""
     kinds = Counter(reading.arch.modules[path].kind.name for path in paths).most_common()
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds[:3])

@@ -1,22 +1,22 @@
-"""What the person at the keyboard is told, and what he or she may say: stop."""
+"""Errors for the user, and how text from outside is made fit to show."""
 
 LONGEST = 900
-"""Characters of a message. What a file or a client calls its things may be as long as it likes."""
+"""Characters of a message. Names from a file or a client may have any length."""
 
 
 def printable(text: str) -> str:
-    """``text`` as any terminal and any page can show it: without control codes and half characters."""
+    """``text`` with a question mark for every character that a terminal cannot show, such as control codes."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def one_line(text: str) -> str:
-    """``text`` printable and in one line; where it is too long its beginning and its end."""
+    """``text`` printable and in one line. Of a long one only the beginning and the end are left."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 250]} … {text[-240:]}"
 
 
 class UserError(Exception):
-    """Something the user can mend: its text is one line that says what is wrong and what to do.
+    """Something the user can correct. Its text is one line that says what is wrong and what to do.
 
     The command line prints it and ends with exit code 1; the engine sends it to the tab. ``code`` names the kind of
     error for programs: hints, translations and HTTP statuses hang on it, not on the English line.
@@ -28,4 +28,4 @@ class UserError(Exception):
 
 
 class Cancelled(Exception):
-    """The user said stop. Not an error: nothing is to be reported, nothing is left behind."""
+    """The user asked to stop. Not an error: nothing is reported, and nothing is left behind."""

@@ -1,4 +1,8 @@
-"""A head start for training: the init file in a trainer's dialect, the text that starts it, a README, a self-check."""
+"""A start folder: all that a trainer needs to train on from a LoRA.
+
+That is the LoRA at the rank to train at, in the trainer's key format; a script or a configuration; and a read-me. The
+LoRA is read back and compared before the folder appears.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,37 @@ import errno
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, rank
+from . import atomic, files, keys
 from .errors import UserError
 from .lora import Lora
-from .metadata import rewritten
-from .trainers import TRAINERS, Start, Trainer
-from .trainers.base import matching
+from .metadata import updated_metadata
+from .rank import resize, resizer_of, svd_of_product
+from .trainers import TRAINERS, Trainer, TrainingStart
+from .trainers.base import modules_matching
 
 if TYPE_CHECKING:
     import torch
 
+    from .lora import Pair
+
 
 @dataclass(frozen=True)
-class Export:
-    """What was written. ``fresh``: kinds that the trainer trains and that start from nothing, with their number;
-    ``left_out``: modules of the file that the trainer has no place for; ``error``: the largest relative distance of an
-    update from the one that was to be kept, beyond what a lower rank costs; ``kept``: energy, by kind; ``caution``:
-    why no training of a real model can start from it, or empty."""
+class StartFolder:
+    """A start folder that was written.
+
+    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script or configuration;
+    ``name``: of the training run. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number
+    of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of modules of the
+    file that the trainer cannot train. ``kept``: kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the
+    largest relative error of an update, beyond what the lower rank costs. ``caution``: why no real model can be
+    trained from it, or empty.
+    """
 
     trainer: str
     arch: str
@@ -46,13 +58,14 @@ class Export:
     caution: str = ""
 
     def json(self) -> dict[str, object]:
+        """For programs: plain values only."""
         return asdict(self)
 
 
 def export(
     lora: Lora,
     trainer_id: str,
-    wanted: int,
+    rank: int,
     folder: Path,
     *,
     stem: str = "lora",
@@ -60,73 +73,77 @@ def export(
     exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-) -> Export:
-    """Write into ``folder`` all that ``trainer_id`` needs to train on from ``lora`` at the rank ``wanted``.
+) -> StartFolder:
+    """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``. See `TRAINERS` for the ids.
 
-    Raises UserError where the trainer is unknown or has no such model, where a file exists already, or where what was
-    written is not what was to be written.
+    ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
+    default. ``exact``: compute in float64. ``seed``: of fresh rows. The folder appears whole or not at all; in one that
+    exists, files of other names stay.
+
+    Raises UserError where the trainer is unknown or does not train such a model, where a file exists already (unless
+    ``overwrite``) or cannot be written, and where the self-check fails.
     """
     trainer = TRAINERS.get(trainer_id)
     if trainer is None:
-        raise UserError(f"{trainer_id!r} is no trainer known here: {', '.join(TRAINERS)}.")
-    model = trainer.models.get(lora.arch.family)
-    if model is None:
-        raise UserError(f"{trainer.title} trains no {lora.arch.title}: {', '.join(trainer.models)}.")
-    can, by_default = matching(lora.arch, model.can), matching(lora.arch, model.trains)
-    stays = [path for path in lora if path in {*can}]
-    left_out = [path for path in lora if path not in {*can}]
-    if not stays:
-        raise UserError(f"{trainer.title} has no place for any module of this file.")
-    extra = _fillable(lora, stays, by_default) if fill else []
-    init = rank.resize(_part(lora, stays), wanted, exact=exact, seed=seed, fill=extra)
-    resizer = rank.resizer(init)
-    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{wanted}_{uuid.uuid4().hex[:6]}"
-    path = folder.resolve() / f"{stem}_init_r{wanted}.safetensors"
-    start = Start(lora.arch, path, name, wanted, seed, tuple(init))
-    texts = dict(model.files(start))
-    _refuse_taken(folder, [path.name, *texts, "README.md"], overwrite)
+        raise UserError(f"There is no trainer {trainer_id!r}. There are: {', '.join(TRAINERS)}.", "unknown_choice")
+    support = trainer.models.get(lora.arch.family)
+    if support is None:
+        raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
+    trainable = {*modules_matching(lora.arch, support.trainable)}
+    by_default = modules_matching(lora.arch, support.default)
+    exported = [path for path in lora if path in trainable]
+    if not exported:
+        raise UserError(f"{trainer.title} cannot train any module of this file.")
+    extra = _fillable(lora, exported, by_default) if fill else []
+    init = resize(_subset(lora, exported), rank, exact=exact, seed=seed, fill=extra)
+    resizer = resizer_of(init)
+    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
+    path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
+    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(init))
+    texts = dict(support.files(start))
+    _refuse_existing(folder, [path.name, *texts, "README.md"], overwrite)
     fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
-    metadata = rewritten(init, trainer.dialect, path.stem, **fields)
-    with _atomic_folder(folder, overwrite) as here:
-        init.save(here / path.name, trainer.dialect, metadata=metadata)
-        error = self_check(here / path.name, trainer, lora, init, resizer.seen)
-        told = Export(
+    metadata = updated_metadata(init, trainer.dialect, path.stem, **fields)
+    with _atomic_folder(folder, overwrite) as temp:
+        init.save(temp / path.name, trainer.dialect, metadata=metadata)
+        error = self_check(temp / path.name, trainer, lora, init, resizer.singular_values)
+        written = StartFolder(
             trainer=trainer.id,
             arch=lora.arch.id,
             folder=str(folder),
             init=str(path),
             run=trainer.run,
             name=name,
-            rank=wanted,
+            rank=rank,
             modules=len(init),
             filled=len(extra),
-            fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _trained(start, p)]),
-            left_out=_kinds(lora, left_out),
-            kept=rank.kept(lora.arch, resizer.seen, dict.fromkeys(stays, wanted)),
+            fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _is_trained(start, p)]),
+            left_out=_kinds(lora, [p for p in lora if p not in trainable]),
+            kept=resizer.effect_kept(),
             error=error,
             caution=lora.arch.caution,
         )
-        for file, text in {**texts, "README.md": readme(trainer, told)}.items():
-            (here / file).write_text(text, encoding="utf-8", newline="\n")
-    return told
+        for file, text in {**texts, "README.md": readme(trainer, written)}.items():
+            (temp / file).write_text(text, encoding="utf-8", newline="\n")
+    return written
 
 
 @contextmanager
 def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder to write into. At the end it becomes ``folder``, or its files go there if that exists already.
+    """A temporary folder to write to. At the end it becomes ``folder`` or, if that exists, its files are moved there.
 
-    Raises UserError, also where a file of such a name has come meanwhile.
+    Raises UserError, also where another process has written a file of such a name meanwhile.
     """
     try:
-        home = folder if folder.exists() else folder.parent
-        home.mkdir(parents=True, exist_ok=True)
-        atomic.remove_stale(home)
-        with atomic.locked_temp_folder(home) as here:
-            yield here
-            if home is not folder:
-                here.rename(folder)
+        parent = folder if folder.exists() else folder.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        atomic.remove_stale(parent)
+        with atomic.locked_temp_folder(parent) as temp:
+            yield temp
+            if parent is not folder:
+                temp.rename(folder)
                 return
-            for file in sorted(here.iterdir()):
+            for file in sorted(temp.iterdir()):
                 atomic.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
@@ -136,18 +153,18 @@ def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def _part(lora: Lora, paths: Iterable[str]) -> Lora:
+def _subset(lora: Lora, paths: Iterable[str]) -> Lora:
     return Lora(lora.arch, {path: lora.specs[path] for path in paths}, lora.load, lora.metadata)
 
 
-def _fillable(lora: Lora, stays: list[str], by_default: list[str]) -> list[str]:
-    """What the trainer would train too: all it trains by default, in the stacks that the file reaches."""
-    stacks = {lora.arch.modules[path].stack for path in stays}
+def _fillable(lora: Lora, exported: list[str], by_default: list[str]) -> list[str]:
+    """What the trainer trains by default and the file lacks, in the stacks of which the file has modules."""
+    stacks = {lora.arch.modules[path].stack for path in exported}
     return [path for path in by_default if path not in lora.specs and lora.arch.modules[path].stack in stacks]
 
 
-def _trained(start: Start, path: str) -> bool:
-    """Whether the written flags leave a module in: they choose by kind, so a kind that the file has in part is in."""
+def _is_trained(start: TrainingStart, path: str) -> bool:
+    """Whether the written flags select a module. They select kinds: if the file has one of a kind, all are trained."""
     return start.arch.modules[path].kind.name in start.kinds
 
 
@@ -155,28 +172,29 @@ def _kinds(lora: Lora, paths: Iterable[str]) -> dict[str, int]:
     return dict(Counter(lora.arch.modules[path].kind.name for path in paths))
 
 
-def _refuse_taken(folder: Path, names: list[str], overwrite: bool) -> None:
+def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder.")
-    taken = next((name for name in names if (folder / name).exists()), None)
-    if taken and not overwrite:
-        raise UserError(f"{folder / taken}: exists already. Choose another folder, or say --overwrite.")
+    existing = next((name for name in names if (folder / name).exists()), None)
+    if existing and not overwrite:
+        raise UserError(f"{folder / existing}: exists already. Choose another folder, or say --overwrite.")
 
 
-def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, seen: dict[str, torch.Tensor]) -> float:
-    """Read the init file back as the trainer will, and hold it against what it was made from.
+def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, values: Mapping[str, torch.Tensor]) -> float:
+    """Read the written file back and compare it with ``lora``, of which it was made, and ``init``, its resized form.
 
-    Returns the largest relative error beyond that of the lower rank. Raises UserError where keys, rank, dtype, scale
-    or updates are not as they must be, or a rank could not learn.
+    ``values``: singular values of ``lora`` by module path. Returns the largest relative error of an update, beyond
+    that of the lower rank. Raises UserError where keys, ranks, dtypes, scales or updates are wrong, or a rank could
+    not learn.
     """
     written, worst = Lora.read(path), 0.0
     problems = []
     if written.read_from.reading.dialect != trainer.dialect:
-        problems.append(f"its dialect is {written.read_from.reading.dialect}")
+        problems.append(f"its key format is {written.read_from.reading.dialect}")
     if written.specs.keys() != init.specs.keys():
-        problems.append("its modules are not those that were to be written")
+        problems.append("it has other modules than it should")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
-        problems.append("its ranks or dtypes are not those that were to be written")
+        problems.append("it has other ranks or dtypes than it should")
     if any(scale != 1 for scale in written.read_from.scales.values()):
         problems.append("its alpha is not its rank")
     for module in written if not problems else ():
@@ -184,50 +202,57 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, seen: dict[
         if not down.any(dim=1).all():
             problems.append(f"{module} has a rank that could never learn")
         if module in lora.specs:
-            worst = max(worst, _beyond(lora[module], (down, up), seen[module], init.specs[module].rank))
+            worst = max(worst, _excess_error(lora[module], (down, up), values[module], init.specs[module].rank))
         elif up.any():
-            problems.append(f"{module} was to start from nothing")
+            problems.append(f"{module} should start without an update")
     if worst > 1e-4:
-        problems.append(f"an update is {worst:.1e} from what it should be")
+        problems.append(f"an update has an error of {worst:.1e}")
     with files.TensorFile(path) as file:
-        known = dialects.parse(file.header.shapes, path.name)
-        if known.foreign or known.halves:
-            problems.append("it holds keys that are no module's")
+        reading = keys.parse_keys(file.header.shapes, path.name)
+        if reading.foreign or reading.halves:
+            problems.append("it has keys of unknown modules")
     if problems:
         raise UserError(
-            f"{path.name}: the self-check failed: {'; '.join(problems)}. Nothing was kept; please report it."
+            f"{path.name}: the self-check failed: {'; '.join(problems)}. Nothing was written; please report this."
         )
     return worst
 
 
-def _beyond(before: tuple, after: tuple, seen: torch.Tensor, kept: int) -> float:
-    """|after - before| / |before| less the part that a rank of ``kept`` must cost, by the spectrum of the difference:
-    it has at most the sum of both ranks, so it is found without forming either."""
+def _excess_error(before: Pair, after: Pair, values: torch.Tensor, rank: int) -> float:
+    """|after - before| / |before|, less what any LoRA of ``rank`` must lose. ``values``: singular values of ``before``.
+
+    The norm is that of the difference's singular values, so neither update is formed.
+    """
     import torch
 
     down = torch.cat([after[0].double(), before[0].double()])
     up = torch.cat([after[1].double(), -before[1].double()], dim=1)
-    size = float(seen.square().sum().sqrt())
-    distance = float(rank.triples(down, up, exact=True).s.square().sum().sqrt())
-    optimum = float(seen[kept:].square().sum().sqrt())
+    size = float(values.square().sum().sqrt())
+    distance = float(svd_of_product(down, up, exact=True).s.square().sum().sqrt())
+    optimum = float(values[rank:].square().sum().sqrt())
     return max(0.0, distance - optimum) / size if size else distance
 
 
-SHOWN = "This folder shows what an export is: no training of a real model can start from it."
+SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
 
 
-def readme(trainer: Trainer, told: Export) -> str:
-    """Ten lines or so for the person who opens the folder."""
+def readme(trainer: Trainer, written: StartFolder) -> str:
+    """The text of README.md, for the person who opens the folder."""
     lines = [
-        f"# A head start for {trainer.title}",
+        f"# Start folder for {trainer.title}",
         "",
-        *([f"{told.caution} {SHOWN}", ""] if told.caution else []),
-        f"`{Path(told.init).name}`: {told.modules} modules, rank {told.rank} = alpha, fp32, {trainer.dialect} keys.",
-        f"`{told.run}`: fill in the paths at its top and run it; the run is called `{told.name}`.",
-        f"Energy kept of the update: {told.kept['all']:.2%}. Self-check: largest error {told.error:.0e}, no dead rank.",
-        *([f"Filled as fresh modules: {told.filled}."] if told.filled else []),
-        *([f"Start fresh in the trainer: {_listed(told.fresh)}. `--fill` writes them too."] if told.fresh else []),
-        *([f"Left out, since it has no place for them: {_listed(told.left_out)}."] if told.left_out else []),
+        *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
+        f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
+        f"{trainer.dialect} keys.",
+        f"`{written.run}`: fill in the paths at its top and run it. The run is called `{written.name}`.",
+        f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
+        *([f"Fresh modules added: {written.filled}."] if written.filled else []),
+        *(
+            [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
+            if written.fresh
+            else []
+        ),
+        *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
         *trainer.notes,
     ]
     return "\n".join(lines) + "\n"

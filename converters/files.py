@@ -1,8 +1,8 @@
-"""safetensors files, read one tensor at a time and written as a stream, whole or not at all.
+"""safetensors files, read one tensor at a time and written as a stream.
 
-The safetensors library maps files into memory. Here they are read with plain reads instead: a file that is cut
-short under a map kills the process, a map keeps a file from being replaced on Windows, and neither header nor
-copy needs torch. The format is that of the library, and the tests hold both against each other.
+The safetensors library maps files into memory. Here they are read with plain reads instead: if a file is cut short
+while it is mapped, the process is killed; on Windows a mapped file cannot be replaced; and neither the header nor a
+copy needs torch. The format is that of the library, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import UserError
-from .headers import BYTES, Entry, check_bounds, parse_header
+from .headers import BYTES, TensorInfo, check_bounds, parse_header
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 1 << 18
 """Bytes read and written at a time: small enough to stay in the processor's cache while its values are checked."""
-BEHIND = 4 << 20
-"""Bytes that are written before the disk is told to begin with them."""
+SEND_EVERY = 4 << 20
+"""Bytes after which the system is told to begin writing them to the disk."""
 
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -46,7 +46,8 @@ FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 class TensorFile:
     """A safetensors file, open for reading one tensor at a time. Close it, or use it in a ``with``.
 
-    Raises UserError where the file cannot be read, is not what it claims, or changes while it is read.
+    ``path``, ``header``: its tensors, metadata and where the data begin. All methods raise UserError where the file
+    cannot be read, is damaged, or changes while it is read.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -60,7 +61,7 @@ class TensorFile:
         except OSError as error:
             raise UserError(f"{self.path.name}: cannot be opened ({error.strerror}).") from None
         except ValueError:
-            raise UserError(f"{self.path.name}: no disk has files of such a name.") from None
+            raise UserError(f"{self.path.name}: is not a possible file name.") from None
         try:
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
@@ -86,7 +87,8 @@ class TensorFile:
         status = os.fstat(self._stream.fileno())
         return status.st_size, status.st_mtime_ns
 
-    def entry(self, name: str) -> Entry:
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and position of a tensor. Raises UserError where there is none of this name."""
         try:
             return self.header.tensors[name]
         except KeyError:
@@ -94,13 +96,15 @@ class TensorFile:
 
     @property
     def size(self) -> int:
+        """Bytes of the file."""
         return self._stamp[0]
 
     def fileno(self) -> int:
+        """The open file's descriptor."""
         return self._stream.fileno()
 
     def check(self) -> None:
-        """Raises UserError where the file is no longer what it was when it was opened."""
+        """Raises UserError where the file has changed since it was opened."""
         try:
             if self._stat() != self._stamp:
                 raise UserError(f"{self.path.name}: the file changed while it was read. Try again.")
@@ -108,7 +112,7 @@ class TensorFile:
             raise UserError(f"{self.path.name}: cannot be read ({error.strerror}).") from None
 
     def read(self, position: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from byte ``position`` of the file on. Several threads may do so at once."""
+        """Fill ``buffer`` from byte ``position`` of the file. Several threads may do so at once."""
         try:
             done = 0
             while done < len(buffer):
@@ -127,52 +131,52 @@ class TensorFile:
             self._stream.seek(position)
             return self._stream.readinto(buffer) or 0
 
-    def readinto(self, entry: Entry, buffer: memoryview, offset: int = 0) -> None:
-        """Fill ``buffer`` with the bytes of ``entry`` from its byte ``offset`` on."""
-        self.read(self.header.data_start + entry.start + offset, buffer)
+    def readinto(self, info: TensorInfo, buffer: memoryview, offset: int = 0) -> None:
+        """Fill ``buffer`` with a tensor's bytes, from its byte ``offset``."""
+        self.read(self.header.data_start + info.start + offset, buffer)
 
     def raw(self, name: str) -> bytearray:
-        """The bytes of a tensor as they lie in the file (little-endian, row-major)."""
-        entry = self.entry(name)
-        buffer = bytearray(entry.nbytes)
-        self.readinto(entry, memoryview(buffer))
+        """The bytes of a tensor as they are in the file (little-endian, row-major)."""
+        info = self.info(name)
+        buffer = bytearray(info.nbytes)
+        self.readinto(info, memoryview(buffer))
         return buffer
 
     def chunks(self, name: str, start: int = 0, end: int | None = None) -> Iterator[memoryview]:
-        """The bytes [start, end) of a tensor in pieces of at most CHUNK; each piece is valid until the
-        next is asked for, of this tensor or another: they share a buffer."""
-        entry = self.entry(name)
-        end = entry.nbytes if end is None else end
+        """The bytes [start, end) of a tensor in pieces of at most CHUNK bytes.
+
+        All pieces, of all tensors, share one buffer: use each before asking for the next.
+        """
+        info = self.info(name)
+        end = info.nbytes if end is None else end
         buffer = self._buffer = self._buffer or memoryview(bytearray(CHUNK))
         for offset in range(start, end, CHUNK):
             piece = buffer[: min(CHUNK, end - offset)]
-            self.readinto(entry, piece, offset)
+            self.readinto(info, piece, offset)
             yield piece
 
     def number(self, name: str) -> float:
-        """A tensor of one element, read without torch. Raises UserError where it is no number."""
-        entry = self.entry(name)
-        if entry.dtype not in STRUCT_CODES or math.prod(entry.shape) != 1:
-            raise UserError(f"{self.path.name}: {name!r} is not a number ({entry.dtype} {list(entry.shape)}).")
+        """The value of a tensor of one element, read without torch. Raises UserError where it is not a number."""
+        info = self.info(name)
+        if info.dtype not in STRUCT_CODES or math.prod(info.shape) != 1:
+            raise UserError(f"{self.path.name}: {name!r} is not a number ({info.dtype} {list(info.shape)}).")
         raw = bytes(self.raw(name))
         # bfloat16 is the upper half of float32
-        return float(
-            struct.unpack("<" + STRUCT_CODES[entry.dtype], (b"\0\0" if entry.dtype == "BF16" else b"") + raw)[0]
-        )
+        return float(struct.unpack("<" + STRUCT_CODES[info.dtype], (b"\0\0" if info.dtype == "BF16" else b"") + raw)[0])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor, in the file's dtype and shape, in memory of its own."""
+        """The tensor in the file's dtype and shape, on the CPU, in its own memory."""
         import torch
 
-        entry = self.entry(name)
-        tensor = torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
-        if entry.nbytes:
-            self.readinto(entry, bytes_of(tensor))
+        info = self.info(name)
+        tensor = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
+        if info.nbytes:
+            self.readinto(info, tensor_bytes(tensor))
         return tensor
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a format's dtype name; raises UserError for one that torch lacks."""
+    """The torch dtype for the format's name of it (F32). Raises UserError for one that torch lacks."""
     import torch
 
     try:
@@ -181,14 +185,14 @@ def torch_dtype(name: str) -> torch.dtype:
         raise UserError(f"The dtype {name} is not supported by this version of torch.") from None
 
 
-def bytes_of(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared and writable."""
     import torch
 
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
-MAGNITUDES = {
+FLOAT_LIMITS = {
     "F64": (8, 0x7FF << 52),
     "F32": (4, 0x7F800000),
     "F16": (2, 0x7C00),
@@ -196,18 +200,18 @@ MAGNITUDES = {
     "F8_E4M3": (1, 0x7F),
     "F8_E5M2": (1, 0x7C),
 }
-"""By float dtype: bytes a number, and the bits of the first positive value that is not finite."""
+"""Float dtype -> bytes a number, and the bits of the first positive value that is not finite."""
 
 
-def finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
-    """Whether all numbers of a float ``dtype`` in ``data`` are finite, told from their bits: no torch needed.
+def all_finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
+    """Whether all numbers in ``data``, of a float ``dtype`` (the format's name), are finite. Needs numpy, not torch.
 
-    Read as signed integers the largest is the positive number of the largest magnitude; read as unsigned ones it is
-    the negative one, as soon as there is one. Two passes, and no memory.
+    It compares bits: among signed integers the largest is the positive number of the largest magnitude; among
+    unsigned ones it is the negative number, if there is any. That takes two passes and no further memory.
     """
     import numpy
 
-    size, limit = MAGNITUDES[dtype]
+    size, limit = FLOAT_LIMITS[dtype]
     positive, negative = numpy.frombuffer(data, f"<i{size}"), numpy.frombuffer(data, f"<u{size}")
     step = CHUNK // size
     return all(
@@ -218,8 +222,9 @@ def finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A tensor to be written: what the header says of it, and how to get its bytes when its turn comes."""
+class WritePlan:
+    """A tensor to write: its header entry, and ``chunks``, which gives its bytes when its turn comes. ``dtype`` is the
+    format's name."""
 
     name: str
     dtype: str
@@ -231,16 +236,19 @@ class Plan:
         return math.prod(self.shape) * BYTES[self.dtype]
 
     @staticmethod
-    def of(name: str, tensor: torch.Tensor) -> Plan:
+    def of(name: str, tensor: torch.Tensor) -> WritePlan:
+        """For a tensor in memory, of any device and layout."""
         tensor = tensor.detach().cpu().contiguous()
-        return Plan(name, FORMAT_NAMES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape),
-                    lambda: [bytes_of(tensor)] if tensor.numel() else [])  # fmt: skip
+        return WritePlan(name, FORMAT_NAMES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape),
+                    lambda: [tensor_bytes(tensor)] if tensor.numel() else [])  # fmt: skip
 
 
-def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file to ``stream``, a tensor at a time, in the order given.
+def write(stream: BinaryIO, plans: Iterable[WritePlan], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file to ``stream``, a tensor at a time, in the given order.
 
-    Raises UserError where its header would be larger than we read."""
+    Raises UserError where the header would be larger than `TensorFile` reads, and OSError. RuntimeError if a plan
+    gives more or fewer bytes than its shape needs.
+    """
     plans = list(plans)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -263,28 +271,30 @@ def write(stream: BinaryIO, plans: Iterable[Plan], metadata: Mapping[str, str] |
         end = stream.tell()
         if end - before != plan.nbytes:
             raise RuntimeError(f"{plan.name}: {end - before} bytes for {plan.nbytes}")
-        if end - sent >= BEHIND:
+        if end - sent >= SEND_EVERY:
             _send_to_disk(stream, sent, end)
             sent = end
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file, byte for byte as the safetensors library does. That one writes to a
-    temporary file of its own first, which stays where the process is killed meanwhile."""
+def save_file(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file, byte for byte as the safetensors library does. Raises OSError.
+
+    The library writes to a temporary file of its own first, which stays if the process is killed meanwhile.
+    """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     with path.open("wb") as stream:
-        write(stream, [Plan.of(name, tensors[name]) for name in order])
+        write(stream, [WritePlan.of(name, tensors[name]) for name in order])
 
 
 def load_file(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name, each in memory of its own. Raises UserError."""
+    """The tensors of a safetensors file by name, on the CPU. Raises UserError where it cannot be read."""
     with TensorFile(path) as file:
         return {name: file.tensor(name) for name in file.header.tensors}
 
 
 def _send_to_disk(stream: BinaryIO, start: int, end: int) -> None:
-    """Have the system begin to write these bytes while the next are made; else all of the disk's time comes at the
-    end, in fsync. A hint: where there is no such call, or the disk does not take it, nothing is lost."""
+    """Tell the system to begin writing these bytes while the next are computed; otherwise the final fsync has to wait
+    for all of them. Only a hint: it does nothing where there is no such call."""
     if sys.platform == "linux":
         with suppress(OSError):  # io.UnsupportedOperation among them, of a stream that is no file
             os.posix_fadvise(stream.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)

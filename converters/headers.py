@@ -1,4 +1,4 @@
-"""The header of a safetensors file, and other JSON that comes with weights: read within bounds of size and memory."""
+"""The header of a safetensors file, and other JSON that comes with model files, read within limits of memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 HEADER_LIMIT = 8 << 20
-"""Bytes. The largest real header here, of 2,880 tensors, has 0.4 MB; a larger one is an attack or an error."""
+"""Bytes. The largest real header here, of 2,880 tensors, has 0.4 MB."""
 TENSOR_LIMIT = 25_000
 """Tensors in a file. The largest LoRA here has 2,538, the largest checkpoint 2,880, its training five times that."""
 VALUE_LIMIT = 250_000
 """Commas and opening brackets in a header, nine a tensor. Each may become an object of up to 250 bytes. Those inside
-texts count too, for the sake of a fast count: a trainer's list of tags has tens of thousands."""
+texts count too, which keeps the count fast: a trainer's list of tags has tens of thousands."""
 
 BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -25,8 +25,8 @@ BYTES = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a tensor lies: its dtype by the format's name, its shape, its bytes [start, end) behind the header."""
+class TensorInfo:
+    """A tensor in a file: its dtype (the format's name), its shape, and its bytes [start, end) behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,21 +40,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: tensors by name in file order, metadata, and where the first byte of data lies."""
+    """Of a file: its tensors by name, in file order; its metadata; the position of the first byte of data."""
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self.tensors.items()}
+        return {name: info.shape for name, info in self.tensors.items()}
 
 
 def check_bounds(text: bytes) -> None:
-    """Raises ValueError with a short reason for a header so large, or of so many values, that it is not read.
+    """Raises ValueError with a short reason for a header that is too large or has too many values.
 
-    Told from its bytes, before anything becomes an object: JSON can take forty times its size in memory.
+    It counts bytes before any object is made: parsed JSON can take forty times its size in memory.
     """
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"its header claims {len(text) / 1e6:.0f} MB")
@@ -67,7 +67,7 @@ def check_bounds(text: bytes) -> None:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """The object that a stranger's JSON holds. Raises ValueError with a short reason."""
+    """The object in JSON that may come from anybody. Raises ValueError with a short reason."""
     check_bounds(text)
     try:
         found = json.loads(text.decode(), object_pairs_hook=_unique, parse_int=_short)
@@ -83,13 +83,13 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises OSError, or ValueError with a short reason."""
+    """The object in a JSON file. Raises OSError, or ValueError with a short reason."""
     with path.open("rb") as stream:
         return parse_json(stream.read(HEADER_LIMIT + 1))
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON would keep the last of two equal names in silence."""
+    """Raises ValueError for two equal names: the parser would keep the last one."""
     if len(pairs) > TENSOR_LIMIT:
         raise ValueError(f"it claims {len(pairs)} tensors; more than {TENSOR_LIMIT} are not read")
     seen = dict(pairs)
@@ -99,13 +99,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _short(digits: str) -> int:
-    """Python takes a time by the square of their number to read them."""
+    """Raises ValueError for a long number: the time to read it grows with the square of its digits."""
     if len(digits) > 20:
         raise ValueError("a number in its header has too many digits")
     return int(digits)
 
 
-def _entry(name: str, raw: object) -> Entry:
+def _tensor_info(name: str, raw: object) -> TensorInfo:
     if not isinstance(raw, dict):
         raise ValueError(f"tensor {name!r} is not described")
     dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
@@ -115,7 +115,7 @@ def _entry(name: str, raw: object) -> Entry:
         raise ValueError(f"tensor {name!r} has no proper shape or offsets")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"tensor {name!r} has offsets that do not fit its shape")
-    return Entry(dtype, tuple(shape), *offsets)
+    return TensorInfo(dtype, tuple(shape), *offsets)
 
 
 def _counts(raw: object) -> list[int] | None:
@@ -127,7 +127,7 @@ def _is_count(n: object) -> bool:
 
 
 def _read(stream: BinaryIO, count: int) -> bytes:
-    """So many bytes, fewer only at the end: a read may give less than is there."""
+    """``count`` bytes, fewer only at the end of the stream. One read may give less than there is."""
     pieces = []
     while count and (piece := stream.read(count)):
         pieces.append(piece)
@@ -161,14 +161,14 @@ def parse_header(stream: BinaryIO, size: int) -> Header:
             said.encode()
     except UnicodeEncodeError:  # JSON can spell half a character, which no file that we write could hold
         raise ValueError("its names are not text") from None
-    entries = [(name, _entry(name, value)) for name, value in raw.items()]
+    infos = [(name, _tensor_info(name, value)) for name, value in raw.items()]
     end = 0
-    for name, entry in sorted(entries, key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != end:
+    for name, info in sorted(infos, key=lambda item: (item[1].start, item[1].end)):
+        if info.start != end:
             raise ValueError(f"tensor {name!r} overlaps another or leaves a gap")
-        end = entry.end
+        end = info.end
     if 8 + length + end > size:
         raise ValueError(f"it is cut short: {size} bytes of {8 + length + end}")
     if 8 + length + end < size:
         raise ValueError(f"{size - 8 - length - end} bytes follow the last tensor")
-    return Header(dict(sorted(entries, key=lambda item: item[1].start)), metadata, 8 + length)
+    return Header(dict(sorted(infos, key=lambda item: item[1].start)), metadata, 8 + length)

@@ -1,4 +1,4 @@
-"""What a LoRA file is, on one screen: model, dialect, modules, ranks, scales, values, and who made it."""
+"""What a LoRA file is: model, key format, modules, ranks, scales, values, and what made it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dialects, files
+from . import files, keys
 from .architectures import Architecture
 
 MAKERS = {
@@ -21,7 +21,7 @@ MAKERS = {
     r"(?m)^ss_(session_id|training_started_at|learning_rate|network_module)": "sd-scripts or its like",
     r"(?m)^modelspec\.implementation=.*diffusers": "diffusers",
 }
-"""Who writes such metadata, as patterns on lines KEY=VALUE."""
+"""Pattern on lines KEY=VALUE of the metadata -> the program that writes it."""
 
 DIALECT_MAKERS = {
     "flymyai": "flymyai-lora-trainer or another diffusers script",
@@ -30,18 +30,23 @@ DIALECT_MAKERS = {
     "peft": "PEFT",
     "lycoris": "LyCORIS",
 }
-"""Who writes such keys, where the metadata say nothing."""
+"""Dialect -> the program that writes it, where the metadata do not say."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. ``alphas`` and ``scales`` count modules; ``missing`` are modules that the i2L models write and
-    the file lacks; ``finite`` is None where the values were not read."""
+    """What a file holds.
+
+    ``slots``: by module path; ``ranks``, ``alphas`` and ``scales``: value -> number of modules; ``dtypes`` and
+    ``dialects``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
+    ``halves``, ``foreign`` and ``text_encoder`` as in `keys.Reading`; ``not_finite``: names of tensors with NaN or
+    infinity, None where the values were not read; ``bytes``: size of the file.
+    """
 
     name: str
     arch: Architecture
     dialect: str
-    slots: Mapping[str, dialects.Slot]
+    slots: Mapping[str, keys.Slot]
     ranks: Mapping[int, int]
     alphas: Mapping[float | None, int]
     scales: Mapping[float, int]
@@ -50,7 +55,7 @@ class Inspection:
     halves: tuple[str, ...]
     foreign: tuple[str, ...]
     text_encoder: tuple[str, ...]
-    bad: tuple[str, ...] | None
+    not_finite: tuple[str, ...] | None
     bytes: int
     maker: str | None
     metadata: Mapping[str, str] = field(repr=False)
@@ -58,20 +63,24 @@ class Inspection:
 
     @property
     def problems(self) -> list[str]:
-        """Why `i2l convert` refuses the file, and what a reader of it may trip over, a line each."""
+        """Why `i2l convert` refuses the file, and what other programs may fail on, a line each."""
         wrong = [alpha for alpha in self.alphas if alpha is not None and not 0 < alpha < math.inf]
         fp8 = [dtype for dtype in self.dtypes if dtype.startswith("F8")]
         return [
             *(f"alpha is {alpha:g} in {self.alphas[alpha]} modules: they do nothing or harm" for alpha in wrong),
             *(f"{path} has only one of its two factors" for path in self.halves[:3]),
-            *([f"NaN or infinity in {len(self.bad)} tensors, first {self.bad[0]}"] if self.bad else []),
+            *(
+                [f"NaN or infinity in {len(self.not_finite)} tensors, first {self.not_finite[0]}"]
+                if self.not_finite
+                else []
+            ),
             *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
-            *([f"several dialects in one file: {_list(self.dialects)}"] if len(self.dialects) > 1 else []),
+            *([f"several key formats in one file: {_list(self.dialects)}"] if len(self.dialects) > 1 else []),
         ]
 
     @property
     def finite(self) -> bool | None:
-        return None if self.bad is None else not self.bad
+        return None if self.not_finite is None else not self.not_finite
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -88,7 +97,7 @@ class Inspection:
             "dtype": next(iter(self.dtypes)) if len(self.dtypes) == 1 else "mixed",
             "dtypes": dict(self.dtypes),
             "finite": self.finite,
-            "not_finite": list(self.bad or ()),
+            "not_finite": list(self.not_finite or ()),
             "missing": _kinds(self.arch, self.missing),
             "halves": list(self.halves),
             "foreign": list(self.foreign),
@@ -101,13 +110,13 @@ class Inspection:
 
 
 def inspect(path: Path | str, *, values: bool = True) -> Inspection:
-    """Look at a LoRA file; at its values too where ``values``. Neither needs torch.
+    """What a LoRA file holds; ``values``: also check whether they are all finite. Does not need torch.
 
-    Raises UserError where it is no LoRA of a known model.
+    Raises UserError where it is not a LoRA of a known model.
     """
     with files.TensorFile(path) as file:
         header = file.header
-        reading = dialects.parse(header.shapes, file.path.name)
+        reading = keys.parse_keys(header.shapes, file.path.name)
         slots = reading.slots
         alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
         factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
@@ -116,15 +125,15 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
             arch=reading.arch,
             dialect=reading.dialect,
             slots=slots,
-            ranks=_counted(file.entry(slot.down).shape[0] for slot in slots.values()),
+            ranks=_counted(file.info(slot.down).shape[0] for slot in slots.values()),
             alphas=dict(alphas.most_common()),
             scales=_counted(_scale(file, slot) for slot in slots.values()),
-            dtypes=_counted(file.entry(name).dtype for name in factors),
-            missing=tuple(path for path in reading.arch.made if path not in slots),
+            dtypes=_counted(file.info(name).dtype for name in factors),
+            missing=tuple(path for path in reading.arch.i2l_modules if path not in slots),
             halves=reading.halves,
             foreign=reading.foreign,
             text_encoder=reading.text_encoder,
-            bad=tuple(name for name in factors if not _finite(file, name)) if values else None,
+            not_finite=tuple(name for name in factors if not _finite(file, name)) if values else None,
             bytes=header.data_start + sum(entry.nbytes for entry in header.tensors.values()),
             maker=_maker(header.metadata, reading),
             metadata=header.metadata,
@@ -136,17 +145,17 @@ def _counted(values: Iterable) -> dict:
     return dict(Counter(values).most_common())
 
 
-def _scale(file: files.TensorFile, slot: dialects.Slot) -> float:
-    """alpha / rank as it stands there, even where a reader refuses it: the report names it under ``problems``."""
-    return file.number(slot.alpha) / file.entry(slot.down).shape[0] if slot.alpha else 1.0
+def _scale(file: files.TensorFile, slot: keys.Slot) -> float:
+    """alpha / rank as it is in the file, even one that `Lora.read` refuses: it is listed under ``problems``."""
+    return file.number(slot.alpha) / file.info(slot.down).shape[0] if slot.alpha else 1.0
 
 
 def _finite(file: files.TensorFile, name: str) -> bool:
-    dtype = file.entry(name).dtype
-    return dtype in files.MAGNITUDES and all(files.finite(piece, dtype) for piece in file.chunks(name))
+    dtype = file.info(name).dtype
+    return dtype in files.FLOAT_LIMITS and all(files.all_finite(piece, dtype) for piece in file.chunks(name))
 
 
-def _maker(metadata: Mapping[str, str], reading: dialects.Reading) -> str | None:
+def _maker(metadata: Mapping[str, str], reading: keys.Reading) -> str | None:
     lines = "\n".join(f"{key}={value}" for key, value in metadata.items())
     found = (maker for mark, maker in MAKERS.items() if re.search(mark, lines))
     return next(found, DIALECT_MAKERS.get(reading.dialect))
@@ -156,19 +165,19 @@ def _kinds(arch: Architecture, paths: Iterable[str]) -> dict[str, int]:
     return _counted(arch.modules[path].kind.name for path in paths)
 
 
-def lines(found: Inspection) -> list[str]:
-    """The report for a person, a line an entry."""
+def report_lines(found: Inspection) -> list[str]:
+    """The report for a person, line by line."""
     arch = found.arch
     total = Counter(module.kind.name for module in arch.modules.values())
     told = {
         "model": f"{arch.title}, by names and shapes",
-        "dialect": _list(found.dialects) if len(found.dialects) > 1 else found.dialect,
-        "modules": f"{len(found.slots)}; the model has {len(arch.modules)}, i2L writes {len(arch.made)} of them",
+        "keys": _list(found.dialects) if len(found.dialects) > 1 else found.dialect,
+        "modules": f"{len(found.slots)}; the model has {len(arch.modules)}, i2L writes {len(arch.i2l_modules)} of them",
         "ranks": _list(found.ranks),
         "alpha": _list({"none" if alpha is None else f"{alpha:g}": count for alpha, count in found.alphas.items()}),
         "scale": _list({f"{scale:g}": count for scale, count in found.scales.items()}),
         "dtype": _list(found.dtypes),
-        "values": {None: "not looked at", True: "all finite", False: "not finite"}[found.finite],
+        "values": {None: "not read", True: "all finite", False: "not finite"}[found.finite],
         "size": f"{found.bytes / 1e6:.1f} MB",
         "made by": found.maker or "unknown",
     }
@@ -196,7 +205,7 @@ def lines(found: Inspection) -> list[str]:
 
 
 def _named(paths: list[str], kind: str) -> str:
-    """How many, and where while that is short: ``2: layers.0, layers.7``."""
+    """How many and, while that is short, where: ``2: layers.0, layers.7``."""
     where = ", ".join(path.removesuffix(kind).rstrip(".") for path in paths)
     return f"{len(paths)}: {where}" if paths and len(where) < 60 else f"{len(paths) or ''}"
 

@@ -1,7 +1,7 @@
 """A LoRA as a value: an architecture and, for each of its modules, a down and an up factor.
 
-The update of a module is delta = up @ down, with nothing else to scale it: an alpha is folded in on reading.
-Factors are made on demand, a module at a time, so that files larger than memory can be read, changed and written.
+The update of a module is delta = up @ down, without a further scale: alpha is multiplied in when a file is read.
+Factors are made on demand, one module at a time, so a file larger than memory can be read, changed and written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files
+from . import atomic, dialects, files, keys
 from .architectures import Architecture
 from .errors import UserError
 
@@ -27,8 +27,8 @@ FLOATS = ("F32", "BF16", "F16", "F64", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What is known of a module's factors before they are made: their rank and their dtype (the format's name)."""
+class FactorSpec:
+    """Rank and dtype (the format's name) of a module's factors, known before they are made."""
 
     rank: int
     dtype: str
@@ -36,16 +36,20 @@ class Spec:
 
 @dataclass(frozen=True)
 class Lora:
-    """``specs``: by module path; ``load``: makes the factors of one, (down [rank, d_in], up [d_out, rank])."""
+    """``specs``: by module path; ``load(path)``: makes the factors of a module, down [rank, d_in] and up [d_out, rank];
+    ``metadata``: what its file says about itself."""
 
     arch: Architecture
-    specs: Mapping[str, Spec]
+    specs: Mapping[str, FactorSpec]
     load: Callable[[str], Pair] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(arch: Architecture, modules: Mapping[str, Pair], metadata: Mapping[str, str] | None = None) -> Lora:
-        """From factors in memory. Raises UserError where a module or a shape is not the architecture's."""
+        """From factors in memory: {path: (down [rank, d_in], up [d_out, rank])}.
+
+        Raises UserError where a module or a shape is not the architecture's.
+        """
         specs = {}
         for path, (down, up) in modules.items():
             if path not in arch.modules:
@@ -55,12 +59,15 @@ class Lora:
                 raise UserError(
                     f"{path}: factors {list(down.shape)} and {list(up.shape)} do not fit [{d_out}, {d_in}]."
                 )
-            specs[path] = Spec(down.shape[0], files.FORMAT_NAMES[str(down.dtype).removeprefix("torch.")])
+            specs[path] = FactorSpec(down.shape[0], files.FORMAT_NAMES[str(down.dtype).removeprefix("torch.")])
         return Lora(arch, specs, modules.__getitem__, metadata or {})
 
     @staticmethod
     def read(path: Path | str) -> Lora:
-        """From a file in any dialect; the file stays open as long as the value lives. Raises UserError."""
+        """From a file in any dialect, which stays open as long as the value lives.
+
+        Raises UserError where it is not a LoRA of a known model.
+        """
         return from_file(files.TensorFile(path))
 
     def __getitem__(self, path: str) -> Pair:
@@ -74,12 +81,12 @@ class Lora:
 
     @property
     def source(self) -> FileFactors | None:
-        """Where the factors are read from, as long as nothing but modules was left out; else None."""
+        """The file that the factors are read from. None where they were changed; modules may have been left out."""
         return self.load if isinstance(self.load, FileFactors) else None
 
     @property
     def read_from(self) -> FileFactors:
-        """The same for a LoRA that was read and is whole. Raises TypeError for another."""
+        """The same, for a LoRA that was read from a file and not changed. Raises TypeError for another."""
         if self.source is None:
             raise TypeError("This LoRA was not read from a file, or was changed since.")
         return self.source
@@ -95,7 +102,7 @@ class Lora:
         return up.float() @ down.float()
 
     def scaled(self, weight: float) -> Lora:
-        """The same with its update times ``weight``; the down factors carry it."""
+        """The same with its update multiplied by ``weight``, in the down factors."""
         if weight == 1:
             return self
         return replace(self, load=partial(_scaled, self.load, weight))
@@ -104,7 +111,7 @@ class Lora:
         """The same with factors in another dtype (the format's name)."""
         if all(spec.dtype == dtype for spec in self.specs.values()):
             return self
-        specs = {path: Spec(spec.rank, dtype) for path, spec in self.specs.items()}
+        specs = {path: FactorSpec(spec.rank, dtype) for path, spec in self.specs.items()}
         return replace(self, specs=specs, load=partial(_cast, self.load, files.torch_dtype(dtype)))
 
     def save(
@@ -115,29 +122,32 @@ class Lora:
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write to a file that appears whole or not at all. Raises UserError, also for a factor that is not finite."""
+        """Write to a file that appears whole or not at all. Alpha, where the dialect has one, is the rank.
+
+        Raises UserError where ``path`` exists (unless ``overwrite``) or cannot be written, and for NaN or infinity.
+        """
         with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
             self.write(part, dialect, metadata=metadata)
 
     def write(self, path: Path, dialect: str = dialects.DEFAULT, *, metadata: Mapping[str, str] | None = None) -> None:
-        """Write to ``path``, which exists or not, a module at a time; nothing is cleaned up after an error."""
+        """Write to ``path`` directly, a module at a time. After an error a part of it remains. Raises as `save`."""
         how = dialects.DIALECTS[dialect]
         with path.open("wb") as stream:
-            files.write(stream, _plans(self, how), self.metadata if metadata is None else metadata)
+            files.write(stream, _write_plans(self, how), self.metadata if metadata is None else metadata)
 
 
 def from_file(file: files.TensorFile) -> Lora:
-    """The LoRA that an open file holds, read when asked for. Raises UserError."""
-    reading = dialects.parse(file.header.shapes, file.path.name)
+    """The LoRA in an open file. Factors are read when they are asked for. Raises UserError as `Lora.read`."""
+    reading = keys.parse_keys(file.header.shapes, file.path.name)
     if reading.halves:
         raise UserError(f"{file.path.name}: {reading.halves[0]} has only one of its two factors.")
-    scales = {path: scale(file, slot) for path, slot in reading.slots.items()}
+    scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
     specs = {path: _spec(file, path, slot, scales[path]) for path, slot in reading.slots.items()}
     return Lora(reading.arch, specs, FileFactors(file, reading, scales, specs), file.header.metadata)
 
 
-def scale(file: files.TensorFile, slot: dialects.Slot) -> float:
-    """What a module's update is multiplied with: alpha / rank, 1 where there is no alpha.
+def scale_of(file: files.TensorFile, slot: keys.Slot) -> float:
+    """The factor of a module's update: alpha / rank, or 1 without an alpha.
 
     Raises UserError where alpha is zero, negative or not finite.
     """
@@ -146,32 +156,32 @@ def scale(file: files.TensorFile, slot: dialects.Slot) -> float:
     alpha = file.number(slot.alpha)
     if not math.isfinite(alpha) or alpha <= 0:
         raise UserError(f"{file.path.name}: {slot.alpha} is {alpha:g}: the LoRA would do nothing or harm.")
-    return alpha / file.entry(slot.down).shape[0]
+    return alpha / file.info(slot.down).shape[0]
 
 
-def _spec(file: files.TensorFile, path: str, slot: dialects.Slot, scale: float) -> Spec:
-    down, up = file.entry(slot.down), file.entry(slot.up)
-    for entry in (down, up):
-        if entry.dtype not in FLOATS:
-            raise UserError(f"{file.path.name}: {path} has the dtype {entry.dtype}, which no LoRA has.")
+def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:
+    down, up = file.info(slot.down), file.info(slot.up)
+    for info in (down, up):
+        if info.dtype not in FLOATS:
+            raise UserError(f"{file.path.name}: {path} has the dtype {info.dtype}, which no LoRA has.")
     dtype = down.dtype if down.dtype == up.dtype and not down.dtype.startswith("F8") else "F32"
-    return Spec(down.shape[0], dtype if keeps_digits(scale, dtype) else "F32")
+    return FactorSpec(down.shape[0], dtype if multiplies_exactly(scale, dtype) else "F32")
 
 
-def keeps_digits(scale: float, dtype: str) -> bool:
-    """Whether numbers of ``dtype`` can be multiplied with ``scale`` without losing a digit: a power of two, and an
-    exponent wide enough (float16 has five bits for it, and factors of a LoRA come near its lower end)."""
+def multiplies_exactly(scale: float, dtype: str) -> bool:
+    """Whether multiplying numbers of ``dtype`` (the format's name) by ``scale`` loses no digit: ``scale`` is a power of
+    two, and the exponent is wide enough. That of float16 has five bits, and factors come near its lower end."""
     return abs(scale) == 1 or (math.frexp(scale)[0] in (0.5, -0.5) and dtype in ("F32", "BF16", "F64"))
 
 
 @dataclass(frozen=True)
 class FileFactors:
-    """The factors in a file: as tensors with the scale folded into the up factor, or as bytes where none is due."""
+    """The factors in a file: as tensors with the scale multiplied into the up factor, or as bytes if it is 1."""
 
     file: files.TensorFile
-    reading: dialects.Reading
+    reading: keys.Reading
     scales: Mapping[str, float]
-    specs: Mapping[str, Spec]
+    specs: Mapping[str, FactorSpec]
 
     def __call__(self, path: str) -> Pair:
         slot, dtype = self.reading.slots[path], files.torch_dtype(self.specs[path].dtype)
@@ -182,15 +192,15 @@ class FileFactors:
         return down, up if self.scales[path] == 1 else up * self.scales[path]
 
     def raw(self, path: str, factor: int) -> Iterator[memoryview] | None:
-        """The bytes of the down (0) or up (1) factor, a piece at a time; None where they have to be computed."""
+        """The bytes of the down (0) or up (1) factor in pieces; None where they have to be computed."""
         slot = self.reading.slots[path]
         name = (slot.down, slot.up)[factor]
-        entry = self.file.entry(name)
-        if entry.dtype != self.specs[path].dtype or (factor == 1 and self.scales[path] != 1):
+        info = self.file.info(name)
+        if info.dtype != self.specs[path].dtype or (factor == 1 and self.scales[path] != 1):
             return None
         if factor == 0 or slot.rows is None:
             return self.file.chunks(name)
-        row = entry.nbytes // entry.shape[0]
+        row = info.nbytes // info.shape[0]
         return self.file.chunks(name, slot.rows[0] * row, slot.rows[1] * row)
 
 
@@ -204,40 +214,40 @@ def _cast(load: Callable[[str], Pair], dtype: torch.dtype, path: str) -> Pair:
     return down.to(dtype), up.to(dtype)
 
 
-def _plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.Plan]:
+def _write_plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.WritePlan]:
     """The tensors of a file, in order."""
     for layer in _layers(lora, dialect):
         d_out, d_in = layer.shape
         rank, dtype = layer.spec.rank, layer.spec.dtype
         down, up, alpha = dialect.keys(layer.name)
         if alpha:
-            yield files.Plan(alpha, "F32", (), partial(_number, rank))
-        yield files.Plan(down, dtype, (rank, d_in), partial(layer.chunks, 0))
-        yield files.Plan(up, dtype, (d_out, rank), partial(layer.chunks, 1))
+            yield files.WritePlan(alpha, "F32", (), partial(_number, rank))
+        yield files.WritePlan(down, dtype, (rank, d_in), partial(layer.chunks, 0))
+        yield files.WritePlan(up, dtype, (d_out, rank), partial(layer.chunks, 1))
 
 
 def _number(value: float) -> list[bytes]:
     return [struct.pack("<f", value)]
 
 
-def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_Layer]:
-    """The layers that are written: our modules, or the native ones, each where its first module stands."""
-    native = dialects.native_layers(lora.arch.id) if dialect.native else {}
+def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
+    """The layers to write: our modules, or the native layers in the place of their first module."""
+    native = keys.native_layers(lora.arch.id) if dialect.native else {}
     raw = lora.source.raw if lora.source else None
     done: set[str] = set()
     for path, spec in lora.specs.items():
-        layer = native.get(path, dialects.Layer(path, (path,)))
+        layer = native.get(path, keys.NativeLayer(path, (path,)))
         shape = lora.arch.modules[path].shape
         if len(layer.paths) == 1:
-            yield _Layer(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
+            yield _LayerWriter(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
         elif layer.name not in done:
             done.add(layer.name)
             yield _fused(lora, layer)
 
 
-def _fused(lora: Lora, layer: dialects.Layer) -> _Layer:
-    """Several modules as the rows of one. Where all have the same down factor it is theirs too, and so is the rank;
-    else their factors stand in the diagonal of larger ones, which is exact as well."""
+def _fused(lora: Lora, layer: keys.NativeLayer) -> _LayerWriter:
+    """Several modules as the rows of one layer. If all have the same down factor, the layer has it too, at the same
+    rank. Otherwise its factors hold theirs block by block, which is exact as well."""
     import torch
 
     specs = [lora.specs[path] for path in layer.paths if path in lora.specs]
@@ -263,16 +273,18 @@ def _fused(lora: Lora, layer: dialects.Layer) -> _Layer:
             row += height
         return down, up
 
-    return _Layer(layer.name, Spec(rank, dtype), (sum(heights), lora.arch.modules[layer.paths[0]].shape[1]), load)
+    return _LayerWriter(
+        layer.name, FactorSpec(rank, dtype), (sum(heights), lora.arch.modules[layer.paths[0]].shape[1]), load
+    )
 
 
 @dataclass
-class _Layer:
-    """A layer on its way into a file: copied as bytes where it can be, else made for the down factor and let go after
-    the up factor."""
+class _LayerWriter:
+    """Writes a layer: copies its bytes if it can, else makes both factors for the down factor and keeps them until the
+    up factor is written."""
 
     name: str
-    spec: Spec
+    spec: FactorSpec
     shape: tuple[int, int]
     load: Callable[[], Pair]
     raw: Callable[[int], Iterator[memoryview] | None] | None = None
@@ -281,38 +293,39 @@ class _Layer:
     def chunks(self, factor: int) -> Iterator[memoryview]:
         pieces = self.raw(factor) if self.raw else None
         for piece in [self._made(factor)] if pieces is None else pieces:
-            if not files.finite(piece, self.spec.dtype):
+            if not files.all_finite(piece, self.spec.dtype):
                 raise UserError(f"{self.name}: the factors hold NaN or infinity; nothing was written.")
             yield piece
 
     def _made(self, factor: int) -> memoryview:
         pair = self.pair or self.load()
         self.pair = pair if factor == 0 else None
-        return files.bytes_of(pair[factor].detach().cpu().contiguous())
+        return files.tensor_bytes(pair[factor].detach().cpu().contiguous())
 
 
 def concatenate(parts: Sequence[Lora], scales: Sequence[float]) -> Lora:
-    """One LoRA whose update is the sum of scales_i x update_i: down rows and up columns stand side by side.
+    """One LoRA whose update is the sum of scale x update: the rows of down and the columns of up are concatenated.
 
-    Modules keep the order of the first part that has them. Raises UserError where the architectures differ.
+    The ranks add up. Modules keep the order of the first part that has them. Raises UserError where the architectures
+    differ, and ValueError where there is not one scale for each part.
     """
     if len(parts) != len(scales) or not parts:
         raise ValueError(f"{len(parts)} parts, {len(scales)} scales")
     first = parts[0]
     for part in parts:
         if part.arch is not first.arch:
-            raise UserError(f"A LoRA of {part.arch.title} cannot be joined to one of {first.arch.title}.")
+            raise UserError(f"A LoRA of {part.arch.title} cannot be merged with one of {first.arch.title}.")
     paths = list(dict.fromkeys(path for part in parts for path in part.specs))
     specs = {}
     for path in paths:
         here = [part.specs[path] for part in parts if path in part.specs]
         dtypes = {spec.dtype for spec in here}
-        specs[path] = Spec(sum(spec.rank for spec in here), dtypes.pop() if len(dtypes) == 1 else "F32")
+        specs[path] = FactorSpec(sum(spec.rank for spec in here), dtypes.pop() if len(dtypes) == 1 else "F32")
     scaled = [part.scaled(scale) for part, scale in zip(parts, scales, strict=True)]
-    return Lora(first.arch, specs, partial(_joined, scaled, specs))
+    return Lora(first.arch, specs, partial(_concatenated, scaled, specs))
 
 
-def _joined(parts: Sequence[Lora], specs: Mapping[str, Spec], path: str) -> Pair:
+def _concatenated(parts: Sequence[Lora], specs: Mapping[str, FactorSpec], path: str) -> Pair:
     import torch
 
     dtype = files.torch_dtype(specs[path].dtype)

@@ -1,4 +1,4 @@
-"""What a file says of itself in its metadata, kept true when the file is changed."""
+"""The metadata of a LoRA file, updated when the file is changed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from .lora import Lora
 
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "i2l.request")
-"""Hashes of the old file's data, and of the options it was made with."""
+"""Keys that are dropped: hashes of the old file's data and of the options it was made with."""
 
 MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
 """musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""
 
 
-def rewritten(lora: Lora, dialect: str, name: str | None = None, **fields: str) -> dict[str, str]:
+def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields: str) -> dict[str, str]:
     """The metadata of ``lora`` for a file of it in ``dialect`` called ``name`` (a stem; None: unchanged).
 
-    Everything is kept but what would be wrong: ranks and alphas are those of the new file (every scale is folded
-    into the factors, so alpha is the rank), a name that was the old file's becomes the new one's, hashes of the old
-    data go. ``fields`` are added under ``i2l.``.
+    Everything is kept but what would be wrong: rank and alpha become those of the new file (alpha is the rank), the
+    old file's name becomes the new one's, and hashes of the old data are dropped. ``fields`` are added under
+    ``i2l.``.
     """
     metadata = {key: value for key, value in lora.metadata.items() if key not in STALE}
     ranks = {spec.rank for spec in lora.specs.values()}
@@ -37,7 +37,7 @@ def rewritten(lora: Lora, dialect: str, name: str | None = None, **fields: str) 
     return metadata | {f"i2l.{key}": value for key, value in fields.items()}
 
 
-def shared(each: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What several files say alike: all that is true of a merge of them."""
+def common_metadata(each: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The entries that are equal in all of several files: what is true of a merge of them."""
     first, *others = each
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

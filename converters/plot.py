@@ -1,4 +1,4 @@
-"""Two pictures of a LoRA: where its update is large, and how fast its singular values fall."""
+"""Two diagrams of a LoRA: how large its update is where, and how much of it each rank keeps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def plot(lora: Lora, values: Mapping[str, torch.Tensor], path: Path, *, overwrite: bool = False) -> None:
-    """Write a PNG to ``path``: a heat map of the update's Frobenius norm relative to the square root of the weight's
-    size, block by kind, and the energy kept at each rank, by kind. ``values``: the singular values by module path.
+def plot_lora(lora: Lora, values: Mapping[str, torch.Tensor], path: Path, *, overwrite: bool = False) -> None:
+    """Write a PNG to ``path``: a heat map of the update's root mean square, block by kind, and the effect kept at each
+    rank, by kind. ``values``: singular values by module path, descending.
 
     Raises UserError where ``path`` exists or cannot be written.
     """
@@ -47,7 +47,7 @@ def plot(lora: Lora, values: Mapping[str, torch.Tensor], path: Path, *, overwrit
         _curve(curve, [values[p] for p, module in modules.items() if module.kind.name == kind], kind, width=1)
     _curve(curve, list(values.values()), "all", width=3, color="black")
     curve.set_xlabel("rank kept")
-    curve.set_ylabel("energy kept: share of the sum of s²")
+    curve.set_ylabel("effect kept: share of the sum of s²")
     curve.axhline(0.99, color="grey", linestyle=":", linewidth=1)
     curve.set_title("singular values: which rank is enough")
     curve.legend(fontsize="small")
@@ -59,11 +59,11 @@ def _row(stack: str | None, block: int | None) -> str:
     return "single" if stack is None else f"{stack.removesuffix('_blocks')}.{block}"
 
 
-def _curve(axes: Any, spectra: list[torch.Tensor], label: str, *, width: float, color: str | None = None) -> None:
-    longest = max(len(spectrum) for spectrum in spectra)
-    summed = spectra[0].new_zeros(longest)
-    for spectrum in spectra:
-        summed[: len(spectrum)] += spectrum.square()
+def _curve(axes: Any, values: list[torch.Tensor], label: str, *, width: float, color: str | None = None) -> None:
+    longest = max(len(module_values) for module_values in values)
+    summed = values[0].new_zeros(longest)
+    for module_values in values:
+        summed[: len(module_values)] += module_values.square()
     total = float(summed.sum()) or 1.0
     shares = [0.0, *(summed.cumsum(0) / total).tolist()]
     axes.plot(range(longest + 1), shares, label=label, linewidth=width, color=color)

@@ -1,9 +1,11 @@
-"""The rank of a LoRA: its spectrum, the best approximation of a lower rank, and growth that can learn.
+"""The rank of a LoRA: its singular values, the nearest LoRA of a lower rank, and a higher rank that can learn.
 
 An update up @ down has at most rank r, so its singular values are those of a core of r x r: QR of down^T and of up,
-then the SVD of R_up @ R_down^T (Golub and Van Loan, Matrix Computations, 4th ed., 5.2 and 8.6). By Eckart and Young
-its first k triples are the nearest update of rank k, in the Frobenius and the spectral norm. The dense update of
-hundreds of millions of numbers is never formed.
+then the SVD of R_up @ R_down^T (Golub and Van Loan, Matrix Computations, 4th ed., 5.2 and 8.6). By the theorem of
+Eckart and Young the first k of them give the nearest update of rank k, in the Frobenius and the spectral norm. The
+dense update of hundreds of millions of numbers is never formed.
+
+"Effect kept" is the share of sum(s^2), the squared Frobenius norm of the update, that is left after resizing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .lora import Lora, Spec
+from .lora import FactorSpec, Lora
 
 if TYPE_CHECKING:
     import torch
@@ -24,66 +26,70 @@ if TYPE_CHECKING:
     from .lora import Pair
 
 ROW_NORM = 1 / math.sqrt(3)
-"""Norm of a down row: what Kaiming's U(-1/sqrt(d_in), 1/sqrt(d_in)) gives on average, in a fresh LoRA. The singular
+"""Norm of a down row: the average that Kaiming's U(-1/sqrt(d_in), 1/sqrt(d_in)) gives in a fresh LoRA. The singular
 values stay in the up factor, so that a learning rate means the same for both."""
+
 RANK_LIMIT = 4096
+"""More than any LoRA has."""
 
 
 @dataclass(frozen=True)
-class Triples:
-    """delta = u @ diag(s) @ v with orthonormal columns of u [d_out, r] and rows of v [r, d_in]; s [r] descending."""
+class SVD:
+    """up @ down = u @ diag(s) @ vh, with orthonormal columns of u [d_out, k] and rows of vh [k, d_in]; s [k] descends,
+    k = min(d_out, rank, d_in)."""
 
     u: torch.Tensor
     s: torch.Tensor
-    v: torch.Tensor
+    vh: torch.Tensor
 
 
-def triples(down: torch.Tensor, up: torch.Tensor, *, exact: bool = False) -> Triples:
-    """The singular triples of up [d_out, r] @ down [r, d_in], in float32, or float64 where ``exact``.
-
-    There are min(d_out, r, d_in) of them at most.
-    """
+def svd_of_product(down: torch.Tensor, up: torch.Tensor, *, exact: bool = False) -> SVD:
+    """The singular value decomposition of up [d_out, r] @ down [r, d_in], in float32, or float64 where ``exact``."""
     import torch
 
     dtype = torch.float64 if exact else torch.float32
     q_down, r_down = torch.linalg.qr(down.to(dtype).mT)
     q_up, r_up = torch.linalg.qr(up.to(dtype))
-    u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return Triples(q_up @ u, s, v @ q_down.mT)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    return SVD(q_up @ u, s, vh @ q_down.mT)
 
 
-def spectra(lora: Lora, *, exact: bool = False) -> dict[str, torch.Tensor]:
-    """The singular values of every module's update, descending, float64 [min(d_out, rank, d_in)]."""
-    return {path: _triples_of(lora, path, exact).s.double() for path in lora}
+def singular_values(lora: Lora, *, exact: bool = False) -> dict[str, torch.Tensor]:
+    """Those of every module's update by path, descending, float64 [min(d_out, rank, d_in)].
+
+    ``exact`` computes in float64, else float32. Raises UserError where a factor holds NaN or infinity.
+    """
+    return {path: _module_svd(lora, path, exact).s.double() for path in lora}
 
 
-def _triples_of(lora: Lora, path: str, exact: bool) -> Triples:
+def _module_svd(lora: Lora, path: str, exact: bool) -> SVD:
     down, up = lora[path]
     if not (down.isfinite().all() and up.isfinite().all()):
         raise UserError(f"{path}: the factors hold NaN or infinity.")
-    return triples(down, up, exact=exact)
+    return svd_of_product(down, up, exact=exact)
 
 
-def factors(found: Triples, rank: int, fresh: Callable[[int, int], torch.Tensor]) -> Pair:
-    """Factors of exactly ``rank``: the largest triples, down rows of norm 1/sqrt 3; what remains is fresh capacity.
+def factors_of_rank(svd: SVD, rank: int, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
+    """Factors of exactly ``rank``, float32: down [rank, d_in], whose rows have the norm 1/sqrt(3), up [d_out, rank].
 
-    Fresh rows come from ``fresh(rows, d_in)`` and their up columns are zero: the update is unchanged and the columns
-    have a gradient from the first step on. Zero rows *and* zero columns would stay zero for ever.
+    They hold the largest singular values. Where ``rank`` is higher than their number, the further rows of down come
+    from ``fresh_rows(count, d_in)`` and the further columns of up are zero: the update is unchanged, and the columns
+    have a gradient from the first step on. If both were zero, they would stay zero for ever.
     """
     import torch
 
-    count = min(rank, len(found.s))
-    down = found.v[:count] * ROW_NORM
-    up = found.u[:, :count] * (found.s[:count] / ROW_NORM)
+    count = min(rank, len(svd.s))
+    down = svd.vh[:count] * ROW_NORM
+    up = svd.u[:, :count] * (svd.s[:count] / ROW_NORM)
     if rank > count:
-        down = torch.cat([down, fresh(rank - count, down.shape[1]).to(down)])
+        down = torch.cat([down, fresh_rows(rank - count, down.shape[1]).to(down)])
         up = torch.cat([up, up.new_zeros(up.shape[0], rank - count)], dim=1)
     return down.float(), up.float()
 
 
-def kaiming(path: str, seed: int) -> Callable[[int, int], torch.Tensor]:
-    """Fresh down rows U(-1/sqrt(d_in), 1/sqrt(d_in)), as torch.nn.Linear and the trainers draw them; the same numbers
-    for the same module and seed, whatever else is drawn."""
+def kaiming_rows(path: str, seed: int) -> Callable[[int, int], torch.Tensor]:
+    """A function (count, d_in) -> float32 [count, d_in] of U(-1/sqrt(d_in), 1/sqrt(d_in)), as torch.nn.Linear and the
+    trainers start. The numbers depend on module and seed only, whatever else is drawn."""
 
     def rows(count: int, d_in: int) -> torch.Tensor:
         import torch
@@ -97,67 +103,68 @@ def kaiming(path: str, seed: int) -> Callable[[int, int], torch.Tensor]:
 
 @dataclass
 class Resizer:
-    """Makes factors of the wanted ranks, a module at a time, and remembers the singular values it saw."""
+    """Makes factors of the wanted ranks, a module at a time. ``singular_values`` holds those of every module that was
+    made so far, float64."""
 
     lora: Lora
     ranks: Mapping[str, int]
     exact: bool = False
     seed: int = 0
-    seen: dict[str, torch.Tensor] = field(default_factory=dict)
+    singular_values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, path: str) -> Pair:
-        fresh = kaiming(path, self.seed)
+        fresh_rows = kaiming_rows(path, self.seed)
         if path not in self.lora.specs:
-            return self._empty(path, fresh)
-        found = _triples_of(self.lora, path, self.exact)
-        self.seen[path] = found.s.double()
-        return factors(found, self.ranks[path], fresh)
+            return self._fresh_module(path, fresh_rows)
+        svd = _module_svd(self.lora, path, self.exact)
+        self.singular_values[path] = svd.s.double()
+        return factors_of_rank(svd, self.ranks[path], fresh_rows)
 
-    def _empty(self, path: str, fresh: Callable[[int, int], torch.Tensor]) -> Pair:
-        """A module that starts from nothing, as a trainer makes it."""
+    def _fresh_module(self, path: str, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
+        """A module without an update, as a trainer makes it."""
         import torch
 
         d_out, d_in = self.lora.arch.modules[path].shape
-        return fresh(self.ranks[path], d_in), torch.zeros(d_out, self.ranks[path])
+        return fresh_rows(self.ranks[path], d_in), torch.zeros(d_out, self.ranks[path])
+
+    def effect_kept(self) -> dict[str, float]:
+        """`effect_kept` of the modules that were made so far."""
+        return effect_kept(self.lora.arch, self.singular_values, self.ranks)
 
 
 def resize(
     lora: Lora, rank: int | Mapping[str, int], *, exact: bool = False, seed: int = 0, fill: Iterable[str] = ()
 ) -> Lora:
-    """``lora`` at another rank, lower or higher: one for all, or one by module path. Factors are float32.
+    """``lora`` at another rank, lower or higher: one for all modules, or one by module path. Factors are float32.
 
-    ``fill`` names further modules of the architecture, which start as fresh capacity. Nothing is computed before the
-    factors are asked for; `kept` then tells what the truncation kept. Raises UserError for a rank out of range.
+    ``fill`` names further modules of the architecture, which start without an update. Nothing is computed before the
+    factors are asked for. Raises UserError for a rank out of range.
     """
     filled = set(fill).difference(lora.specs)
     paths = [*lora.specs, *(path for path in lora.arch.modules if path in filled)]
     ranks = dict.fromkeys(paths, rank) if isinstance(rank, int) else {path: rank[path] for path in paths}
     wrong = next((r for r in ranks.values() if not 0 < r <= RANK_LIMIT), None)
     if wrong is not None:
-        raise UserError(f"A rank of {wrong} cannot be had: choose 1 to {RANK_LIMIT}.")
-    specs = {path: Spec(ranks[path], "F32") for path in paths}
+        raise UserError(f"The rank must be from 1 to {RANK_LIMIT}, not {wrong}.", "out_of_range")
+    specs = {path: FactorSpec(ranks[path], "F32") for path in paths}
     return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed))
 
 
-def resizer(resized: Lora) -> Resizer:
+def resizer_of(resized: Lora) -> Resizer:
     """What makes the factors of a LoRA that `resize` gave. Raises TypeError for another."""
     if not isinstance(resized.load, Resizer):
         raise TypeError("This LoRA was not resized.")
     return resized.load
 
 
-def energy(values: torch.Tensor, rank: int) -> float:
-    """The part of sum(s^2) in the first ``rank`` singular values."""
-    squares = values.square()
-    total = float(squares.sum())
-    return float(squares[:rank].sum()) / total if total else 1.0
+def effect_kept(arch: Architecture, values: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> dict[str, float]:
+    """The share of sum(s^2) that ``ranks`` keep, 0 to 1: by kind of layer and, under ``all``, of all modules.
 
-
-def kept(arch: Architecture, values: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> dict[str, float]:
-    """The energy kept by kind of layer and, under ``all``, in the whole: sum of s^2 kept / sum of s^2."""
+    ``values``: singular values by module path, descending.
+    """
     sums: dict[str, list[float]] = {}
-    for path, spectrum in values.items():
-        squares = spectrum.square()
+    for path, module_values in values.items():
+        squares = module_values.square()
         for key in (arch.modules[path].kind.name, "all"):
             entry = sums.setdefault(key, [0.0, 0.0])
             entry[0] += float(squares[: ranks[path]].sum())
@@ -166,34 +173,40 @@ def kept(arch: Architecture, values: Mapping[str, torch.Tensor], ranks: Mapping[
 
 
 def rank_for(values: Sequence[torch.Tensor], share: float) -> int:
-    """The smallest rank for all that keeps at least ``share`` of the energy of all ``values`` together."""
-    squares = [spectrum.square() for spectrum in values]
-    total = sum(float(spectrum.sum()) for spectrum in squares)
-    longest = max(len(spectrum) for spectrum in squares)
-    found = 0.0
+    """The lowest rank, the same for all modules, that keeps at least ``share`` (0 to 1) of their effect together.
+
+    ``values``: the modules' singular values, descending.
+    """
+    squares = [module_values.square() for module_values in values]
+    total = sum(float(module_squares.sum()) for module_squares in squares)
+    longest = max(len(module_squares) for module_squares in squares)
+    kept = 0.0
     for rank in range(longest):
-        found += sum(float(spectrum[rank]) for spectrum in squares if rank < len(spectrum))
-        if found >= share * total:
+        kept += sum(float(module_squares[rank]) for module_squares in squares if rank < len(module_squares))
+        if kept >= share * total:
             return rank + 1
     return longest
 
 
 def ranks_for(values: Mapping[str, torch.Tensor], share: float) -> dict[str, int]:
-    """For each module the smallest rank that keeps at least ``share`` of its own energy."""
-    return {path: rank_for([spectrum], share) for path, spectrum in values.items()}
+    """For each module the lowest rank that keeps at least ``share`` of its own effect."""
+    return {path: rank_for([module_values], share) for path, module_values in values.items()}
 
 
-def ranks_within(arch: Architecture, values: Mapping[str, torch.Tensor], rank: int) -> dict[str, int]:
-    """Ranks by module that keep the most energy in a file no larger than one of uniform ``rank``; at least 1 each.
+def ranks_of_same_size(arch: Architecture, values: Mapping[str, torch.Tensor], rank: int) -> dict[str, int]:
+    """The ranks by module that keep the most effect in a file no larger than one of uniform ``rank``; at least 1 each.
 
-    A triple costs d_out + d_in numbers and brings s^2; the spectra descend, so taking the best ratios first is
-    optimal up to the last triple that fits.
+    A singular value costs d_out + d_in numbers and brings s^2. The values descend, so taking the best ratios first is
+    optimal up to the last one that fits.
     """
     cost = {path: sum(arch.modules[path].shape) for path in values}
     budget = sum(cost.values()) * (rank - 1)
     ranks = dict.fromkeys(values, 1)
     offers = (
-        (float(s) ** 2 / cost[path], path) for path, spectrum in values.items() for s in spectrum[1:] if float(s) > 0
+        (float(s) ** 2 / cost[path], path)
+        for path, module_values in values.items()
+        for s in module_values[1:]
+        if float(s) > 0
     )
     for _, path in sorted(offers, reverse=True):
         if cost[path] <= budget:

@@ -1,4 +1,4 @@
-"""Parts of a LoRA by block and by kind: kept, dropped or scaled, as users of block weights know them."""
+"""Parts of a LoRA, by block and by kind of layer: kept, dropped or scaled (block weights)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .architectures import Architecture, Module
 from .errors import UserError
-from .lora import Lora, Spec, keeps_digits
+from .lora import FactorSpec, Lora, multiplies_exactly
 
 if TYPE_CHECKING:
     from .lora import Pair
@@ -26,11 +26,11 @@ KINDS = {
     "qkv": r"attn\.(to|add)_[qkv]|attention\.to_[qkv]",
     "out": r"attn\.to_(add_)?out|attention\.to_out",
 }
-"""Presets of kinds, as patterns at the start of a kind's name: attention, feed-forward and modulation; the image's and
-the text's stream of Qwen-Image; the projections into and out of attention."""
+"""Preset -> pattern at the start of a kind's name: attention, feed-forward and modulation; the image's and the text's
+stream of Qwen-Image; the projections into and out of attention."""
 
 THIRDS = {"early": (0, 1), "middle": (1, 2), "late": (2, 3)}
-"""Presets of blocks, in thirds of the main stack."""
+"""Preset -> its start and end, in thirds of the main stack."""
 
 REST = "rest"
 
@@ -38,15 +38,15 @@ Rule = tuple[Callable[[Module], bool] | None, float]
 
 
 def select(lora: Lora, blocks: str | None = None, kinds: str | None = None) -> Lora:
-    """The parts of ``lora`` that the two lists name, scaled by their weights.
+    """The parts of ``lora`` that both lists name, multiplied by their weights.
 
-    A list is made of entries ``NAME`` or ``NAME:WEIGHT`` between commas; later entries win. Blocks: ``7``, ``0-19``,
+    A list has entries ``NAME`` or ``NAME:WEIGHT``, separated by commas; later entries win. Blocks: ``7``, ``0-19``,
     ``early``, ``middle``, ``late``, or another stack's name (``noise_refiner``, ``noise_refiner.0``). Kinds: a preset
-    (`KINDS`) or a kind's name, with ``*`` where it may be anything (``attn.to_q``, ``img_mlp.*``). What no entry names
-    is dropped where the list has an entry without a weight, and kept as it is where all have one; ``rest:WEIGHT``
-    says otherwise. Factors stay in their dtype where the weight loses no digit of them, else they become float32.
+    (`KINDS`) or a kind's name, in which ``*`` stands for anything (``attn.to_q``, ``img_mlp.*``). What no entry names
+    is dropped if any entry has no weight, and kept unchanged if all have one; ``rest:WEIGHT`` sets its weight.
+    Factors keep their dtype if that loses no digit, else they become float32.
 
-    Raises UserError where an entry names nothing of the architecture, or nothing remains.
+    Raises UserError where an entry names nothing of the architecture, or nothing is left.
     """
     weights = dict.fromkeys(lora.specs, 1.0)
     for text, rule_for in ((blocks, _block_rule), (kinds, _kind_rule)):
@@ -55,22 +55,22 @@ def select(lora: Lora, blocks: str | None = None, kinds: str | None = None) -> L
             weights = {path: weight * weight_of(lora.arch.modules[path]) for path, weight in weights.items()}
     kept = weighted(lora, weights)
     if not kept.specs:
-        raise UserError("Nothing of the LoRA remains with these blocks and kinds.")
+        raise UserError("Nothing of the LoRA is left with these blocks and kinds.")
     return kept
 
 
 def weighted(lora: Lora, weights: Mapping[str, float]) -> Lora:
-    """``lora`` with the update of each module times its weight; modules of weight 0 are dropped."""
+    """``lora`` with the update of each module multiplied by its weight, by path; modules of weight 0 are dropped."""
     specs = {}
     for path, spec in lora.specs.items():
         if weights[path]:
-            specs[path] = spec if keeps_digits(weights[path], spec.dtype) else Spec(spec.rank, "F32")
+            specs[path] = spec if multiplies_exactly(weights[path], spec.dtype) else FactorSpec(spec.rank, "F32")
     if all(weights[path] == 1 for path in specs):
         return replace(lora, specs=specs)
     return replace(lora, specs=specs, load=partial(_weighted, lora, weights, specs))
 
 
-def _weighted(lora: Lora, weights: Mapping[str, float], specs: Mapping[str, Spec], path: str) -> Pair:
+def _weighted(lora: Lora, weights: Mapping[str, float], specs: Mapping[str, FactorSpec], path: str) -> Pair:
     down, up = lora.cast(specs[path].dtype)[path]
     return down, up * weights[path]
 
@@ -109,7 +109,7 @@ def _block_rule(name: str, arch: Architecture) -> Callable[[Module], bool]:
     elif name not in stacks:
         numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", tail if stem in stacks else name)
         if not numbers:
-            raise UserError(f"{name!r} is no block of {arch.title}: {_blocks(arch)}.")
+            raise UserError(f"{name!r} is not a block of {arch.title}. There are: {_blocks(arch)}.")
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
     if not first <= last < stack.depth:
         raise UserError(f"{name!r} is not within the blocks of {arch.title}: {_blocks(arch)}.")
@@ -129,5 +129,7 @@ def _kind_rule(name: str, arch: Architecture) -> Callable[[Module], bool]:
     named = {kind for kind in all_kinds if (preset.match(kind) if preset else fnmatchcase(kind, name))}
     if not named:
         presets = [preset for preset, mark in KINDS.items() if any(re.match(mark, kind) for kind in all_kinds)]
-        raise UserError(f"{name!r} is no kind of {arch.title}: {', '.join([*presets, *all_kinds])}.")
+        raise UserError(
+            f"{name!r} is not a kind of layer of {arch.title}. There are: {', '.join([*presets, *all_kinds])}."
+        )
     return lambda module: module.kind.name in named

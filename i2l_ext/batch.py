@@ -210,9 +210,9 @@ def _in_memory(lora: Lora) -> Lora:
 
 def _of_pictures(lora: Lora, first: int, count: int, total: int) -> Lora:
     """The ranks that ``count`` of ``total`` pictures gave, from number ``first`` on."""
-    from i2l_ext.converters.lora import Spec
+    from i2l_ext.converters.lora import FactorSpec
 
-    specs = {path: Spec(spec.rank // total * count, spec.dtype) for path, spec in lora.specs.items()}
+    specs = {path: FactorSpec(spec.rank // total * count, spec.dtype) for path, spec in lora.specs.items()}
 
     def load(path: str) -> Pair:
         down, up = lora[path]

@@ -1,7 +1,7 @@
-"""Pictures: find, check, read, turn upright, crop; and the arrays that the encoders take.
+"""Pictures: find, check, read, turn upright and crop them; and the arrays that the encoders take.
 
-A picture is judged by its content, never by its name, and by its header before a pixel of it is decoded. Nothing
-but a SHA-256 and the crops in use stay in memory: 3 MB a picture, however large its file.
+The format is found by the content, never by the name, and the size is checked before a pixel is decoded. Only a SHA-256
+and the crops in use stay in memory: 3 MB a picture, however large its file.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from PIL import Image, ImageOps
 from i2l_ext.converters.errors import UserError, printable
 
 SIDE = 1024
-"""Pixels. The side of the centre square that every encoder sees, but for Coarse's Qwen-VL view."""
+"""Pixels. The side of the centre square that every encoder takes, except Qwen-VL for Coarse."""
 
 COARSE_SIDE = 224
-"""Pixels. The side of that view, cropped from the original and not from the square."""
+"""Pixels. The side of the square for Qwen-VL and Coarse, cropped from the original and not from the other square."""
 
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 100_000_000
 MAX_RATIO = 40
-"""Long side to short side. The scaled picture is SIDE x SIDE x this: 170 MB, and all but the square is cut off."""
+"""Of the long side to the short one. The scaled picture is SIDE x SIDE x this: 170 MB, of which the square is used."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif"})
-"""What is taken from a folder. A file that is named outright may have any suffix."""
+"""The files that are taken from a folder. A file that is named itself may have any suffix."""
 
 _SIGNATURES = (
     (0, b"\x89PNG", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (8, b"WEBP", "WEBP"), (0, b"BM", "BMP"),
@@ -44,7 +44,7 @@ _SIGNATURES = (
     (0, b"<svg", "SVG"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"), (4, b"jP  ", "JPEG 2000"),
     (0, b"\0\0\1\0", "an icon"),
 )  # fmt: skip
-"""Where, what, whose: so that a refusal can say what the file is. The order counts."""
+"""Position, bytes, format: for the error message. The first match counts."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,16 +55,16 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation -> what undoes it."""
+"""EXIF's orientation -> the transposition that undoes it."""
 
-_CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _ORIENTATION = 0x0112
 
 _BROKEN = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError, TypeError, ArithmeticError,
     AssertionError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow raises for broken data. Only calls into Pillow stand under it."""
+"""What Pillow raises for broken data. Only calls of Pillow are guarded by it."""
 
 # 16 bits to 8, rounded to the nearest. (Pillow's own conversion clips at 255.)
 _TO_EIGHT_BITS: np.ndarray = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
@@ -84,16 +84,17 @@ class Picture:
         return self.views[SIDE]
 
     def view(self, size: int) -> Image.Image:
-        """The centre square of the original, RGB ``size`` x ``size``; one of the sizes it was opened with."""
+        """The centre square of the original, RGB ``size`` x ``size``. KeyError for a size it was not opened with."""
         return self.views[size]
 
 
 def open_image(
     source: Path | str | bytes, *, name: str | None = None, sizes: Sequence[int] = (SIDE, COARSE_SIDE)
 ) -> Picture:
-    """Read a picture from a file, or from a file's bytes (then ``name`` is what messages call it).
+    """Read a picture from a file, or from a file's bytes (then ``name`` is its name in messages).
 
-    Memory peaks at 4 to 9 bytes a pixel of the original. Raises UserError for whatever cannot be used.
+    ``sizes``: the sides in pixels of the squares to keep. Memory peaks at 4 to 9 bytes a pixel of the original. Raises
+    UserError for a picture that cannot be used.
     """
     data = source if isinstance(source, bytes) else _read(Path(source))
     name = printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
@@ -103,7 +104,7 @@ def open_image(
         raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MB. Save it as JPEG, or make it smaller.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's hints on size and on odd files: both are dealt with here
+            warnings.simplefilter("ignore")  # Pillow warns of size and of odd files: both are checked here
             upright = _upright(_decode(data, name), name)
         views = {size: cover(upright, size) for size in {SIDE, *sizes}}
     except MemoryError:
@@ -112,7 +113,10 @@ def open_image(
 
 
 def collect(paths: Sequence[Path | str]) -> list[Path]:
-    """Files as they are given; for a folder the pictures in it (not below it), 2 before 10. Raises UserError."""
+    """Files as given; for a folder the pictures in it (not in sub-folders), 2 before 10.
+
+    Raises UserError for a path that does not exist, a folder without pictures, and where nothing is given.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
         try:
@@ -134,9 +138,9 @@ def collect(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def cover(image: Image.Image, size: int) -> Image.Image:
-    """Scale until ``size`` x ``size`` is covered (bilinear, antialiased), and cut the centre square out.
+    """Scale until ``size`` x ``size`` is covered (bilinear, antialiased), and crop the centre square.
 
-    The roundings are the authors': both sides, and the offsets, to the nearest integer, halves to the even one.
+    Both sides and the offsets are rounded as the authors do: to the nearest integer, halves to the even one.
     """
     width, height = image.size
     scale = max(size / width, size / height)
@@ -149,10 +153,10 @@ def cover(image: Image.Image, size: int) -> Image.Image:
 def pixels(
     square: Image.Image, size: int, mean: Sequence[float], std: Sequence[float], *, rounded: bool = True
 ) -> np.ndarray:
-    """What an encoder takes: the RGB square at ``size``, /255, minus mean, by std; float32 [3, size, size].
+    """What an encoder takes: the RGB square at ``size``, /255, minus mean, divided by std; float32 [3, size, size].
 
-    ``rounded``: resized in 8 bits, and then bit for bit what transformers' Pillow image processors give (SigLIP's).
-    Without it resized in floats, as DINOv3's processor does, which divides by 255 before it resizes.
+    ``rounded``: resized in 8 bits, which gives the same bits as transformers' Pillow image processors (SigLIP's).
+    Otherwise resized in floats, as DINOv3's processor does, which divides by 255 before it resizes.
     """
     if rounded:
         levels = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR), np.float64)
@@ -165,7 +169,7 @@ def pixels(
 
 
 def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
-    """All pictures in one, RGB ``size`` x ``size``, without gaps: rows of nearly equal counts fill the square."""
+    """All pictures in one, RGB ``size`` x ``size``, without gaps, in rows of nearly equal counts."""
     count = len(squares)
     rows = max(1, round(count**0.5))
     sheet = Image.new("RGB", (size, size), "white")
@@ -180,7 +184,7 @@ def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
 
 
 def _read(path: Path) -> bytes:
-    """At most one byte more than allowed."""
+    """The file's bytes; of one that is too large, one byte more than allowed. Raises UserError."""
     name = printable(path.name)
     try:
         if path.is_file():
@@ -193,7 +197,7 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
-    """The first frame as the file has it, decoded."""
+    """The first frame as it is in the file. Raises UserError."""
     try:
         image = Image.open(BytesIO(data), formats=_formats())
         _check_size(image.size, name)
@@ -222,11 +226,11 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
-    """RGB, on white, turned as EXIF says. Raises UserError where a palette turns out to be damaged only now."""
+    """RGB, on white, turned as EXIF says. Raises UserError where the palette is damaged."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except _BROKEN:
-        turn = None  # a damaged note beside a sound picture
+        turn = None  # the EXIF data is damaged, the picture is not
     try:
         image = _on_white(image)
     except _BROKEN:
@@ -237,7 +241,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image)
-    if not _is_clear(image):
+    if not _may_be_transparent(image):
         return _in_mode(image, "RGB")
     image = _in_mode(image, "RGBA")
     white = Image.new("RGB", image.size, "white")
@@ -245,9 +249,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def _is_clear(image: Image.Image) -> bool:
-    """Whether parts of it may be transparent. (Pillow says so itself from 10.1 on; the WebUIs have 9.5.)"""
-    if image.mode in _CLEAR or "transparency" in image.info:
+def _may_be_transparent(image: Image.Image) -> bool:
+    """Whether parts of it may be transparent. Pillow tells this from 10.1 on, but the WebUIs have 9.5."""
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return True
     if image.mode != "P":
         return False
@@ -257,12 +261,12 @@ def _is_clear(image: Image.Image) -> bool:
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Pillow would copy a picture that is in the mode already: 400 MB of the largest."""
+    """In ``mode``. Pillow would copy a picture that is in the mode already, up to 400 MB."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits of grey, in whichever of its modes ("I", "I;16", "I;16B") this Pillow holds them, to L or LA."""
+    """16 bits of grey, in any mode of Pillow's for them ("I", "I;16", "I;16B"), to L or LA."""
     values = np.asarray(image).clip(0, 65535).astype(np.uint16)
     grey = Image.fromarray(_TO_EIGHT_BITS[values])
     clear = image.info.get("transparency")
@@ -292,7 +296,7 @@ def _too_large(name: str) -> str:
 
 
 def _is_picture(file: Path) -> bool:
-    # Names with a leading dot are not pictures of the user's: macOS leaves such beside every file it copies.
+    # macOS writes a file with a leading dot beside every file that it copies
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 

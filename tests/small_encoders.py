@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2l_ext.converters.files import Plan, write
+from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.encoders.dims import Dinov3Dims, QwenVLDims, SiglipDims
 
 SIGLIP = SiglipDims(hidden=64, layers=3, heads=4, mlp=96, patch=8, image=32)
@@ -56,7 +56,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, T
 
 def save(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Path:
     with path.open("wb") as stream:
-        write(stream, [Plan.of(key, tensor.to(dtype)) for key, tensor in tensors.items()])
+        write(stream, [WritePlan.of(key, tensor.to(dtype)) for key, tensor in tensors.items()])
     return path
 
 

@@ -63,7 +63,9 @@ def build(folder: Path) -> World:
             path.parent.mkdir(parents=True, exist_ok=True)
             if part.kind == "bias":
                 torch.manual_seed(9)
-                pairs = {p: (torch.randn(2, m.shape[1]), torch.randn(m.shape[0], 2)) for p, m in MINI.made.items()}
+                pairs = {
+                    p: (torch.randn(2, m.shape[1]), torch.randn(m.shape[0], 2)) for p, m in MINI.i2l_modules.items()
+                }
                 Lora.of(MINI, pairs).save(path, "diffsynth", overwrite=True)
             else:
                 save(path, weights(part.shapes, seed=len(part.id)))

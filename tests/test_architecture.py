@@ -71,3 +71,15 @@ def test_a_public_name_stands_for_one_thing(kind):
             if isinstance(node, kind) and not node.name.startswith("_") and node.name not in SHARED:
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+@pytest.mark.parametrize("module", ["i2l_ext.commands.main", "i2l_ext.worker.main", "i2l_ext.operations"])
+def test_the_programs_begin_with_the_standard_library_alone(module):
+    """What they import later may lie in the private folder, which is put on the path first."""
+    code = (
+        f"import sys; old = set(sys.modules); import {module}; "
+        "new = {name.partition('.')[0] for name in sys.modules.keys() - old}; "
+        "print(*sorted(name for name in new - sys.stdlib_module_names if name not in ('i2l_ext', '_distutils_hack')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stdout.strip() == ""

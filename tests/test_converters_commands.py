@@ -13,7 +13,7 @@ from i2l_ext.commands import lora_files
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI
 
-PATH = next(iter(MINI.made))
+PATH = next(iter(MINI.i2l_modules))
 
 
 def i2l(*args):
@@ -36,7 +36,7 @@ def factors(path=PATH, rank=2, dtype=torch.float32):
 @pytest.fixture
 def whole(tmp_path):
     path = tmp_path / "style.safetensors"
-    Lora.of(MINI, {module: factors(module) for module in MINI.made}, {"ss_output_name": "style"}).save(path)
+    Lora.of(MINI, {module: factors(module) for module in MINI.i2l_modules}, {"ss_output_name": "style"}).save(path)
     return path
 
 
@@ -45,10 +45,10 @@ def test_inspect_json(whole, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["arch"] == "mini"
     assert told["dialect"] == "webui"
-    assert told["modules"] == len(MINI.made)
-    assert told["ranks"] == {"2": len(MINI.made)}
-    assert told["alphas"] == {"none": len(MINI.made)}
-    assert told["scales"] == {"1": len(MINI.made)}
+    assert told["modules"] == len(MINI.i2l_modules)
+    assert told["ranks"] == {"2": len(MINI.i2l_modules)}
+    assert told["alphas"] == {"none": len(MINI.i2l_modules)}
+    assert told["scales"] == {"1": len(MINI.i2l_modules)}
     assert told["dtype"] == "F32"
     assert told["finite"] is True
     assert told["missing"] == {} and told["foreign"] == [] and told["problems"] == []
@@ -81,7 +81,7 @@ def test_inspect_names_what_is_wrong(tmp_path, capsys):
     assert i2l("inspect", tmp_path / "f.safetensors", "--header", "--json") == 0
     header = json.loads(capsys.readouterr().out)
     assert header["finite"] is None
-    assert sum(header["missing"].values()) == len(MINI.made) - 1
+    assert sum(header["missing"].values()) == len(MINI.i2l_modules) - 1
 
 
 def test_inspect_needs_no_torch(whole):
@@ -99,7 +99,7 @@ def test_convert_there_and_back(whole, capsys):
     assert i2l("convert", whole, "--to", "kohya", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["file"] == str(whole.with_name("style_kohya.safetensors"))
-    assert (told["arch"], told["dialect"], told["rank"], told["modules"]) == ("mini", "kohya", 2, len(MINI.made))
+    assert (told["arch"], told["dialect"], told["rank"], told["modules"]) == ("mini", "kohya", 2, len(MINI.i2l_modules))
     assert i2l("convert", told["file"], "-o", whole.with_name("back.safetensors")) == 0
     first, last = (safetensors.torch.load_file(path) for path in (whole, whole.with_name("back.safetensors")))
     assert first.keys() == last.keys()
@@ -114,7 +114,7 @@ def test_convert_overwrites_only_when_told(whole):
         i2l("convert", whole, "-o", out)
     assert out.read_text() == "mine"
     assert i2l("convert", whole, "-o", out, "--overwrite") == 0
-    assert len(Lora.read(out)) == len(MINI.made)
+    assert len(Lora.read(out)) == len(MINI.i2l_modules)
 
 
 def test_convert_in_place(whole):
@@ -173,7 +173,7 @@ WRONG = {
     "DoRA": (GOOD | {f"{PATH}.dora_scale": torch.ones(2)}, "DoRA, which is not supported"),
     "duplicate module in two dialects": (
         GOOD | {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP},
-        "stands in it twice",
+        "two keys name the module",
     ),
     "alpha 0": (
         {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP, f"{KOHYA}.alpha": torch.tensor(0.0)},

@@ -100,7 +100,7 @@ def diffsynth_loads(state, lora):
 
 
 def first_blocks(arch):
-    return [path for path, module in arch.made.items() if module.block == 0]
+    return [path for path, module in arch.i2l_modules.items() if module.block == 0]
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
@@ -111,6 +111,13 @@ def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
     said = verdicts(tmp_path, state)
     assert said["diffusers"].loads == (diffusers_loads(arch.family, state, lora) or 0)
     assert said["diffsynth"].loads == (diffsynth_loads(state, lora) or 0)
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+def test_the_architecture_has_the_linear_layers_of_the_class(arch):
+    layers = {name: layer for name, layer in base(arch.family).named_modules() if isinstance(layer, torch.nn.Linear)}
+    known = {path: module.shape for path, module in arch.modules.items() if module.block in (0, None)}
+    assert {name: (layer.out_features, layer.in_features) for name, layer in layers.items()} == known
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
@@ -172,7 +179,7 @@ def test_part_says_which(tmp_path):
 
 
 def test_mixed_files_load_in_part(tmp_path):
-    first, second, third, *_ = MINI.made
+    first, second, third, *_ = MINI.i2l_modules
     state = tensors(random(MINI, [first, second]), "webui", tmp_path) | tensors(
         random(MINI, [third]), "kohya", tmp_path
     )
@@ -190,7 +197,7 @@ def test_kohya_without_alpha(tmp_path):
 
 
 def test_ranks_that_differ(tmp_path):
-    query, key, *_ = MINI.made
+    query, key, *_ = MINI.i2l_modules
     state = tensors(random(MINI, [query], 2), "webui", tmp_path) | tensors(random(MINI, [key], 3), "webui", tmp_path)
     said = verdicts(tmp_path, state)
     assert said["nunchaku"].status == "refused" and said["nunchaku"].repair == consumers.Repair("rank", {"rank": 3})
@@ -214,7 +221,7 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
 
 def test_check_command(tmp_path, capsys):
     path = tmp_path / "a file.safetensors"
-    random(MINI, MINI.made).save(path)
+    random(MINI, MINI.i2l_modules).save(path)
     assert i2l("check", path) == 0
     told = capsys.readouterr().out
     assert "Forge Neo" in told and f"i2l convert '{path}' --to kohya" in told
@@ -226,7 +233,7 @@ def test_check_command(tmp_path, capsys):
 
 def test_summary_names_who_loads_it_and_who_needs_help(tmp_path):
     path = tmp_path / "f.safetensors"
-    block = {module: m for module, m in QWEN_IMAGE.made.items() if m.block == 0}
+    block = {module: m for module, m in QWEN_IMAGE.i2l_modules.items() if m.block == 0}
     random(QWEN_IMAGE, block).save(path)
     told = consumers.summary(path)
     assert told.startswith("loads in Forge Neo, ComfyUI, diffusers") and "\n" not in told
@@ -234,7 +241,7 @@ def test_summary_names_who_loads_it_and_who_needs_help(tmp_path):
 
 
 def test_a_miniatures_lora_is_told_to_be_one(tmp_path):
-    random(MINI, MINI.made).save(tmp_path / "f")
+    random(MINI, MINI.i2l_modules).save(tmp_path / "f")
     assert consumers.summary(tmp_path / "f") == MINI.caution
 
 
@@ -260,7 +267,7 @@ def test_check_of_what_is_no_lora(tmp_path):
 def test_a_full_file_of_720_modules_of_rank_20(tmp_path):
     """bfloat16 as `i2l make` writes it; the class holds the blocks for which there is room here."""
     from i2l_ext.converters import select
-    from i2l_ext.converters.lora import Spec
+    from i2l_ext.converters.lora import FactorSpec
 
     def load(path):
         d_out, d_in = QWEN_IMAGE.modules[path].shape
@@ -271,7 +278,7 @@ def test_a_full_file_of_720_modules_of_rank_20(tmp_path):
         )
 
     path = tmp_path / "full.safetensors"
-    Lora(QWEN_IMAGE, dict.fromkeys(QWEN_IMAGE.made, Spec(20, "BF16")), load).save(path)
+    Lora(QWEN_IMAGE, dict.fromkeys(QWEN_IMAGE.i2l_modules, FactorSpec(20, "BF16")), load).save(path)
     assert len(Lora.read(path)) == 720
     assert path.stat().st_size == pytest.approx(295e6, rel=0.01)
     for name in ("webui", "kohya", "diffusers", "diffsynth"):

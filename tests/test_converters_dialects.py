@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from i2l_ext.converters import dialects, files
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE
-from i2l_ext.converters.dialects import DIALECTS, PREFIXES, parse
+from i2l_ext.converters.dialects import DIALECTS, PREFIXES
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import Lora
 
 PAIRS = [
@@ -49,7 +50,7 @@ def keys(arch, paths, prefix, down, up, *, flat=False, alpha=False, rank=2):
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_variant_names_every_module(prefix):
     for suffixes, flat in itertools.product(PAIRS, (False, True)):
-        reading = parse(keys(MINI, MINI.modules, prefix, *suffixes, flat=flat, alpha=True), "f")
+        reading = parse_keys(keys(MINI, MINI.modules, prefix, *suffixes, flat=flat, alpha=True), "f")
         assert reading.arch is MINI
         assert list(reading.slots) == list(MINI.modules)
         assert not reading.foreign and not reading.halves and not reading.text_encoder
@@ -62,7 +63,7 @@ def test_a_dialect_is_called_by_its_name(arch, dialect):
     if dialect.native:
         return  # its names are made when a file is written: test_fused below
     shapes = keys(arch, arch.modules, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
-    assert parse(shapes, "f").dialect == dialect.name
+    assert parse_keys(shapes, "f").dialect == dialect.name
 
 
 @settings(deadline=None)
@@ -70,7 +71,7 @@ def test_a_dialect_is_called_by_its_name(arch, dialect):
 def test_any_subset_is_recognised(paths, name):
     dialect = DIALECTS[name]
     shapes = keys(MINI, paths, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
-    reading = parse(shapes, "f")
+    reading = parse_keys(shapes, "f")
     assert reading.arch is MINI
     assert set(reading.slots) == paths
     assert reading.dialect in {name, name.removesuffix("-fused")}
@@ -136,17 +137,17 @@ def test_the_end_of_float16_loses_nothing(tmp_path, dtype, alpha):
 
 
 def test_alpha_is_a_scalar_in_float32_and_equals_the_rank(tmp_path):
-    lora = Lora.of(MINI, {path: pair(MINI, path, 3) for path in MINI.made})
+    lora = Lora.of(MINI, {path: pair(MINI, path, 3) for path in MINI.i2l_modules})
     lora.save(tmp_path / "k", "kohya")
     tensors = safetensors.torch.load_file(tmp_path / "k")
     alphas = [tensor for key, tensor in tensors.items() if key.endswith(".alpha")]
-    assert len(alphas) == len(MINI.made)
+    assert len(alphas) == len(MINI.i2l_modules)
     assert all(alpha.shape == () and alpha.dtype == torch.float32 and alpha == 3 for alpha in alphas)
 
 
 @pytest.mark.parametrize("name", [name for name in DIALECTS if not name.startswith("kohya")])
 def test_no_alpha_where_a_reader_would_misread_it(tmp_path, name):
-    lora = Lora.of(MINI, {path: pair(MINI, path) for path in MINI.made})
+    lora = Lora.of(MINI, {path: pair(MINI, path) for path in MINI.i2l_modules})
     lora.save(tmp_path / "f", name)
     assert not any("alpha" in key for key in safetensors.torch.load_file(tmp_path / "f"))
 
@@ -190,7 +191,7 @@ def test_fused_qkv_both_ways(tmp_path, shared, missing):
         expected = act(*modules[path]) if path in modules else torch.zeros(3840, 3, dtype=torch.float64)
         assert torch.allclose(whole[3840 * index : 3840 * (index + 1)], expected, rtol=1e-12, atol=1e-12)
     back = Lora.read(tmp_path / "fused")
-    assert parse(files.TensorFile(tmp_path / "fused").header.shapes, "f").dialect == "kohya-fused"
+    assert parse_keys(files.TensorFile(tmp_path / "fused").header.shapes, "f").dialect == "kohya-fused"
     back.save(tmp_path / "split", "kohya")
     split = Lora.read(tmp_path / "split")
     for path, (a, b) in modules.items():
@@ -220,32 +221,32 @@ def test_fused_and_split_in_one_file_are_twice_the_module():
         "lora_unet_layers_0_attention_to_q.lora_down.weight": (2, 3840),
         "lora_unet_layers_0_attention_to_q.lora_up.weight": (3840, 2),
     }
-    with pytest.raises(UserError, match="twice"):
-        parse(shapes, "f")
+    with pytest.raises(UserError, match="two keys name the module"):
+        parse_keys(shapes, "f")
 
 
 def test_mixed_dialects_are_read_where_no_module_is_twice():
-    first, second, *_ = MINI.made
+    first, second, *_ = MINI.i2l_modules
     shapes = keys(MINI, [first], "diffusion_model.", *PAIRS[0]) | keys(
         MINI, [second], "lora_unet_", *PAIRS[3], flat=True
     )
-    reading = parse(shapes, "f")
+    reading = parse_keys(shapes, "f")
     assert reading.dialect == "mixed"
     assert reading.dialects == {"webui": 2, "kohya": 2}
     assert {slot.dialect for slot in reading.slots.values()} == {"webui", "kohya"}
     collision = shapes | keys(MINI, [first], "transformer.", *PAIRS[0])
-    with pytest.raises(UserError, match=re.escape(first) + " stands in it twice"):
-        parse(collision, "f")
+    with pytest.raises(UserError, match="two keys name the module " + re.escape(first)):
+        parse_keys(collision, "f")
 
 
 def test_text_encoder_foreign_and_half_modules_are_told_apart():
-    path = next(iter(MINI.made))
+    path = next(iter(MINI.i2l_modules))
     shapes = keys(MINI, [path], "transformer.", *PAIRS[0]) | {
         "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (2, 8),
         "transformer.something_else.lora_A.weight": (2, 8),
         "transformer.proj_out.lora_A.weight": (2, MINI.modules["proj_out"].kind.d_in),
     }
-    reading = parse(shapes, "f")
+    reading = parse_keys(shapes, "f")
     assert [len(reading.text_encoder), len(reading.foreign), list(reading.halves)] == [1, 1, ["proj_out"]]
 
 
@@ -262,15 +263,15 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_networks_are_named_and_refused(kind):
-    path = next(iter(QWEN_IMAGE.made))
+    path = next(iter(QWEN_IMAGE.i2l_modules))
     shapes = keys(QWEN_IMAGE, [path], "", *PAIRS[0]) | {REFUSED[kind]: (3,)}
     with pytest.raises(UserError, match=f"{kind}.*not supported.*{re.escape(REFUSED[kind])}"):
-        parse(shapes, "f")
+        parse_keys(shapes, "f")
 
 
 def test_the_prefix_model_diffusion_model_is_no_difference():
-    path = next(iter(QWEN_IMAGE.made))
-    assert len(parse(keys(QWEN_IMAGE, [path], "model.diffusion_model.", *PAIRS[0]), "f").slots) == 1
+    path = next(iter(QWEN_IMAGE.i2l_modules))
+    assert len(parse_keys(keys(QWEN_IMAGE, [path], "model.diffusion_model.", *PAIRS[0]), "f").slots) == 1
 
 
 FLUX = {
@@ -316,4 +317,4 @@ OTHERS = {
 def test_other_models_are_refused_with_what_was_seen(case):
     shapes, reason = OTHERS[case]
     with pytest.raises(UserError, match=reason):
-        parse(shapes, "f")
+        parse_keys(shapes, "f")

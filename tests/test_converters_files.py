@@ -31,7 +31,7 @@ tensors = st.dictionaries(
 def test_round_trip_and_parity_with_the_library(tmp_path_factory, tensors, metadata):
     ours, theirs = (tmp_path_factory.mktemp("files") / name for name in ("ours", "theirs"))
     with ours.open("wb") as stream:
-        files.write(stream, [files.Plan.of(name, tensor) for name, tensor in tensors.items()], metadata)
+        files.write(stream, [files.WritePlan.of(name, tensor) for name, tensor in tensors.items()], metadata)
     safetensors.torch.save_file(tensors, theirs, metadata or None)  # with {} and no tensors it writes broken JSON
     library = safetensors.torch.load_file(ours)
     assert library.keys() == tensors.keys()
@@ -66,15 +66,15 @@ FLOATS = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]
 @given(data=st.binary(min_size=64, max_size=64))
 def test_finite_agrees_with_torch(dtype, data):
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(files.torch_dtype(dtype))
-    assert files.finite(data, dtype) == bool(tensor.double().isfinite().all())
+    assert files.all_finite(data, dtype) == bool(tensor.double().isfinite().all())
 
 
 def test_finite_sees_the_last_number_of_a_long_tensor():
     numbers = np.zeros(files.CHUNK // 2 * 3 + 1, "<f2")
-    assert files.finite(numbers.tobytes(), "F16")
+    assert files.all_finite(numbers.tobytes(), "F16")
     numbers[-1] = np.inf
-    assert not files.finite(numbers.tobytes(), "F16")
-    assert files.finite(b"", "F32")
+    assert not files.all_finite(numbers.tobytes(), "F16")
+    assert files.all_finite(b"", "F32")
 
 
 def header(value: object, data: bytes = b"") -> bytes:
@@ -163,7 +163,7 @@ def test_real_headers_are_far_below_the_bounds(tmp_path):
         ("exp_avg_sq/transformer_blocks.{}.attn.to_add_out.proj_in.weight", 5 * 2_880, {}),
         ("lora_unet_transformer_blocks_{}_attn_to_add_out.lora_down.weight", 3 * 846, {"ss_tag_frequency": tags}),
     ):
-        plans = [files.Plan(name.format(i), "F32", (1, 1), lambda: [b"\0" * 4]) for i in range(count)]
+        plans = [files.WritePlan(name.format(i), "F32", (1, 1), lambda: [b"\0" * 4]) for i in range(count)]
         with (tmp_path / "real").open("wb") as stream:
             files.write(stream, plans, metadata)
         with files.TensorFile(tmp_path / "real") as file:
@@ -243,8 +243,13 @@ def test_atomic_path_is_whole_or_nothing(tmp_path):
 def test_replace_text_keeps_the_old_file_where_writing_fails(tmp_path, monkeypatch):
     path = tmp_path / "settings.json"
     path.write_text("old")
+
+    def half(self, text, **options):
+        self.write_bytes(text.encode()[:1])
+        raise OSError("full")
+
     with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
-        patched.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr(Path, "write_text", half)
         atomic.replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     stale = tmp_path / ".i2l-0123456789abcdef.part"
@@ -269,7 +274,7 @@ def test_saved_as_the_library_does(tmp_path):
         "c": torch.zeros(0, 2).bfloat16(),
     }
     for one in (tensors, tensors | {"ä": torch.tensor(7), "d": torch.ones(3), "e": torch.ones(2).bool()}):
-        files.save(tmp_path / "it", one)
+        files.save_file(one, tmp_path / "it")
         whole = {name: tensor.contiguous() for name, tensor in one.items()}
         assert (tmp_path / "it").read_bytes() == library.save(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["it"]

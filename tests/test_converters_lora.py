@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from i2l_ext.converters import Lora, UserError, concatenate, files, select
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
-from i2l_ext.converters.lora import Spec, keeps_digits
-from i2l_ext.converters.metadata import rewritten
+from i2l_ext.converters.lora import FactorSpec, multiplies_exactly
+from i2l_ext.converters.metadata import updated_metadata
 from i2l_ext.converters.select import KINDS
 
-MODULES = list(MINI.made)
+MODULES = list(MINI.i2l_modules)
 
 
 def mini(rank=2, dtype=torch.float32, seed=0, modules=MODULES, metadata=None):
@@ -59,7 +59,7 @@ def test_strength_half_halves_the_update():
 
 def test_parts_of_two_models_are_not_joined():
     other = Lora(QWEN_IMAGE, {}, dict.__getitem__)
-    with pytest.raises(UserError, match=r"Qwen-Image cannot be joined"):
+    with pytest.raises(UserError, match=r"Qwen-Image cannot be merged"):
         concatenate([mini(), other], [1, 1])
 
 
@@ -93,7 +93,7 @@ def test_bytes_are_copied_where_nothing_changes(tmp_path, dtype):
     for path in MODULES:
         for factor in (0, 1):
             raw = b"".join(bytes(piece) for piece in lora.source.raw(path, factor))
-            assert raw == bytes(files.bytes_of(lora[path][factor].contiguous()))
+            assert raw == bytes(files.tensor_bytes(lora[path][factor].contiguous()))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -128,12 +128,12 @@ def test_an_alpha_that_harms_is_refused(tmp_path, alpha):
 @given(power=st.integers(-20, 20), number=st.floats(-1e9, 1e9).filter(lambda x: x == 0 or abs(x) > 1e-9))
 def test_a_power_of_two_keeps_every_digit(dtype, power, number):
     tensor = torch.tensor(number, dtype=torch.float64).to(files.torch_dtype(dtype))
-    assert keeps_digits(2.0**power, dtype)
+    assert multiplies_exactly(2.0**power, dtype)
     assert (tensor * 2.0**power).double() == tensor.double() * 2.0**power
 
 
-def test_keeps_digits_knows_its_limits():
-    assert not keeps_digits(0.3, "F32") and not keeps_digits(0.5, "F16") and keeps_digits(1, "F16")
+def test_multiplies_exactly_knows_its_limits():
+    assert not multiplies_exactly(0.3, "F32") and not multiplies_exactly(0.5, "F16") and multiplies_exactly(1, "F16")
 
 
 # selection
@@ -177,16 +177,16 @@ def test_kinds_are_kept_or_dropped(text, kept):
 
 
 def test_image_and_text_streams_share_nothing_and_leave_nothing():
-    whole = Lora(QWEN_IMAGE, dict.fromkeys(QWEN_IMAGE.made, Spec(4, "BF16")), dict.__getitem__)
+    whole = Lora(QWEN_IMAGE, dict.fromkeys(QWEN_IMAGE.i2l_modules, FactorSpec(4, "BF16")), dict.__getitem__)
     image, text = (set(select(whole, kinds=kind).specs) for kind in ("img", "txt"))
     assert not image & text
-    assert image | text == set(QWEN_IMAGE.made)
+    assert image | text == set(QWEN_IMAGE.i2l_modules)
     groups = [set(select(whole, kinds=kind).specs) for kind in ("attn", "mlp", "mod")]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 720
 
 
 def test_other_stacks_by_their_name():
-    whole = Lora(Z_IMAGE, dict.fromkeys(Z_IMAGE.made, Spec(4, "BF16")), dict.__getitem__)
+    whole = Lora(Z_IMAGE, dict.fromkeys(Z_IMAGE.i2l_modules, FactorSpec(4, "BF16")), dict.__getitem__)
     assert len(select(whole, "noise_refiner").specs) == 14
     assert len(select(whole, "context_refiner.1").specs) == 7
     assert len(select(whole, "context_refiner:0").specs) == 238 - 14
@@ -203,13 +203,13 @@ def test_weights_that_cost_digits_widen():
     ("blocks", "kinds", "reason"),
     [
         ("99", None, "not within the blocks of .*0-2, early"),
-        ("nonsense", None, "no block"),
+        ("nonsense", None, "not a block"),
         ("2-1", None, "not within"),
         ("0:much", None, "not a weight"),
         ("0:nan", None, "not a weight"),
         ("", None, "names nothing"),
-        (None, "nonsense", r"no kind of .*attn, mlp"),
-        ("0", "attn:0,mlp:0,mod:0", "Nothing of the LoRA remains"),
+        (None, "nonsense", r"not a kind of layer of .*attn, mlp"),
+        ("0", "attn:0,mlp:0,mod:0", "Nothing of the LoRA is left"),
     ],
 )
 def test_wrong_selections(blocks, kinds, reason):
@@ -219,7 +219,7 @@ def test_wrong_selections(blocks, kinds, reason):
 
 def test_each_preset_names_something():
     for arch in (QWEN_IMAGE, Z_IMAGE, MINI):
-        whole = Lora(arch, dict.fromkeys(arch.modules, Spec(4, "BF16")), dict.__getitem__)
+        whole = Lora(arch, dict.fromkeys(arch.modules, FactorSpec(4, "BF16")), dict.__getitem__)
         for preset in KINDS:
             if arch is Z_IMAGE and preset in ("img", "txt"):
                 with pytest.raises(UserError):
@@ -242,7 +242,7 @@ OLD = {
 
 
 def test_metadata_are_kept_but_for_what_would_be_wrong():
-    new = rewritten(mini(3, metadata=OLD), "webui", "new")
+    new = updated_metadata(mini(3, metadata=OLD), "webui", "new")
     assert new == {
         "ss_output_name": "new",
         "ss_network_dim": "3",
@@ -254,8 +254,8 @@ def test_metadata_are_kept_but_for_what_would_be_wrong():
 
 
 def test_kohya_metadata_say_dim_and_alpha():
-    assert rewritten(mini(3), "webui", "new") == {}
-    assert rewritten(mini(3), "kohya", "new") == {
+    assert updated_metadata(mini(3), "webui", "new") == {}
+    assert updated_metadata(mini(3), "kohya", "new") == {
         "ss_network_dim": "3",
         "ss_network_alpha": "3",
         "ss_network_module": "networks.lora_qwen_image",
@@ -265,4 +265,4 @@ def test_kohya_metadata_say_dim_and_alpha():
 def test_ranks_that_differ_are_called_dynamic():
     first, second = MODULES[:2]
     uneven = Lora.of(MINI, {first: mini(1)[first], second: mini(2)[second]}, {"ss_network_dim": "1"})
-    assert rewritten(uneven, "webui")["ss_network_dim"] == "Dynamic"
+    assert updated_metadata(uneven, "webui")["ss_network_dim"] == "Dynamic"

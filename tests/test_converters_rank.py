@@ -12,7 +12,7 @@ from i2l_ext.converters import Lora, UserError, inspect, rank
 from i2l_ext.converters.architectures import MINI
 from test_converters_commands import i2l
 
-MODULES = list(MINI.made)
+MODULES = list(MINI.i2l_modules)
 
 
 def factors(path, r, seed=0, decay=1.0):
@@ -41,10 +41,10 @@ def relative(a, b):
 def test_truncation_is_the_optimum_of_the_dense_svd(path, r, k, offset, exact):
     down, up = factors(path, r, seed=r)
     up = up + offset  # rows that share an offset: what a centred PCA loses
-    found = rank.triples(down, up, exact=exact)
+    found = rank.svd_of_product(down, up, exact=exact)
     dense = up.double() @ down.double()
     s = torch.linalg.svdvals(dense)
-    a, b = rank.factors(found, k, rank.kaiming(path, 0))
+    a, b = rank.factors_of_rank(found, k, rank.kaiming_rows(path, 0))
     assert (a.shape, b.shape) == ((k, down.shape[1]), (up.shape[0], k))
     optimum = (s[k:].square().sum()).sqrt()
     error = (b.double() @ a.double() - dense).norm()
@@ -54,9 +54,9 @@ def test_truncation_is_the_optimum_of_the_dense_svd(path, r, k, offset, exact):
 
 def test_exact_is_exact():
     down, up = (factor.double() for factor in factors(MODULES[0], 8))
-    found = rank.triples(down, up, exact=True)
+    found = rank.svd_of_product(down, up, exact=True)
     assert found.s.dtype == torch.float64
-    assert relative((found.u * found.s) @ found.v, up @ down) < 1e-14
+    assert relative((found.u * found.s) @ found.vh, up @ down) < 1e-14
 
 
 @pytest.mark.parametrize("k", [2, 6, 16])
@@ -75,12 +75,12 @@ def test_form_is_balanced_for_training(k):
 
 
 def test_growth_draws_what_a_fresh_lora_has():
-    rows = rank.kaiming("x", 0)(400, 300)
+    rows = rank.kaiming_rows("x", 0)(400, 300)
     assert rows.abs().max() <= 1 / math.sqrt(300)
     assert float(rows.norm(dim=1).mean()) == pytest.approx(1 / math.sqrt(3), rel=0.01)
-    assert torch.equal(rows[:5], rank.kaiming("x", 0)(5, 300))
-    assert not torch.equal(rows[:5], rank.kaiming("y", 0)(5, 300))
-    assert not torch.equal(rows[:5], rank.kaiming("x", 1)(5, 300))
+    assert torch.equal(rows[:5], rank.kaiming_rows("x", 0)(5, 300))
+    assert not torch.equal(rows[:5], rank.kaiming_rows("y", 0)(5, 300))
+    assert not torch.equal(rows[:5], rank.kaiming_rows("x", 1)(5, 300))
 
 
 def gradients(down, up, steps=1):
@@ -125,7 +125,7 @@ def test_fill_adds_fresh_modules():
 
 def test_wrong_ranks():
     for wrong in (0, -1, 5000):
-        with pytest.raises(UserError, match="cannot be had"):
+        with pytest.raises(UserError, match="from 1 to 4096"):
             rank.resize(mini(), wrong)
 
 
@@ -133,26 +133,26 @@ def test_wrong_ranks():
 
 
 def test_energy_chooses_the_smallest_rank():
-    values = rank.spectra(mini(6, 0.3))
+    values = rank.singular_values(mini(6, 0.3))
     for share in (0.5, 0.9, 0.99, 1.0):
         k = rank.rank_for([*values.values()], share)
-        assert rank.kept(MINI, values, dict.fromkeys(values, k))["all"] >= share - 1e-12
+        assert rank.effect_kept(MINI, values, dict.fromkeys(values, k))["all"] >= share - 1e-12
         if k > 1:
-            assert rank.kept(MINI, values, dict.fromkeys(values, k - 1))["all"] < share
+            assert rank.effect_kept(MINI, values, dict.fromkeys(values, k - 1))["all"] < share
         for path, own in rank.ranks_for(values, share).items():
-            assert rank.energy(values[path], own) >= share - 1e-12
-            assert own == 1 or rank.energy(values[path], own - 1) < share
+            assert rank.effect_kept(MINI, {path: values[path]}, {path: own})["all"] >= share - 1e-12
+            assert own == 1 or rank.effect_kept(MINI, {path: values[path]}, {path: own - 1})["all"] < share
 
 
 def test_allocation_beats_a_uniform_rank_at_the_same_size():
     lora = Lora.of(MINI, {path: factors(path, 8, seed, 0.2 if seed % 2 else 0.95) for seed, path in enumerate(MODULES)})
-    values = rank.spectra(lora)
-    ranks = rank.ranks_within(MINI, values, 4)
+    values = rank.singular_values(lora)
+    ranks = rank.ranks_of_same_size(MINI, values, 4)
     size = sum(r * sum(MINI.modules[path].shape) for path, r in ranks.items())
     assert size <= 4 * sum(sum(MINI.modules[path].shape) for path in MODULES)
     assert min(ranks.values()) >= 1
-    uniform = rank.kept(MINI, values, dict.fromkeys(MODULES, 4))["all"]
-    assert rank.kept(MINI, values, ranks)["all"] > uniform
+    uniform = rank.effect_kept(MINI, values, dict.fromkeys(MODULES, 4))["all"]
+    assert rank.effect_kept(MINI, values, ranks)["all"] > uniform
 
 
 # commands
@@ -170,8 +170,10 @@ def test_rank_command_reports_what_it_kept(file, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["file"].endswith("style_r2.safetensors")
     assert (told["rank"], told["dialect"], told["dtype"]) == (2, "kohya", "F32")
-    values = rank.spectra(Lora.read(file))
-    assert told["kept"]["all"] == pytest.approx(rank.kept(MINI, values, dict.fromkeys(values, 2))["all"], rel=1e-5)
+    values = rank.singular_values(Lora.read(file))
+    assert told["kept"]["all"] == pytest.approx(
+        rank.effect_kept(MINI, values, dict.fromkeys(values, 2))["all"], rel=1e-5
+    )
     assert set(told["kept"]) == {"all"} | {MINI.modules[path].kind.name for path in MODULES}
     small = Lora.read(told["file"])
     for path in MODULES:
@@ -186,7 +188,7 @@ def test_rank_by_energy_and_by_module(file, tmp_path, capsys):
     assert i2l("rank", file, "--energy", "0.95", "-o", tmp_path / "b") == 0
     assert i2l("rank", file, "--rank", "3", "--per-module", "--exact", "-o", tmp_path / "c") == 0
     assert len(inspect(tmp_path / "b").ranks) == 1
-    values = rank.spectra(Lora.read(file))
+    values = rank.singular_values(Lora.read(file))
     assert {p: spec.rank for p, spec in Lora.read(tmp_path / "a").specs.items()} == rank.ranks_for(values, 0.95)
     assert (tmp_path / "c").stat().st_size <= 1.05 * (tmp_path / "b").stat().st_size * 3 / inspect(
         tmp_path / "b"
@@ -198,7 +200,7 @@ def test_rank_by_energy_and_by_module(file, tmp_path, capsys):
     [["--energy", "0"], ["--energy", "1.5"], ["--energy", "nan"], ["--rank", "0"], ["--rank", "-3", "--per-module"]],
 )
 def test_rank_refuses_what_cannot_be_had(file, wrong):
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match=r"rank must be from 1 to 4096|energy must be a (share above 0|number)"):
         i2l("rank", file, *wrong)
     assert len(list(file.parent.iterdir())) == 1
 
@@ -226,7 +228,7 @@ def test_merge_to_a_rank_and_a_selection(tmp_path, capsys):
     out = Lora.read(tmp_path / "out")
     assert {spec.rank for spec in out.specs.values()} == {4}
     assert all("attn" in path for path in out)
-    assert "energy kept" in capsys.readouterr().out
+    assert "effect kept" in capsys.readouterr().out
 
 
 def test_merge_keeps_bytes_narrow_where_weights_cost_nothing(tmp_path):

@@ -193,7 +193,7 @@ def test_experts_and_bias_are_joined_as_the_authors_do(tmp_path):
                 torch.randn(rank, m.shape[1], generator=generator),
                 torch.randn(m.shape[0], rank, generator=generator),
             )
-            for path, m in arch.made.items()
+            for path, m in arch.i2l_modules.items()
         }
 
     def named(modules):

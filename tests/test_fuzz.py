@@ -219,7 +219,7 @@ def test_records(name, tmp_path):
 PREFIX = b'{"protocol": 2, '
 REQUESTS = [
     b"", b"[]", b"7", b"{", b"[" * 100_000, b"{}", b'{"kind": 7}', b'{"kind": "models"}',
-    b'{"protocol": 1, "kind": "models"}', PREFIX + b'"kind": "conjure"}', PREFIX + b'"kind": "make", "request": {}}',
+    b'{"protocol": 1, "kind": "models"}', PREFIX + b'"kind": "make", "request": {}}',
     PREFIX + b'"kind": "inspect", "request": {"file": "relative"}}',
     PREFIX + b'"kind": "inspect", "request": {"file": "/a\\u0000"}}',
     PREFIX + b'"kind": "look", "request": {"pictures": [7]}}', PREFIX + b'"kind": "models", "folder": ""}',
@@ -233,6 +233,11 @@ REQUESTS = [
 def test_messages_that_are_none(line):
     with pytest.raises(UserError, match="does not understand"):
         messages.read_message(line)
+
+
+def test_a_kind_of_job_that_is_unknown():
+    with pytest.raises(UserError, match="does not know this kind"):
+        messages.read_message(PREFIX + b'"kind": "conjure"}')
 
 
 def test_a_message_that_is_understood():

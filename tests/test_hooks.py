@@ -13,7 +13,7 @@ import i2l_ext.hooks.peft
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.hooks import musubi
-from i2l_ext.hooks.initialize import kohya_places
+from i2l_ext.hooks.network import kohya_modules
 from musubi_contract import Module, network_module
 from test_converters_consumers import act, base
 from test_converters_rank import gradients
@@ -151,6 +151,22 @@ def test_musubi_wrong_orders(trainer, file, tmp_path):
         make(1.0, 4, 1.0, None, None, small("ZImageTransformer2DModel", _tiny_z()), init=str(file))
 
 
+@pytest.mark.parametrize("seed", ["abc", "", "-1", "1.5", "²"])
+def test_a_wrong_seed_is_told_before_anything_is_made(trainer, monkeypatch, seed):
+    monkeypatch.setattr(musubi, "make_in_memory", lambda *args: pytest.fail("made"))
+    with pytest.raises(UserError, match="seed must be a whole number"):
+        musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), images="folder/", seed=seed)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+def test_a_network_whose_scale_lets_nothing_through_is_refused(scale):
+    unet, path = small(), next(iter(MINI.i2l_modules))
+    module = Module(path, unet.get_submodule(path), 4, 4, 1.0)
+    module.scale = scale
+    with pytest.raises(UserError, match="would have no effect"):
+        i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[module]), style(MINI))
+
+
 def _tiny_z():
     from i2l_ext.converters.architectures import z_image
 
@@ -175,7 +191,7 @@ def test_musubi_starts_from_pictures(trainer, monkeypatch, tmp_path, capsys):
         asked.append((str(images), model))
         return style(MINI)
 
-    monkeypatch.setattr(musubi, "made", made)
+    monkeypatch.setattr(musubi, "make_in_memory", made)
     musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), images="folder/", model="mini")
     assert asked == [("folder", "mini")]
     assert "12 modules start from the LoRA" in capsys.readouterr().out
@@ -185,8 +201,8 @@ def test_pictures_are_made_into_a_lora_by_the_engine(tmp_path):
     from PIL import Image
 
     Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "a.png")
-    lora = musubi.made(tmp_path, "mini")
-    assert lora.arch is MINI and set(lora.specs) == set(MINI.made)
+    lora = musubi.make_in_memory(tmp_path, "mini")
+    assert lora.arch is MINI and set(lora.specs) == set(MINI.i2l_modules)
     assert any(lora[path][1].any() for path in lora)  # in memory: its file is gone
 
 
@@ -218,7 +234,7 @@ def test_peft_starts_from_the_lora_at_its_own_rank_and_scale(tmp_path, rank, alp
     model = adapted(rank, alpha, [*ATTENTION, "img_mlp.net.0.proj"], **options)
     parameters = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     report = i2l_ext.hooks.peft.initialize(model, tmp_path / "f")
-    assert (report.set, report.fresh, report.without_place) == (4, 1, 8)
+    assert (report.from_lora, report.fresh, report.unused) == (4, 1, 8)
     assert str(report).startswith("i2l: 4 modules start from the LoRA")
     for name, parameter in model.named_parameters():
         assert "lora_" not in name or parameters[name] is parameter  # an optimiser may hold them already
@@ -235,7 +251,7 @@ def test_a_peft_model_and_a_pipeline_have_other_names(tmp_path):
     lora = style(MINI)
     wrapped = get_peft_model(small(), LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"]))
     report = i2l_ext.hooks.peft.initialize(wrapped, lora)
-    assert (report.set, report.fresh) == (1, 2)
+    assert (report.from_lora, report.fresh) == (1, 2)
 
 
 def test_peft_wrong_orders():
@@ -257,10 +273,10 @@ def test_a_dora_is_refused():
 def test_ai_toolkit_names(tmp_path):
     lora, unet = style(MINI), small()
     network = types.SimpleNamespace(unet_loras=[])
-    for path in list(MINI.made)[:5]:
+    for path in list(MINI.i2l_modules)[:5]:
         name = "transformer$$" + path.replace(".", "$$")
         network.unet_loras.append(Module(name, unet.get_submodule(path), 4, 4, 1.0))
     report = i2l_ext.hooks.ai_toolkit.initialize(network, lora)
-    assert report.set == 5
-    for path, place in zip(MINI.made, kohya_places(network.unet_loras), strict=False):
+    assert report.from_lora == 5
+    for path, place in zip(MINI.i2l_modules, kohya_modules(network.unet_loras), strict=False):
         assert near(act(place.down, place.up), act(*lora[path]))

@@ -39,7 +39,7 @@ def mini_sampler(tmp_path_factory):
 
 def random_lora(rank=4, seed=0):
     rng = torch.Generator().manual_seed(seed)
-    shapes = {path: module.shape for path, module in MINI.made.items()}
+    shapes = {path: module.shape for path, module in MINI.i2l_modules.items()}
     return Lora.of(
         MINI,
         {
@@ -136,9 +136,9 @@ def test_a_lora_acts_by_its_weight_and_leaves_no_trace(mini_sampler):
 def test_hooks_give_each_sample_its_own_lora(mini_sampler):
     loras = [random_lora(seed=1), random_lora(seed=2)]
     merged = [mini_sampler.generate(["a star"], [0], [(lora, 1.0)])[0] for lora in loras]
-    hooks = PerSampleLora(mini_sampler.base.transformer, MINI.made)
+    hooks = PerSampleLora(mini_sampler.base.transformer, MINI.i2l_modules)
     hooks.factors = {
-        path: tuple(torch.stack([lora[path][part] for lora in loras]) for part in (0, 1)) for path in MINI.made
+        path: tuple(torch.stack([lora[path][part] for lora in loras]) for part in (0, 1)) for path in MINI.i2l_modules
     }
     drawn = mini_sampler.base.generate(["a star"] * 2, [0, 0])
     hooks.remove()

@@ -19,6 +19,6 @@ def test_the_examples_say_what_happens(tmp_path, monkeypatch):
         d_out, d_in = MINI.modules[path].shape
         return torch.randn(4, d_in, generator=generator), torch.randn(d_out, 4, generator=generator)
 
-    Lora.of(MINI, {path: pair(path) for path in MINI.made}).save("style.safetensors")
+    Lora.of(MINI, {path: pair(path) for path in MINI.i2l_modules}).save("style.safetensors")
     outcome = doctest.testfile(str(PAGE), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert outcome.attempted > 20 and outcome.failed == 0

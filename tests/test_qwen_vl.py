@@ -199,7 +199,7 @@ def test_order_and_places_by_hand():
     order, ends = qwen_view.window_order(5, QWEN25_VL_7B)
     assert order[:5].tolist() == [0, 1, 2, 3, 5] and order[16:20].tolist() == [4, 9, 14, 19]
     assert ends.tolist() == [0, 64, 80, 96, 100]
-    places = qwen_view.prompt_places(2, QWEN_VL)[:, 0]
+    places = qwen_view.prompt_positions(2, QWEN_VL)[:, 0]
     assert places[0].tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 6, 7, 8]
     assert places[1].tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 6, 7, 8]
     assert places[2].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8]

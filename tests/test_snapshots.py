@@ -167,8 +167,8 @@ def shelf(tmp_path_factory):
     for number, name in enumerate(("picture.png", "pictures/2.png", "pictures/10.png")):
         grey = Image.effect_mandelbrot((160, 120 + 20 * number), (-2, -1, 1, 1), 20)
         Image.merge("RGB", [grey, grey.rotate(90), Image.new("L", grey.size, 60)]).save(folder / name)
-    block = [path for path in QWEN_IMAGE.made if path.startswith("transformer_blocks.7.")]
-    for name, arch, paths, rank in (("mini", MINI, list(MINI.made), 4), ("qwen", QWEN_IMAGE, block, 2)):
+    block = [path for path in QWEN_IMAGE.i2l_modules if path.startswith("transformer_blocks.7.")]
+    for name, arch, paths, rank in (("mini", MINI, list(MINI.i2l_modules), 4), ("qwen", QWEN_IMAGE, block, 2)):
         generator = torch.Generator().manual_seed(0)
         pairs = {}
         for path in paths:

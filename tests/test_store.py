@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import Plan, write
+from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import catalogue, store
 from i2l_ext.models.catalogue import MODELS, Checkpoint
 from i2l_ext.models.store import Folders, files_identity, listing, locate, require
@@ -27,7 +27,7 @@ PARTS = {part.id: part for model in MODELS.values() for part in model.parts}
 def save(path: Path, shapes=SHAPES, fill=0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     plans = [
-        Plan(key, "BF16", shape, partial(lambda n: [bytes([fill]) * 2 * n], prod(shape)))
+        WritePlan(key, "BF16", shape, partial(lambda n: [bytes([fill]) * 2 * n], prod(shape)))
         for key, shape in shapes.items()
     ]
     with path.open("wb") as stream:

@@ -25,7 +25,7 @@ PAIRS = [(trainer.id, family) for trainer in TRAINERS.values() for family in tra
 
 def style(arch, rank=3, paths=None):
     """A LoRA of the first block of each stack, whose ranks fall in size."""
-    made = paths or [path for path, module in arch.made.items() if module.block == 0]
+    made = paths or [path for path, module in arch.i2l_modules.items() if module.block == 0]
     generator = torch.Generator().manual_seed(1)
 
     def pair(path):
@@ -230,13 +230,15 @@ def test_one_step_moves_every_rank(tmp_path, trainer):
 @pytest.mark.parametrize("family", ["qwen-image", "z-image"])
 def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
     arch = ARCHS[family]
-    lora = style(arch, paths=[path for path in arch.made if arch.modules[path].block == 0 and "to_q" not in path])
+    lora = style(
+        arch, paths=[path for path in arch.i2l_modules if arch.modules[path].block == 0 and "to_q" not in path]
+    )
     told = export(lora, "musubi-tuner", 4, tmp_path / "a")
     whole = arch.stacks[0].depth
     first = "attn.to_k" if family == "qwen-image" else "attention.to_k"
     assert told.fresh[first] == whole - 1
-    assert "Start fresh in the trainer" in (tmp_path / "a" / "README.md").read_text()
-    small = style(MINI, paths=[path for path in MINI.made if "to_q" not in path])
+    assert "The trainer starts these without an update" in (tmp_path / "a" / "README.md").read_text()
+    small = style(MINI, paths=[path for path in MINI.i2l_modules if "to_q" not in path])
     filled = export(small, "musubi-tuner", 4, tmp_path / "b", fill=True)
     assert filled.filled == 3 + 6 and filled.fresh == {}
     written = Lora.read(filled.init)
@@ -246,11 +248,11 @@ def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
 
 
 def test_modules_without_a_place_are_told(tmp_path):
-    lora = style(MINI, paths=["proj_out", *MINI.made])
+    lora = style(MINI, paths=["proj_out", *MINI.i2l_modules])
     told = export(lora, "musubi-tuner", 4, tmp_path / "out")
     assert told.left_out == {"proj_out": 1}
-    assert "Left out, since it has no place for them: 1 proj_out." in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(UserError, match="no place for any module"):
+    assert "Left out, because it cannot train them: 1 proj_out." in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="cannot train any module"):
         export(style(MINI, paths=["proj_out"]), "musubi-tuner", 4, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -260,11 +262,11 @@ def test_modules_without_a_place_are_told(tmp_path):
 
 def test_wrong_orders(tmp_path):
     lora = style(MINI)
-    with pytest.raises(UserError, match="no trainer known here: musubi-tuner"):
+    with pytest.raises(UserError, match="There are: musubi-tuner"):
         export(lora, "nonsense", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"trains no Z-Image"):
+    with pytest.raises(UserError, match=r"does not train Z-Image"):
         export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="from 1 to 4096"):
         export(lora, "diffusers", 0, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     (tmp_path / "file").write_text("mine")
@@ -292,7 +294,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 
 def test_a_self_check_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("i2l_ext.converters.export._beyond", lambda *_: 1.0)
+    monkeypatch.setattr("i2l_ext.converters.export._excess_error", lambda *_: 1.0)
     with pytest.raises(UserError, match="self-check failed"):
         export(style(MINI), "diffusers", 4, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

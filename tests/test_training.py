@@ -112,7 +112,7 @@ def test_trained_heads_and_the_decoder_make_the_same_lora(tmp_path, kind, residu
     with torch.no_grad(), Decoder(path, spec) as opened:
         pairs = heads(x, tokens)
         lora = opened.lora(x, scales, tokens)
-        assert set(lora) == set(pairs) == set(MINI.made)
+        assert set(lora) == set(pairs) == set(MINI.i2l_modules)
         for module, (down, up) in pairs.items():
             expected = sum(scale * up[n] @ down[n] for n, scale in enumerate(scales))
             assert torch.allclose(lora.delta(module), expected, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from attacks.judge import Flaw, unclear
 from i2l_ext.commands import main
 from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.dialects import DIALECTS
-from i2l_ext.converters.files import BYTES, Plan, write
+from i2l_ext.converters.files import BYTES, WritePlan, write
 from i2l_ext.converters.files import TensorFile as Ours
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import DecoderSpec
@@ -101,7 +101,7 @@ def loras(folder: Path) -> list[bytes]:
     found = []
     file = folder / "seed.safetensors"
     for arch in ARCHITECTURES.values():
-        paths = sorted(arch.made, key=lambda path: sum(arch.made[path].shape))[:3]
+        paths = sorted(arch.i2l_modules, key=lambda path: sum(arch.i2l_modules[path].shape))[:3]
         for number, dialect in enumerate(DIALECTS):
             dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
             pairs = {}
@@ -131,7 +131,10 @@ def checkpoint(folder: Path) -> bytes:
     with file.open("wb") as out:
         write(
             out,
-            [Plan.of(name, torch.zeros(tuple(shape), dtype=torch.bfloat16)) for name, shape in HEADS.shapes.items()],
+            [
+                WritePlan.of(name, torch.zeros(tuple(shape), dtype=torch.bfloat16))
+                for name, shape in HEADS.shapes.items()
+            ],
         )
     raw = file.read_bytes()
     file.unlink()
@@ -363,7 +366,7 @@ def feed_checkpoint(box: Path, given: tuple[str, bytes]) -> None:
     if kind == "shards":
         other = home / "other.safetensors"
         with other.open("wb") as out:
-            write(out, [Plan.of("one.more", torch.zeros(3))])
+            write(out, [WritePlan.of("one.more", torch.zeros(3))])
         paths.append(other)
     with TensorFiles(paths) as files:
         files.check(HEADS.shapes)

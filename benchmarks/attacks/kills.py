@@ -240,7 +240,7 @@ def downloading(size: int = 12_000_000) -> Iterator[Deed]:
 
     from attacks.headers import HEADS
     from hubs import FakeHub
-    from i2l_ext.converters.files import Plan, write
+    from i2l_ext.converters.files import WritePlan, write
     from i2l_ext.models.download import download
     from i2l_ext.models.hubs import HuggingFace
 
@@ -248,7 +248,7 @@ def downloading(size: int = 12_000_000) -> Iterator[Deed]:
     hub = FakeHub()
     part = replace(HEADS, structure_md5=None)
     stream = BytesIO()
-    write(stream, [Plan("noise", "U8", (size,), lambda: [Random(0).randbytes(size)])])
+    write(stream, [WritePlan("noise", "U8", (size,), lambda: [Random(0).randbytes(size)])])
     hub.add(part.repo, part.files[0], stream.getvalue())
 
     def do(folder: Path) -> int:

@@ -28,7 +28,7 @@ def lora(path: Path, arch: str = "mini", seed: int = 0, modules: int = 4) -> Pat
     torch.manual_seed(seed)
     found = ARCHITECTURES[arch]
     pairs = {}
-    for name in sorted(found.made, key=lambda name: sum(found.made[name].shape))[:modules]:
+    for name in sorted(found.i2l_modules, key=lambda name: sum(found.i2l_modules[name].shape))[:modules]:
         d_out, d_in = found.modules[name].shape
         pairs[name] = torch.randn(4, d_in), torch.randn(d_out, 4)
     path.parent.mkdir(parents=True, exist_ok=True)

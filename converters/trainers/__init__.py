@@ -1,11 +1,11 @@
 """One file a trainer; here the table of them. A new trainer is a new file and a new entry."""
 
 from .ai_toolkit import AI_TOOLKIT
-from .base import Model, Start, Trainer
+from .base import ModelSupport, Trainer, TrainingStart
 from .diffsynth import DIFFSYNTH
 from .diffusers import DIFFUSERS, FLYMYAI
 from .musubi import MUSUBI
 
 TRAINERS: dict[str, Trainer] = {trainer.id: trainer for trainer in (MUSUBI, AI_TOOLKIT, DIFFSYNTH, FLYMYAI, DIFFUSERS)}
 
-__all__ = ["TRAINERS", "Model", "Start", "Trainer"]
+__all__ = ["TRAINERS", "ModelSupport", "Trainer", "TrainingStart"]

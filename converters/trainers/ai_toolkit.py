@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import Model, Start, Trainer, lacking
+from .base import ModelSupport, Trainer, TrainingStart, missing_kinds
 
 
-def _only(start: Start) -> list[str]:
+def _only(start: TrainingStart) -> list[str]:
     """Pieces of names, one of which every trained module of Z-Image has."""
     groups = {"attention.to_": 4, "feed_forward.w": 3}
     pieces = []
@@ -24,16 +24,16 @@ def _only(start: Start) -> list[str]:
     return pieces + [kind for kind in start.kinds if "adaLN" in kind]
 
 
-def _ignored(start: Start) -> list[str]:
+def _ignored(start: TrainingStart) -> list[str]:
     """Pieces of names that no trained module of Qwen-Image has."""
-    missing = lacking(start, MODELS["qwen-image"])
+    missing = missing_kinds(start, MODELS["qwen-image"])
     pair = ["img_mlp.net.0.proj", "txt_mlp.net.0.proj"]
     if all(kind in missing for kind in pair):
         missing = ["mlp.net.0", *(kind for kind in missing if kind not in pair)]
     return missing
 
 
-def _config(start: Start, *, family: str) -> Mapping[str, str]:
+def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     if family == "qwen-image":
         ignored = _ignored(start)
         chosen = [f"network_kwargs: {{ignore_if_contains: {json.dumps(ignored)}}}"] if ignored else []
@@ -90,8 +90,12 @@ meta: {{name: "[name]", version: "1.0"}}
 
 
 MODELS = {
-    "qwen-image": Model(r"transformer_blocks\..*", r"transformer_blocks\..*", partial(_config, family="qwen-image")),
-    "z-image": Model(r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*", partial(_config, family="z-image")),
+    "qwen-image": ModelSupport(
+        r"transformer_blocks\..*", r"transformer_blocks\..*", partial(_config, family="qwen-image")
+    ),
+    "z-image": ModelSupport(
+        r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*", partial(_config, family="z-image")
+    ),
 }
 
 AI_TOOLKIT = Trainer(

@@ -1,4 +1,4 @@
-"""What every trainer's file fills in: which modules it trains, in which dialect it starts, and how it is started."""
+"""What every trainer's file describes: which modules it trains, which dialect it reads, and how it is started."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..architectures import Architecture
 
 
 @dataclass(frozen=True)
-class Start:
-    """One start of a training run: the names that a trainer's texts are made of.
+class TrainingStart:
+    """The start of a training run: what a trainer's texts are made of.
 
-    ``init`` is the absolute path of the init file, ``name`` a run name that no earlier run has had; ``paths`` are the
-    modules in the init file.
+    ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
+    modules in that LoRA.
     """
 
     arch: Architecture
@@ -27,47 +27,47 @@ class Start:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of layers in the init file, in the order of the model."""
+        """The kinds of layers in the LoRA, in the order of the model."""
         return list(dict.fromkeys(self.arch.modules[path].kind.name for path in self.paths))
 
 
 @dataclass(frozen=True)
-class Model:
-    """How a trainer takes one family of models.
+class ModelSupport:
+    """How a trainer trains one family of models.
 
-    ``trains``: the modules it trains when told nothing, as a pattern of the whole path; ``can``: those it trains when
-    told to. ``files``: the texts that start it, by file name, given a Start.
+    ``default``: the modules that it trains by default, as a pattern of the whole path; ``trainable``: those that it can
+    train. ``files``: makes the texts that start it, {file name: text}.
     """
 
-    trains: str
-    can: str
-    files: Callable[[Start], Mapping[str, str]]
+    default: str
+    trainable: str
+    files: Callable[[TrainingStart], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer: the dialect of its init file and, by family, how it takes a model. ``run``: the file to start with.
-    ``notes``: what a person has to know, a line each."""
+    """A trainer. ``dialect``: that it reads; ``models``: by model family; ``run``: name of the script or configuration
+    among its files; ``notes``: lines for the read-me."""
 
     id: str
     title: str
     dialect: str
-    models: Mapping[str, Model]
+    models: Mapping[str, ModelSupport]
     run: str
     notes: tuple[str, ...] = ()
 
 
-def matching(arch: Architecture, pattern: str) -> list[str]:
-    """The modules whose whole path a pattern matches, in the order of the model."""
+def modules_matching(arch: Architecture, pattern: str) -> list[str]:
+    """The paths of the modules that a pattern matches from end to end, in the order of the model."""
     return [path for path in arch.modules if re.fullmatch(pattern, path)]
 
 
-def lacking(start: Start, model: Model) -> list[str]:
-    """The kinds that the trainer would train by itself and of which the init file has nothing."""
-    kinds = dict.fromkeys(start.arch.modules[path].kind.name for path in matching(start.arch, model.trains))
+def missing_kinds(start: TrainingStart, support: ModelSupport) -> list[str]:
+    """The kinds of layers that the trainer trains by default and the LoRA does not have."""
+    kinds = dict.fromkeys(start.arch.modules[path].kind.name for path in modules_matching(start.arch, support.default))
     return [kind for kind in kinds if kind not in start.kinds]
 
 
-def short(kinds: Iterable[str]) -> list[str]:
-    """Kinds by the end of their names that tells them apart for PEFT: ``to_q``, ``img_mlp.net.2``, ``w1``."""
+def short_names(kinds: Iterable[str]) -> list[str]:
+    """The ends of kinds' names by which PEFT tells them apart: ``to_q``, ``img_mlp.net.2``, ``w1``."""
     return [re.sub(r"^(attn|attention|feed_forward)\.", "", kind) for kind in kinds]

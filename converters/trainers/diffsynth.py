@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from .base import Model, Start, Trainer, short
+from .base import ModelSupport, Trainer, TrainingStart, short_names
 
 EXAMPLES = {
     "qwen-image": (
@@ -25,7 +25,7 @@ EXAMPLES = {
 }
 
 
-def _script(start: Start, *, family: str) -> Mapping[str, str]:
+def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     folder, models = EXAMPLES[family]
     text = f"""#!/bin/sh
 # Trains {start.name} with DiffSynth-Studio, starting from {start.init.name}. Run it in DiffSynth-Studio's folder.
@@ -36,7 +36,7 @@ accelerate launch examples/{folder}/model_training/train.py \\
   --dataset_base_path "$DATASET" --dataset_metadata_path "$DATASET/metadata.csv" --max_pixels 1048576 \\
   --model_id_with_origin_paths "{models}" \\
   --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt "pipe.dit." --output_path "models/train/{start.name}" \\
-  --lora_base_model dit --lora_target_modules "{",".join(short(start.kinds))}" \\
+  --lora_base_model dit --lora_target_modules "{",".join(short_names(start.kinds))}" \\
   --lora_rank {start.rank} --lora_checkpoint "{start.init.as_posix()}" \\
   --use_gradient_checkpointing --find_unused_parameters
 """
@@ -48,7 +48,7 @@ EXAMPLE = (
     r"transformer_blocks\.(?!.*mlp\.net\.0).*|(layers|context_refiner|noise_refiner)\.\d+\.(attention|feed_forward)\..*"
 )
 """What the training examples of DiffSynth-Studio name as targets."""
-MODELS = {family: Model(EXAMPLE, BLOCKS, partial(_script, family=family)) for family in EXAMPLES}
+MODELS = {family: ModelSupport(EXAMPLE, BLOCKS, partial(_script, family=family)) for family in EXAMPLES}
 
 DIFFSYNTH = Trainer(
     "diffsynth",

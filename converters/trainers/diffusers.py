@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import Model, Start, Trainer, short
+from .base import ModelSupport, Trainer, TrainingStart, short_names
 
 PIPELINES = {"qwen-image": "QwenImagePipeline", "z-image": "ZImagePipeline"}
 
 
-def _script(start: Start, *, family: str, title: str, name: str) -> Mapping[str, str]:
+def _script(start: TrainingStart, *, family: str, title: str, name: str) -> Mapping[str, str]:
     pipeline = PIPELINES[family]
     text = f'''"""Starts {title} from an i2L LoRA: call `start(transformer)` in place of its `add_adapter(...)`."""
 
@@ -24,7 +24,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 
 INIT = {json.dumps(start.init.as_posix())}
 RANK = {start.rank}
-TARGETS = {json.dumps(short(start.kinds))}
+TARGETS = {json.dumps(short_names(start.kinds))}
 
 
 def start(transformer, adapter_name="default"):
@@ -48,7 +48,7 @@ DIFFUSERS = Trainer(
     "diffusers",
     "diffusers",
     {
-        family: Model(ATTENTION, ALL, partial(_script, family=family, title="a script", name="start.py"))
+        family: ModelSupport(ATTENTION, ALL, partial(_script, family=family, title="a script", name="start.py"))
         for family in PIPELINES
     },
     "start.py",
@@ -59,7 +59,7 @@ FLYMYAI = Trainer(
     "flymyai-lora-trainer",
     "diffusers",
     {
-        "qwen-image": Model(
+        "qwen-image": ModelSupport(
             ATTENTION, ALL, partial(_script, family="qwen-image", title="flymyai-lora-trainer", name="start.py")
         )
     },

@@ -1,7 +1,7 @@
 """musubi-tuner: kohya keys, ``--network_dim`` and ``--network_alpha`` both the file's rank.
 
-Its alpha is fixed when the network is made (1 unless given), and the file's only overwrites a number that is not used
-again: with another alpha the run would start rank times too weak. Found in musubi_tuner/networks and trainer_base.py.
+musubi-tuner sets the alpha when it makes the network (1 by default) and ignores the file's. With the default the run
+would start too weak by a factor of the rank. Found in musubi_tuner/networks and trainer_base.py.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from .base import Model, Start, Trainer, lacking, matching
+from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching
 
-QWEN_TRAINS = r"transformer_blocks\..*"
-Z_TRAINS = r"layers\.\d+\.(attention|feed_forward)\..*"
-Z_CAN = r"(layers|context_refiner|noise_refiner)\..*"
+QWEN_DEFAULT = r"transformer_blocks\..*"
+Z_DEFAULT = r"layers\.\d+\.(attention|feed_forward)\..*"
+Z_TRAINABLE = r"(layers|context_refiner|noise_refiner)\..*"
 
 
-def _patterns(start: Start, model: Model) -> dict[str, list[str]]:
-    """The regular expressions that make musubi train what the file has: its own default the other way round."""
-    missing = lacking(start, model)
+def _patterns(start: TrainingStart, support: ModelSupport) -> dict[str, list[str]]:
+    """The regular expressions that make musubi train what the LoRA has and nothing else."""
+    missing = missing_kinds(start, support)
     both = {"img_mlp.net.0.proj", "txt_mlp.net.0.proj"}
     exclude = [r".*mlp\.net\.0.*"] if both <= {*missing} else []
     exclude += [r".*" + re.escape(kind) for kind in missing if not (exclude and kind in both)]
-    by_default = {*matching(start.arch, model.trains)}
+    by_default = {*modules_matching(start.arch, support.default)}
     extra = [path for path in start.paths if path not in by_default]
     include = []
     if any("_refiner" in path and "adaLN" not in path for path in extra):
@@ -33,16 +33,15 @@ def _patterns(start: Start, model: Model) -> dict[str, list[str]]:
     return {key: patterns for key, patterns in (("exclude", exclude), ("include", include)) if patterns}
 
 
-def _network_args(start: Start, model: Model) -> str:
+def _network_args(start: TrainingStart, support: ModelSupport) -> str:
     args = [
         f'"{key}_patterns=[{",".join(repr(p).replace(chr(92) * 2, chr(92)) for p in patterns)}]"'
-        for key, patterns in _patterns(start, model).items()
+        for key, patterns in _patterns(start, support).items()
     ]
     return f"\n  --network_args {' '.join(args)} \\" if args else ""
 
 
-def _script(start: Start, *, family: str) -> Mapping[str, str]:
-    model = MODELS[family]
+def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     stem, flags, version = {
         "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
         "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
@@ -65,15 +64,15 @@ accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 src/mus
   --optimizer_type adamw8bit --gradient_checkpointing \\
   --max_data_loader_n_workers 2 --persistent_data_loader_workers \\
   --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank} \\
-  --network_weights "{start.init.as_posix()}" \\{_network_args(start, model)}
+  --network_weights "{start.init.as_posix()}" \\{_network_args(start, MODELS[family])}
   --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir "$OUT" --output_name {start.name}
 """
     return {"train.sh": text}
 
 
 MODELS = {
-    "qwen-image": Model(QWEN_TRAINS, QWEN_TRAINS, partial(_script, family="qwen-image")),
-    "z-image": Model(Z_TRAINS, Z_CAN, partial(_script, family="z-image")),
+    "qwen-image": ModelSupport(QWEN_DEFAULT, QWEN_DEFAULT, partial(_script, family="qwen-image")),
+    "z-image": ModelSupport(Z_DEFAULT, Z_TRAINABLE, partial(_script, family="z-image")),
 }
 
 MUSUBI = Trainer(
@@ -83,7 +82,7 @@ MUSUBI = Trainer(
     MODELS,
     "train.sh",
     (
-        "`--network_dim` and `--network_alpha` must both stay the file's rank: the alpha in the file is not looked at.",
+        "`--network_dim` and `--network_alpha` must both stay the file's rank: musubi-tuner ignores the file's alpha.",
         "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",
     ),
 )

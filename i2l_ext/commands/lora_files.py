@@ -46,7 +46,7 @@ def inspection_lines(result: InspectResult) -> list[str]:
     """What a LoRA file is, for a person."""
     from i2l_ext.converters import inspection
 
-    report = inspection.lines(result.found)
+    report = inspection.report_lines(result.found)
     if result.plot is None:
         return report
     shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_energy or {}).items())

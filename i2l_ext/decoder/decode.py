@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TORCH_NAMES, Entry
-from i2l_ext.converters.lora import Lora, Spec
+from i2l_ext.converters.files import TORCH_NAMES, TensorInfo
+from i2l_ext.converters.lora import FactorSpec, Lora
 from i2l_ext.decoder.kinds import HEAD_KINDS, DecoderInput, HeadProjector
 from i2l_ext.decoder.spec import RESIDUAL_SCALE, DecoderSpec, HeadSpec
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
@@ -71,7 +71,7 @@ class Decoder:
         self.workers.close()
         self.files.close()
 
-    def _marker(self, head: HeadSpec) -> Entry:
+    def _marker(self, head: HeadSpec) -> TensorInfo:
         return self.files.locate(f"{head.key}.{self.kind.marker}")[1]
 
     def lora(self, embeddings: torch.Tensor, scales: Sequence[float], residual: torch.Tensor | None = None) -> Lora:
@@ -90,7 +90,7 @@ class Decoder:
         placed = self.options.place(embeddings)
         scaled = self.options.place(residual) * RESIDUAL_SCALE if expected else None
         inputs = DecoderInput(placed, placed.new_tensor(scales), scaled)
-        specs = dict.fromkeys(self.paths, Spec(spec.rank * count, self.dtype))
+        specs = dict.fromkeys(self.paths, FactorSpec(spec.rank * count, self.dtype))
         return Lora(spec.arch, specs, _FactorLoader(self, inputs))
 
 

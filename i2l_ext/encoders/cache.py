@@ -62,7 +62,7 @@ class EmbeddingCache:
         try:
             with files.TensorFile(path) as file:
                 tensor = file.tensor("embedding")
-                sound = file.header.metadata.get("sha256") == sha256(files.bytes_of(tensor)).hexdigest()
+                sound = file.header.metadata.get("sha256") == sha256(files.tensor_bytes(tensor)).hexdigest()
         except UserError:
             sound = False
         with suppress(OSError):  # deleted meanwhile, or a folder that can only be read
@@ -76,13 +76,13 @@ class EmbeddingCache:
         """Keep ``tensor``. Old entries are deleted at the first call, and whenever a share of the limit was written.
         Where the disk is full or cannot be written to, nothing is kept and nothing is raised."""
         tensor = tensor.detach().cpu().contiguous()
-        digest = sha256(files.bytes_of(tensor)).hexdigest()
+        digest = sha256(files.tensor_bytes(tensor)).hexdigest()
         path = self._path(key)
         with suppress(OSError, UserError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic.locked_temp_file(self.folder) as part:
                 with part.open("wb") as stream:
-                    files.write(stream, [files.Plan.of("embedding", tensor)], {"sha256": digest})
+                    files.write(stream, [files.WritePlan.of("embedding", tensor)], {"sha256": digest})
                 self._budget.left -= part.stat().st_size
                 atomic.place(part, path, overwrite=True)
             if self._budget.left < 0:

@@ -1,15 +1,14 @@
-"""How big the encoders are, and in which dtypes they may be computed: the real ones and, as further constants of the
-same classes, any miniature.
+"""How large the encoders are, and in which dtypes they can be computed: the real ones, and those of the miniature.
 
-Nothing here imports torch, so that a WebUI's process can read it.
+Importing this does not import torch, so that a WebUI's own process can read it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-WIDE = ("bfloat16", "float32")
-"""The dtypes, by torch's names, whose exponents are wide enough for anything."""
+WIDE_DTYPES = ("bfloat16", "float32")
+"""The dtypes, by torch's names, in which no encoder overflows."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class SiglipDims:
     mlp: int
     patch: int
     image: int
-    safe_dtypes: tuple[str, ...] = (*WIDE, "float16")
-    """Those in which nothing overflows."""
+    safe_dtypes: tuple[str, ...] = (*WIDE_DTYPES, "float16")
+    """Dtypes in which nothing overflows."""
 
     @property
     def tokens(self) -> int:
@@ -46,8 +45,8 @@ class Dinov3Dims:
     patch: int
     image: int
     registers: int = 4
-    safe_dtypes: tuple[str, ...] = WIDE
-    """Those in which nothing overflows. Its authors do not support float16."""
+    safe_dtypes: tuple[str, ...] = WIDE_DTYPES
+    """Dtypes in which nothing overflows. Its authors do not support float16."""
 
     @property
     def tokens(self) -> int:
@@ -61,10 +60,10 @@ class Dinov3Dims:
 
 @dataclass(frozen=True)
 class QwenVLDims:
-    """Qwen2.5-VL as a picture encoder: language model, vision tower, and the prompt the picture stands in.
+    """Qwen2.5-VL as a picture encoder: language model, vision tower, and the prompt around the picture.
 
-    ``template`` holds the prompt's token ids with ``image_token`` once where the picture goes; of the last hidden
-    states the first ``drop`` are left out. ``lowres`` and ``highres`` are the sides, in pixels, of the two square
+    ``template`` holds the prompt's token ids, with ``image_token`` once in place of the picture. The first ``drop`` of
+    the last hidden states are left out. ``lowres`` and ``highres`` are the sides, in pixels, of the two square
     views (Coarse and Fine).
     """
 
@@ -88,8 +87,8 @@ class QwenVLDims:
     patch: int = 14
     merge: int = 2
     window: int = 112
-    safe_dtypes: tuple[str, ...] = WIDE
-    """Those in which nothing overflows: some hidden states are beyond float16's 65,504."""
+    safe_dtypes: tuple[str, ...] = WIDE_DTYPES
+    """Dtypes in which nothing overflows: some hidden states are beyond float16's 65,504."""
 
     @property
     def width(self) -> int:
@@ -124,7 +123,7 @@ QWEN_IMAGE_EDIT = (
 )  # fmt: skip
 """The edit prompt of Qwen-Image with one picture (151655) and an empty user text, in Qwen2.5's vocabulary.
 
-A test spells it out and tokenises it with the real vocabulary. 64 tokens come before the picture's own.
+A test writes it as text and tokenises it with the real vocabulary. 64 tokens come before the picture's own.
 """
 
 QWEN25_VL_7B = QwenVLDims(

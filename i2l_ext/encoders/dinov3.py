@@ -65,20 +65,22 @@ def structure(dims: Dinov3Dims) -> dict[str, tuple[int, ...]]:
 
 
 def class_token(layer: DINOv3ViTLayer, hidden: Tensor, rotary: Rotary) -> Tensor:
-    """What ``layer`` makes of the class token alone, [N, 1, hidden], of all places [N, tokens, hidden].
+    """The class token, [N, 1, hidden], after ``layer`` has run on all tokens [N, tokens, hidden].
 
-    Of the last layer nothing else is used: four fifths of it need not be computed.
+    Nothing else of the last layer is used: so four fifths of its arithmetic are saved.
     """
     from transformers.models.dinov3_vit.modeling_dinov3_vit import apply_rotary_pos_emb
 
     part, normed, token = layer.attention, layer.norm1(hidden), hidden[:, :1].contiguous()
 
-    def heads(states: Tensor) -> Tensor:
+    def split_heads(states: Tensor) -> Tensor:
         return states.unflatten(-1, (part.num_heads, -1)).transpose(1, 2)
 
-    query = heads(part.q_proj(normed[:, :1].contiguous()))  # of a slice, torch would copy the weights for each picture
-    key, value = heads(part.k_proj(normed)), heads(part.v_proj(normed))
-    _, key = apply_rotary_pos_emb(key, key, *rotary)  # the class token, which has no place, is not turned
+    query = split_heads(
+        part.q_proj(normed[:, :1].contiguous())
+    )  # for a slice torch would copy the weights for each picture
+    key, value = split_heads(part.k_proj(normed)), split_heads(part.v_proj(normed))
+    _, key = apply_rotary_pos_emb(key, key, *rotary)  # the class token has no position and is not rotated
     mixed = scaled_dot_product_attention(query, key, value, scale=part.scaling).transpose(1, 2).flatten(2)
     token = token + layer.layer_scale1(part.o_proj(mixed))
     return token + layer.layer_scale2(layer.mlp(layer.norm2(token)))

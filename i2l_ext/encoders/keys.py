@@ -1,4 +1,4 @@
-"""The names of weights: what transformers' modules call them, and what the files call them."""
+"""The names of weights in transformers' modules, and in the files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "dinov3": (("model.layer.", "layer."),),  # transformers 5
     "qwen_vl": (("model.language_model.", "model."), ("model.visual.", "visual.")),
 }
-"""By encoder: (start of the module's key, start of the file's key). A key that starts otherwise is the same in both.
+"""By encoder: (start of the module's key, start of the file's key). Any other key is the same in both.
 
-The files were written by other versions of transformers than the one installed. Each entry names what that version
-calls a part, so the module's own keys decide which entries apply, and no version number does.
+The files were written by other versions of transformers than the installed one. An entry applies where the module's own
+keys start with it, so no version numbers are compared.
 """
 
 

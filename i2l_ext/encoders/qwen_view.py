@@ -1,6 +1,6 @@
-"""How Qwen2.5-VL looks at a square picture: its patches, their order, and where they stand. No weights here.
+"""What Qwen2.5-VL takes of a square picture: its patches, their order and their positions. No weights here.
 
-Written from the model's description (Bai et al. 2025, arXiv:2502.13923) and held by tests against transformers.
+Written from the model's description (Bai et al. 2025, arXiv:2502.13923); tests compare it with transformers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """The colour statistics that CLIP used."""
 
 FRAMES = 2
-"""A patch spans two frames of film; a picture fills both."""
-
-MISSING = "a Qwen2.5-VL view must be square"
+"""A patch spans two frames of a video; a picture fills both."""
 
 
 def patches(image: Image.Image, dims: QwenVLDims) -> np.ndarray:
-    """The patches of a square picture, float32 [patches, 3 * FRAMES * patch * patch], as the processor gives them.
+    """The patches of a square picture, float32 [patches, 3 * FRAMES * patch * patch], as transformers' processor gives
+    them. ValueError where it is not square.
 
-    The side is scaled (bicubic) to a whole number of image tokens. Patches come token by token: the merge x merge
-    ones of a token lie together.
+    The side is scaled (bicubic) to a whole number of image tokens. The merge x merge patches of a token are
+    neighbours.
     """
     if image.width != image.height:
-        raise ValueError(MISSING)
+        raise ValueError("a Qwen2.5-VL view must be square")
     grid, merge, patch = dims.grid(image.width), dims.merge, dims.patch
     side = grid * merge * patch
     scaled = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
@@ -43,7 +42,7 @@ def patches(image: Image.Image, dims: QwenVLDims) -> np.ndarray:
 def window_order(grid: int, dims: QwenVLDims) -> tuple[Tensor, Tensor]:
     """The image tokens of a grid x grid picture, window by window: their indices [grid * grid], and window ends.
 
-    The ends count patches and start with 0, int32, as ``cu_seqlens`` wants them.
+    The ends count patches and start with 0, int32, as ``cu_seqlens`` needs them.
     """
     size = dims.window // (dims.merge * dims.patch)
     tokens = torch.arange(grid * grid).reshape(grid, grid)
@@ -59,28 +58,28 @@ def window_order(grid: int, dims: QwenVLDims) -> tuple[Tensor, Tensor]:
 def patch_angles(grid: int, dims: QwenVLDims, frequencies: Tensor) -> Tensor:
     """Rotary angles [patches, 2 * len(frequencies)] by row and column, patches in the order of ``patches``.
 
-    In the dtype of ``frequencies``, which is where the authors' package computes them.
+    In the dtype of ``frequencies``, as in the authors' package.
     """
     rows = torch.arange(grid * dims.merge).reshape(grid, dims.merge)
     by_token = rows[:, None, :, None].expand(grid, grid, dims.merge, dims.merge)
-    places = torch.stack([by_token.reshape(-1), by_token.permute(1, 0, 3, 2).reshape(-1)], dim=1)
-    places = places.to(frequencies.device)
+    positions = torch.stack([by_token.reshape(-1), by_token.permute(1, 0, 3, 2).reshape(-1)], dim=1)
+    positions = positions.to(frequencies.device)
     table = torch.outer(torch.arange(grid * dims.merge).to(frequencies), frequencies)
-    return table[places].flatten(1)
+    return table[positions].flatten(1)
 
 
 def prompt(grid: int, dims: QwenVLDims) -> Tensor:
-    """The template's token ids with the picture's pads filled in, int64 [tokens]."""
+    """The template's token ids, with an image token for each of the picture's, int64 [tokens]."""
     at = dims.template.index(dims.image_token)
     pads = [dims.image_token] * (grid * grid)
     return torch.tensor([*dims.template[:at], *pads, *dims.template[at + 1 :]])
 
 
-def prompt_places(grid: int, dims: QwenVLDims) -> Tensor:
+def prompt_positions(grid: int, dims: QwenVLDims) -> Tensor:
     """Time, row and column of every token of ``prompt``, int64 [3, 1, tokens].
 
-    Text advances all three together; a picture keeps its time, counts rows and columns from there, and the text
-    after it goes on behind the greatest of them.
+    In text all three are equal and count up. In a picture time is constant, and rows and columns count up from it. The
+    text after it continues after the greatest of them.
     """
     at = dims.template.index(dims.image_token)
     before = torch.arange(at).expand(3, -1)

@@ -1,6 +1,6 @@
 """Qwen2.5-VL: a picture, inside the prompt of Qwen-Image's edit model, to the last hidden states of its tokens.
 
-What ``hidden_states[-1]`` is: the states behind the final norm, in transformers 4 and 5 alike.
+These are the states after the final norm: ``hidden_states[-1]`` in transformers 4 and 5 alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from i2l_ext.encoders.dims import QwenVLDims
-from i2l_ext.encoders.qwen_view import patch_angles, prompt_places, window_order
+from i2l_ext.encoders.qwen_view import patch_angles, prompt_positions, window_order
 from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.files import TensorFiles
@@ -30,8 +30,9 @@ Rotary = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One picture between two blocks of the vision tower, its patches window by window."""
+class VisionState:
+    """One picture between two blocks of the vision tower, its patches window by window: the hidden states, the rotary
+    tables, where the windows end, where the picture ends, and the order of the image tokens."""
 
     hidden: Tensor
     rotary: Rotary
@@ -116,19 +117,19 @@ def encode(
     """Batches of ``qwen_view.patches`` [N, patches, values], one for each view, to tokens [N, tokens, hidden].
 
     The results are float32 on the CPU, without the template's first ``drop`` tokens. The weights are read once for
-    all batches; of the vocabulary only the template's rows are, of the head nothing. Raises UserError for files that
-    do not hold this model, Cancelled when the user wants to stop.
+    all batches. Of the vocabulary only the template's rows are read; the language model's head is not read. Raises
+    UserError for files that do not hold this model, Cancelled when the user wants to stop.
     """
     model = _model(dims)
     vision = vision_cost(dims) / (vision_cost(dims) + language_cost(dims))
     with TensorFiles(paths) as files:
         files.check({key: shape for key, shape in structure_of("qwen_vl", model).items() if key != "lm_head.weight"})
-        seen = _see(files, model, dims, batches, options, callbacks.part(0, vision))
-        return _read(files, model, dims, seen, options, callbacks.part(vision, 1))
+        tokens = _run_vision(files, model, dims, batches, options, callbacks.part(0, vision))
+        return _run_language(files, model, dims, tokens, options, callbacks.part(vision, 1))
 
 
 def vision_cost(dims: QwenVLDims) -> int:
-    """Multiplications a picture costs in the vision tower, but for a constant factor. Only for the progress."""
+    """Multiplications of a picture in the vision tower, up to a constant factor. Only for the progress."""
     return dims.merge**2 * dims.vision_layers * dims.vision_hidden * (4 * dims.vision_hidden + 3 * dims.vision_mlp)
 
 
@@ -141,7 +142,7 @@ def _grid(patches: int, dims: QwenVLDims) -> int:
     return math.isqrt(patches) // dims.merge
 
 
-def _see(
+def _run_vision(
     files: TensorFiles,
     model: nn.Module,
     dims: QwenVLDims,
@@ -154,7 +155,7 @@ def _see(
     fixed = load_small_tensors("qwen_vl", model, tower, (tower.patch_embed, tower.merger), files, options, callbacks)
     unit = dims.merge**2
 
-    def enter(batch: Tensor) -> Seen:
+    def enter(batch: Tensor) -> VisionState:
         grid = _grid(batch.shape[1], dims)
         order, ends = window_order(grid, dims)
         order = order.to(options.device)
@@ -162,15 +163,16 @@ def _see(
         angles = angles.unflatten(0, (-1, unit))[order].flatten(0, 1).repeat(1, 2)
         hidden = tower.patch_embed(batch[0]).unflatten(0, (-1, unit))[order].flatten(0, 1)
         whole = torch.tensor([0, len(hidden)], dtype=torch.int32)
-        return Seen(hidden, (angles.cos(), angles.sin()), ends.to(options.device), whole.to(options.device), order)
-
-    def step(index: int, block: nn.Module, state: Seen) -> Seen:
-        ends = state.whole if index in dims.full_attention else state.windows
-        return replace(
-            state, hidden=hidden_states(block(state.hidden, cu_seqlens=ends, position_embeddings=state.rotary))
+        return VisionState(
+            hidden, (angles.cos(), angles.sin()), ends.to(options.device), whole.to(options.device), order
         )
 
-    def leave(state: Seen) -> Tensor:
+    def step(index: int, block: nn.Module, state: VisionState) -> VisionState:
+        ends = state.whole if index in dims.full_attention else state.windows
+        output = block(state.hidden, cu_seqlens=ends, position_embeddings=state.rotary)
+        return replace(state, hidden=hidden_states(output))
+
+    def leave(state: VisionState) -> Tensor:
         return tower.merger(state.hidden)[state.order.argsort()][None]
 
     def cost(batch: Tensor) -> tuple[int, int]:
@@ -185,30 +187,30 @@ def _see(
         cost=cost,
         batched=False,
     )
-    seen = run_layers(files, streamed, batches, options, callbacks, fixed=fixed)
+    tokens = run_layers(files, streamed, batches, options, callbacks, fixed=fixed)
     tower.to("meta")
-    return seen
+    return tokens
 
 
-def _read(
+def _run_language(
     files: TensorFiles,
     model: nn.Module,
     dims: QwenVLDims,
-    seen: Sequence[Tensor],
+    image_tokens: Sequence[Tensor],
     options: ComputeOptions,
     callbacks: Callbacks,
 ) -> list[Tensor]:
     """The language model: image tokens [N, grid * grid, hidden] to the tokens kept [N, tokens, hidden]."""
-    reader = model.model.language_model
-    fixed = load_small_tensors("qwen_vl", model, reader, (reader.norm,), files, options, callbacks)
-    vocabulary = file_keys("qwen_vl", model, reader.embed_tokens)["weight"]
-    words = options.place(files.rows(vocabulary, dims.template))
+    language = model.model.language_model
+    fixed = load_small_tensors("qwen_vl", model, language, (language.norm,), files, options, callbacks)
+    vocabulary = file_keys("qwen_vl", model, language.embed_tokens)["weight"]
+    template = options.place(files.rows(vocabulary, dims.template))
     at = dims.template.index(dims.image_token)
 
     def enter(batch: Tensor) -> tuple[Tensor, Rotary]:
-        places = prompt_places(math.isqrt(batch.shape[1]), dims).to(options.device)
-        before, after = (part.expand(len(batch), -1, -1) for part in (words[:at], words[at + 1 :]))
-        return torch.cat([before, batch, after], dim=1), reader.rotary_emb(words, places)
+        positions = prompt_positions(math.isqrt(batch.shape[1]), dims).to(options.device)
+        before, after = (part.expand(len(batch), -1, -1) for part in (template[:at], template[at + 1 :]))
+        return torch.cat([before, batch, after], dim=1), language.rotary_emb(template, positions)
 
     def step(_: int, layer: nn.Module, state: tuple[Tensor, Rotary]) -> tuple[Tensor, Rotary]:
         hidden, rotary = state
@@ -219,11 +221,11 @@ def _read(
         return tokens * dims.hidden, tokens * (8 * dims.hidden + 3 * dims.mlp)
 
     streamed = StreamedLayers(
-        layers=reader.layers,
-        keys=[file_keys("qwen_vl", model, layer) for layer in reader.layers],
+        layers=language.layers,
+        keys=[file_keys("qwen_vl", model, layer) for layer in language.layers],
         enter=enter,
         step=step,
-        leave=lambda state: reader.norm(state[0])[:, dims.drop :],
+        leave=lambda state: language.norm(state[0])[:, dims.drop :],
         cost=cost,
     )
-    return run_layers(files, streamed, seen, options, callbacks, fixed=fixed)
+    return run_layers(files, streamed, image_tokens, options, callbacks, fixed=fixed)

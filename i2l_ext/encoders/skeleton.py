@@ -20,9 +20,8 @@ _ALLOCATES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.
 
 
 class _MetaParameters(TorchFunctionMode):
-    """Parameters come from ``torch.empty`` and its like; rotary and position tables come from ``torch.arange``.
-
-    Under ``torch.device("meta")`` the tables, which are in no checkpoint, would be lost with the parameters.
+    """Puts parameters, which modules make by ``torch.empty`` and its like, on the meta device. Rotary and position
+    tables, which they make by ``torch.arange``, get their values: they are in no checkpoint.
     """
 
     def __torch_function__(
@@ -42,10 +41,10 @@ def build_without_weights(build: Callable[[], Model]) -> Model:
     """``build()`` in evaluation mode, at no cost in memory. Raises RuntimeError where a table has no values."""
     with _MetaParameters():
         model = build().eval().requires_grad_(False)
-    heavy = [name for name, weight in model.named_parameters() if not weight.is_meta]
-    lost = [name for name, table in model.named_buffers() if table.is_meta]
-    if heavy or lost:
-        raise RuntimeError(f"this version of transformers builds {(heavy + lost)[0]!r} in a way not known here")
+    unexpected = [name for name, weight in model.named_parameters() if not weight.is_meta]
+    empty = [name for name, table in model.named_buffers() if table.is_meta]
+    if unexpected or empty:
+        raise RuntimeError(f"this version of transformers builds {(unexpected + empty)[0]!r} in a way not known here")
     return model
 
 

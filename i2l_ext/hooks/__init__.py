@@ -1,1 +1,1 @@
-"""What runs inside a trainer's own process: its network is built by the trainer, and set from an i2L LoRA here."""
+"""Runs in a trainer's process: sets the factors of the network that the trainer has built from an i2L LoRA."""

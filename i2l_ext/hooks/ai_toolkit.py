@@ -1,4 +1,4 @@
-"""A network of ai-toolkit, started from a LoRA: for an extension of its own; `i2l export` needs none.
+"""A network of ai-toolkit, started from a LoRA. For extensions of ai-toolkit; the files of `i2l export` need no code.
 
 class Trainer(SDTrainer):
     def hook_before_train_loop(self):
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from i2l_ext.converters import Lora
-from i2l_ext.hooks import initialize as hook
-from i2l_ext.hooks.initialize import Report
+from i2l_ext.hooks.network import InitReport, initialize_network, kohya_modules
 
 if TYPE_CHECKING:
     import torch
 
 
-def initialize(network: torch.nn.Module, source: Lora | Path | str, *, seed: int = 0) -> Report:
-    """Set the network's factors from a LoRA, at the network's own rank. See `hooks.initialize`."""
-    return hook.initialize(hook.kohya_places(network.unet_loras), source, seed=seed)
+def initialize(network: torch.nn.Module, source: Lora | Path | str, *, seed: int = 0) -> InitReport:
+    """Set the network's factors from a LoRA, at the network's own rank. Raises UserError as `initialize_network`."""
+    return initialize_network(kohya_modules(network.unet_loras), source, seed=seed)

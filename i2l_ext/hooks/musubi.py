@@ -3,9 +3,9 @@
     --network_module i2l_ext.hooks.musubi --network_args "init=my_style.safetensors"
     --network_module i2l_ext.hooks.musubi --network_args "images=folder/" "model=qwen-image-style"
 
-musubi's own module for the model builds the network; this resets the LoRA's rank to ``--network_dim``, sets every
-module that matches, leaves the others fresh and makes the scale 1 whatever ``--network_alpha`` says. All other
-``--network_args`` go to musubi. The training from there is musubi's.
+musubi's own module for the model builds the network. This module resizes the LoRA to ``--network_dim``, sets every
+module that matches, leaves the others fresh, and makes the scale 1 whatever ``--network_alpha`` is. All other
+``--network_args`` are passed to musubi, which then trains as usual.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.hooks.initialize import initialize, kohya_places
+from i2l_ext.hooks.network import initialize_network, kohya_modules
 
 if TYPE_CHECKING:
     import torch
 
 NETWORKS = {"QwenImageTransformer2DModel": "lora_qwen_image", "ZImageTransformer2DModel": "lora_zimage"}
-"""musubi's network module, by the class of the model."""
+"""Class of the model -> musubi's network module for it."""
 
 REFINERS = "['.*_refiner.*(attention|feed_forward).*']"
-"""musubi drops Z-Image's refiners unless told otherwise; a LoRA that has them keeps them."""
+"""musubi leaves out Z-Image's refiners by default. They are included where the LoRA has them."""
 
 
 def create_arch_network(
@@ -43,19 +43,21 @@ def create_arch_network(
     seed: str = "0",
     **kwargs: Any,
 ) -> torch.nn.Module:
-    """What musubi calls to make the network it trains; ``network_dim`` None takes the LoRA's rank.
+    """The network that musubi trains; musubi calls this. ``network_dim`` None: the LoRA's rank.
 
-    Raises UserError where there is no LoRA to start from, or where it is of another model.
+    Either ``init``, a LoRA file, or ``images``, a folder of pictures from which ``model`` makes one. ``seed``: of fresh
+    rows. Raises UserError where there is no LoRA to start from, where it is of another model, and for a wrong seed.
     """
-    lora = _lora(init, images, model)
+    fresh_seed = _parse_seed(seed)
+    lora = _open_lora(init, images, model)
     dim = network_dim or lora.rank
     if any("_refiner" in path for path in lora):
         kwargs.setdefault("include_patterns", REFINERS)
     network = _network(unet).create_arch_network(
         multiplier, dim, float(dim), vae, text_encoders, unet, neuron_dropout=neuron_dropout, **kwargs
     )
-    report = initialize(kohya_places(network.unet_loras), lora, seed=int(seed))
-    alpha = "" if network_alpha in (None, dim) else f", --network_alpha {network_alpha:g} read as {dim}"
+    report = initialize_network(kohya_modules(network.unet_loras), lora, seed=fresh_seed)
+    alpha = "" if network_alpha in (None, dim) else f", --network_alpha {network_alpha:g} is taken as {dim}"
     print(f"{report}{alpha}", flush=True)
     return network
 
@@ -68,16 +70,19 @@ def create_arch_network_from_weights(
     for_inference: bool = False,
     **kwargs: Any,
 ) -> torch.nn.Module:
-    """What musubi calls to merge ``--base_weights``: its own way, unchanged."""
+    """musubi calls this to merge ``--base_weights``. Its own module does it, unchanged."""
     module = _network(unet)
     return module.create_arch_network_from_weights(multiplier, weights_sd, text_encoders, unet, for_inference, **kwargs)
 
 
 def _network(unet: torch.nn.Module | None) -> ModuleType:
-    """musubi's own network module for the model. It is a package where musubi is installed, else on the path."""
+    """musubi's own network module for the model, from the installed package or from its folder on the path.
+
+    Raises UserError for another model, or where musubi is not there.
+    """
     kind = type(unet).__name__
     if kind not in NETWORKS:
-        raise UserError(f"The model is a {kind}; this starts {', '.join(NETWORKS)}.")
+        raise UserError(f"The model is a {kind}; an i2L LoRA can start {' and '.join(NETWORKS)}.")
     for package in ("musubi_tuner.networks", "networks"):
         name = f"{package}.{NETWORKS[kind]}"
         try:
@@ -88,18 +93,24 @@ def _network(unet: torch.nn.Module | None) -> ModuleType:
     raise UserError("musubi-tuner was not found: this module runs inside its training script.")
 
 
-def _lora(init: str | None, images: str | None, model: str | None) -> Lora:
-    if init and not images:
-        return Lora.read(init)
-    if not images or init:
+def _parse_seed(text: str) -> int:
+    """Raises UserError where it is not a whole number of 0 or greater."""
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"seed must be a whole number of 0 or greater, not {text!r}.", "out_of_range")
+    return int(text)
+
+
+def _open_lora(init: str | None, images: str | None, model: str | None) -> Lora:
+    if bool(init) == bool(images):
         raise UserError('Say what to start from: --network_args "init=my_style.safetensors", or "images=folder/".')
-    return made(Path(images), model)
+    return Lora.read(init) if init else make_in_memory(Path(images or ""), model)
 
 
-def made(images: Path, model: str | None) -> Lora:
-    """A LoRA made from the pictures in a folder, as `i2l make` does, kept in memory.
+def make_in_memory(images: Path, model: str | None) -> Lora:
+    """A LoRA made from the pictures in a folder, as `i2l make` does, with its factors in memory.
 
-    Raises UserError where there are no pictures or the model's weights are not there.
+    ``model`` None: the first that is downloaded, else the built-in test model. Raises UserError where there are no
+    pictures or the model's files are missing.
     """
     import tempfile
 

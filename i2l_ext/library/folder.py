@@ -1,9 +1,9 @@
 """The folder in which a WebUI keeps its LoRAs: free names, and files that appear whole.
 
-A LoRA is three files of one stem. Each is first written under a hidden name with another suffix, which no host lists.
-Then they get their names, the LoRA last, each in one step that cannot replace a file: the first file to be named
-decides which of two processes has the stem. So there is no lock that a dead process could leave behind. What is to be
-overwritten keeps its name until the new file has it; a second name or a copy serves to go back.
+A LoRA is three files with one stem. Each is first written under a hidden name with a suffix that no host lists. Then
+they get their names, the LoRA last, each in one step that cannot replace a file. The first file to get its name decides
+which of two processes has the stem, so there is no lock that a dead process could leave behind. A file that is to be
+overwritten keeps its name until the new file takes it; a second name or a copy of it is kept to go back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _OCCUPYING = (".safetensors", ".pt", ".ckpt", ".preview.png", ".json")
-"""A stem is taken when one of these exists: what hosts list, and what we write."""
+"""A stem is taken when a file with one of these suffixes exists: those that hosts list, and those we write."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -45,7 +45,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class SavedLora:
-    """Where a LoRA lies. ``name`` is the stem, which may differ from the name that was asked for."""
+    """The files of a LoRA. ``name`` is their stem, which may differ from the name that was asked for."""
 
     name: str
     file: Path
@@ -59,15 +59,15 @@ class SavedLora:
 
 
 def fresh_name(folder: Path | str, name: str) -> str:
-    """``name``, or name-2, name-3, … where it is taken, in any case of letters and also in a folder below.
+    """``name``, or name-2, name-3, … where it is taken, in upper or lower case, here or in a sub-folder.
 
-    Hosts know a LoRA by its stem alone, and cache by it: a used name never comes to mean another file.
+    Hosts identify and cache a LoRA by its stem alone, so a used name must not come to mean another file.
     """
     return free_name(name, names_below(Path(folder)))
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """The same where the files are known, as names_below gives them."""
+    """The same, where ``taken`` has the lower-case names of all files, as names_below gives them."""
     for number in itertools.count(1):
         tail = "" if number == 1 else f"-{number}"
         stem = name[: LONGEST - len(tail)] + tail
@@ -77,8 +77,8 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def find_lora_folder(checkout: Path) -> Path | None:
-    """Where LoRAs belong: models/Lora of the WebUI in whose extensions/ the checkout lies, or else that of the
-    working directory if there is one."""
+    """models/Lora of the WebUI in whose extensions/ the checkout is, else of the working directory; None where there is
+    neither."""
     models = checkout.parent.parent / "models"
     if checkout.parent.name == "extensions" and models.is_dir():
         return models / "Lora"
@@ -87,7 +87,7 @@ def find_lora_folder(checkout: Path) -> Path | None:
 
 
 def check_folder(folder: Path | str, need: int = 0) -> None:
-    """Raise UserError if ``need`` bytes could not be written there, before hours are spent on them."""
+    """Raises UserError where ``need`` bytes cannot be written there. Call it before the slow part."""
     folder = Path(folder)
     with _explained(folder), ExitStack() as gone:
         _make_folder(folder, gone)
@@ -105,14 +105,14 @@ def save_lora(
     sidecar: Mapping[str, Any],
     overwrite: bool = False,
 ) -> SavedLora:
-    """Put a LoRA, its preview and its sidecar into ``folder``: all three, or the folder as it was.
+    """Put a LoRA, its preview and its sidecar into ``folder``: all three, or the folder stays as it was.
 
-    Each file is at every moment the old one or the new one, whole, also on a disk without hard links; the LoRA comes
-    last. A kill between two of them can leave a new card beside the old LoRA, or a card without a LoRA, never less.
+    At every moment each file is the whole old one or the whole new one, also on a disk without hard links. The LoRA
+    comes last: a process that is killed can leave a new preview or sidecar, but never half a LoRA.
 
-    ``write(path, stem)`` writes the LoRA; ``stem`` is what it will be called. It is called again with another stem
-    if another process takes the first one meanwhile. The folder is made if need be. With ``overwrite`` the stem is
-    ``name``, and files that lie there are replaced. Raises UserError.
+    ``write(path, stem)`` writes the LoRA, which gets the name ``stem``. It is called again with another stem where
+    another process has taken the first one meanwhile. The folder is made if it is missing. With ``overwrite`` the
+    stem is ``name``, and files that have it are replaced. Raises UserError.
     """
     folder, name = Path(folder), check_name(name)
     with _explained(folder), ExitStack() as undo:
@@ -133,21 +133,21 @@ def _save_as(
     sidecar: Mapping[str, Any],
     overwrite: bool,
 ) -> bool:
-    """False where the name was taken meanwhile; then, as after any error, the folder is as it was."""
+    """False where the name was taken meanwhile. Then, as after any error, the folder is as it was."""
     finals = (target.sidecar, target.preview, target.file)
     for final in finals if overwrite else ():
         if final.is_dir():
             raise UserError(f"{final.name} is a folder in {final.parent}. Choose another name.")
-    with ExitStack() as passing, ExitStack() as undo:
-        note, picture, lora = (passing.enter_context(atomic.locked_temp_file(final.parent)) for final in finals)
+    with ExitStack() as temporary, ExitStack() as undo:
+        note, picture, lora = (temporary.enter_context(atomic.locked_temp_file(final.parent)) for final in finals)
         note.write_text(json.dumps(sidecar, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
         picture.write_bytes(_png(preview))
         write(lora, target.name)
         for part in (note, picture, lora):
             atomic.flush(part)
         for part, final in zip((note, picture, lora), finals, strict=True):
-            old = _keep(final, passing.enter_context(_spare(final.parent))) if overwrite else None
-            undo.callback(_withdraw, final, part.stat(), old)
+            old = _keep(final, temporary.enter_context(_spare(final.parent))) if overwrite else None
+            undo.callback(_restore, final, part.stat(), old)
             try:
                 place(part, final, overwrite=overwrite)
             except FileExistsError:
@@ -157,7 +157,7 @@ def _save_as(
 
 
 def _png(image: Image.Image) -> bytes:
-    stream = BytesIO()  # Pillow, given a path, would not say why a write failed
+    stream = BytesIO()  # given a path, Pillow does not tell why a write failed
     image.save(stream, "PNG")
     return stream.getvalue()
 
@@ -174,7 +174,7 @@ def _spare(folder: Path) -> Iterator[Path]:
 
 
 def _keep(final: Path, backup: Path) -> Path | None:
-    """What is about to be replaced, under a second name; None where there is nothing. It keeps the first one too."""
+    """``backup``, a second name of the file that is to be replaced; None where there is no file."""
     with suppress(FileNotFoundError):
         try:
             os.link(final, backup)
@@ -186,18 +186,18 @@ def _keep(final: Path, backup: Path) -> Path | None:
     return None
 
 
-def _withdraw(final: Path, ours: os.stat_result, old: Path | None) -> None:
-    """Back to what was there before, in one step."""
+def _restore(final: Path, ours: os.stat_result, old: Path | None) -> None:
+    """Restore what was there before, in one step."""
     if old is not None:
         old.replace(final)
         return
     with suppress(FileNotFoundError):
-        if ours.st_ino and os.path.samestat(final.lstat(), ours):  # some network shares number all files 0
+        if ours.st_ino and os.path.samestat(final.lstat(), ours):  # on some network shares all files have the number 0
             final.unlink()
 
 
 def _make_folder(folder: Path, undo: ExitStack) -> None:
-    """``undo`` takes away again, if empty, what was made."""
+    """Make the folder; ``undo`` removes what was made, if it is empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -210,12 +210,12 @@ def _remove_empty(folder: Path) -> None:
 
 
 def names_below(folder: Path) -> set[str]:
-    """Lower-case names of all there is in the folder and below, behind links too, as hosts list it."""
+    """Lower-case names of all files and folders in ``folder`` and below. Links are followed, as hosts do."""
     names: set[str] = set()
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # a link to a folder above
+        if real in seen:  # a link to a parent folder
             folders.clear()
             continue
         seen.add(real)

@@ -21,7 +21,7 @@ modelspec.implementation."""
 
 
 def sd_version(arch_id: str, host: str | None = None) -> str:
-    """The sidecar's ``sd version``. Only Forge Neo ("forge-neo") knows these models; elsewhere Unknown is shown."""
+    """The sidecar's ``sd version``. Only Forge Neo ("forge-neo") has values for these models; others get Unknown."""
     return _SD_VERSIONS.get((host or "", arch_id), "Unknown")
 
 
@@ -60,12 +60,12 @@ def lora_metadata(
 ) -> dict[str, str]:
     """The metadata of a LoRA file: sd-scripts' names, ModelSpec 1.0.0, and ``i2l.*``: how it was made.
 
-    ``images``: ``sha256`` and ``weight`` of each; whatever else they hold (a file name) is left out.
-    ``alpha``: None where the file has none, which is the same as alpha = rank.
+    ``images``: ``sha256`` and ``weight`` of each; anything else, such as a file name, is left out.
+    ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
     ``made``: with its time zone; now if not given.
-    There is no ss_network_module, as no trainer made this, and no modelspec.hash_sha256, as a header is written
-    before its tensors.
+    There is no ss_network_module, since no trainer made the file, and no modelspec.hash_sha256, since the header is
+    written before the tensors.
     """
     architecture, implementation = _MODELSPEC[arch_id]
     made = (made or datetime.now(timezone.utc)).astimezone(timezone.utc)

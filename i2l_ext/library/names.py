@@ -10,7 +10,7 @@ from pathlib import Path
 from i2l_ext.converters.errors import UserError
 
 LONGEST = 100
-"""Characters of a name: with folder and suffixes it stays below what Windows takes."""
+"""Characters of a name: with folder and suffixes the path stays within the limit of Windows."""
 
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]")
 _ENDINGS = re.compile(r"\.(safetensors|ckpt|pt|json|png|preview)$", re.IGNORECASE)
@@ -28,10 +28,10 @@ _FAULTS: tuple[tuple[Callable[[str], object], str], ...] = (
 
 
 def check_name(name: str) -> str:
-    """The name itself, if every host and every system takes it as a stem. Raises UserError with a better one."""
+    """``name``, if every host and every system accepts it as a stem. Raises UserError, which suggests a better one."""
     fault: str | None
     if foreign := _FOREIGN.search(name):
-        fault = f"contains {_called(foreign[0])}"
+        fault = f"contains {_describe(foreign[0])}"
     else:
         fault = next((fault for test, fault in _FAULTS if test(name)), None)
     if fault is None:
@@ -42,7 +42,7 @@ def check_name(name: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """The nearest thing to ``text`` that check_name takes."""
+    """A name like ``text`` that check_name accepts."""
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     text = re.sub(r"\.{2,}", ".", _FOREIGN.sub("-", text))
     while (shorter := _ENDINGS.sub("", text.strip(".-")[: LONGEST - 10])) != text:
@@ -58,8 +58,8 @@ def suggest_name(paths: Sequence[Path | str]) -> str:
     return clean_name(first.name if first.is_dir() else first.stem)
 
 
-def _called(char: str) -> str:
-    """``char`` as a message shows it; one that may look like another, or like nothing, by its Unicode name."""
+def _describe(char: str) -> str:
+    """``char`` for a message; one that may look like another, or is invisible, by its Unicode name."""
     if char.isascii() and char.isprintable() and char != " ":
         return f"'{char}'"
     return {" ": "a space"}.get(char, f"U+{ord(char):04X} {unicodedata.name(char, '(a control code)')}")

@@ -84,7 +84,7 @@ def random_factors(rank: int, seed: int) -> Factors:
     """The usual start of a LoRA: down uniform as in nn.Linear, up zero."""
     rng = torch.Generator().manual_seed(seed)
     out = {}
-    for path, module in MINI.made.items():
+    for path, module in MINI.i2l_modules.items():
         d_out, d_in = module.shape
         bound = d_in**-0.5
         out[path] = ((2 * torch.rand(rank, d_in, generator=rng) - 1) * bound, torch.zeros(d_out, rank))

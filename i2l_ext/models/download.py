@@ -73,7 +73,7 @@ class DeliveryError(UserError):
 
 
 def missing(model: I2LModel, folders: Folders) -> list[Checkpoint]:
-    """The parts that are to be downloaded: neither here nor shipped. A damaged file counts as missing."""
+    """The checkpoints that must be downloaded. A damaged file counts as missing."""
 
     def is_here(part: Checkpoint) -> bool:
         try:
@@ -100,7 +100,7 @@ def download(
     """
     fetching = _Download(hub, folder, callbacks or DownloadCallbacks())
     remotes = [remote for part in parts for remote in fetching.files(part)]
-    fetching.check_room(remotes)
+    fetching.check_space(remotes)
     return [fetching.obtain(remote) for remote in remotes]
 
 
@@ -115,16 +115,16 @@ class _Download:
         if part.repo is None:
             raise ValueError(f"{part.id} is shipped")
         for file in part.files:
-            remote = self.look(part.repo, file)
+            remote = self.describe(part.repo, file)
             yield remote
             if file.endswith(INDEX):
                 inner = file.removesuffix(Path(file).name)
                 for shard in shards(self.obtain(remote)):
-                    yield self.look(part.repo, inner + shard.name)
+                    yield self.describe(part.repo, inner + shard.name)
 
-    def look(self, repo: str, file: str) -> RemoteFile:
+    def describe(self, repo: str, file: str) -> RemoteFile:
         with self.explained(repo, file):
-            return _interruptible(lambda stop: self.hub.look(repo, file), self.callbacks)
+            return _interruptible(lambda stop: self.hub.describe(repo, file), self.callbacks)
 
     def final(self, remote: RemoteFile) -> Path:
         return self.folder / remote.repo / remote.file
@@ -133,7 +133,7 @@ class _Download:
         final = self.final(remote)
         return final.with_name(f".{final.name}.{remote.digest[:16]}.part")
 
-    def check_room(self, remotes: Sequence[RemoteFile]) -> None:
+    def check_space(self, remotes: Sequence[RemoteFile]) -> None:
         """Raises UserError where the disk has not enough space for what is missing."""
         lacking = [remote for remote in remotes if not self.final(remote).exists()]
         due = sum(max(remote.size - _size(self.part(remote)), 0) for remote in lacking)
@@ -146,7 +146,7 @@ class _Download:
             )
 
     def obtain(self, remote: RemoteFile) -> Path:
-        """The file under its own name, fetched and checked unless it is there already."""
+        """The file under its own name. It is fetched unless it is there, and checked."""
         final, part = self.final(remote), self.part(remote)
         if final.exists():
             if final.stat().st_size != remote.size or digest(final, remote.digest, self.callbacks) != remote.digest:
@@ -207,7 +207,7 @@ class _Download:
         return lambda: self.callbacks.progress(f"download {remote.file}", _size(part), remote.size)
 
     def note(self, remote: RemoteFile, measured: Path) -> None:
-        """Keep beside the file what the hub says of it. ``measured`` is the file, or what is about to be."""
+        """Write down beside the file what the hub says of it. ``measured``: the file, perhaps under its hidden name."""
         if len(remote.digest) != 64:
             return
         status = measured.stat()
@@ -220,7 +220,7 @@ class _Download:
 
     @contextmanager
     def explained(self, repo: str, file: str) -> Iterator[None]:
-        """Errors of the client library become one line."""
+        """Turn errors of the client library into one line."""
         try:
             yield
         except (UserError, Cancelled):
@@ -233,8 +233,8 @@ class _Download:
 
 
 class _Sink(io.FileIO):
-    """The end of a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where
-    more comes than was announced, as from a hub that begins anew unasked, it empties itself: ConnectionError."""
+    """Appends to a growing file. Raises Cancelled once ``stop`` is set, and UserError where the disk refuses. Where
+    more comes than was announced, as from a hub that starts again unasked, it empties the file: ConnectionError."""
 
     def __init__(self, path: Path, limit: int, stop: Event) -> None:
         super().__init__(path, "ab")
@@ -255,7 +255,7 @@ class _Sink(io.FileIO):
 
 
 def digest(path: Path, like: str, callbacks: DownloadCallbacks) -> str:
-    """The checksum of a file, of the kind that ``like`` is: sha256, or git's sha1. Raises Cancelled."""
+    """The checksum of a file, of the same kind as ``like``: sha256 or git's sha1. Raises Cancelled."""
     total, done = path.stat().st_size, 0
     sha = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % total, usedforsecurity=False)
     with path.open("rb") as stream:

@@ -18,8 +18,8 @@ CHUNK = 1 << 17
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub describes it. ``digest`` is its sha256, or, for a small text that the hub keeps in git
-    itself, git's sha1 of it: the length, 64 or 40 hex digits, tells which."""
+    """A file as the hub describes it. ``digest``: 64 hex digits are its sha256, 40 are git's sha1, which small
+    text files have that the hub keeps in git itself."""
 
     repo: str
     file: str
@@ -29,17 +29,17 @@ class RemoteFile:
 
 
 class Hub(Protocol):
-    """Both methods raise the errors of the client library, which ``explain`` puts into words."""
+    """Both methods raise the errors of the client library; see ``explain``."""
 
     @property
     def name(self) -> str: ...
 
-    def look(self, repo: str, file: str) -> RemoteFile:
-        """What the hub says of a file of the newest revision."""
+    def describe(self, repo: str, file: str) -> RemoteFile:
+        """The hub's description of a file of the newest revision."""
 
     def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
-        """Append the file's bytes from ``start`` on to ``sink``, which holds those before. A hub that cannot start
-        there begins anew, and so does ``sink``."""
+        """Append the file's bytes from ``start`` on to ``sink``, which holds those before. Where the hub cannot start
+        there, ``sink`` is emptied and gets the whole file."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class HuggingFace:
     name: str = "huggingface"
     endpoint: str | None = None
 
-    def look(self, repo: str, file: str) -> RemoteFile:
+    def describe(self, repo: str, file: str) -> RemoteFile:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         url = hf_hub_url(repo, file, endpoint=self.endpoint)
@@ -84,7 +84,7 @@ class ModelScope:
     def _listings(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    def look(self, repo: str, file: str) -> RemoteFile:
+    def describe(self, repo: str, file: str) -> RemoteFile:
         if repo not in self._listings:
             self._listings[repo] = {found.path: found for found in self._api.list_repo_files(repo, "model")}
         found = self._listings[repo].get(file)
@@ -128,14 +128,14 @@ def _remote(hub: Hub, repo: str, file: str, size: int | None, digest: str | None
 
 
 REASONS = {
-    401: "it wants to know who asks, or has no such repository. Log in to the hub with its own tool, then try again",
+    401: "it asks for a login, or has no such repository. Log in to the hub with its own tool, then try again",
     403: "it refuses. Accept the terms on the repository's page, log in with the hub's own tool, then try again",
     404: "it does not have this file",
-    416: "it cannot go on where the last run stopped",
-    429: "it is asked too often. Wait some minutes, then try again",
+    416: "it cannot resume where the last run stopped",
+    429: "it received too many requests. Wait some minutes, then try again",
 }
-LATER = "it is out of order. Try again later"
-BROKEN = "the connection failed. The next run goes on where this one stopped"
+LATER = "it has an internal error. Try again later"
+BROKEN = "the connection failed. The next run resumes where this one stopped"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def explain(error: BaseException) -> HubProblem | None:
 
 
 def _is_network(error: BaseException) -> bool:
-    """By the package that the error comes from: which one the client library uses depends on its version."""
+    """Told by the package of the error. Which one a client library uses depends on its version."""
     return type(error).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "httpcore2", "urllib3"}
 
 

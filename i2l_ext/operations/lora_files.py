@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from i2l_ext.converters import Lora
     from i2l_ext.converters.architectures import Architecture
     from i2l_ext.converters.consumers import Verdict
-    from i2l_ext.converters.export import Export
+    from i2l_ext.converters.export import StartFolder
     from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.rank import Resizer
 
@@ -104,7 +104,7 @@ class WriteResult:
 class ExportResult:
     """A start folder that was written."""
 
-    written: Export
+    written: StartFolder
 
     def json(self) -> dict[str, Any]:
         return self.written.json()
@@ -133,9 +133,9 @@ def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectR
     from i2l_ext.converters import Lora, plot, rank
 
     lora = Lora.read(request.file)
-    values = rank.spectra(lora)
+    values = rank.singular_values(lora)
     context.reporter.check()
-    plot.plot(lora, values, request.plot, overwrite=request.overwrite)
+    plot.plot_lora(lora, values, request.plot, overwrite=request.overwrite)
     ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
     return InspectResult(found, request.plot, ranks)
 
@@ -164,10 +164,10 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
     from i2l_ext.converters import Lora, rank
 
     lora = Lora.read(request.file)
-    values = rank.spectra(lora)
+    values = rank.singular_values(lora)
     context.reporter.check()
     most = max(map(len, values.values()))
-    at = [rank.kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
+    at = [rank.effect_kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
     return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
 
 
@@ -188,9 +188,9 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     wanted: int | dict[str, int] = request.rank or 0
     if request.energy is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
-        values = ranks.spectra(lora, exact=request.exact)
+        values = ranks.singular_values(lora, exact=request.exact)
         if request.energy is None:
-            wanted = ranks.ranks_within(lora.arch, values, request.rank or 1)
+            wanted = ranks.ranks_of_same_size(lora.arch, values, request.rank or 1)
         elif request.per_module:
             wanted = ranks.ranks_for(values, request.energy)
         else:
@@ -199,14 +199,14 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     output = request.output or request.file.with_name(f"{request.file.stem}_r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
-    return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer(resized))
+    return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer_of(resized))
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
     """Write one LoRA from several, each with a weight. Raises UserError."""
     from i2l_ext.converters import concatenate
     from i2l_ext.converters import rank as ranks
-    from i2l_ext.converters.metadata import shared
+    from i2l_ext.converters.metadata import common_metadata
     from i2l_ext.converters.select import select, weighted
 
     named = [weighted_file(part) for part in request.parts]
@@ -214,11 +214,11 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     weights = [weight for _, weight in named]
     parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
     merged = select(concatenate(parts, [1.0] * len(parts)), request.blocks, request.kinds)
-    merged = replace(merged, metadata=shared([lora.metadata for lora in loras]))
+    merged = replace(merged, metadata=common_metadata([lora.metadata for lora in loras]))
     resizer = None
     if request.rank is not None:
         merged = ranks.resize(merged, request.rank)
-        resizer = ranks.resizer(merged)
+        resizer = ranks.resizer_of(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     first = named[0][0]
     output = request.output or first.with_name(f"{first.stem}_merged.safetensors")
@@ -300,17 +300,15 @@ def _write(
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
 ) -> WriteResult:
-    from i2l_ext.converters.metadata import rewritten
+    from i2l_ext.converters.metadata import updated_metadata
 
     if request.dtype:
         lora = lora.cast(DTYPES[request.dtype])
-    metadata = rewritten(lora, dialect, output.stem, **fields or {})
+    metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
     lora.save(output, dialect, metadata=metadata, overwrite=request.overwrite)
     kept = None
     if resizer:
-        from i2l_ext.converters.rank import kept as share_kept
-
-        kept = share_kept(lora.arch, resizer.seen, resizer.ranks)
+        kept = resizer.effect_kept()
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
         output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),

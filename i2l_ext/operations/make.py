@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import i2l_ext
-from i2l_ext import images, library
+from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library import names
 from i2l_ext.models import catalogue, store
@@ -34,7 +34,7 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
 
     Raises UserError for what the user can mend, Cancelled when the reporter says so; then nothing is left behind.
     """
-    from i2l_ext import pipeline
+    from i2l_ext import images, pipeline
 
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
@@ -52,7 +52,7 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
     all of them.
     """
-    from i2l_ext import batch
+    from i2l_ext import batch, images
 
     if request.name is not None or request.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
@@ -94,7 +94,7 @@ def steps(model: I2LModel) -> list[Step]:
         Step(f"encode {part.id}", f"encode {part.id}", part.nbytes, getattr(part.spec, "layers", None))
         for part in model.encoders
     ]
-    return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.made))]
+    return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.i2l_modules))]
 
 
 def _note_miniature(request: MakeRequest, complete: MakeRequest, context: Context) -> None:

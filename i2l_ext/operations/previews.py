@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from i2l_ext import images, requests
+from i2l_ext import requests
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.context import Context
 
@@ -31,6 +31,8 @@ class PreviewResult:
 
 def preview_pictures(request: requests.PreviewRequest, context: Context) -> PreviewResult:
     """Open each picture and take what the models see of it. One that cannot be used does not stop the others."""
+    from i2l_ext import images
+
     seen: list[Mapping[str, str]] = []
     numbers = request.numbers or range(1, len(request.pictures) + 1)
     for number, path in zip(numbers, request.pictures, strict=True):

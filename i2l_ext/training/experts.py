@@ -29,8 +29,8 @@ class StaticLora(nn.Module):
 
     def __init__(self, arch: Architecture, rank: int) -> None:
         super().__init__()
-        self.paths = list(arch.made)
-        shapes = [module.shape for module in arch.made.values()]
+        self.paths = list(arch.i2l_modules)
+        shapes = [module.shape for module in arch.i2l_modules.values()]
         self.downs = nn.ParameterList(torch.randn(rank, d_in) / d_in**0.5 for _, d_in in shapes)
         self.ups = nn.ParameterList(torch.zeros(d_out, rank) for d_out, _ in shapes)
 
@@ -92,7 +92,7 @@ def expert_task(
     module = build_expert(expert, base.arch, examples)
     if expert.even:
         module.whitening = whitening_matrix(examples.image, expert.even).to(device)
-    hooks = PerSampleLora(base.transformer, base.arch.made)
+    hooks = PerSampleLora(base.transformer, base.arch.i2l_modules)
     batch = expert.schedule.batch
 
     def factors(heads: nn.Module, view: int, rows: torch.Tensor) -> LoraFactors:

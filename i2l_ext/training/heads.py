@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from i2l_ext.converters.architectures import Architecture, Kind, Module
+from i2l_ext.converters.architectures import Architecture, LayerKind, Module
 from i2l_ext.decoder.spec import RESIDUAL_SCALE
 
 LoraFactors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -35,7 +35,7 @@ class CompressedLinear(nn.Module):
 class DirectHead(nn.Module):
     """A head of the published kind: x [N, E] -> down [N, rank, d_in], up [N, d_out, rank]."""
 
-    def __init__(self, kind: Kind, embedding: int, compress: int, rank: int) -> None:
+    def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.down, self.up = (rank, kind.d_in), (kind.d_out, rank)
         self.proj_a = CompressedLinear(embedding, compress, rank * kind.d_in)
@@ -52,7 +52,7 @@ class DirectHead(nn.Module):
 class CoreHead(nn.Module):
     """A head of the later kind: x [N, E] -> down [N, rank, d_in], the same for all samples, and up [N, d_out, rank]."""
 
-    def __init__(self, kind: Kind, embedding: int, compress: int, rank: int) -> None:
+    def __init__(self, kind: LayerKind, embedding: int, compress: int, rank: int) -> None:
         super().__init__()
         self.square = (rank, rank)
         self.query_a = nn.Parameter(torch.randn(rank, kind.d_in) / kind.d_in**0.5)
@@ -83,7 +83,7 @@ class HeadBlock(nn.Module):
     """The heads of one group in one transformer block."""
 
     def __init__(
-        self, modules: list[Module], head: Callable[[Kind], nn.Module], residual: TokenProjector | None
+        self, modules: list[Module], head: Callable[[LayerKind], nn.Module], residual: TokenProjector | None
     ) -> None:
         super().__init__()
         self.paths = [module.path for module in modules]
@@ -120,7 +120,7 @@ class TrainableHeads(nn.Module):
         """``kind`` is a key of `HEAD_CLASSES`. ``residual``: length L, width D and middle width of `TokenProjector`."""
         super().__init__()
         groups: dict[tuple[int | None, int | None], list[Module]] = {}
-        for module in arch.made.values():
+        for module in arch.i2l_modules.values():
             groups.setdefault((module.kind.group, module.block), []).append(module)
         self.blocks = nn.ModuleList(
             HeadBlock(

@@ -166,4 +166,4 @@ class TrainingCheckpoint:
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file, whole or not at all, replacing an older one. Raises UserError."""
     with atomic_path(path, overwrite=True) as part:
-        files.save(part, tensors)
+        files.save_file(tensors, part)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import Entry, TensorFile, bytes_of, torch_dtype
+from i2l_ext.converters.files import TensorFile, TensorInfo, tensor_bytes, torch_dtype
 from i2l_ext.converters.lora import FLOATS
 from i2l_ext.weights.file_reader import FileReader, exceeds_page_cache
 from i2l_ext.weights.reads import TensorSlot
@@ -46,13 +46,13 @@ class TensorFiles:
         """{key: shape} of all files together."""
         return {key: file.header.tensors[key].shape for key, file in self._file_of.items()}
 
-    def locate(self, key: str) -> tuple[TensorFile, Entry]:
+    def locate(self, key: str) -> tuple[TensorFile, TensorInfo]:
         """The file that holds a tensor of floats, and its entry. Raises UserError where there is none."""
         if key not in self._file_of:
             others = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
             raise UserError(f"{self.files[0].path.name}{others}: the tensor {key!r} is missing.")
         file = self._file_of[key]
-        entry = file.entry(key)
+        entry = file.info(key)
         if entry.dtype not in FLOATS:
             raise UserError(f"{file.path.name}: the tensor {key!r} holds {entry.dtype}, not floats.")
         return file, entry
@@ -77,5 +77,5 @@ class TensorFiles:
         table = torch.empty((len(rows), *entry.shape[1:]), dtype=torch_dtype(entry.dtype))
         stride = entry.nbytes // entry.shape[0]
         for row, line in zip(rows, table, strict=True):
-            file.readinto(entry, bytes_of(line), row * stride)
+            file.readinto(entry, tensor_bytes(line), row * stride)
         return table

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from i2l_ext.converters.files import Entry, TensorFile, torch_dtype
+from i2l_ext.converters.files import TensorFile, TensorInfo, torch_dtype
 from i2l_ext.weights.file_reader import PAGE
 
 READ_SIZE = 16 << 20
@@ -17,12 +17,12 @@ READ_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """A tensor by its name in a group, and where it lies."""
+    """A tensor by its name in a group, and where it is."""
 
     name: str
     key: str
     file: TensorFile
-    entry: Entry
+    entry: TensorInfo
 
     @property
     def start(self) -> int:

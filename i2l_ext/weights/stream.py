@@ -1,4 +1,4 @@
-"""Groups of tensors are read from safetensors files one after the other, so that a model never lies in memory whole.
+"""Groups of tensors are read from safetensors files one after the other, so that a model is never in memory whole.
 
 The next group is read by other threads while one is in use. Files are read into buffers that are used again and again,
 and never mapped: a file that is cut short while it is read then gives an error with a name, and no dead process.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.converters.files import bytes_of
+from i2l_ext.converters.files import tensor_bytes
 from i2l_ext.weights import reads
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.file_reader import PAGE, from_page_start, page_buffer
@@ -89,7 +89,7 @@ class TensorLoader:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
     def _in_place(self, slots: Sequence[TensorSlot]) -> bool:
-        """Whether a group is used as it lies on disk."""
+        """Whether a group is used as it is on disk."""
         return self.device.type == "cpu" and all(
             slot.dtype == self.dtype and slot.start % self.dtype.itemsize == 0 for slot in slots
         )
@@ -98,7 +98,7 @@ class TensorLoader:
         if self.stop.is_set():
             raise Cancelled
         try:
-            area = bytes_of(buffer[one.at - one.start % PAGE :])
+            area = tensor_bytes(buffer[one.at - one.start % PAGE :])
             self.files.readers[one.file].read(one.start, one.end, area)
         except UserError as error:
             raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None

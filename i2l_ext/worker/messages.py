@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from i2l_ext.converters.errors import UserError
 from i2l_ext.requests import PROTOCOL, REQUESTS, EngineOptions, Request, bad_request
 
 FIELDS = frozenset({"protocol", "kind", "request", "options", "folder", "outcome", "draw"})
@@ -43,7 +44,7 @@ def read_message(line: bytes) -> Message:
         if name not in FIELDS:
             raise bad_request(repr(name[:80]))
     if said["kind"] not in REQUESTS:
-        raise bad_request(f"the kind of job {said['kind'][:80]!r}")
+        raise UserError("The engine does not know this kind of job. Restart the WebUI.", "bad_request")
     draw = said.get("draw", False)
     if not isinstance(draw, bool):
         raise bad_request("'draw'")

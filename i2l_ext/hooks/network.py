@@ -1,0 +1,96 @@
+"""Sets the factors of a network that a trainer has built from a LoRA of any rank and key format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from i2l_ext.converters import Lora, UserError
+from i2l_ext.converters.keys import module_path
+from i2l_ext.converters.rank import resize
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class NetworkModule:
+    """One module of the trainer's network: its name there, its factors down [rank, d_in] and up [d_out, rank], and the
+    number by which the trainer multiplies their product."""
+
+    name: str
+    down: torch.nn.Parameter
+    up: torch.nn.Parameter
+    scale: float
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What was done: how many modules of the network start from the LoRA and how many stay as the trainer made them
+    (``fresh``), how many of the LoRA the network does not have (``unused``), and the ranks of the two."""
+
+    from_lora: int
+    fresh: int
+    unused: int
+    lora_rank: int
+    rank: int
+
+    def __str__(self) -> str:
+        rank = f"rank {self.lora_rank} -> {self.rank}" if self.lora_rank != self.rank else f"rank {self.rank}"
+        parts = [f"{self.from_lora} modules start from the LoRA ({rank})", f"{self.fresh} start fresh"]
+        if self.unused:
+            parts.append(f"{self.unused} modules of the LoRA are not in this network")
+        return "i2l: " + ", ".join(parts)
+
+
+def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | str, *, seed: int = 0) -> InitReport:
+    """Set every module that the LoRA has too, at the rank of the network's module. The others stay as they are.
+
+    The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. The up
+    factor is divided by the trainer's scale, so the update is the LoRA's whatever the trainer's alpha is. Parameters
+    keep their identity, dtype and device.
+
+    Raises UserError where no module matches, so that a run without a start cannot be taken for one with a start, where
+    a shape differs, and where a scale is 0 or not finite.
+    """
+    import torch
+
+    lora = source if isinstance(source, Lora) else Lora.read(source)
+    named = [(module_path(module.name, lora.arch), module) for module in modules]
+    found = {path: module for path, module in named if path is not None and path in lora.specs}
+    if not found:
+        first = modules[0].name if modules else "none"
+        raise UserError(f"The LoRA is of {lora.arch.title}; none of the network's modules is (first: {first}).")
+    for path, module in found.items():
+        d_out, d_in = lora.arch.modules[path].shape
+        if module.down.shape[1] != d_in or module.up.shape[0] != d_out:
+            raise UserError(
+                f"{module.name}: maps {module.down.shape[1]} to {module.up.shape[0]}, the LoRA {d_in} to {d_out}."
+            )
+        if not module.scale or not isfinite(module.scale):
+            raise UserError(
+                f"{module.name}: the network's scale is {module.scale:g}, so the LoRA would have no effect."
+            )
+    ranks = {path: module.down.shape[0] for path, module in found.items()}
+    subset = Lora(lora.arch, {path: lora.specs[path] for path in found}, lora.load)
+    resized = resize(subset, ranks, seed=seed)
+    with torch.no_grad():
+        for path, module in found.items():
+            down, up = resized[path]
+            module.down.copy_(down)
+            module.up.copy_(up / module.scale)
+    return InitReport(len(found), len(modules) - len(found), len(lora) - len(found), lora.rank, max(ranks.values()))
+
+
+def kohya_modules(modules: Iterable[Any]) -> list[NetworkModule]:
+    """The modules of a network built as kohya's are: with ``lora_name``, ``lora_down``, ``lora_up`` and ``scale``."""
+    return [
+        NetworkModule(
+            module.lora_name.replace("$$", "."), module.lora_down.weight, module.lora_up.weight, float(module.scale)
+        )
+        for module in modules
+        if hasattr(getattr(module, "lora_down", None), "weight")
+    ]
