@@ -174,7 +174,7 @@ def test_a_new_version_does_not_grow_on_the_old_one(hub, client, folder):
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "who asks"), (403, "refuses"), (404, "not have this file"), (429, "too often"), (503, "out of order")],
+    [(401, "a login"), (403, "refuses"), (404, "not have this file"), (429, "many requests"), (503, "internal error")],
 )
 @pytest.mark.parametrize("kind", ["look", "fetch"])
 def test_refusals(hub, client, folder, status, words, kind, monkeypatch):
@@ -190,7 +190,7 @@ def test_asked_too_often_once(hub, client, folder, monkeypatch):
     part, content = weights(hub, 10_000)
     hub.statuses["fetch"] = [429]
     if client.name == "modelscope":
-        fails(part, client, folder, "too often")
+        fails(part, client, folder, "many requests")
     assert download([part], client, folder)[0].read_bytes() == content
 
 

@@ -60,7 +60,7 @@ class Dinov3Dims:
 
 @dataclass(frozen=True)
 class QwenVLDims:
-    """Qwen2.5-VL as a picture encoder: language model, vision tower, and the prompt the picture stands in.
+    """Qwen2.5-VL as a picture encoder: language model, vision tower, and the prompt around the picture.
 
     ``template`` holds the prompt's token ids, with ``image_token`` once in place of the picture. The first ``drop`` of
     the last hidden states are left out. ``lowres`` and ``highres`` are the sides, in pixels, of the two square

@@ -128,14 +128,14 @@ def _remote(hub: Hub, repo: str, file: str, size: int | None, digest: str | None
 
 
 REASONS = {
-    401: "it wants to know who asks, or has no such repository. Log in to the hub with its own tool, then try again",
+    401: "it asks for a login, or has no such repository. Log in to the hub with its own tool, then try again",
     403: "it refuses. Accept the terms on the repository's page, log in with the hub's own tool, then try again",
     404: "it does not have this file",
-    416: "it cannot go on where the last run stopped",
-    429: "it is asked too often. Wait some minutes, then try again",
+    416: "it cannot resume where the last run stopped",
+    429: "it received too many requests. Wait some minutes, then try again",
 }
-LATER = "it is out of order. Try again later"
-BROKEN = "the connection failed. The next run goes on where this one stopped"
+LATER = "it has an internal error. Try again later"
+BROKEN = "the connection failed. The next run resumes where this one stopped"
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class ComputeOptions:
 class Callbacks:
     """Who is told how far a computation is, and who may stop it.
 
-    ``step`` is told the id of a step that begins, ``progress`` the share of it that is done, 0 to 1. ``cancelled`` is
-    asked many times a second whether to stop. All are called on the thread that computes.
+    ``step`` gets the id of a step that begins, ``progress`` the share of it that is done, 0 to 1. ``cancelled`` says
+    whether to stop, and is called many times a second. All are called on the thread that computes.
     """
 
     step: Callable[[str], None] = lambda id: None

@@ -1,4 +1,4 @@
-"""Runs a model of many equal layers one layer at a time, so that it never lies in memory whole.
+"""Runs a model of many equal layers one layer at a time, so that it is never in memory whole.
 
 Each layer's weights are read once, for all pictures. Their memory is used again for the layer after next.
 """

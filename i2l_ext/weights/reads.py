@@ -17,7 +17,7 @@ READ_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """A tensor by its name in a group, and where it lies."""
+    """A tensor by its name in a group, and where it is."""
 
     name: str
     key: str

@@ -1,4 +1,4 @@
-"""Groups of tensors are read from safetensors files one after the other, so that a model never lies in memory whole.
+"""Groups of tensors are read from safetensors files one after the other, so that a model is never in memory whole.
 
 The next group is read by other threads while one is in use. Files are read into buffers that are used again and again,
 and never mapped: a file that is cut short while it is read then gives an error with a name, and no dead process.
@@ -89,7 +89,7 @@ class TensorLoader:
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
     def _in_place(self, slots: Sequence[TensorSlot]) -> bool:
-        """Whether a group is used as it lies on disk."""
+        """Whether a group is used as it is on disk."""
         return self.device.type == "cpu" and all(
             slot.dtype == self.dtype and slot.start % self.dtype.itemsize == 0 for slot in slots
         )
