@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from i2l_ext import private_packages, runtime
