@@ -21,7 +21,8 @@ from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext.converters.errors import UserError
 from i2l_ext.encoders.cache import EmbeddingCache
-from i2l_ext.engine import queue, records
+from i2l_ext.engine import records
+from i2l_ext.engine.job import ENDED
 from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
 from i2l_ext.requests import PROTOCOL
@@ -111,7 +112,7 @@ def start_events(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[Pat
         script.write_bytes(data)
         job = queue.submit(("make", "inspect", "look")[len(data) % 3], "attack", {})
         queue.wait(job.id, 10)
-        if job.state not in queue.ENDED or not queue._lanes[job.lane].is_alive():
+        if job.state not in ENDED or not queue._lanes[job.lane].is_alive():
             raise Flaw(f"the job is {job.state}")
         shown = JSONResponse(job_view(job)).body
         if json.loads(shown)["state"] != job.state:
@@ -197,7 +198,7 @@ def feed_request(box: Path, data: bytes) -> None:
     if "Traceback" in (text := warned.read_text(errors="replace")):
         raise Flaw(text[-500:])
     last = json.loads(said.read_bytes().splitlines()[-1])
-    if last["event"] not in queue.ENDED or code != int(last["event"] == "failed"):
+    if last["event"] not in ENDED or code != int(last["event"] == "failed"):
         raise Flaw(f"it ended with {code} and {str(last)[:200]}")
     if last["event"] == "failed":
         if flaw := unclear(last["error"]):

@@ -116,6 +116,8 @@ _RECORDED: Mapping[str, Callable[[Any], bool]] = {
 def read_job(record: Path) -> Job:
     """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
     view = process.loads_finite_json(record.read_bytes())
+    if not isinstance(view, dict):
+        raise ValueError(f"{record}: no object")
     if wrong := [name for name, test in _RECORDED.items() if not test(view.get(name))]:
         raise ValueError(f"{record}: {wrong[0]}")
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
