@@ -208,7 +208,7 @@ GUARDS = (
         ("a name twice", "if len(seen) != len(pairs):", "if False:", "wrong_files"),
         ("offsets that do not fit", "offsets[1] - offsets[0] != math.prod(shape) * BYTES[dtype]", "False",
          "wrong_files"),
-        ("overlaps and gaps", "if entry.start != end:", "if False:", "wrong_files"),
+        ("overlaps and gaps", "if info.start != end:", "if False:", "wrong_files"),
         ("a rest behind the tensors", "if 8 + length + end < size:", "if False:", "wrong_files"),
         ("a file that is cut", "if 8 + length + end > size:", "if False:", "wrong_files"),
         ("counts that are none", "return type(n) is int and 0 <= n < 1 << 48", "return True", "wrong_files"),
