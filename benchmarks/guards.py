@@ -105,7 +105,7 @@ GUARDS = (
          "if False:", "refusals"),
         ("a body without length", "if not length.isdecimal():", "if False:", "length"),
         ("a body too large", "if int(length) > most:", "if False:", "refusals"),
-        ("too many pictures", "if len(files) > MAX_PICTURES:", "if False:", "too_many"),
+        ("too many pictures", "if len(files) > MAX_PICTURES:", "if False:", "limits"),
     ),
     *_of(
         "i2l_ext/webui/client_fields.py", "test_webui_api",

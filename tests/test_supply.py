@@ -24,14 +24,16 @@ socket.getaddrinfo = socket.create_connection = socket.gethostbyname = refuse
 """
 """No socket of this process leads anywhere."""
 
+MAIN = "from i2l_ext.commands.main import main"
+
 STARTS = {
-    "import": "import i2l_ext, i2l_ext.pipeline, i2l_ext.worker, i2l_ext.webui.extension, i2l_ext.hooks.musubi",
+    "import": "import i2l_ext, i2l_ext.pipeline, i2l_ext.worker.main, i2l_ext.webui.extension, i2l_ext.hooks.musubi",
     "the extension": "sys.path.insert(0, 'tests/fake_host'); import runpy; runpy.run_path('scripts/image_to_lora.py')\n"
     "import modules.script_callbacks as c; [f() for f in c.settings]; assert [f() for f in c.tabs]",
     "install.py in a host": "import install; sys.exit(install.main([]))",
-    "i2l --help": "from i2l_ext import cli; sys.exit(cli.main(['--help']))",
-    "i2l models": "from i2l_ext import cli; sys.exit(cli.main(['models']))",
-    "i2l make": "from i2l_ext import cli; sys.exit(cli.main(['make', 'none.png', '--model', 'qwen-image-style']))",
+    "i2l --help": f"{MAIN}; sys.exit(main(['--help']))",
+    "i2l models": f"{MAIN}; sys.exit(main(['models']))",
+    "i2l make": f"{MAIN}; sys.exit(main(['make', 'none.png', '--model', 'qwen-image-style']))",
 }
 
 

@@ -205,6 +205,12 @@ def test_ranges_are_those_of_the_requests(served, picture, data, error):
     assert answer.status_code == 422 and error in answer.json()["error"]
 
 
+@pytest.mark.parametrize("rank", ["4", 4.0, True, None, [4], 1 << 60])
+def test_fields_are_of_their_type(served, rank):
+    answer = served.post("/export", json={"lora": "x", "trainer": "diffusers", "rank": rank})
+    assert (answer.status_code, answer.json()) == (422, {"error": "rank is not of type int."})
+
+
 def test_a_body_without_length(served):
     answer = served.post("/inspect", content=iter([b"{}"]), headers={"content-type": "application/json"})
     assert answer.status_code == 411

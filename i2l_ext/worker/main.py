@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from i2l_ext import private_packages, runtime
@@ -21,7 +22,7 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.engine.locks import Lock
 from i2l_ext.operations import Context
 from i2l_ext.worker.failures import failure_of
-from i2l_ext.worker.messages import Message, read_message
+from i2l_ext.worker.messages import outcome_of, read_message
 from i2l_ext.worker.reporter import EventReporter
 from i2l_ext.worker.tasks import run_task
 
@@ -34,28 +35,29 @@ def main() -> int:
     private_packages.add_to_path()
     runtime.configure_process()
     reporter = EventReporter(_own_stdout())
-    message: Message | None = None
+    line = sys.stdin.buffer.readline()
+    outcome = outcome_of(line)
     try:
-        message = read_message(sys.stdin.buffer.readline())
+        message = read_message(line)
         if message.folder:
             alive = Lock(message.folder / "lock")
             alive.acquire()
         threading.Thread(target=_watch, args=(reporter,), daemon=True).start()
         result = run_task(message, Context(message.options, reporter))
-        return _end(message, reporter, "done", result=result)
+        return _end(outcome, reporter, "done", result=result)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the page is to show it
         if not isinstance(error, UserError):
             if isinstance(error, Cancelled | KeyboardInterrupt) or reporter.cancelled():
-                return _end(message, reporter, "cancelled")
+                return _end(outcome, reporter, "cancelled")
             traceback.print_exc()  # to stderr, whose end is shown with the line
-        line, code = failure_of(error)
-        return _end(message, reporter, "failed", error=line, code=code)
+        text, code = failure_of(error)
+        return _end(outcome, reporter, "failed", error=text, code=code)
 
 
-def _end(message: Message | None, reporter: EventReporter, event: str, **facts: Any) -> int:
-    if message and message.outcome:
+def _end(outcome: Path | None, reporter: EventReporter, event: str, **facts: Any) -> int:
+    if outcome:
         with suppress(OSError):
-            atomic.replace_text(message.outcome, json.dumps({"event": event, **facts}))
+            atomic.replace_text(outcome, json.dumps({"event": event, **facts}))
     reporter.send(event, **facts)
     return int(event == "failed")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def read_message(line: bytes) -> Message:
         _path(said, "outcome"),
         draw,
     )
+
+
+def outcome_of(line: bytes) -> Path | None:
+    """Where the outcome of a message goes, also of one that is refused; None where that cannot be read."""
+    with suppress(ValueError, RecursionError, AttributeError, UserError):
+        return _path(json.loads(line), "outcome")
+    return None
 
 
 def _path(said: Mapping[str, Any], name: str) -> Path | None:
