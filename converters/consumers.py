@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import files, keys
-from .lora import scale_of
+from .scales import lora_file, read_scales
 
 TRIED = "tried with its own loader"
 READ = "read in its source"
@@ -179,9 +179,9 @@ def check(path: Path | str) -> tuple[keys.Reading, list[Verdict]]:
 
     Raises UserError where it is no LoRA of a known model.
     """
-    with files.TensorFile(path) as file:
+    with files.TensorFile(lora_file(path)) as file:
         reading = keys.parse_keys(file.header.shapes, file.path.name)
-        scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
+        scales = read_scales(file, reading).values
         ranks = {path: file.info(slot.down).shape[0] for path, slot in reading.slots.items()}
     contents = _Contents(reading, scales, ranks)
     verdicts = [_check_for(consumer, contents) for consumer in CONSUMERS]
@@ -280,7 +280,7 @@ def _wrong_scale(consumer: Consumer, contents: _Contents) -> list[str]:
     errors = Counter(
         1 / scales[path]
         for path, slot in reading.slots.items()
-        if scales[path] != 1
+        if scales[path] not in (0, 1)
         and {(reading.arch.family, ANY), (reading.arch.family, slot.dialect)} & set(consumer.ignores_alpha)
     )
     if not errors:

@@ -64,44 +64,44 @@ VARIANTS: tuple[Dialect, ...] = (
     Dialect("bare", "", *_PEFT),
     Dialect("peft", "base_model.model.", *_PEFT),
     Dialect("lycoris", "lycoris_", *_KOHYA, dotted=False),
+    Dialect("videox-fun", "lora_unet__", *_KOHYA, dotted=False),
 )
 """Those that are read only but have a name. Any other combination of prefix and suffix is called "other"."""
 
 PREFIXES = (
-    "base_model.model.diffusion_model.",
-    "base_model.model.transformer.",
     "base_model.model.",
-    "model.diffusion_model.",
+    "model.",
     "diffusion_model.",
     "transformer.",
     "pipe.dit.",
     "dit.",
     "unet.",
+    "lora_unet__",
     "lora_unet_",
     "lora_transformer_",
     "lycoris_",
     "",
 )
-"""What may precede the module's name. If one begins with another, the longer comes first."""
+"""What may precede the module's name, also one after another. If one begins with another, the longer comes first."""
+
+WRAPPER = r"_orig_mod[._]"
+"""Pattern of what torch.compile puts into names, at any place."""
 
 SUFFIXES = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
     ".lora_A": "down",
     ".lora_B": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
     ".lora_down": "down",
     ".lora_up": "up",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
+    ".lora.down": "down",
+    ".lora.up": "up",
+    "_lora.down": "down",
+    "_lora.up": "up",
+    ".lora_linear_layer.down": "down",
+    ".lora_linear_layer.up": "up",
     ".alpha": "alpha",
 }
-"""What may follow the module's name -> which of its tensors that is."""
+"""What may follow the module's name -> which of its tensors that is. A factor may also end in ``.weight``, with an
+adapter's name before it."""
 
 UNSUPPORTED = {
     r"\.lokr_": "LoKr",
@@ -113,7 +113,7 @@ UNSUPPORTED = {
     r"\.ia3_": "IA3",
     r"\.diff_b$": "a bias difference (diff_b)",
     r"\.diff$": "a full difference (diff)",
-    r"\.lora_[AB]\.(default\.)?bias$": "LoRA biases",
+    r"\.lora_[AB]\.([^.]+\.)?bias$": "LoRA biases",
     r"\.(weight_scale|scale_weight|scaled_fp8|lora_(A|B|up|down)\.scale)": "scaled fp8",
 }
 """Pattern of a key -> the kind of network that it belongs to, not a plain LoRA. The error names it; such keys are never

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import files, keys
 from .architectures import Architecture
+from .scales import NOWHERE, lora_file, read_scales
 
 MAKERS = {
     r"(?m)^i2l\.": "Image-to-LoRA",
@@ -37,45 +38,52 @@ DIALECT_MAKERS = {
 class Inspection:
     """What a file holds.
 
-    ``slots``: by module path; ``ranks``, ``alphas`` and ``scales``: value -> number of modules; ``dtypes`` and
-    ``dialects``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
-    ``halves``, ``foreign`` and ``text_encoder`` as in `keys.Reading`; ``not_finite``: names of tensors with NaN or
-    infinity, None where the values were not read; ``bytes``: size of the file.
+    ``reading``: of its keys; ``ranks``, ``alphas`` (of tensors) and ``scales``: value -> number of modules;
+    ``scale_sources``: where the scales stand -> number of modules; ``scale_problems``: why they are not to be relied
+    on; ``dtypes``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
+    ``not_finite``: names of tensors with NaN or infinity, None where the values were not read; ``bytes``: size of the
+    file.
     """
 
     name: str
-    arch: Architecture
-    dialect: str
-    slots: Mapping[str, keys.Slot]
+    reading: keys.Reading
     ranks: Mapping[int, int]
     alphas: Mapping[float | None, int]
     scales: Mapping[float, int]
+    scale_sources: Mapping[str, int]
+    scale_problems: tuple[str, ...]
     dtypes: Mapping[str, int]
     missing: tuple[str, ...]
-    halves: tuple[str, ...]
-    foreign: tuple[str, ...]
-    text_encoder: tuple[str, ...]
     not_finite: tuple[str, ...] | None
     bytes: int
     maker: str | None
     metadata: Mapping[str, str] = field(repr=False)
-    dialects: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def arch(self) -> Architecture:
+        return self.reading.arch
 
     @property
     def problems(self) -> list[str]:
         """Why `i2l convert` refuses the file, and what other programs may fail on, a line each."""
-        wrong = [alpha for alpha in self.alphas if alpha is not None and not 0 < alpha < math.inf]
+        wrong = [alpha for alpha in self.alphas if alpha is not None and (not alpha or not math.isfinite(alpha))]
+        reading = self.reading
         fp8 = [dtype for dtype in self.dtypes if dtype.startswith("F8")]
         return [
             *(f"alpha is {alpha:g} in {self.alphas[alpha]} modules: they do nothing or harm" for alpha in wrong),
-            *(f"{path} has only one of its two factors" for path in self.halves[:3]),
+            *(self.scale_problems if not wrong else ()),
+            *(f"{path} has only one of its two factors" for path in reading.halves[:3]),
+            *(
+                f"two keys name the module {path}: {first!r} and {second!r}"
+                for path, first, second in reading.collisions[:3]
+            ),
             *(
                 [f"NaN or infinity in {len(self.not_finite)} tensors, first {self.not_finite[0]}"]
                 if self.not_finite
                 else []
             ),
             *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
-            *([f"several key formats in one file: {_list(self.dialects)}"] if len(self.dialects) > 1 else []),
+            *([f"several key formats in one file: {_list(reading.dialects)}"] if len(reading.dialects) > 1 else []),
         ]
 
     @property
@@ -84,24 +92,28 @@ class Inspection:
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
+        reading = self.reading
         return {
             "file": self.name,
             "arch": self.arch.id,
-            "dialect": self.dialect,
-            "dialects": dict(self.dialects),
-            "modules": len(self.slots),
-            "kinds": _kinds(self.arch, self.slots),
+            "dialect": reading.dialect,
+            "dialects": dict(reading.dialects),
+            "modules": len(reading.slots),
+            "kinds": _kinds(self.arch, reading.slots),
             "ranks": {str(rank): count for rank, count in self.ranks.items()},
             "alphas": {"none" if alpha is None else f"{alpha:g}": count for alpha, count in self.alphas.items()},
             "scales": {f"{scale:g}": count for scale, count in self.scales.items()},
+            "scale_sources": dict(self.scale_sources),
             "dtype": next(iter(self.dtypes)) if len(self.dtypes) == 1 else "mixed",
             "dtypes": dict(self.dtypes),
             "finite": self.finite,
             "not_finite": list(self.not_finite or ()),
             "missing": _kinds(self.arch, self.missing),
-            "halves": list(self.halves),
-            "foreign": list(self.foreign),
-            "text_encoder": list(self.text_encoder),
+            "halves": list(reading.halves),
+            "doubled": list(reading.doubled),
+            "stray_alphas": list(reading.stray_alphas),
+            "foreign": list(reading.foreign),
+            "text_encoder": list(reading.text_encoder),
             "bytes": self.bytes,
             "problems": self.problems,
             "maker": self.maker,
@@ -114,40 +126,32 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
 
     Raises UserError where it is not a LoRA of a known model.
     """
-    with files.TensorFile(path) as file:
+    with files.TensorFile(lora_file(path)) as file:
         header = file.header
         reading = keys.parse_keys(header.shapes, file.path.name)
         slots = reading.slots
+        scales = read_scales(file, reading)
         alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
         factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
         return Inspection(
             name=file.path.name,
-            arch=reading.arch,
-            dialect=reading.dialect,
-            slots=slots,
+            reading=reading,
             ranks=_counted(file.info(slot.down).shape[0] for slot in slots.values()),
             alphas=dict(alphas.most_common()),
-            scales=_counted(_scale(file, slot) for slot in slots.values()),
+            scales=_counted(scales.values.values()),
+            scale_sources=_counted(scales.sources.values()),
+            scale_problems=scales.problems,
             dtypes=_counted(file.info(name).dtype for name in factors),
             missing=tuple(path for path in reading.arch.i2l_modules if path not in slots),
-            halves=reading.halves,
-            foreign=reading.foreign,
-            text_encoder=reading.text_encoder,
             not_finite=tuple(name for name in factors if not _finite(file, name)) if values else None,
             bytes=header.data_start + sum(entry.nbytes for entry in header.tensors.values()),
             maker=_maker(header.metadata, reading),
             metadata=header.metadata,
-            dialects=reading.dialects,
         )
 
 
 def _counted(values: Iterable) -> dict:
     return dict(Counter(values).most_common())
-
-
-def _scale(file: files.TensorFile, slot: keys.Slot) -> float:
-    """alpha / rank as it is in the file, even one that `Lora.read` refuses: it is listed under ``problems``."""
-    return file.number(slot.alpha) / file.info(slot.down).shape[0] if slot.alpha else 1.0
 
 
 def _finite(file: files.TensorFile, name: str) -> bool:
@@ -167,30 +171,33 @@ def _kinds(arch: Architecture, paths: Iterable[str]) -> dict[str, int]:
 
 def report_lines(found: Inspection) -> list[str]:
     """The report for a person, line by line."""
-    arch = found.arch
+    arch, reading = found.arch, found.reading
     total = Counter(module.kind.name for module in arch.modules.values())
     told = {
         "model": f"{arch.title}, by names and shapes",
-        "keys": _list(found.dialects) if len(found.dialects) > 1 else found.dialect,
-        "modules": f"{len(found.slots)}; the model has {len(arch.modules)}, i2L writes {len(arch.i2l_modules)} of them",
+        "keys": _list(reading.dialects) if len(reading.dialects) > 1 else reading.dialect,
+        "modules": f"{len(reading.slots)}; the model has {len(arch.modules)}, "
+        f"i2L writes {len(arch.i2l_modules)} of them",
         "ranks": _list(found.ranks),
         "alpha": _list({"none" if alpha is None else f"{alpha:g}": count for alpha, count in found.alphas.items()}),
-        "scale": _list({f"{scale:g}": count for scale, count in found.scales.items()}),
+        "scale": _scale_line(found),
         "dtype": _list(found.dtypes),
         "values": {None: "not read", True: "all finite", False: "not finite"}[found.finite],
         "size": f"{found.bytes / 1e6:.1f} MB",
         "made by": found.maker or "unknown",
     }
     for label, names in (
-        ("half", found.halves),
-        ("foreign", found.foreign),
-        ("text enc.", found.text_encoder),
+        ("half", reading.halves),
+        ("doubled", reading.doubled),
+        ("no factors", reading.stray_alphas),
+        ("foreign", reading.foreign),
+        ("text enc.", reading.text_encoder),
     ):
         if names:
             told[label] = f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
     report = [found.name, *(f"  {label:<10}{text}" for label, text in told.items())]
     report += [*(f"  problem   {problem}" for problem in found.problems), ""]
-    have = _kinds(arch, found.slots)
+    have = _kinds(arch, reading.slots)
     missing: dict[str, list[str]] = {}
     for path in found.missing:
         missing.setdefault(arch.modules[path].kind.name, []).append(path)
@@ -202,6 +209,16 @@ def report_lines(found: Inspection) -> list[str]:
             )
     shown = [f"  {key}: {value[:90]}{'…' if len(value) > 90 else ''}" for key, value in found.metadata.items()]
     return [*report, *(["", "  metadata", *shown] if shown else [])]
+
+
+def _scale_line(found: Inspection) -> str:
+    """The scales, and where they stand: ``0.25 (from alpha tensors)``."""
+    scales = _list({f"{scale:g}": count for scale, count in found.scales.items()})
+    told = {source: count for source, count in found.scale_sources.items() if source != NOWHERE}
+    if not told:
+        beside = "; PEFT has it in adapter_config.json, which is not here" if found.reading.dialect == "peft" else ""
+        return f"{scales} (the file says none{beside})"
+    return f"{scales} (from {_list(found.scale_sources)})"
 
 
 def _named(paths: list[str], kind: str) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, Dialect
+from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, WRAPPER, Dialect
 from .errors import UserError
 
 Shape = tuple[int, ...]
@@ -22,14 +22,21 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """The keys of one module's tensors in a file, and their dialect. ``rows``: (start, end) of the module's rows in the
-    up factor, where the file has a fused layer."""
+    """The keys of one module's tensors in a file, and their dialect.
+
+    ``prefix`` and ``name``: what the keys have before their suffix, the module's name as the file spells it.
+    ``native``: it is the name of the model's first implementation (None: it is the same in ours). ``rows``: (start,
+    end) of the module's rows in the up factor, where the file has a fused layer.
+    """
 
     down: str
     up: str
     alpha: str | None = None
     rows: tuple[int, int] | None = None
     dialect: str = "other"
+    prefix: str = ""
+    name: str = ""
+    native: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,9 @@ class Reading:
 
     ``slots``: by module path, in the architecture's order; ``dialects``: name -> number of keys; ``foreign``: keys of
     no module of this architecture; ``text_encoder``: keys of a text encoder; ``halves``: paths of modules of which one
-    factor is missing.
+    factor is missing; ``stray_alphas``: keys of alphas whose module has no factors; ``doubled``: keys that are not
+    read, because the file has their modules once more; ``collisions``: (path, key, key) of modules that two keys name
+    with nothing to choose between them.
     """
 
     arch: Architecture
@@ -47,6 +56,9 @@ class Reading:
     foreign: tuple[str, ...] = ()
     text_encoder: tuple[str, ...] = ()
     halves: tuple[str, ...] = ()
+    stray_alphas: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
+    collisions: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def dialect(self) -> str:
@@ -55,19 +67,30 @@ class Reading:
 
 
 class _Key(NamedTuple):
-    """A key, split. A tuple, because a file has thousands."""
+    """A key, split. A tuple, because a file has thousands. ``form``: the suffix with the same text for down and up."""
 
     key: str
     prefix: str
     stem: str
     suffix: str
-
-    @property
-    def part(self) -> str:
-        return SUFFIXES[self.suffix]
+    part: str
+    form: str
 
 
-_SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})\Z")
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})((?:\.[^.]+)?\.weight)?\Z")
+_PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
+_WRAPPER = re.compile(WRAPPER)
+MOST_PREFIXES = 6
+"""One after another. The longest chain seen has four."""
+
+
+def _stems(name: str) -> Iterator[tuple[str, str]]:
+    """Every way to take prefixes off a name: (prefix, rest), the longest prefix first."""
+    cuts = [0]
+    while len(cuts) <= MOST_PREFIXES and (found := _PREFIX.match(name, cuts[-1])):
+        cuts.append(found.end())
+    for cut in reversed(cuts):
+        yield name[:cut], name[cut:]
 
 
 def _split(key: str) -> list[_Key]:
@@ -78,8 +101,12 @@ def _split(key: str) -> list[_Key]:
     suffix = _SUFFIX.search(key)
     if suffix is None:
         return []
-    stem = key[: suffix.start()]
-    return [_Key(key, prefix, stem[len(prefix) :], suffix[0]) for prefix in PREFIXES if stem.startswith(prefix)]
+    part = SUFFIXES[suffix[1]]
+    form = "" if part == "alpha" else re.sub("_[AB]$|down$|up$", "", suffix[1]) + (suffix[2] or "")
+    name, wrapped = key[: suffix.start()], ""
+    if "_orig_mod" in name:
+        name, wrapped = _WRAPPER.sub("", name), "_orig_mod."
+    return [_Key(key, wrapped + prefix, stem, suffix[0], part, form) for prefix, stem in _stems(name)]
 
 
 Target = tuple[str, "tuple[int, int] | None"]
@@ -90,15 +117,17 @@ Target = tuple[str, "tuple[int, int] | None"]
 class _Spelling:
     """What a name in a key means: one module, or several of a fused layer.
 
-    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way.
+    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way. ``exact``: no program writes it
+    otherwise; False where dots and underscores are mixed.
     """
 
     targets: tuple[Target, ...]
     dotted: bool | None
     native: bool | None
+    exact: bool = True
 
     def suits(self, dialect: Dialect) -> bool:
-        return self.dotted in (None, dialect.dotted) and self.native in (None, dialect.native)
+        return self.exact and self.dotted in (None, dialect.dotted) and self.native in (None, dialect.native)
 
 
 @dataclass(frozen=True)
@@ -147,14 +176,22 @@ def _spellings(arch_id: str) -> dict[str, _Spelling]:
     return spellings
 
 
+def _spelling(arch_id: str, name: str) -> _Spelling | None:
+    """The meaning of a name, also of one in which dots and underscores are mixed, as some converters leave it."""
+    names = _spellings(arch_id)
+    if spelling := names.get(name):
+        return spelling
+    spelling = names.get(name.replace(".", "_"))
+    return spelling and replace(spelling, exact=False)
+
+
 def module_path(name: str, arch: Architecture) -> str | None:
     """The path of the module that a program calls ``name``: with dots or underscores, with any known prefix.
 
     None where there is no such module, or where the name is a fused layer's.
     """
-    names = _spellings(arch.id)
-    for prefix in PREFIXES:
-        spelling = names.get(name[len(prefix) :]) if name.startswith(prefix) else None
+    for _, stem in _stems(_WRAPPER.sub("", name)):
+        spelling = _spelling(arch.id, stem)
         if spelling and len(spelling.targets) == 1:
             return spelling.targets[0][0]
     return None
@@ -190,8 +227,7 @@ def _misfit(
 def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
     """The meaning of a LoRA file's keys, given {key: shape}. ``name``: the file's, for messages.
 
-    Raises UserError where it is not a LoRA, or one of an unsupported kind or an unknown model, or where two keys name
-    the same module.
+    Raises UserError where it is not a LoRA, or one of an unsupported kind or an unknown model.
     """
     unsupported = re.compile("|".join(UNSUPPORTED))
     for key in shapes:
@@ -199,51 +235,100 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
             kind = next(kind for mark, kind in UNSUPPORTED.items() if re.search(mark, key))
             raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
     split = {key: _split(key) for key in shapes}
-    if not any(split.values()):
+    first = next((key for key, ways in split.items() if ways), None)
+    if first is None:
         first = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {first!r})." if first else "it is empty."))
-    candidates = [_parse_as(arch, split, name) for arch in ARCHITECTURES.values()]
+    candidates = [_parse_as(arch, split) for arch in ARCHITECTURES.values()]
     readings = [reading for reading in candidates if reading.slots or reading.halves]
     fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
     if not fitting:
-        raise UserError(_unknown_model(readings, shapes, next(key for key, ways in split.items() if ways), name))
+        only_text = all(key.startswith(TEXT_ENCODER) for key, ways in split.items() if ways)
+        raise UserError(_unknown_model(readings, shapes, only_text, first, name))
     return max(fitting, key=lambda reading: len(reading.slots))
 
 
-def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) -> Reading:
-    names = _spellings(arch.id)
-    found: dict[str, dict[str, _Key]] = defaultdict(dict)
-    rows: dict[str, tuple[int, int] | None] = {}
-    dialects_of: dict[str, list[str]] = {}
+class _Found(NamedTuple):
+    """A key of a module: how it is split, and what its name means."""
+
+    key: _Key
+    spelling: _Spelling
+    rows: tuple[int, int] | None
+
+
+def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]]) -> Reading:
+    found: dict[str, list[_Found]] = defaultdict(list)
     foreign, text_encoder = list[str](), list[str]()
     for key, ways in split.items():
-        taken = next((way for way in ways if way.stem in names), None)
-        if taken is None:
+        named = ((way, spelling) for way in ways if (spelling := _spelling(arch.id, way.stem)))
+        taken, spelling = next(named, (None, None))
+        if taken is None or spelling is None:
             (text_encoder if key.startswith(TEXT_ENCODER) else foreign).append(key)
             continue
-        spelling = names[taken.stem]
-        if taken.part != "alpha":
-            dialects_of[key] = _possible_dialects(taken, spelling)
-        for path, slice_ in spelling.targets:
-            if taken.part in found[path]:
-                first = found[path][taken.part].key
-                raise UserError(f"{name}: two keys name the module {path}: {first!r} and {key!r}.")
-            found[path][taken.part] = taken
-            rows[path] = slice_
-    # A name that several dialects share counts for the one that explains the whole file.
-    common = [
-        dialect for dialect in next(iter(dialects_of.values()), ()) if all(dialect in o for o in dialects_of.values())
-    ]
-    dialect_of = {key: (common or options)[0] for key, options in dialects_of.items()}
-    slots, halves = {}, []
+        for path, rows in spelling.targets:
+            found[path].append(_Found(taken, spelling, rows))
+
+    chosen: dict[str, dict[str, _Found]] = {}
+    collisions, stray = list[tuple[str, str, str]](), list[str]()
     for path in (path for path in arch.modules if path in found):
-        pair = {part: key.key for part, key in found[path].items()}
-        if "down" in pair and "up" in pair:
-            slots[path] = Slot(pair["down"], pair["up"], pair.get("alpha"), rows[path], dialect_of[pair["up"]])
+        parts, twice = _one_of_each(found[path])
+        if twice:
+            collisions.append((path, *twice))
+        if parts.keys() == {"alpha"}:
+            stray.append(parts["alpha"].key.key)
+        else:
+            chosen[path] = parts
+    dialects = _dialects_of([one for parts in chosen.values() for part, one in parts.items() if part != "alpha"])
+    slots, halves = {}, []
+    for path, parts in chosen.items():
+        if "down" in parts and "up" in parts:
+            up, alpha = parts["up"], parts.get("alpha")
+            slots[path] = Slot(
+                parts["down"].key.key, up.key.key, alpha.key.key if alpha else None, up.rows,
+                dialects[up.key.key], up.key.prefix, up.key.stem, up.spelling.native,
+            )  # fmt: skip
         else:
             halves.append(path)
-    counts = dict(Counter(dialect_of.values()).most_common())
-    return Reading(arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves))
+    used = {one.key.key for parts in chosen.values() for one in parts.values()} | {*stray}
+    doubled = dict.fromkeys(one.key.key for ones in found.values() for one in ones if one.key.key not in used)
+    counts = dict(Counter(dialects.values()).most_common())
+    return Reading(
+        arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves), tuple(dict.fromkeys(stray)),
+        tuple(doubled), tuple(collisions),
+    )  # fmt: skip
+
+
+def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str] | None]:
+    """A module's keys by part; and two keys between which there is nothing to choose, if there are.
+
+    A module that stands in a fused layer and also under its own name is taken from the latter, as diffusers does.
+    """
+    if len({one.key.part for one in ones}) < len(ones):
+        for native in (False, True):
+            whole = [one for one in ones if bool(one.spelling.native) == native]
+            if {"down", "up"} <= {one.key.part for one in whole}:
+                ones = whole
+                break
+    first: dict[str, _Found] = {}
+    twice = None
+    for one in ones:
+        if one.key.part not in first:
+            first[one.key.part] = one
+        else:
+            twice = twice or (first[one.key.part].key.key, one.key.key)
+    if twice:  # those that belong to the first factor are described
+        lead = next(one.key for one in ones if one.key.part != "alpha")
+        kin = [one for one in ones if (one.key.prefix, one.key.stem) == (lead.prefix, lead.stem)]
+        first |= {one.key.part: one for one in reversed(kin) if one.key.form in ("", lead.form)}
+    return first, twice
+
+
+def _dialects_of(ones: Iterable[_Found]) -> dict[str, str]:
+    """Key -> dialect. A name that several dialects share counts for the one that explains the whole file."""
+    possible = {one.key.key: _possible_dialects(one.key, one.spelling) for one in ones}
+    options = iter(possible.values())
+    common = [name for name in next(options, ()) if all(name in others for others in possible.values())]
+    return {key: (common or names)[0] for key, names in possible.items()}
 
 
 def _other_model(reading: Reading) -> str | None:
@@ -263,19 +348,31 @@ def _misfits(reading: Reading, shapes: Mapping[str, Shape]) -> list[tuple[str, s
     width: dict[str, int] = defaultdict(int)
     for slot in reading.slots.values():
         if slot.rows:
-            width[slot.up] = max(width[slot.up], slot.rows[1])
+            rows = (reading.arch.modules[path].shape[0] for path in _fused_with(slot, reading))
+            width[slot.up] = width[slot.up] or sum(rows)
     reasons = ((path, _misfit(slot, path, reading.arch, shapes, width)) for path, slot in reading.slots.items())
     return [(path, reason) for path, reason in reasons if reason]
 
 
-def _unknown_model(readings: Iterable[Reading], shapes: Mapping[str, Shape], first: str, name: str) -> str:
+def _fused_with(slot: Slot, reading: Reading) -> tuple[str, ...]:
+    """The modules whose rows the layer of a slot holds."""
+    spelling = _spelling(reading.arch.id, slot.name)
+    return tuple(path for path, _ in spelling.targets) if spelling else ()
+
+
+def _unknown_model(
+    readings: Iterable[Reading], shapes: Mapping[str, Shape], only_text: bool, first: str, name: str
+) -> str:
     """The error for a LoRA of no known architecture: its ``first`` key, or how it differs from the nearest one."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
     named = [reading for reading in readings if reading.slots]
-    other = next((reason for reading in named if (reason := _other_model(reading))), None)
-    if other or not named:
-        other = other or f"key {first!r}, shape {list(shapes[first])}"
+    if not named and only_text:
+        return f"{name}: a LoRA of a text encoder only (key {first!r}): it has nothing for a model. Known: {known}."
+    if not named:
+        return f"{name}: a LoRA of another model (key {first!r}, shape {list(shapes[first])}). Known: {known}."
+    # The nearest is the one of which the most modules fit, then of which the most are named; the first of equals.
+    nearest = max(named, key=lambda reading: (len(reading.slots) - len(_misfits(reading, shapes)), len(reading.slots)))
+    if other := _other_model(nearest):
         return f"{name}: a LoRA of another model ({other}). Known: {known}."
-    nearest = min(named, key=lambda reading: len(_misfits(reading, shapes)))
     path, reason = _misfits(nearest, shapes)[0]
     return f"{name}: has the names of {nearest.arch.title} but not its shapes: {path}: {reason}. Known: {known}."

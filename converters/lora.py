@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, keys
+from . import atomic, dialects, files, keys, scales
 from .architectures import Architecture
 from .errors import UserError
+from .metadata import true_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -63,12 +64,12 @@ class Lora:
         return Lora(arch, specs, modules.__getitem__, metadata or {})
 
     @staticmethod
-    def read(path: Path | str) -> Lora:
-        """From a file in any dialect, which stays open as long as the value lives.
+    def read(path: Path | str, *, alpha: float | None = None) -> Lora:
+        """From a file in any dialect, which stays open as long as the value lives, or from a folder of PEFT's.
 
-        Raises UserError where it is not a LoRA of a known model.
+        ``alpha``: of a file that does not say its own. Raises UserError where it is not a LoRA of a known model.
         """
-        return from_file(files.TensorFile(path))
+        return from_file(files.TensorFile(scales.lora_file(path)), alpha)
 
     def __getitem__(self, path: str) -> Pair:
         return self.load(path)
@@ -124,6 +125,7 @@ class Lora:
     ) -> None:
         """Write to a file that appears whole or not at all. Alpha, where the dialect has one, is the rank.
 
+        ``metadata``: its own unless given; ranks, alphas and hashes in it become true, or are left out.
         Raises UserError where ``path`` exists (unless ``overwrite``) or cannot be written, and for NaN or infinity.
         """
         with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
@@ -133,30 +135,24 @@ class Lora:
         """Write to ``path`` directly, a module at a time. After an error a part of it remains. Raises as `save`."""
         how = dialects.DIALECTS[dialect]
         with path.open("wb") as stream:
-            files.write(stream, _write_plans(self, how), self.metadata if metadata is None else metadata)
+            told = true_metadata(self, self.metadata if metadata is None else metadata)
+            files.write(stream, _write_plans(self, how), told)
 
 
-def from_file(file: files.TensorFile) -> Lora:
+def from_file(file: files.TensorFile, alpha: float | None = None) -> Lora:
     """The LoRA in an open file. Factors are read when they are asked for. Raises UserError as `Lora.read`."""
-    reading = keys.parse_keys(file.header.shapes, file.path.name)
+    name = file.path.name
+    reading = keys.parse_keys(file.header.shapes, name)
     if reading.halves:
-        raise UserError(f"{file.path.name}: {reading.halves[0]} has only one of its two factors.")
-    scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
-    specs = {path: _spec(file, path, slot, scales[path]) for path, slot in reading.slots.items()}
-    return Lora(reading.arch, specs, FileFactors(file, reading, scales, specs), file.header.metadata)
-
-
-def scale_of(file: files.TensorFile, slot: keys.Slot) -> float:
-    """The factor of a module's update: alpha / rank, or 1 without an alpha.
-
-    Raises UserError where alpha is zero, negative or not finite.
-    """
-    if slot.alpha is None:
-        return 1.0
-    alpha = file.number(slot.alpha)
-    if not math.isfinite(alpha) or alpha <= 0:
-        raise UserError(f"{file.path.name}: {slot.alpha} is {alpha:g}: the LoRA would do nothing or harm.")
-    return alpha / file.info(slot.down).shape[0]
+        raise UserError(f"{name}: {reading.halves[0]} has only one of its two factors.")
+    if reading.collisions:
+        path, first, second = reading.collisions[0]
+        raise UserError(f"{name}: two keys name the module {path}: {first!r} and {second!r}.")
+    told = scales.read_scales(file, reading, alpha)
+    if told.problems:
+        raise UserError(f"{name}: {told.problems[0]}.")
+    specs = {path: _spec(file, path, slot, told.values[path]) for path, slot in reading.slots.items()}
+    return Lora(reading.arch, specs, FileFactors(file, reading, told.values, specs), file.header.metadata)
 
 
 def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from .lora import Lora
+from .scales import ADAPTER_METADATA
 
-STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "i2l.request")
-"""Keys that are dropped: hashes of the old file's data and of the options it was made with."""
+if TYPE_CHECKING:
+    from .lora import Lora
+
+UNTRUE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", ADAPTER_METADATA)
+"""Keys that no written file has: hashes of another file's data, and ranks and alphas. Those are in the tensors, where
+every program sees them; diffusers refuses a file whose header tells others."""
+STALE = (*UNTRUE, "i2l.request")
+"""Keys that are dropped from a file's metadata for a file made of it: also the digest of the options that made it."""
 
 MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
 """musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""
@@ -20,13 +27,10 @@ def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields
     old file's name becomes the new one's, and hashes of the old data are dropped. ``fields`` are added under
     ``i2l.``.
     """
-    metadata = {key: value for key, value in lora.metadata.items() if key not in STALE}
-    ranks = {spec.rank for spec in lora.specs.values()}
-    rank = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    metadata = true_metadata(lora, {key: value for key, value in lora.metadata.items() if key not in STALE})
     kohya = dialect.startswith("kohya")
-    for key in ("ss_network_dim", "ss_network_alpha"):
-        if kohya or key in metadata:
-            metadata[key] = rank
+    for key in ("ss_network_dim", "ss_network_alpha") if kohya else ():
+        metadata[key] = _rank(lora)
     if kohya and lora.arch.family in MODULES:
         metadata.setdefault("ss_network_module", MODULES[lora.arch.family])
     old = metadata.get("ss_output_name")
@@ -35,6 +39,17 @@ def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields
         if metadata.get("modelspec.title") == old:
             metadata["modelspec.title"] = name
     return metadata | {f"i2l.{key}": value for key, value in fields.items()}
+
+
+def true_metadata(lora: Lora, metadata: Mapping[str, str]) -> dict[str, str]:
+    """``metadata`` without what would be untrue in a file of ``lora``, and with its rank, which is also its alpha."""
+    ranks = dict.fromkeys({"ss_network_dim", "ss_network_alpha"} & metadata.keys(), _rank(lora))
+    return {key: ranks.get(key, value) for key, value in metadata.items() if key not in UNTRUE}
+
+
+def _rank(lora: Lora) -> str:
+    ranks = {spec.rank for spec in lora.specs.values()}
+    return str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
 
 
 def common_metadata(each: Sequence[Mapping[str, str]]) -> dict[str, str]:

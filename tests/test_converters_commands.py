@@ -223,3 +223,41 @@ def test_a_missing_file_and_a_folder(tmp_path):
         i2l("inspect", tmp_path / "no.safetensors")
     with pytest.raises(UserError, match="cannot be"):
         i2l("inspect", tmp_path)
+
+
+def test_a_peft_folder_is_converted_beside_itself_and_alpha_is_for_files_that_say_none(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "style.v1"
+    folder.mkdir()
+    down, up = factors()
+    tensors = {f"base_model.model.{PATH}.lora_A.weight": down, f"base_model.model.{PATH}.lora_B.weight": up}
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+    i2l("inspect", folder)
+    assert "the file says none; PEFT has it in adapter_config.json" in capsys.readouterr().out
+    assert i2l("convert", folder, "--alpha", 8) == 0
+    assert torch.equal(Lora.read(tmp_path / "style.v1_webui.safetensors").delta(PATH), 4 * (up @ down))
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": -8}')
+    with pytest.raises(UserError, match=r"says its scale itself \(adapter_config\.json\)"):
+        i2l("rank", folder, "--rank", 1, "--alpha", 8)
+    monkeypatch.chdir(folder)
+    assert i2l("convert", ".", "--to", "kohya") == 0
+    assert torch.equal(Lora.read(tmp_path / "style.v1_kohya.safetensors").delta(PATH), -4 * (up @ down))
+    with pytest.raises(UserError, match="not 0"):
+        i2l("convert", folder, "--alpha", 0)
+
+
+def test_what_a_file_has_twice_or_without_factors_is_said(tmp_path, capsys):
+    from i2l_ext.converters.architectures import Z_IMAGE
+
+    stem, tensors = "layers.0.attention.", {"layers.1.attention.to_q.alpha": torch.tensor(1.0)}
+    for name, d_out in {"qkv": 3 * 3840, "to_q": 3840, "to_k": 3840, "to_v": 3840}.items():
+        tensors |= {f"{stem}{name}.lora_A.weight": torch.ones(1, 3840), f"{stem}{name}.lora_B.weight": torch.ones(d_out, 1)}  # fmt: skip  # noqa: E501
+    safetensors.torch.save_file(tensors, tmp_path / "f.safetensors")
+    assert i2l("convert", tmp_path / "f.safetensors") == 0
+    said = capsys.readouterr().err
+    assert "2 keys are left out, because the file has their modules once more: layers.0.attention.qkv" in said
+    assert "1 alphas are left out, because their modules have no factors: layers.1.attention.to_q.alpha" in said
+    assert Lora.read(tmp_path / "f_webui.safetensors").arch is Z_IMAGE
+    i2l("inspect", tmp_path / "f.safetensors", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert [len(told["doubled"]), told["stray_alphas"]] == [2, ["layers.1.attention.to_q.alpha"]]
+    assert i2l("check", tmp_path / "f.safetensors") == 0

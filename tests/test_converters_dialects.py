@@ -24,6 +24,10 @@ PAIRS = [
     (".lora_down", ".lora_up"),
     (".lora.down.weight", ".lora.up.weight"),
     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    (".lora_A.default_0.weight", ".lora_B.default_0.weight"),
+    (".lora_A.style.weight", ".lora_B.style.weight"),
+    ("_lora.down.weight", "_lora.up.weight"),
+    ("_lora.down", "_lora.up"),
 ]
 
 
@@ -47,7 +51,20 @@ def keys(arch, paths, prefix, down, up, *, flat=False, alpha=False, rank=2):
     return shapes
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
+CHAINS = [
+    "base_model.model.diffusion_model.",
+    "base_model.model.transformer.",
+    "transformer.base_model.model.",
+    "model.diffusion_model.",
+    "_orig_mod.",
+    "transformer._orig_mod.",
+    "base_model.model._orig_mod.",
+    "lora_unet__orig_mod_",
+]
+"""Prefixes one after another, and what torch.compile puts between them."""
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, *CHAINS])
 def test_every_variant_names_every_module(prefix):
     for suffixes, flat in itertools.product(PAIRS, (False, True)):
         reading = parse_keys(keys(MINI, MINI.modules, prefix, *suffixes, flat=flat, alpha=True), "f")
@@ -78,7 +95,7 @@ def test_any_subset_is_recognised(paths, name):
 
 
 def save(path, tensors):
-    safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+    safetensors.torch.save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path)
     return path
 
 
@@ -95,12 +112,12 @@ def write(arch, modules, path, prefix, down, up, *, flat=False, alphas=None):
 @settings(max_examples=60, deadline=None)
 @given(
     paths=st.sets(st.sampled_from(sorted(MINI.modules)), min_size=1, max_size=5),
-    prefix=st.sampled_from(PREFIXES),
+    prefix=st.sampled_from([*PREFIXES, *CHAINS]),
     suffixes=st.sampled_from(PAIRS),
     flat=st.booleans(),
     rank=st.integers(1, 5),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    alpha=st.sampled_from([None, 0.5, 1.0, 3.0, "rank", "half"]),
+    alpha=st.sampled_from([None, 0.5, 1.0, 3.0, -1.0, "rank", "half"]),
     to=st.lists(st.sampled_from(sorted(DIALECTS)), min_size=1, max_size=3),
 )
 def test_delta_is_the_same_after_any_chain(tmp_path_factory, paths, prefix, suffixes, flat, rank, dtype, alpha, to):
@@ -214,18 +231,37 @@ def test_native_dotted_names_are_read(tmp_path):
         assert torch.equal(lora[path][0], down) and torch.equal(lora[path][1], modules[path][1])
 
 
-def test_fused_and_split_in_one_file_are_twice_the_module():
-    shapes = {
-        "lora_unet_layers_0_attention_qkv.lora_down.weight": (2, 3840),
-        "lora_unet_layers_0_attention_qkv.lora_up.weight": (3 * 3840, 2),
-        "lora_unet_layers_0_attention_to_q.lora_down.weight": (2, 3840),
-        "lora_unet_layers_0_attention_to_q.lora_up.weight": (3840, 2),
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_of_a_layer_that_stands_fused_and_split_the_split_one_is_taken(tmp_path, fused_first, equal):
+    modules = z_factors(True)
+    down = modules[QKV[0]][0]
+    up = torch.cat([modules[path][1] for path in QKV]) * (1 if equal else 2)
+    stem = "lora_unet_layers_0_attention_"
+    fused = {"qkv.lora_down.weight": down, "qkv.lora_up.weight": up, "qkv.alpha": torch.tensor(2.0)}
+    split = {
+        f"{path[-4:]}.lora_{side}.weight": factor
+        for path in QKV
+        for side, factor in zip(("down", "up"), modules[path], strict=True)
     }
-    with pytest.raises(UserError, match="two keys name the module"):
-        parse_keys(shapes, "f")
+    tensors = {stem + key: tensor for key, tensor in (fused | split if fused_first else split | fused).items()}
+    save(tmp_path / "f", tensors)
+    lora = Lora.read(tmp_path / "f")
+    reading = lora.read_from.reading
+    assert sorted(reading.doubled) == sorted(stem + key for key in fused)
+    assert reading.dialect == "kohya" and not reading.collisions and not reading.foreign
+    for path in QKV:
+        assert torch.equal(lora.delta(path), modules[path][1].float() @ modules[path][0].float())
 
 
-def test_mixed_dialects_are_read_where_no_module_is_twice():
+def test_what_is_only_in_the_fused_layer_is_taken_from_there():
+    fused = {"layers.0.attention.qkv.lora_A.weight": (2, 3840), "layers.0.attention.qkv.lora_B.weight": (11520, 2)}
+    reading = parse_keys(fused | keys(Z_IMAGE, QKV[:1], "", *PAIRS[0]), "f")
+    assert [bool(reading.slots[path].rows) for path in QKV] == [False, True, True]
+    assert not reading.doubled and not reading.halves
+
+
+def test_mixed_dialects_are_read_where_no_module_is_twice(tmp_path):
     first, second, *_ = MINI.i2l_modules
     shapes = keys(MINI, [first], "diffusion_model.", *PAIRS[0]) | keys(
         MINI, [second], "lora_unet_", *PAIRS[3], flat=True
@@ -235,8 +271,48 @@ def test_mixed_dialects_are_read_where_no_module_is_twice():
     assert reading.dialects == {"webui": 2, "kohya": 2}
     assert {slot.dialect for slot in reading.slots.values()} == {"webui", "kohya"}
     collision = shapes | keys(MINI, [first], "transformer.", *PAIRS[0])
+    assert [path for path, *_ in parse_keys(collision, "f").collisions] == [first]
+    save(tmp_path / "f", {key: torch.ones(shape) for key, shape in collision.items()})
     with pytest.raises(UserError, match="two keys name the module " + re.escape(first)):
-        parse_keys(collision, "f")
+        Lora.read(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "path"),
+    [
+        ("context.refiner.1.attention.to_q", "context_refiner.1.attention.to_q"),
+        ("noise.refiner.0.attention.to.out.0", "noise_refiner.0.attention.to_out.0"),
+        ("layers.3.feed.forward.w1", "layers.3.feed_forward.w1"),
+        ("layers.3._orig_mod.feed_forward.w1", "layers.3.feed_forward.w1"),
+    ],
+)
+def test_names_that_a_converter_or_compiler_left_are_read(spelled, path):
+    d_out, d_in = Z_IMAGE.modules[path].shape
+    stem = f"diffusion_model.{spelled}.lora_"
+    reading = parse_keys({stem + "A.weight": (2, d_in), stem + "B.weight": (d_out, 2)}, "f")
+    assert list(reading.slots) == [path]
+    assert reading.dialect == "other"  # no program that reads webui knows the name
+
+
+def test_two_adapters_in_one_file_are_told_and_not_mixed(tmp_path):
+    path = next(iter(MINI.i2l_modules))
+    shapes = keys(MINI, [path], "", ".lora_A.a.weight", ".lora_B.a.weight") | keys(
+        MINI, [path], "", ".lora_A.b.weight", ".lora_B.b.weight", rank=3
+    )
+    reading = parse_keys(shapes, "f")
+    assert reading.collisions == ((path, f"{path}.lora_A.a.weight", f"{path}.lora_A.b.weight"),)
+    assert reading.slots[path].down == f"{path}.lora_A.a.weight" and reading.slots[path].up.endswith(".a.weight")
+    save(tmp_path / "f", {key: torch.ones(shape) for key, shape in shapes.items()})
+    with pytest.raises(UserError, match="two keys name the module"):
+        Lora.read(tmp_path / "f")
+
+
+def test_an_alpha_without_factors_does_no_harm(tmp_path):
+    first, second, *_ = MINI.i2l_modules
+    tensors = {key: torch.ones(shape) for key, shape in keys(MINI, [first], "", *PAIRS[0]).items()}
+    save(tmp_path / "f", tensors | {second + ".alpha": torch.tensor(1.0)})
+    reading = Lora.read(tmp_path / "f").read_from.reading
+    assert (reading.stray_alphas, reading.halves, list(reading.slots)) == ((second + ".alpha",), (), [first])
 
 
 def test_text_encoder_foreign_and_half_modules_are_told_apart():
@@ -299,6 +375,26 @@ OTHERS = {
     ),
     "a checkpoint": ({"transformer_blocks.0.attn.to_q.weight": (3072, 3072)}, "not a LoRA"),
     "nothing": ({}, "it is empty"),
+    "one odd module of many": (
+        {
+            f"transformer_blocks.{n}.attn.to_q.lora_{x}.weight": (s if n != 5 else s[::-1])
+            for n in range(20)
+            for x, s in (("A", (4, 3072)), ("B", (3072, 4)))
+        },
+        r"names of Qwen-Image but not its shapes: transformer_blocks\.5\.attn\.to_q",
+    ),
+    "another width, beyond the miniature's depth": (
+        {
+            f"transformer_blocks.{n}.attn.to_q.lora_{x}.weight": s
+            for n in range(38)
+            for x, s in (("A", (4, 2432)), ("B", (2432, 4)))
+        },
+        "names of Qwen-Image but not its shapes.*maps 2432 to 2432, not 3072",
+    ),
+    "a text encoder's alone": (
+        {f"lora_te_layers_0_q_proj.lora_{x}.weight": s for x, s in (("down", (4, 8)), ("up", (8, 4)))},
+        "LoRA of a text encoder only",
+    ),
     "ranks that differ": (
         {f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s for x, s in (("A", (4, 3072)), ("B", (3072, 8)))},
         "ranks 4 and 8",

@@ -114,7 +114,7 @@ def test_what_is_not_finite_is_never_written(tmp_path, poison, factor, copied):
     assert [path.name for path in tmp_path.iterdir()] == (["in.safetensors"] if copied else [])
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("alpha", [0.0, float("nan"), float("inf")])
 def test_an_alpha_that_harms_is_refused(tmp_path, alpha):
     down, up = mini()["proj_out" if "proj_out" in MODULES else MODULES[0]]
     stem = f"lora_unet_{MODULES[0].replace('.', '_')}"
@@ -122,6 +122,14 @@ def test_an_alpha_that_harms_is_refused(tmp_path, alpha):
     safetensors.torch.save_file(tensors, tmp_path / "f")
     with pytest.raises(UserError, match=r"alpha is .*do nothing or harm"):
         Lora.read(tmp_path / "f")
+
+
+def test_a_negative_alpha_inverts_the_update(tmp_path):
+    down, up = mini()[MODULES[0]]
+    stem = f"lora_unet_{MODULES[0].replace('.', '_')}"
+    tensors = {stem + ".lora_down.weight": down, stem + ".lora_up.weight": up, stem + ".alpha": torch.tensor(-1.0)}
+    safetensors.torch.save_file(tensors, tmp_path / "f")
+    assert torch.equal(Lora.read(tmp_path / "f").delta(MODULES[0]), -0.5 * (up @ down))
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F64"])
@@ -260,6 +268,16 @@ def test_kohya_metadata_say_dim_and_alpha():
         "ss_network_alpha": "3",
         "ss_network_module": "networks.lora_qwen_image",
     }
+
+
+def test_what_is_saved_from_python_tells_no_old_rank_or_hash(tmp_path):
+    old = OLD | {"lora_adapter_metadata": '{"transformer.r": 32}', "modelspec.hash_sha256": "0x1"}
+    for metadata in (None, old):
+        mini(3, metadata=old).save(tmp_path / "f", metadata=metadata, overwrite=True)
+        told = Lora.read(tmp_path / "f").metadata
+        assert told == {
+            key: "3" if key.startswith("ss_network") else value for key, value in OLD.items() if "hash" not in key
+        }
 
 
 def test_ranks_that_differ_are_called_dynamic():

@@ -175,8 +175,8 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
     from i2l_ext.converters.select import select
 
-    lora = select(_read(request.file, request.dtype, context), request.blocks, request.kinds)
-    output = request.output or request.file.with_name(f"{request.file.stem}_{request.dialect}.safetensors")
+    lora = select(_read(request.file, request.dtype, context, request.alpha), request.blocks, request.kinds)
+    output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
     return _write(request, lora, output, request.dialect)
 
 
@@ -184,7 +184,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
     from i2l_ext.converters import rank as ranks
 
-    lora = _read(request.file, request.dtype, context)
+    lora = _read(request.file, request.dtype, context, request.alpha)
     wanted: int | dict[str, int] = request.rank or 0
     if request.energy is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
@@ -196,7 +196,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
         else:
             wanted = ranks.rank_for([*values.values()], request.energy)
     resized = ranks.resize(lora, wanted, exact=request.exact, seed=request.seed)
-    output = request.output or request.file.with_name(f"{request.file.stem}_r{resized.rank}.safetensors")
+    output = request.output or _beside(request.file, f"r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
     return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer_of(resized))
@@ -220,8 +220,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
         merged = ranks.resize(merged, request.rank)
         resizer = ranks.resizer_of(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
-    first = named[0][0]
-    output = request.output or first.with_name(f"{first.stem}_merged.safetensors")
+    output = request.output or _beside(named[0][0], "merged.safetensors")
     return _write(request, merged, output, request.dialect or _dialect_of(loras[0]), {"merged": recipe}, resizer)
 
 
@@ -229,11 +228,11 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
-    lora = _read(request.file, None, context)
-    folder = request.output or request.file.with_name(f"{request.file.stem}_{request.trainer}")
+    lora = _read(request.file, None, context, request.alpha)
+    folder = request.output or _beside(request.file, request.trainer)
     return ExportResult(
         write(
-            lora, request.trainer, request.rank or lora.rank, folder, stem=request.file.stem, fill=request.fill,
+            lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite,
         )
     )  # fmt: skip
@@ -276,19 +275,35 @@ def _dialect_of(lora: Lora) -> str:
     return spoken if spoken in DIALECTS else DEFAULT
 
 
-def _read(path: Path, dtype: str | None, context: Context) -> Lora:
+def _stem(file: Path) -> str:
+    """The name of a LoRA file without its ending, or of the folder that is one."""
+    return file.resolve().name if file.is_dir() else file.stem
+
+
+def _beside(file: Path, end: str) -> Path:
+    """Where to write what is made of a LoRA: ``STEM_END``, in the same place."""
+    return (file.resolve() if file.is_dir() else file).with_name(f"{_stem(file)}_{end}")
+
+
+def _read(path: Path, dtype: str | None, context: Context, alpha: float | None = None) -> Lora:
     """A LoRA to write anew. What will not be carried over is noted."""
     from i2l_ext.converters import Lora
 
-    lora = Lora.read(path)
+    lora = Lora.read(path, alpha=alpha)
     source = lora.read_from
+    reading = source.reading
     tensors = source.file.header.tensors
     if dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
         raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
-    for what, keys in (("text-encoder", source.reading.text_encoder), ("foreign", source.reading.foreign)):
+    for what, keys in {
+        "text-encoder keys are not carried over": reading.text_encoder,
+        "foreign keys are not carried over": reading.foreign,
+        "keys are left out, because the file has their modules once more": reading.doubled,
+        "alphas are left out, because their modules have no factors": reading.stray_alphas,
+    }.items():
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
-            context.reporter.note(one_line(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}"))
+            context.reporter.note(one_line(f"{path.name}: {len(keys)} {what}: {names}"))
     return lora
 
 

@@ -20,7 +20,7 @@ OVERWRITE = "replace the output if it exists"
 TO = ("--to", "--format")
 
 
-def _file(help: str = "the LoRA") -> Path:
+def _file(help: str = "the LoRA, or the folder that PEFT or diffusers has written") -> Path:
     return option(help, flags=(), local=True)
 
 
@@ -34,6 +34,11 @@ def _output(help: str = OUTPUT, metavar: str | None = None) -> Path | None:
 
 def _dtype(default: str) -> str | None:
     return option(f"dtype of the factors; {default} unless given", None, choices=tuple(DTYPES))
+
+
+def _alpha() -> float | None:
+    help = "alpha of every module, for a file that does not say its own (scale = alpha / rank)"
+    return option(help, None, nonzero=True, metavar="A")
 
 
 def _rank(help: str) -> int | None:
@@ -81,6 +86,7 @@ class ConvertRequest(Request):
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the file")
+    alpha: float | None = _alpha()
     blocks: str | None = option(BLOCKS, None, metavar="LIST")
     kinds: str | None = option(KINDS, None, metavar="LIST")
 
@@ -102,6 +108,7 @@ class RankRequest(Request):
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("fp32")
+    alpha: float | None = _alpha()
 
     def validate(self) -> None:
         """Raises UserError where a value is out of its range, or where neither or both of rank and energy are given."""
@@ -145,6 +152,7 @@ class ExportRequest(Request):
     fill: bool = option("write fresh modules for what the trainer trains besides", False)
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows", 0, minimum=0)
+    alpha: float | None = _alpha()
     overwrite: bool = option("replace files of these names", False, local=True)
 
 
