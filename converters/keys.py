@@ -138,11 +138,17 @@ def _spellings(arch_id: str) -> dict[str, _Spelling]:
     return spellings
 
 
+def layer_names(arch_id: str) -> dict[str, tuple[str, ...]]:
+    """Every dotted name of a layer -> paths of the modules whose rows it holds: one, or those of a fused layer."""
+    arch = ARCHITECTURES[arch_id]
+    return {path: (path,) for path in arch.modules} | arch.expanded(arch.aliases) | arch.expanded(arch.native)
+
+
 def _targets(arch: Architecture, paths: tuple[str, ...]) -> tuple[Target, ...]:
     """The modules of a layer with their rows, in order; a layer that is not fused has no rows to tell."""
     ends = list(accumulate(arch.modules[path].shape[0] for path in paths))
-    rows = zip([0, *ends], ends)
-    return tuple((path, span if len(paths) > 1 else None) for path, span in zip(paths, rows))
+    rows = zip([0, *ends[:-1]], ends, strict=True)
+    return tuple((path, span if len(paths) > 1 else None) for path, span in zip(paths, rows, strict=True))
 
 
 def module_path(name: str, arch: Architecture) -> str | None:

@@ -78,5 +78,5 @@ HIDREAM_O1 = hidream_o1(
     patch=3072,
     bottleneck=1024,
 )
-"""Sizes: DiffSynth-Studio's models/hidream_o1_image_dit.py. Its hash of the checkpoint's structure is that of this class;
-a test recomputes it."""
+"""Sizes: DiffSynth-Studio's models/hidream_o1_image_dit.py. Its hash of the checkpoint's structure is that of this
+class; a test recomputes it."""
