@@ -216,14 +216,15 @@ def fits(arch: Architecture, paths: Iterable[str], base: Base) -> Fit:
 
 
 class _Layer(NamedTuple):
-    """A module in a checkpoint: how it is stored; its shape, as far as the packing tells; number of weights."""
+    """A module in a checkpoint: how it is stored; its shape, as far as the packing tells; ``total``: of the
+    weights, where it tells only that."""
 
     dtype: str
     shape: tuple[int, ...]
-    count: int | None = None
+    total: int | None = None
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        return self.shape == shape if self.count is None else self.count == math.prod(shape)
+        return self.shape == shape if self.total is None else self.total == math.prod(shape)
 
 
 def _modules(arch: Architecture, base: Base) -> dict[str, _Layer]:
@@ -245,8 +246,8 @@ def _modules(arch: Architecture, base: Base) -> dict[str, _Layer]:
 
 def _part(layer: _Layer, rows: int, total: int) -> _Layer:
     """One module of a fused layer: a share of its rows, which only fits where all rows together do."""
-    if layer.count is not None:
-        return layer._replace(count=layer.count * rows // total)
+    if layer.total is not None:
+        return layer._replace(total=layer.total * rows // total)
     if len(layer.shape) != 2 or layer.shape[0] != total:
         return layer
     return layer._replace(shape=(rows, layer.shape[1]))

@@ -36,12 +36,12 @@ def z_image(id: str, title: str, *, depth: int, refiners: int, hidden: int, mlp:
         LayerKind("t_embedder.mlp.2", 1024, 256),
         LayerKind("cap_embedder.1", text, h),
     )
-    native = {
+    native: dict[str, tuple[str, ...]] = {
         "x_embedder": ("all_x_embedder.2-1",),
         "final_layer.linear": ("all_final_layer.2-1.linear",),
         "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     }
-    aliases = {}
+    aliases: dict[str, tuple[str, ...]] = {}
     for stack in stacks:
         attention, ff = f"{stack.name}.*.attention", f"{stack.name}.*.feed_forward"
         qkv = (f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v")
