@@ -199,7 +199,7 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     """What one program does with a file."""
     reading = contents.reading
     family, slots = reading.arch.family, reading.slots
-    if family in consumer.untried:
+    if family in consumer.untried or family not in (QWEN, Z):
         return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.reads:
         return Verdict(consumer, "no model", detail=consumer.missing)

@@ -14,7 +14,7 @@ class Dialect:
     """One way to write the keys of a LoRA.
 
     ``down``, ``up``, ``alpha``: suffixes. ``dotted``: the module's name keeps its dots. ``native``: it is the name in
-    the model's first implementation (`Architecture.fused`, `Architecture.renamed`). ``readers``: programs, for help
+    the model's first implementation (`Architecture.native`). ``readers``: programs, for help
     texts.
     """
 
@@ -120,11 +120,14 @@ UNSUPPORTED = {
 dropped."""
 
 OTHER_MODELS = {
+    r"img_mlp[._](proj|out|gate_layer)[._]": "Qwen-Image 2.x",
+    r"(img|txt)_mlp[._]fc[12]|token_refiner|refiner_blocks": "HunyuanVideo",
     r"single_transformer_blocks|(single|double)_blocks": "FLUX or HunyuanVideo",
     r"joint_blocks": "Stable Diffusion 3",
     r"(down|up|input|output)_blocks|mid_block|middle_block": "Stable Diffusion",
     r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn|ffn)": "Wan",
 }
-"""Pattern of a key -> the unsupported model that it belongs to. FLUX shares names and even shapes with Qwen-Image."""
+"""Pattern of a key -> the model that it belongs to, unless the architecture has layers of such names itself. FLUX and
+HunyuanVideo share names and even shapes with each other and with Qwen-Image."""
 
 TEXT_ENCODER = ("lora_te", "text_encoder", "te_", "lora_llm", "conditioner.", "text_model.")

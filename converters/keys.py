@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from .architectures import ARCHITECTURES, Architecture
@@ -117,8 +118,8 @@ Target = tuple[str, "tuple[int, int] | None"]
 class _Spelling:
     """What a name in a key means: one module, or several of a fused layer.
 
-    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way. ``exact``: no program writes it
-    otherwise; False where dots and underscores are mixed.
+    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way. ``exact``: a dialect writes it;
+    False for an alias, and where dots and underscores are mixed.
     """
 
     targets: tuple[Target, ...]
@@ -142,37 +143,25 @@ class NativeLayer:
 def native_layers(arch_id: str) -> dict[str, NativeLayer]:
     """The layers of the first implementation that differ from ours, by the path of each of our modules in them."""
     arch = ARCHITECTURES[arch_id]
-    layers: dict[str, NativeLayer] = {}
-    for path in arch.modules:
-        for other, ours in (arch.renamed or {}).items():
-            if path == ours or path.endswith("." + ours):
-                layers[path] = NativeLayer(path.removesuffix(ours) + other, (path,))
-        for fused, kinds in (arch.fused or {}).items():
-            if path.endswith("." + kinds[0]):
-                stem = path.removesuffix(kinds[0])
-                layer = NativeLayer(stem + fused, tuple(stem + kind for kind in kinds))
-                layers |= dict.fromkeys(layer.paths, layer)
-    return layers
+    layers = (NativeLayer(name, paths) for name, paths in arch.expanded(arch.native).items())
+    return {path: layer for layer in layers for path in layer.paths}
 
 
 @cache
 def _spellings(arch_id: str) -> dict[str, _Spelling]:
-    """Every name of the architecture's modules, dotted or underscored, ours or native."""
+    """Every name of the architecture's modules, dotted or underscored: ours, native, or an alias."""
     arch, native = ARCHITECTURES[arch_id], native_layers(arch_id)
     named: dict[str, tuple[tuple[Target, ...], bool | None]]
     named = {path: (((path, None),), False if path in native else None) for path in arch.modules}
-    for layer in native.values():
-        start, parts = 0, list[Target]()
-        for path in layer.paths:
-            end = start + arch.modules[path].shape[0]
-            parts.append((path, (start, end) if len(layer.paths) > 1 else None))
-            start = end
-        named[layer.name] = (tuple(parts), True)
+    for table, is_native in ((arch.aliases, None), (arch.native, True)):
+        named |= {name: (_targets(arch, paths), is_native) for name, paths in arch.expanded(table).items()}
+    aliases = arch.expanded(arch.aliases)
     spellings: dict[str, _Spelling] = {}
     for name, (targets, is_native) in named.items():
         flat = name.replace(".", "_")
-        spellings[name] = _Spelling(targets, None if flat == name else True, is_native)
-        spellings.setdefault(flat, _Spelling(targets, False, is_native))
+        exact = name not in aliases
+        spellings[name] = _Spelling(targets, None if flat == name else True, is_native, exact)
+        spellings.setdefault(flat, _Spelling(targets, False, is_native, exact))
     return spellings
 
 
@@ -183,6 +172,19 @@ def _spelling(arch_id: str, name: str) -> _Spelling | None:
         return spelling
     spelling = names.get(name.replace(".", "_"))
     return spelling and replace(spelling, exact=False)
+
+
+def layer_names(arch_id: str) -> dict[str, tuple[str, ...]]:
+    """Every dotted name of a layer -> paths of the modules whose rows it holds: one, or those of a fused layer."""
+    arch = ARCHITECTURES[arch_id]
+    return {path: (path,) for path in arch.modules} | arch.expanded(arch.aliases) | arch.expanded(arch.native)
+
+
+def _targets(arch: Architecture, paths: tuple[str, ...]) -> tuple[Target, ...]:
+    """The modules of a layer with their rows, in order; a layer that is not fused has no rows to tell."""
+    ends = list(accumulate(arch.modules[path].shape[0] for path in paths))
+    rows = zip([0, *ends[:-1]], ends, strict=True)
+    return tuple((path, span if len(paths) > 1 else None) for path, span in zip(paths, rows, strict=True))
 
 
 def module_path(name: str, arch: Architecture) -> str | None:
@@ -333,14 +335,19 @@ def _dialects_of(ones: Iterable[_Found]) -> dict[str, str]:
 
 def _other_model(reading: Reading) -> str | None:
     """Why a file is of another model although its names and shapes fit, or None."""
+    arch = reading.arch
+    marks = {
+        mark: title for mark, title in OTHER_MODELS.items() if not any(re.search(mark, name) for name in arch.depths)
+    }
+    depths = {name.replace(".", "_"): depth for name, depth in arch.depths.items()}
+    in_block = re.compile(rf"(?:^|_)({'|'.join(depths)})_(\d+)_")
     for key in reading.foreign:
-        for mark, title in OTHER_MODELS.items():
+        for mark, title in marks.items():
             if re.search(mark, key):
                 return f"{key!r} belongs to {title}"
-        for stack in reading.arch.stacks:
-            block = re.search(rf"(^|[._]){stack.name}[._](\d+)[._]", key)
-            if block and int(block[2]) >= stack.depth:
-                return f"{key!r} is beyond the {stack.depth} blocks of {reading.arch.title}"
+        block = in_block.search(key.replace(".", "_"))
+        if block and int(block[2]) >= depths[block[1]]:
+            return f"{key!r} is beyond the {depths[block[1]]} blocks of {arch.title}"
     return None
 
 

@@ -164,9 +164,15 @@ WRONG = {
         {"blocks.0.x.lora_A.weight": torch.ones(2, 7), "blocks.0.x.lora_B.weight": torch.ones(7, 2)},
         r"another model.*blocks\.0\.x.*\[2, 7\]",
     ),
-    "Qwen-Image 2.x": (
-        {f"{PATH}.lora_A.weight": torch.ones(2, 4096), f"{PATH}.lora_B.weight": torch.ones(4096, 2)},
-        "not its shapes.*4096",
+    "Qwen-Image 2.x": (  # its attention has the names and shapes of FLUX.2 klein 9B
+        {f"{PATH}.lora_A.weight": torch.ones(2, 4096), f"{PATH}.lora_B.weight": torch.ones(4096, 2)}
+        | {"transformer_blocks.0.img_mlp.out.lora_A.weight": torch.ones(2, 12288)}
+        | {"transformer_blocks.0.img_mlp.out.lora_B.weight": torch.ones(4096, 2)},
+        "another model.*Qwen-Image 2.x",
+    ),
+    "other shapes": (
+        {f"{PATH}.lora_A.weight": torch.ones(2, 5120), f"{PATH}.lora_B.weight": torch.ones(5120, 2)},
+        "not its shapes.*5120",
     ),
     "LoKr": (GOOD | {f"{PATH}.lokr_w1": torch.ones(2)}, "LoKr, which is not supported"),
     "LoHa": (GOOD | {f"{PATH}.hada_w1_a": torch.ones(2)}, "LoHa, which is not supported"),

@@ -356,10 +356,21 @@ FLUX = {
     for side, shape in (("A", (4, 3072)), ("B", (3072, 4)))
 }
 OTHERS = {
-    "flux shares names and shapes": (FLUX, "another model.*FLUX"),
-    "Qwen-Image 2.x shapes": (
-        {f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s for x, s in (("A", (4, 4096)), ("B", (4096, 4)))},
-        "names of Qwen-Image but not its shapes.*4096 to 4096, not 3072 to 3072",
+    "HunyuanVideo shares names and shapes with FLUX.1": (
+        FLUX | {f"double_blocks.0.img_mlp.fc1.lora_{x}.weight": s for x, s in (("A", (4, 3072)), ("B", (12288, 4)))},
+        "another model.*HunyuanVideo",
+    ),
+    "Qwen-Image 2.x shares names and shapes with FLUX.2 klein 9B": (
+        {
+            f"transformer_blocks.0.{layer}.lora_{x}.weight": s
+            for layer, width in (("attn.to_q", 4096), ("img_mlp.proj", 12288))
+            for x, s in (("A", (4, 4096)), ("B", (width, 4)))
+        },
+        "another model.*Qwen-Image 2",
+    ),
+    "other shapes": (
+        {f"transformer_blocks.0.attn.to_q.lora_{x}.weight": s for x, s in (("A", (4, 5120)), ("B", (5120, 4)))},
+        "names of Qwen-Image but not its shapes.*5120 to 5120, not 3072 to 3072",
     ),
     "more blocks": (
         {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 
@@ -48,8 +48,10 @@ class Module:
 class Architecture:
     """A model: its stacks of blocks, and its layers outside them (``singles``).
 
-    ``family`` names the class of models that loads it. For implementations that name layers otherwise: ``fused`` maps
-    the name of a fused layer to the kinds whose rows it holds, in order; ``renamed`` maps a name to ours.
+    ``family`` names the class of models that loads it. ``native``: how the first implementation names the layers that
+    it does not call as we do: its name -> our layers whose rows it holds, in order (one layer: only the name differs;
+    several: they are fused). ``*`` stands for the number of the block. ``aliases``: further names of the same form, of
+    programs that fuse layers for speed; they are read and never written.
     ``caution`` is what a user must know first, where no other program has such a model.
     """
 
@@ -58,8 +60,8 @@ class Architecture:
     family: str
     stacks: tuple[LayerStack, ...]
     singles: tuple[LayerKind, ...] = ()
-    fused: Mapping[str, tuple[str, ...]] | None = None
-    renamed: Mapping[str, str] | None = None
+    native: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caution: str = ""
 
     @cached_property
@@ -72,6 +74,21 @@ class Architecture:
         """The layers that an i2L model writes, by path."""
         return {path: module for path, module in self.modules.items() if module.kind.group is not None}
 
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Number of blocks, by the name of a stack: ours, and the first implementation's."""
+        ours = {stack.name: stack.depth for stack in self.stacks}
+        native = {_stack(name): ours[_stack(parts[0])] for name, parts in self.native.items() if "*" in name}
+        return ours | native
+
+    def expanded(self, names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """``native`` or ``aliases`` with the number of every block for ``*``: name -> paths of our modules."""
+        return {
+            name.replace("*", str(block)): tuple(part.replace("*", str(block)) for part in parts)
+            for name, parts in names.items()
+            for block in range(self.depths[_stack(parts[0])] if "*" in name else 1)
+        }
+
     def _iter_modules(self) -> Iterator[Module]:
         for kind in self.singles:
             yield Module(kind.name, kind)
@@ -79,3 +96,7 @@ class Architecture:
             for block in range(stack.depth):
                 for kind in stack.kinds:
                     yield Module(f"{stack.name}.{block}.{kind.name}", kind, stack.name, block)
+
+
+def _stack(pattern: str) -> str:
+    return pattern.partition(".*")[0]

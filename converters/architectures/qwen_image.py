@@ -19,7 +19,8 @@ def qwen_image(
     """The class QwenImageTransformer2DModel at any size.
 
     ``depth`` blocks of width ``hidden`` (heads x head size). ``latent``: channels of a patch, in and out;
-    ``condition``: further channels in; ``text``: width of the prompt's embedding.
+    ``condition``: further channels in; ``text``: width of the prompt's embedding. Nunchaku calls the fused projections
+    ``to_qkv`` and ``add_qkv_proj``, diffusers ``to_qkv`` and ``to_added_qkv`` (``fuse_projections``).
     """
     h = hidden
     kinds = (
@@ -47,7 +48,11 @@ def qwen_image(
         LayerKind("proj_out", h, latent),
     )
     stacks = (LayerStack("transformer_blocks", depth, kinds),)
-    return Architecture(id, title, "qwen-image", stacks, singles, caution=caution)
+    attn = "transformer_blocks.*.attn"
+    to = (f"{attn}.to_q", f"{attn}.to_k", f"{attn}.to_v")
+    add = (f"{attn}.add_q_proj", f"{attn}.add_k_proj", f"{attn}.add_v_proj")
+    aliases = {f"{attn}.to_qkv": to, f"{attn}.add_qkv_proj": add, f"{attn}.to_added_qkv": add}
+    return Architecture(id, title, "qwen-image", stacks, singles, aliases=aliases, caution=caution)
 
 
 QWEN_IMAGE = qwen_image("qwen-image", "Qwen-Image", depth=60, hidden=3072, latent=64, text=3584)

@@ -55,11 +55,13 @@ def inspection_lines(result: InspectResult) -> list[str]:
 
 def check_lines(result: CheckResult) -> list[str]:
     """Who loads a LoRA file, for a person."""
+    from i2l_ext.converters import bases
     from i2l_ext.operations.lora_files import repair_of
 
     report = [
         f"{result.file.name}: {result.arch.title}, {result.dialect}",
         *filter(None, [result.arch.caution]),
+        *(bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []),
         f"  {'program':<22}{'loads':<15}{'modules':>9}  why, and what repairs it",
     ]
     for verdict in result.verdicts:

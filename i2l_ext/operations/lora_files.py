@@ -21,6 +21,7 @@ from i2l_ext.requests import DTYPES, Request
 if TYPE_CHECKING:
     from i2l_ext.converters import Lora
     from i2l_ext.converters.architectures import Architecture
+    from i2l_ext.converters.bases import Fit
     from i2l_ext.converters.consumers import Verdict
     from i2l_ext.converters.export import StartFolder
     from i2l_ext.converters.inspection import Inspection
@@ -46,20 +47,23 @@ class InspectResult:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What each program makes of a file of ``modules`` modules."""
+    """What each program makes of a file of ``modules`` modules. ``base`` and ``fit``: where a base was asked for."""
 
     file: Path
     arch: Architecture
     dialect: str
     modules: int
     verdicts: tuple[Verdict, ...]
+    base: Path | None = None
+    fit: Fit | None = None
 
     def json(self) -> dict[str, Any]:
-        return {
+        told = {
             "file": str(self.file),
             "caution": self.arch.caution,
             "consumers": [self._verdict(verdict) for verdict in self.verdicts],
         }
+        return told if self.fit is None else {**told, "base": {"file": str(self.base), **self.fit.json()}}
 
     def _verdict(self, verdict: Verdict) -> dict[str, Any]:
         repair = repair_of(self.file, verdict)
@@ -141,11 +145,15 @@ def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectR
 
 
 def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
-    """What every program makes of a LoRA file. Raises UserError where it is no LoRA of a known model."""
-    from i2l_ext.converters import consumers
+    """What every program makes of a LoRA file, and whether it fits a base. Raises UserError where it is no LoRA of a
+    known model, or the base cannot be read."""
+    from i2l_ext.converters import bases, consumers
 
     reading, verdicts = consumers.check(request.file)
-    return CheckResult(request.file, reading.arch, reading.dialect, len(reading.slots), tuple(verdicts))
+    fit = bases.fits(reading.arch, reading.slots, bases.read_base(request.base)) if request.base else None
+    return CheckResult(
+        request.file, reading.arch, reading.dialect, len(reading.slots), tuple(verdicts), request.base, fit
+    )
 
 
 def repair_of(file: Path, verdict: Verdict) -> Request | None:

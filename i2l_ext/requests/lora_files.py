@@ -59,11 +59,12 @@ class InspectRequest(Request):
 
 @dataclass(frozen=True)
 class CheckRequest(Request):
-    """Who loads a LoRA file, who does not, and what repairs it."""
+    """Who loads a LoRA file, who does not, and what repairs it; and whether it fits a base model."""
 
     kind: ClassVar[str] = "check"
 
     file: Path = _file()
+    base: Path | None = option("a base model's checkpoint or folder: does the LoRA fit it?", None, local=True)
 
 
 @dataclass(frozen=True)
