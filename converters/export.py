@@ -80,8 +80,8 @@ def export(
     default. ``exact``: compute in float64. ``seed``: of fresh rows. The folder appears whole or not at all; in one that
     exists, files of other names stay.
 
-    Raises UserError where the trainer is unknown or does not train such a model, where a file exists already (unless
-    ``overwrite``) or cannot be written, and where the self-check fails.
+    Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
+    where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
     """
     trainer = TRAINERS.get(trainer_id)
     if trainer is None:
@@ -97,7 +97,8 @@ def export(
     extra = _fillable(lora, exported, by_default) if fill else []
     init = resize(_subset(lora, exported), rank, exact=exact, seed=seed, fill=extra)
     resizer = resizer_of(init)
-    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
+    short = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("-")  # a dash would make it an option
+    name = f"{short}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
     start = TrainingStart(lora.arch, path, name, rank, seed, tuple(init))
     texts = dict(support.files(start))
