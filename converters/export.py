@@ -10,7 +10,7 @@ import errno
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from .errors import UserError
 from .lora import Lora
 from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
+from .threads import one_thread
 from .trainers import TRAINERS, Trainer, TrainingStart
 from .trainers.base import modules_matching
 
@@ -73,15 +74,17 @@ def export(
     exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> StartFolder:
     """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``. See `TRAINERS` for the ids.
 
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
-    default. ``exact``: compute in float64. ``seed``: of fresh rows. The folder appears whole or not at all; in one that
+    default. ``exact``: compute in float64. ``seed``: of fresh rows. ``progress``: told often what share is done, 0 to
+    1. The folder appears whole or not at all; in one that
     exists, files of other names stay.
 
-    Raises UserError where the trainer is unknown or does not train such a model, where a file exists already (unless
-    ``overwrite``) or cannot be written, and where the self-check fails.
+    Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
+    where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
     """
     trainer = TRAINERS.get(trainer_id)
     if trainer is None:
@@ -97,7 +100,8 @@ def export(
     extra = _fillable(lora, exported, by_default) if fill else []
     init = resize(_subset(lora, exported), rank, exact=exact, seed=seed, fill=extra)
     resizer = resizer_of(init)
-    name = f"{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
+    short = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("-")  # a dash would make it an option
+    name = f"{short}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
     start = TrainingStart(lora.arch, path, name, rank, seed, tuple(init))
     texts = dict(support.files(start))
@@ -105,8 +109,10 @@ def export(
     fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
     metadata = updated_metadata(init, trainer.dialect, path.stem, **fields)
     with _atomic_folder(folder, overwrite) as temp:
-        init.save(temp / path.name, trainer.dialect, metadata=metadata)
-        error = self_check(temp / path.name, trainer, lora, init, resizer.singular_values)
+        init.save(temp / path.name, trainer.dialect, metadata=metadata, progress=lambda share: progress(share / 2))
+        error = self_check(
+            temp / path.name, trainer, lora, init, resizer.singular_values, lambda share: progress((1 + share) / 2)
+        )
         written = StartFolder(
             trainer=trainer.id,
             arch=lora.arch.id,
@@ -180,10 +186,18 @@ def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
         raise UserError(f"{folder / existing}: exists already. Choose another folder, or say --overwrite.")
 
 
-def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, values: Mapping[str, torch.Tensor]) -> float:
+def self_check(
+    path: Path,
+    trainer: Trainer,
+    lora: Lora,
+    init: Lora,
+    values: Mapping[str, torch.Tensor],
+    progress: Callable[[float], None] = lambda share: None,
+) -> float:
     """Read the written file back and compare it with ``lora``, of which it was made, and ``init``, its resized form.
 
-    ``values``: singular values of ``lora`` by module path. Returns the largest relative error of an update, beyond
+    ``values``: singular values of ``lora`` by module path. ``progress``: told after each module what share is done.
+    Returns the largest relative error of an update, beyond
     that of the lower rank. Raises UserError where keys, ranks, dtypes, scales or updates are wrong, or a rank could
     not learn.
     """
@@ -197,14 +211,16 @@ def self_check(path: Path, trainer: Trainer, lora: Lora, init: Lora, values: Map
         problems.append("it has other ranks or dtypes than it should")
     if any(scale != 1 for scale in written.read_from.scales.values()):
         problems.append("its alpha is not its rank")
-    for module in written if not problems else ():
-        down, up = written[module]
-        if not down.any(dim=1).all():
-            problems.append(f"{module} has a rank that could never learn")
-        if module in lora.specs:
-            worst = max(worst, _excess_error(lora[module], (down, up), values[module], init.specs[module].rank))
-        elif up.any():
-            problems.append(f"{module} should start without an update")
+    for number, module in enumerate(written if not problems else (), 1):
+        with one_thread():
+            down, up = written[module]
+            if not down.any(dim=1).all():
+                problems.append(f"{module} has a rank that could never learn")
+            if module in lora.specs:
+                worst = max(worst, _excess_error(lora[module], (down, up), values[module], init.specs[module].rank))
+            elif up.any():
+                problems.append(f"{module} should start without an update")
+        progress(number / len(written))
     if worst > 1e-4:
         problems.append(f"an update has an error of {worst:.1e}")
     with files.TensorFile(path) as file:

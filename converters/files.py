@@ -243,8 +243,14 @@ class WritePlan:
                     lambda: [tensor_bytes(tensor)] if tensor.numel() else [])  # fmt: skip
 
 
-def write(stream: BinaryIO, plans: Iterable[WritePlan], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file to ``stream``, a tensor at a time, in the given order.
+def write(
+    stream: BinaryIO,
+    plans: Iterable[WritePlan],
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> None:
+    """Write a safetensors file to ``stream``, a tensor at a time, in the given order. ``progress`` is told after each
+    tensor what share of all bytes is written, 0 to 1; what it raises ends the writing.
 
     Raises UserError where the header would be larger than `TensorFile` reads, and OSError. RuntimeError if a plan
     gives more or fewer bytes than its shape needs.
@@ -263,7 +269,8 @@ def write(stream: BinaryIO, plans: Iterable[WritePlan], metadata: Mapping[str, s
         raise UserError(f"The file cannot be written: {error}. Shorten its description and other metadata.") from None
     stream.write(struct.pack("<Q", len(text)))
     stream.write(text)
-    sent = 0
+    sent, start = 0, stream.tell()
+    total = sum(plan.nbytes for plan in plans)
     for plan in plans:
         before = stream.tell()
         for chunk in plan.chunks():
@@ -274,6 +281,7 @@ def write(stream: BinaryIO, plans: Iterable[WritePlan], metadata: Mapping[str, s
         if end - sent >= SEND_EVERY:
             _send_to_disk(stream, sent, end)
             sent = end
+        progress((end - start) / total if total else 1.0)
 
 
 def save_file(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

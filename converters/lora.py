@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, keys, scales
+from . import atomic, dialects, files, keys, scales, threads
 from .architectures import Architecture
 from .errors import UserError
 from .metadata import true_metadata
@@ -122,21 +122,30 @@ class Lora:
         *,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> None:
         """Write to a file that appears whole or not at all. Alpha, where the dialect has one, is the rank.
+        ``progress`` is told after each factor what share of the file is written, 0 to 1.
 
         ``metadata``: its own unless given; ranks, alphas and hashes in it become true, or are left out.
         Raises UserError where ``path`` exists (unless ``overwrite``) or cannot be written, and for NaN or infinity.
         """
         with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
-            self.write(part, dialect, metadata=metadata)
+            self.write(part, dialect, metadata=metadata, progress=progress)
 
-    def write(self, path: Path, dialect: str = dialects.DEFAULT, *, metadata: Mapping[str, str] | None = None) -> None:
+    def write(
+        self,
+        path: Path,
+        dialect: str = dialects.DEFAULT,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
         """Write to ``path`` directly, a module at a time. After an error a part of it remains. Raises as `save`."""
         how = dialects.DIALECTS[dialect]
         with path.open("wb") as stream:
             told = true_metadata(self, self.metadata if metadata is None else metadata)
-            files.write(stream, _write_plans(self, how), told)
+            files.write(stream, _write_plans(self, how), told, progress)
 
 
 def from_file(file: files.TensorFile, alpha: float | None = None) -> Lora:
@@ -294,7 +303,8 @@ class _LayerWriter:
             yield piece
 
     def _made(self, factor: int) -> memoryview:
-        pair = self.pair or self.load()
+        with threads.one_thread():
+            pair = self.pair or self.load()
         self.pair = pair if factor == 0 else None
         return files.tensor_bytes(pair[factor].detach().cpu().contiguous())
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .lora import FactorSpec, Lora
+from .threads import one_thread, usual_threads
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 ROW_NORM = 1 / math.sqrt(3)
 """Norm of a down row: the average that Kaiming's U(-1/sqrt(d_in), 1/sqrt(d_in)) gives in a fresh LoRA. The singular
 values stay in the up factor, so that a learning rate means the same for both."""
+
+SMALL_RANK = 128
+"""Up to this rank a module's factorization is done on one thread."""
 
 RANK_LIMIT = 4096
 """More than any LoRA has."""
@@ -48,18 +52,27 @@ def svd_of_product(down: torch.Tensor, up: torch.Tensor, *, exact: bool = False)
     import torch
 
     dtype = torch.float64 if exact else torch.float32
-    q_down, r_down = torch.linalg.qr(down.to(dtype).mT)
-    q_up, r_up = torch.linalg.qr(up.to(dtype))
-    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return SVD(q_up @ u, s, vh @ q_down.mT)
+    with one_thread() if len(down) <= SMALL_RANK else usual_threads():
+        q_down, r_down = torch.linalg.qr(down.to(dtype).mT)
+        q_up, r_up = torch.linalg.qr(up.to(dtype))
+        u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+        return SVD(q_up @ u, s, vh @ q_down.mT)
 
 
-def singular_values(lora: Lora, *, exact: bool = False) -> dict[str, torch.Tensor]:
+def singular_values(
+    lora: Lora, *, exact: bool = False, progress: Callable[[float], None] = lambda share: None
+) -> dict[str, torch.Tensor]:
     """Those of every module's update by path, descending, float64 [min(d_out, rank, d_in)].
 
-    ``exact`` computes in float64, else float32. Raises UserError where a factor holds NaN or infinity.
+    ``exact`` computes in float64, else float32. ``progress`` is told after each module what share is done, 0 to 1.
+    Raises UserError where a factor holds NaN or infinity.
     """
-    return {path: _module_svd(lora, path, exact).s.double() for path in lora}
+    values = {}
+    with one_thread():
+        for number, path in enumerate(lora, 1):
+            values[path] = _module_svd(lora, path, exact).s.double()
+            progress(number / len(lora))
+    return values
 
 
 def _module_svd(lora: Lora, path: str, exact: bool) -> SVD:
@@ -116,9 +129,10 @@ class Resizer:
         fresh_rows = kaiming_rows(path, self.seed)
         if path not in self.lora.specs:
             return self._fresh_module(path, fresh_rows)
-        svd = _module_svd(self.lora, path, self.exact)
-        self.singular_values[path] = svd.s.double()
-        return factors_of_rank(svd, self.ranks[path], fresh_rows)
+        with one_thread():
+            svd = _module_svd(self.lora, path, self.exact)
+            self.singular_values[path] = svd.s.double()
+            return factors_of_rank(svd, self.ranks[path], fresh_rows)
 
     def _fresh_module(self, path: str, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
         """A module without an update, as a trainer makes it."""

@@ -9,9 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from i2l_ext import requests
 from i2l_ext.commands import lora_files
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.errors import Cancelled
+from i2l_ext.converters.rank import resize, singular_values
+from i2l_ext.operations import Context, Reporter, perform
 
 PATH = next(iter(MINI.i2l_modules))
 
@@ -267,3 +271,121 @@ def test_what_a_file_has_twice_or_without_factors_is_said(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [len(told["doubled"]), told["stray_alphas"]] == [2, ["layers.1.attention.to_q.alpha"]]
     assert i2l("check", tmp_path / "f.safetensors") == 0
+
+
+# what a narrow dtype loses, progress, threads
+
+
+def scaled_style(path, down_scale, up_scale=1.0):
+    """Factors of which all numbers are so many times as large as usual."""
+    made = {module: factors(module) for module in list(MINI.i2l_modules)[:3]}
+    Lora.of(MINI, {module: (down * down_scale, up * up_scale) for module, (down, up) in made.items()}).save(path)
+
+
+def true_loss(before, after):
+    one, two = Lora.read(before), Lora.read(after)
+    whole = sum(float(one.delta(path).double().square().sum()) for path in one)
+    return (sum(float((one.delta(p) - two.delta(p)).double().square().sum()) for p in one) / whole) ** 0.5
+
+
+@pytest.mark.parametrize("command", [("convert",), ("rank", "--rank", "2"), ("merge",)])
+def test_a_loss_to_fp16_is_measured_told_and_refused_above_a_bound(tmp_path, capsys, command):
+    name, *more = command
+    path, out = tmp_path / "f.safetensors", tmp_path / "o.safetensors"
+    # resetting the rank moves the size into the up factors, so there it is the update that has to be small
+    scaled_style(path, 3e-7, 1e-5 if name == "rank" else 1)
+    order = [name, path, *more, "--dtype", "fp16", "-o", out]
+    with pytest.raises(UserError, match=r"fp16.*% of its update is lost.*nothing was written.*--lossy") as caught:
+        i2l(*order)
+    assert [file.name for file in tmp_path.iterdir()] == ["f.safetensors"]
+    assert i2l(*order, "--lossy", "--json") == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)["lost"]
+    assert found > 0.01 and found == pytest.approx(true_loss(path, out), rel=0.02)
+    assert f"{found:.1%} of its update is lost" in told.err and f"{found:.1%}" in str(caught.value)
+    assert i2l(name, path, *more, "--dtype", "bf16", "-o", out, "--overwrite", "--json") == 0
+    told = capsys.readouterr()
+    assert "lost" not in json.loads(told.out) and told.err == ""
+
+
+def test_a_loss_under_the_bound_is_told(tmp_path, capsys):
+    scaled_style(tmp_path / "f.safetensors", 4e-6)
+    assert i2l("convert", tmp_path / "f.safetensors", "--dtype", "fp16", "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["lost"] > 0.0025 and "bf16 and fp32 keep it" in told.err
+
+
+def test_usual_factors_lose_nothing_worth_telling(whole, capsys):
+    assert i2l("convert", whole, "--dtype", "fp16", "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["lost"] < 1e-3 and told.err == ""
+
+
+def test_a_number_too_large_for_fp16_is_named(tmp_path):
+    scaled_style(tmp_path / "f.safetensors", 1e6, 1e-6)
+    with pytest.raises(UserError, match=r"too large for this dtype.*65504.*--dtype bf16 or fp32"):
+        i2l("convert", tmp_path / "f.safetensors", "--dtype", "fp16", "--lossy")
+    assert [file.name for file in tmp_path.iterdir()] == ["f.safetensors"]
+
+
+class Watching(Reporter):
+    """Keeps what it is told, and stops after so many reports."""
+
+    def __init__(self, stop_after=None):
+        self.told, self.shares, self.stop_after = [], [], stop_after
+
+    def plan(self, steps):
+        self.told.append([step.id for step in steps])
+
+    def begin(self, step):
+        self.told.append(step)
+
+    def progress(self, share):
+        self.shares.append(share)
+
+    def cancelled(self):
+        return self.stop_after is not None and len(self.shares) >= self.stop_after
+
+
+def works(path, out):
+    return {
+        "convert": requests.ConvertRequest(path, "kohya", out),
+        "rank": requests.RankRequest(path, 1, output=out),
+        "energy": requests.RankRequest(path, energy=0.9, output=out),
+        "merge": requests.MergeRequest((str(path), str(path)), output=out),
+        "export": requests.ExportRequest(path, "diffusers", output=out),
+        "curve": requests.RankCurveRequest(path),
+    }
+
+
+@pytest.mark.parametrize("work", works(None, None))
+def test_progress_goes_from_nothing_to_all_and_a_stop_leaves_nothing(whole, work):
+    request = works(whole, whole.with_name("out"))[work]
+    stopped = Watching(stop_after=3)
+    with pytest.raises(Cancelled):
+        perform(request, Context(reporter=stopped))
+    assert len(stopped.shares) == 3 and [file.name for file in whole.parent.iterdir()] == [whole.name]
+    watching = Watching()
+    perform(request, Context(reporter=watching))
+    assert watching.told == [[request.kind], request.kind]
+    assert watching.shares == sorted(watching.shares) and watching.shares[-1] == pytest.approx(1)
+    assert len(watching.shares) >= len(MINI.i2l_modules)
+
+
+@pytest.mark.parametrize("rank", [2, 200])
+def test_small_factorizations_take_one_thread_and_the_number_is_restored(rank, monkeypatch):
+    used, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: used.append(torch.get_num_threads()) or svd(*a, **k))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        lora = resize(Lora.of(MINI, {PATH: factors(rank=rank)}), 1)
+        singular_values(Lora.of(MINI, {PATH: factors(rank=rank)}))
+        lora[PATH]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(UserError, match="NaN"):
+            singular_values(Lora.of(MINI, {PATH: tuple(factor * torch.nan for factor in factors(rank=rank))}))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert used == [1 if rank == 2 else 3] * 2

@@ -1,8 +1,11 @@
 """Every exported file into the consumer it is for: the real one where it can be had, else its contract."""
 
+import ast
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,12 @@ import safetensors.torch
 import torch
 import yaml
 
+from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.export import export
 from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.requests import ExportRequest
 from musubi_contract import network_module
 from peers import diffsynth
 from test_converters_commands import i2l
@@ -326,3 +331,80 @@ def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, 
 def test_an_export_of_a_real_lora_has_no_caution(tmp_path):
     told = export(style(QWEN_IMAGE), "diffusers", 2, tmp_path / "out")
     assert told.caution == "" and "Test LoRA" not in (tmp_path / "out" / "README.md").read_text()
+
+
+# names from outside in the texts
+
+
+HOSTILE = (
+    "x$(touch pwned)", "`touch pwned`", 'a"; touch pwned; "', "a'; touch pwned; '", "a # b: [c]", "$HOME",
+    "ü 日本\u3000語 🦊", "-o", "{x}", "%s", "\\n",
+)  # fmt: skip
+"""Names of files that mean something to a shell, to YAML or to Python."""
+
+STUB = """#!/bin/sh
+printf '%s\\0' "$@" >> "$SEEN"
+"""
+
+
+def run_script(folder, path):
+    """Run a script as a user would, with stand-ins for all programs that it calls: the words that they were given."""
+    stubs, seen = folder / "stubs", folder / "seen"
+    stubs.mkdir()
+    for program in ("python", "accelerate"):
+        (stubs / program).write_text(STUB)
+        (stubs / program).chmod(0o755)
+    environment = os.environ | {"PATH": f"{stubs}:{os.environ['PATH']}", "SEEN": str(seen)}
+    subprocess.run(["sh", path], cwd=folder, env=environment, check=True, timeout=30)
+    return seen.read_text().split("\0")
+
+
+def names_in(folder, told, work):
+    """The path of the init file and the run's name (None where it has none), as what runs or reads the text gets
+    them."""
+    text = folder / told.run
+    if text.suffix == ".sh":
+        words = run_script(work, text)
+        path = next(words[words.index(o) + 1] for o in ("--network_weights", "--lora_checkpoint") if o in words)
+        name = next(words[words.index(o) + 1] for o in ("--output_name", "--output_path") if o in words)
+        return path, name.removeprefix("models/train/")
+    if text.suffix == ".yaml":
+        config = yaml.safe_load(text.read_text(encoding="utf-8"))["config"]
+        return config["process"][0]["network"]["pretrained_lora_path"], config["name"]
+    return next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(text.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "INIT"
+    ), None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names, and has no sh")
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_names_are_text_and_nothing_more(tmp_path, trainer, hostile):
+    """Of the file and of the folder: neither runs as a command, nor is it read as another text."""
+    folder, work = tmp_path / hostile, tmp_path / "work"
+    work.mkdir()
+    told = export(style(MINI, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
+    path, name = names_in(folder, told, work)
+    assert path == told.init == str(folder / f"{hostile}_init_r2.safetensors")
+    assert name in (told.name, None) and re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._-]*", told.name)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+@pytest.mark.parametrize("bad", ["a\ntouch pwned", "a\rb", "a\x1b[2J", "a\x85b", "a\u2028b", "a\udcffb", "a\uffffb"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_control_characters_in_names_are_refused(tmp_path, trainer, bad):
+    lora = style(MINI, paths=["transformer_blocks.0.attn.to_q"])
+    for folder, stem in ((tmp_path / "out", bad), (tmp_path / bad, "style")):
+        with pytest.raises(UserError, match="control character in it"):
+            export(lora, trainer, 2, folder, stem=stem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_advised_command_survives_a_shell(tmp_path):
+    for name in HOSTILE:
+        words = shlex.split(ExportRequest(Path(name), "diffusers", output=Path("-out")).command_line())
+        parsed = parser().parse_args(words[1:])
+        assert (parsed.file.name, parsed.output) == (name, Path("./-out"))

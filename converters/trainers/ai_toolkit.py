@@ -41,19 +41,20 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     else:
         chosen = ["transformer_only: false", f"network_kwargs: {{only_if_contains: {json.dumps(_only(start))}}}"]
         model = {"name_or_path": "Tongyi-MAI/Z-Image", "arch": "zimage"}
+    quoted = start.quoted("yaml")
     network = "\n        ".join(
         [
             "type: lora",
             f"linear: {start.rank}",
             f"linear_alpha: {start.rank}",
-            f"pretrained_lora_path: {json.dumps(start.init.as_posix())}",
+            f"pretrained_lora_path: {quoted.init}",
             *chosen,
         ]
     )
     text = f"""# Trains {start.name} with ai-toolkit, starting from {start.init.name}: python run.py config.yaml
 job: extension
 config:
-  name: {start.name}
+  name: {quoted.name}
   process:
     - type: sd_trainer
       training_folder: output

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..architectures import Architecture
+from ..errors import UserError
+
+QUOTED: Mapping[str, Callable[[str], str]] = {
+    "sh": shlex.quote,
+    "yaml": partial(json.dumps, ensure_ascii=False),  # YAML does not join the two halves of an escaped emoji
+    "py": repr,
+}
+"""Kind of file -> how a text from outside is written into it, where it has no control characters. Every name and path
+goes through this."""
+
+UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Kinds of characters that no path may have: control codes, bytes that are no UTF-8, breaks of lines and paragraphs."""
+
+NONCHARACTERS = "\ufffe\uffff"
+"""What YAML refuses besides."""
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """The path of the LoRA to start from and the run's name, with their quotes."""
+
+    init: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -15,7 +42,8 @@ class TrainingStart:
     """The start of a training run: what a trainer's texts are made of.
 
     ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
-    modules in that LoRA.
+    modules in that LoRA. In a comment path and name stand as they are, elsewhere as `quoted`. Raises UserError where
+    one of them has a control character, which would end a comment.
     """
 
     arch: Architecture
@@ -29,6 +57,16 @@ class TrainingStart:
     def kinds(self) -> list[str]:
         """The kinds of layers in the LoRA, in the order of the model."""
         return list(dict.fromkeys(self.arch.modules[path].kind.name for path in self.paths))
+
+    def __post_init__(self) -> None:
+        for text in (self.init.as_posix(), self.name):
+            if any(unicodedata.category(char) in UNWRITABLE or char in NONCHARACTERS for char in text):
+                raise UserError(f"{text!r} has a line break or another control character in it. Rename it.")
+
+    def quoted(self, language: str) -> Quoted:
+        """The texts from outside as a file of this kind has them: sh, yaml or py."""
+        quote = QUOTED[language]
+        return Quoted(init=quote(self.init.as_posix()), name=quote(self.name))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ EXAMPLES = {
 
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     folder, models = EXAMPLES[family]
+    quoted = start.quoted("sh")
     text = f"""#!/bin/sh
 # Trains {start.name} with DiffSynth-Studio, starting from {start.init.name}. Run it in DiffSynth-Studio's folder.
 set -e
@@ -35,9 +36,9 @@ DATASET=path/to/dataset
 accelerate launch examples/{folder}/model_training/train.py \\
   --dataset_base_path "$DATASET" --dataset_metadata_path "$DATASET/metadata.csv" --max_pixels 1048576 \\
   --model_id_with_origin_paths "{models}" \\
-  --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt "pipe.dit." --output_path "models/train/{start.name}" \\
+  --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt "pipe.dit." --output_path models/train/{quoted.name} \\
   --lora_base_model dit --lora_target_modules "{",".join(short_names(start.kinds))}" \\
-  --lora_rank {start.rank} --lora_checkpoint "{start.init.as_posix()}" \\
+  --lora_rank {start.rank} --lora_checkpoint {quoted.init} \\
   --use_gradient_checkpointing --find_unused_parameters
 """
     return {"train.sh": text}

@@ -22,7 +22,7 @@ def _script(start: TrainingStart, *, family: str, title: str, name: str) -> Mapp
 from diffusers import {pipeline}
 from peft import LoraConfig, set_peft_model_state_dict
 
-INIT = {json.dumps(start.init.as_posix())}
+INIT = {start.quoted("py").init}
 RANK = {start.rank}
 TARGETS = {json.dumps(short_names(start.kinds))}
 

@@ -46,6 +46,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
         "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
     }[family]
+    quoted = start.quoted("sh")
     text = f"""#!/bin/sh
 # Trains {start.name} with musubi-tuner, starting from {start.init.name}. Run it in musubi-tuner's folder.
 set -e
@@ -64,8 +65,8 @@ accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 src/mus
   --optimizer_type adamw8bit --gradient_checkpointing \\
   --max_data_loader_n_workers 2 --persistent_data_loader_workers \\
   --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank} \\
-  --network_weights "{start.init.as_posix()}" \\{_network_args(start, MODELS[family])}
-  --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir "$OUT" --output_name {start.name}
+  --network_weights {quoted.init} \\{_network_args(start, MODELS[family])}
+  --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir "$OUT" --output_name {quoted.name}
 """
     return {"train.sh": text}
 

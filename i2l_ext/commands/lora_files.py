@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
 from i2l_ext.commands.arguments import add_arguments, add_command, request_of
 from i2l_ext.converters.errors import printable
-from i2l_ext.operations.bars import bars
+from i2l_ext.operations.bars import Bars, bars
 from i2l_ext.requests import Request
 
 if TYPE_CHECKING:
     from i2l_ext.operations.lora_files import CheckResult, ExportResult, InspectResult, WriteResult
+    from i2l_ext.operations.lora_folders import FileOutcome
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -31,15 +34,67 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _runner(request: type[Request], lines: Callable[[Any], list[str]]) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         from i2l_ext.operations import Context, perform
+        from i2l_ext.operations.lora_folders import for_each_file, is_for_folder
 
+        asked = request_of(args, request)
         with bars() as reporter:
-            result = perform(request_of(args, request), Context(reporter=reporter))
-        # a file's own words are shown, but cannot move the cursor of a terminal
-        text = json.dumps(result.json(), ensure_ascii=False) if args.json else "\n".join(map(printable, lines(result)))
-        print(text)
+            context = Context(reporter=reporter)
+            if is_for_folder(asked):
+                return _print_outcomes(_between_bars(for_each_file(asked, context), reporter), args.json, lines)
+            result = perform(asked, context)
+        _print(result, args.json, lines)
         return 0
 
     return run
+
+
+def _print(result: Any, as_json: bool, lines: Callable[[Any], list[str]]) -> None:
+    # a file's own words are shown, but cannot move the cursor of a terminal
+    text = json.dumps(result.json(), ensure_ascii=False) if as_json else "\n".join(map(printable, lines(result)))
+    print(text, flush=True)
+
+
+def _between_bars(outcomes: Iterable[FileOutcome], reporter: Bars) -> Iterator[FileOutcome]:
+    for outcome in outcomes:
+        reporter.close()
+        yield outcome
+
+
+def _print_outcomes(outcomes: Iterable[FileOutcome], as_json: bool, lines: Callable[[Any], list[str]]) -> int:
+    """Print what comes of each file of a folder when it comes, and a summary. 1 where one of them failed."""
+    done, failed = [], 0
+    for outcome in outcomes:
+        if outcome.error is not None:
+            failed += 1
+            print(f"i2l: {printable(outcome.reason)}", file=sys.stderr)
+        else:
+            done.append(outcome.result)
+        if as_json:
+            print(json.dumps(outcome.json(), ensure_ascii=False), flush=True)
+        elif outcome.result is not None:
+            _print(outcome.result, False, IN_FOLDER.get(lines, lines))
+    if not as_json:
+        print(f"{len(done)} of {len(done) + failed} LoRAs done" + (f", {failed} failed" if failed else ""))
+        for line in _whole_counts(done):
+            print(line)
+    return 1 if failed else 0
+
+
+def check_line(result: CheckResult) -> list[str]:
+    """Who loads a LoRA file, in one line: its programs by how they load it."""
+    by_status: dict[str, list[str]] = {}
+    for verdict in result.verdicts:
+        by_status.setdefault(verdict.status, []).append(verdict.consumer.title)
+    told = "; ".join(f"{status}: {', '.join(titles)}" for status, titles in by_status.items())
+    return [f"{result.file}: {result.arch.title}, {result.dialect}, {result.modules} modules; {told}"]
+
+
+def _whole_counts(results: Iterable[Any]) -> list[str]:
+    """How many of several checked files each program loads whole."""
+    verdicts = [verdict for result in results for verdict in getattr(result, "verdicts", ())]
+    counts = Counter(verdict.consumer.title for verdict in verdicts if verdict.status == "all")
+    titles = dict.fromkeys(verdict.consumer.title for verdict in verdicts)
+    return [f"  {title:<22}loads {counts[title]} of them whole" for title in titles]
 
 
 def inspection_lines(result: InspectResult) -> list[str]:
@@ -110,3 +165,6 @@ COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     ),
 }  # fmt: skip
 """Command -> its request, its help, and its result for a person."""
+
+IN_FOLDER: dict[Callable[[Any], list[str]], Callable[[Any], list[str]]] = {check_lines: check_line}
+"""What a person is shown of one file, where it is one of many."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext import requests
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError, one_line
-from i2l_ext.operations.context import Context
+from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import DTYPES, Request
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class RankCurveResult:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """A LoRA file that was written. ``kept``: where its rank was reset, the share of the effect kept, by kind."""
+    """A LoRA file that was written. ``kept``: where its rank was reset, the share of the effect kept, by kind.
+    ``lost``: where its dtype has few exponents, the share of the update that this lost."""
 
     file: Path
     arch: Architecture
@@ -95,13 +96,15 @@ class WriteResult:
     dtype: str
     bytes: int
     kept: Mapping[str, float] | None = None
+    lost: float | None = None
 
     def json(self) -> dict[str, Any]:
         told = {
             "file": str(self.file), "arch": self.arch.id, "dialect": self.dialect, "rank": self.rank,
             "modules": self.modules, "dtype": self.dtype, "bytes": self.bytes,
         }  # fmt: skip
-        return told if self.kept is None else {**told, "kept": self.kept}
+        measured = {"kept": self.kept, "lost": self.lost}
+        return told | {name: value for name, value in measured.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,7 @@ def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectR
     from i2l_ext.converters import Lora, plot, rank
 
     lora = Lora.read(request.file)
-    values = rank.singular_values(lora)
-    context.reporter.check()
+    values = rank.singular_values(lora, progress=_progress(request, context))
     plot.plot_lora(lora, values, request.plot, overwrite=request.overwrite)
     ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
     return InspectResult(found, request.plot, ranks)
@@ -172,8 +174,7 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
     from i2l_ext.converters import Lora, rank
 
     lora = Lora.read(request.file)
-    values = rank.singular_values(lora)
-    context.reporter.check()
+    values = rank.singular_values(lora, progress=_progress(request, context))
     most = max(map(len, values.values()))
     at = [rank.effect_kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
     return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
@@ -185,7 +186,7 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
 
     lora = select(_read(request.file, request.dtype, context, request.alpha), request.blocks, request.kinds)
     output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
-    return _write(request, lora, output, request.dialect)
+    return _write(request, lora, output, request.dialect, _progress(request, context), context)
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
@@ -193,10 +194,12 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     from i2l_ext.converters import rank as ranks
 
     lora = _read(request.file, request.dtype, context, request.alpha)
+    progress = _progress(request, context)
     wanted: int | dict[str, int] = request.rank or 0
     if request.energy is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
-        values = ranks.singular_values(lora, exact=request.exact)
+        values = ranks.singular_values(lora, exact=request.exact, progress=_part(progress, 0, 0.5))
+        progress = _part(progress, 0.5, 1)
         if request.energy is None:
             wanted = ranks.ranks_of_same_size(lora.arch, values, request.rank or 1)
         elif request.per_module:
@@ -207,7 +210,8 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     output = request.output or _beside(request.file, f"r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
-    return _write(request, resized, output, request.dialect or _dialect_of(lora), fields, ranks.resizer_of(resized))
+    dialect, resizer = request.dialect or _dialect_of(lora), ranks.resizer_of(resized)
+    return _write(request, resized, output, dialect, progress, context, fields, resizer)
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
@@ -229,7 +233,8 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
         resizer = ranks.resizer_of(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     output = request.output or _beside(named[0][0], "merged.safetensors")
-    return _write(request, merged, output, request.dialect or _dialect_of(loras[0]), {"merged": recipe}, resizer)
+    dialect, progress = request.dialect or _dialect_of(loras[0]), _progress(request, context)
+    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer)
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
@@ -241,7 +246,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     return ExportResult(
         write(
             lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
-            exact=request.exact, seed=request.seed, overwrite=request.overwrite,
+            exact=request.exact, seed=request.seed, overwrite=request.overwrite, progress=_progress(request, context),
         )
     )  # fmt: skip
 
@@ -293,6 +298,25 @@ def _beside(file: Path, end: str) -> Path:
     return (file.resolve() if file.is_dir() else file).with_name(f"{_stem(file)}_{end}")
 
 
+def _progress(request: Request, context: Context) -> Callable[[float], None]:
+    """Begin the operation's only step; what is to be called with the share that is done, 0 to 1, after each module.
+    It raises Cancelled when the user wants to stop."""
+    reporter = context.reporter
+    reporter.plan([Step(request.kind, request.kind)])
+    reporter.begin(request.kind)
+
+    def progress(share: float) -> None:
+        reporter.check()
+        reporter.progress(share)
+
+    return progress
+
+
+def _part(progress: Callable[[float], None], start: float, end: float) -> Callable[[float], None]:
+    """The progress of a part of the step, from ``start`` to ``end`` of the whole."""
+    return lambda share: progress(start + share * (end - start))
+
+
 def _read(path: Path, dtype: str | None, context: Context, alpha: float | None = None) -> Lora:
     """A LoRA to write anew. What will not be carried over is noted."""
     from i2l_ext.converters import Lora
@@ -320,20 +344,28 @@ def _write(
     lora: Lora,
     output: Path,
     dialect: str,
+    progress: Callable[[float], None],
+    context: Context,
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
 ) -> WriteResult:
+    from i2l_ext.converters import atomic, precision
     from i2l_ext.converters.metadata import updated_metadata
 
     if request.dtype:
-        lora = lora.cast(DTYPES[request.dtype])
+        lora = precision.measured_cast(lora, DTYPES[request.dtype])
     metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
-    lora.save(output, dialect, metadata=metadata, overwrite=request.overwrite)
-    kept = None
-    if resizer:
-        kept = resizer.effect_kept()
+    cast, line = precision.cast_of(lora), None
+    with atomic.atomic_path(output, overwrite=request.overwrite) as part:
+        lora.write(part, dialect, metadata=metadata, progress=progress)
+        if cast:
+            line = precision.loss_line(cast, output.name, lossy=request.lossy)
+    if line:
+        context.reporter.note(line)
+    kept = resizer.effect_kept() if resizer else None
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
         output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
         dtypes[0] if len(dtypes) == 1 else "mixed", output.stat().st_size, kept,
+        cast.lost() if cast else None,
     )  # fmt: skip

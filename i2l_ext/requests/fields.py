@@ -187,7 +187,7 @@ class Request:
             if value is True:
                 words += flag
             else:
-                words += [*flag, *map(str, value if field.many else (value,))]
+                words += [*flag, *map(_word, value if field.many else (value,))]
         return shlex.join(words)
 
     def validate(self) -> None:
@@ -202,6 +202,11 @@ def bad_request(what: str) -> UserError:
         f"The engine does not understand {what}. If the extension was updated while the WebUI ran, restart the WebUI.",
         "bad_request",
     )
+
+
+def _word(value: Any) -> str:
+    """A value as a word of the command line. A path that begins with a dash is not to be taken for an option."""
+    return f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else str(value)
 
 
 def _plain(value: Any) -> Any:

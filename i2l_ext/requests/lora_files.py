@@ -16,7 +16,9 @@ from i2l_ext.requests.make import DTYPES, HIGHEST_RANK
 BLOCKS = "keep or scale blocks: 0-19 or 0-19:0.5,late:1.2"
 KINDS = "keep or scale kinds of layers: attn or txt:0,mlp:0.5"
 OUTPUT = "file to write; beside the first one unless given"
+ONE_OR_ALL = "the LoRA, or a folder of them: then the output is a folder too"
 OVERWRITE = "replace the output if it exists"
+LOSSY = "write it even if fp16 loses more than 1 % of the update"
 TO = ("--to", "--format")
 
 
@@ -63,7 +65,7 @@ class CheckRequest(Request):
 
     kind: ClassVar[str] = "check"
 
-    file: Path = _file()
+    file: Path = _file(ONE_OR_ALL)
     base: Path | None = option("a base model's checkpoint or folder: does the LoRA fit it?", None, local=True)
 
 
@@ -82,12 +84,13 @@ class ConvertRequest(Request):
 
     kind: ClassVar[str] = "convert"
 
-    file: Path = _file()
+    file: Path = _file(ONE_OR_ALL)
     dialect: str = _dialect(f"dialect, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the file")
     alpha: float | None = _alpha()
+    lossy: bool = option(LOSSY, False)
     blocks: str | None = option(BLOCKS, None, metavar="LIST")
     kinds: str | None = option(KINDS, None, metavar="LIST")
 
@@ -99,7 +102,7 @@ class RankRequest(Request):
 
     kind: ClassVar[str] = "rank"
 
-    file: Path = _file()
+    file: Path = _file(ONE_OR_ALL)
     rank: int | None = _rank("rank of every module")
     energy: float | None = option("smallest rank that keeps this share, such as 0.99", None, metavar="SHARE")
     per_module: bool = option("each module its own rank, for the same size or share", False)
@@ -110,6 +113,7 @@ class RankRequest(Request):
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("fp32")
     alpha: float | None = _alpha()
+    lossy: bool = option(LOSSY, False)
 
     def validate(self) -> None:
         """Raises UserError where a value is out of its range, or where neither or both of rank and energy are given."""
@@ -136,6 +140,7 @@ class MergeRequest(Request):
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the files where the weights lose no digit, else fp32")
+    lossy: bool = option(LOSSY, False)
     blocks: str | None = option(BLOCKS, None, metavar="LIST")
     kinds: str | None = option(KINDS, None, metavar="LIST")
 
