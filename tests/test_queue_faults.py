@@ -48,7 +48,7 @@ def test_an_embedded_python_finds_the_engine(tmp_path):
     python, *words = process.command()
     queue = Queue(tmp_path / "state", [python, "-I", "-S", *words])
     ended = done(queue, "nonsense")
-    assert ended.error.startswith("The engine does not understand the kind of job"), ended.tail
+    assert ended.error.startswith("The engine does not know this kind of job"), ended.tail
     queue.close()
 
 
