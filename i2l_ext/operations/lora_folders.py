@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.scales import FOLDER_FILES
 from i2l_ext.operations.context import Context
 from i2l_ext.operations.lora_files import check_lora, convert_lora, resize_lora
 from i2l_ext.requests import CheckRequest, ConvertRequest, RankRequest, Request
@@ -20,9 +21,6 @@ EACH: Mapping[type[Request], Callable[[Any, Context], Any]] = {
 """What can be asked of a whole folder, and what does it for one file."""
 
 SUFFIX = ".safetensors"
-
-ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""Names by which PEFT and diffusers know the file of a LoRA: its folder is one LoRA and gives it its name."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def is_for_folder(request: Request) -> bool:
     file = getattr(request, "file", None)
     if type(request) not in EACH or file is None or not file.is_dir():
         return False
-    return not any((file / name).is_file() for name in ADAPTERS)
+    return not any((file / name).is_file() for name in FOLDER_FILES)
 
 
 def for_each_file(request: Any, context: Context) -> Iterator[FileOutcome]:
@@ -84,7 +82,7 @@ def _outcome(request: Any, file: Path, output: Path | None, written: set[str], c
         asked = replace(request, file=file)
         if output is None:
             return FileOutcome(str(name), EACH[type(request)](asked, context))
-        target = output / (name.parent.with_name(name.parent.name + SUFFIX) if file.name in ADAPTERS else name)
+        target = output / (name.parent.with_name(name.parent.name + SUFFIX) if file.name in FOLDER_FILES else name)
         if str(target).lower() in written:
             raise UserError(f"{name}: {target} was just written from another file. Rename one of the two.")
         with _parent_folder(target):
@@ -118,7 +116,7 @@ def _loras(folder: Path, output: Path | None, failures: list[OSError]) -> Iterat
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and (place / name).resolve() != skipped
         )
-        adapters = [name for name in ADAPTERS if name in names] if place != folder else []
+        adapters = [name for name in FOLDER_FILES if name in names] if place != folder else []
         for name in adapters[:1] or sorted(names):
             if name.lower().endswith(SUFFIX) and not name.startswith("."):
                 yield place / name
