@@ -108,3 +108,15 @@ def test_requests_need_the_standard_library_alone():
 
 def test_the_protocol_has_a_number():
     assert isinstance(requests.PROTOCOL, int)
+
+
+def test_the_help_of_every_command_can_be_printed():
+    from i2l_ext.commands.main import parser
+
+    texts, waiting = [], [parser()]
+    while waiting:
+        one = waiting.pop()
+        texts.append(one.format_help())
+        for action in one._actions:
+            waiting += action.choices.values() if isinstance(action.choices, dict) else ()
+    assert len(texts) > 15 and any("%" in text for text in texts)

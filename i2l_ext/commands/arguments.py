@@ -60,7 +60,7 @@ def _names(field: Field) -> tuple[str, ...]:
 
 
 def _settings(field: Field) -> dict[str, Any]:
-    settings: dict[str, Any] = {"help": field.info.help}
+    settings: dict[str, Any] = {"help": field.info.help.replace("%", "%%")}  # argparse formats it
     if field.flags and field.type is bool:
         return {**settings, "action": "store_true", "dest": field.name}
     if field.info.choices:
