@@ -1,4 +1,4 @@
-"""A stand-in for a WebUI: what hosts.md says of the three, and nothing else. python webui.py PORT, with FAKE_ROOT.
+"""A stand-in for a WebUI: what was seen of the three, and nothing else. python webui.py PORT, with FAKE_ROOT.
 
 Its extension lies in FAKE_ROOT/extensions/; FAKE_FLAVOUR is a1111, forge or forge-neo.
 """
