@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.operations import Context, Step, perform
+from i2l_ext.operations import Context, perform
 from i2l_ext.operations.previews import data_uri
 from i2l_ext.requests import CheckRequest, InspectRequest
 from i2l_ext.worker.messages import Message
@@ -31,7 +31,6 @@ SHOWN, DRAWN = 384, 128
 def run_task(message: Message, context: Context) -> Any:
     """Do what a message asks; the JSON of the result. Raises UserError, Cancelled."""
     request = message.request
-    context.reporter.plan([Step(request.kind, request.kind)])
     if isinstance(request, InspectRequest) and message.folder:
         request = replace(request, plot=message.folder / "plot.png")
     result = perform(request, context)
