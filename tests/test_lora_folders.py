@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.operations import Context, Reporter
 from i2l_ext.operations.lora_folders import for_each_file, is_for_folder
@@ -59,16 +59,21 @@ def test_rank_tells_a_summary_and_succeeds(folder, capsys):
 
 
 def test_check_tells_a_line_a_file_and_who_loads_how_many(folder, capsys):
+    path = next(iter(QWEN_IMAGE.i2l_modules))
+    d_out, d_in = QWEN_IMAGE.modules[path].shape
+    for name in ("a.safetensors", "q.safetensors"):
+        Lora.of(QWEN_IMAGE, {path: (torch.ones(1, d_in), torch.ones(d_out, 1))}).save(folder / name, overwrite=True)
     assert i2l("check", folder) == 1
     told = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in told[:3]] == [
-        str(folder / name) for name in ("a.safetensors", "c.safetensors", "sub/d.safetensors")
+    assert [line.split(": ")[0] for line in told[:4]] == [
+        str(folder / name) for name in ("a.safetensors", "c.safetensors", "q.safetensors", "sub/d.safetensors")
     ]
-    assert told[3] == "3 of 4 LoRAs done, 1 failed"
-    assert any(line.split() == ["diffusers", "loads", "3", "of", "them", "whole"] for line in told[4:])
+    assert "all: Forge Neo" in told[0] and "Test LoRA" in told[1] and "Forge Neo" not in told[1]
+    assert told[4] == "4 of 5 LoRAs done, 1 failed"
+    assert any(line.split() == ["diffusers", "loads", "2", "of", "them", "whole"] for line in told[5:])
     assert i2l("check", folder, "--json") == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ["consumers" in line for line in lines] == [True, False, True, True]
+    assert ["consumers" in line for line in lines] == [True, False, True, True, True]
 
 
 def test_nothing_is_overwritten_unasked(folder, capsys):

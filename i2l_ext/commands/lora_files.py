@@ -81,7 +81,9 @@ def _print_outcomes(outcomes: Iterable[FileOutcome], as_json: bool, lines: Calla
 
 
 def check_line(result: CheckResult) -> list[str]:
-    """Who loads a LoRA file, in one line: its programs by how they load it."""
+    """Who loads a LoRA file, in one line: its programs by how they load it, or what must be known before that."""
+    if result.arch.caution:
+        return [f"{result.file}: {result.arch.title}, {result.dialect}; {result.arch.caution}"]
     by_status: dict[str, list[str]] = {}
     for verdict in result.verdicts:
         by_status.setdefault(verdict.status, []).append(verdict.consumer.title)
@@ -90,8 +92,9 @@ def check_line(result: CheckResult) -> list[str]:
 
 
 def _whole_counts(results: Iterable[Any]) -> list[str]:
-    """How many of several checked files each program loads whole."""
-    verdicts = [verdict for result in results for verdict in getattr(result, "verdicts", ())]
+    """How many of several checked files each program loads whole; those with a caution are no program's."""
+    checked = [result for result in results if hasattr(result, "verdicts") and not result.arch.caution]
+    verdicts = [verdict for result in checked for verdict in result.verdicts]
     counts = Counter(verdict.consumer.title for verdict in verdicts if verdict.status == "all")
     titles = dict.fromkeys(verdict.consumer.title for verdict in verdicts)
     return [f"  {title:<22}loads {counts[title]} of them whole" for title in titles]
