@@ -9,10 +9,11 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
+from . import networks
 from .architectures import ARCHITECTURES, Architecture
 from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, Dialect
 from .errors import UserError
@@ -38,7 +39,8 @@ class Reading:
 
     ``slots``: by module path, in the architecture's order; ``dialects``: name -> number of keys; ``foreign``: keys of
     no module of this architecture; ``text_encoder``: keys of a text encoder; ``halves``: paths of modules of which one
-    factor is missing.
+    factor is missing; ``networks``: by module path, those that are not plain LoRA (of a DoRA, ``slots`` has the LoRA
+    that is in it); ``biases``: keys of bias differences.
     """
 
     arch: Architecture
@@ -47,6 +49,13 @@ class Reading:
     foreign: tuple[str, ...] = ()
     text_encoder: tuple[str, ...] = ()
     halves: tuple[str, ...] = ()
+    networks: Mapping[str, networks.Network] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> list[str]:
+        """The paths of all modules that the file changes, in the architecture's order."""
+        return [path for path in self.arch.modules if path in self.slots or path in self.networks]
 
     @property
     def dialect(self) -> str:
@@ -64,10 +73,13 @@ class _Key(NamedTuple):
 
     @property
     def part(self) -> str:
-        return SUFFIXES[self.suffix]
+        return PARTS[self.suffix]
 
 
-_SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})\Z")
+PARTS = SUFFIXES | networks.SUFFIXES
+"""What may follow the module's name -> which of its tensors that is, of any network."""
+
+_SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, PARTS))})\Z")
 
 
 def _split(key: str) -> list[_Key]:
@@ -161,11 +173,14 @@ def module_path(name: str, arch: Architecture) -> str | None:
 
 
 def _possible_dialects(key: _Key, spelling: _Spelling) -> list[str]:
-    """The dialects in which a down or up key may be: several where a name is the same in them."""
+    """The dialects in which a key may be: several where a name is the same in them. Other networks' suffixes are the
+    same in all dialects."""
     return [
         dialect.name
         for dialect in (*DIALECTS.values(), *VARIANTS)
-        if key.prefix == dialect.prefix and key.suffix in (dialect.down, dialect.up) and spelling.suits(dialect)
+        if key.prefix == dialect.prefix
+        and (key.suffix in (dialect.down, dialect.up) or key.suffix in networks.SUFFIXES)
+        and spelling.suits(dialect)
     ] or ["other"]
 
 
@@ -203,11 +218,11 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
         first = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {first!r})." if first else "it is empty."))
     candidates = [_parse_as(arch, split, name) for arch in ARCHITECTURES.values()]
-    readings = [reading for reading in candidates if reading.slots or reading.halves]
+    readings = [reading for reading in candidates if reading.modules or reading.halves]
     fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
     if not fitting:
         raise UserError(_unknown_model(readings, shapes, next(key for key, ways in split.items() if ways), name))
-    return max(fitting, key=lambda reading: len(reading.slots))
+    return max(fitting, key=lambda reading: len(reading.modules))
 
 
 def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) -> Reading:
@@ -215,11 +230,14 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) ->
     found: dict[str, dict[str, _Key]] = defaultdict(dict)
     rows: dict[str, tuple[int, int] | None] = {}
     dialects_of: dict[str, list[str]] = {}
-    foreign, text_encoder = list[str](), list[str]()
+    foreign, text_encoder, biases = list[str](), list[str](), list[str]()
     for key, ways in split.items():
         taken = next((way for way in ways if way.stem in names), None)
         if taken is None:
             (text_encoder if key.startswith(TEXT_ENCODER) else foreign).append(key)
+            continue
+        if taken.part == "bias":
+            biases.append(key)
             continue
         spelling = names[taken.stem]
         if taken.part != "alpha":
@@ -235,15 +253,22 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]], name: str) ->
         dialect for dialect in next(iter(dialects_of.values()), ()) if all(dialect in o for o in dialects_of.values())
     ]
     dialect_of = {key: (common or options)[0] for key, options in dialects_of.items()}
-    slots, halves = {}, []
+    slots, others, halves = {}, {}, []
     for path in (path for path in arch.modules if path in found):
-        pair = {part: key.key for part, key in found[path].items()}
-        if "down" in pair and "up" in pair:
-            slots[path] = Slot(pair["down"], pair["up"], pair.get("alpha"), rows[path], dialect_of[pair["up"]])
-        else:
+        parts = {part: key.key for part, key in found[path].items()}
+        kinds = networks.kinds_of(parts)
+        if len(kinds) > 1:
+            raise UserError(f"{name}: the module {path} holds {' and '.join(kinds)}, and one network a module is read.")
+        if not kinds or not networks.is_complete(kinds[0], parts):
             halves.append(path)
+            continue
+        if kinds == ["LoRA"]:
+            slots[path] = Slot(parts["down"], parts["up"], parts.get("alpha"), rows[path], dialect_of[parts["up"]])
+        if kinds != ["LoRA"] or "magnitude" in parts:
+            others[path] = networks.Network(kinds[0], parts, rows[path])
     counts = dict(Counter(dialect_of.values()).most_common())
-    return Reading(arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves))
+    told = (tuple(foreign), tuple(text_encoder), tuple(halves))
+    return Reading(arch, slots, counts, *told, networks=others, biases=tuple(biases))
 
 
 def _other_model(reading: Reading) -> str | None:
@@ -264,14 +289,19 @@ def _misfits(reading: Reading, shapes: Mapping[str, Shape]) -> list[tuple[str, s
     for slot in reading.slots.values():
         if slot.rows:
             width[slot.up] = max(width[slot.up], slot.rows[1])
-    reasons = ((path, _misfit(slot, path, reading.arch, shapes, width)) for path, slot in reading.slots.items())
+    reasons = [(path, _misfit(slot, path, reading.arch, shapes, width)) for path, slot in reading.slots.items()]
+    for path, network in reading.networks.items():
+        d_out, d_in = reading.arch.modules[path].shape
+        if network.rows:
+            d_out = sum(reading.arch.modules[part].shape[0] for part in native_layers(reading.arch.id)[path].paths)
+        reasons.append((path, networks.misfit(network, shapes, d_out, d_in)))
     return [(path, reason) for path, reason in reasons if reason]
 
 
 def _unknown_model(readings: Iterable[Reading], shapes: Mapping[str, Shape], first: str, name: str) -> str:
     """The error for a LoRA of no known architecture: its ``first`` key, or how it differs from the nearest one."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
-    named = [reading for reading in readings if reading.slots]
+    named = [reading for reading in readings if reading.modules]
     other = next((reason for reading in named if (reason := _other_model(reading))), None)
     if other or not named:
         other = other or f"key {first!r}, shape {list(shapes[first])}"

@@ -21,6 +21,8 @@ from .errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from .rank import SVD
+
     Pair = tuple[torch.Tensor, torch.Tensor]
 
 FLOATS = ("F32", "BF16", "F16", "F64", "F8_E4M3", "F8_E5M2")
@@ -63,12 +65,13 @@ class Lora:
         return Lora(arch, specs, modules.__getitem__, metadata or {})
 
     @staticmethod
-    def read(path: Path | str) -> Lora:
-        """From a file in any dialect, which stays open as long as the value lives.
+    def read(path: Path | str, base: Path | str | None = None) -> Lora:
+        """From a file in any dialect, which stays open as long as the value lives. ``base``: the base model's weights,
+        a checkpoint or a folder of them, which a DoRA needs.
 
         Raises UserError where it is not a LoRA of a known model.
         """
-        return from_file(files.TensorFile(path))
+        return from_file(files.TensorFile(path), base)
 
     def __getitem__(self, path: str) -> Pair:
         return self.load(path)
@@ -136,14 +139,19 @@ class Lora:
             files.write(stream, _write_plans(self, how), self.metadata if metadata is None else metadata)
 
 
-def from_file(file: files.TensorFile) -> Lora:
+def from_file(file: files.TensorFile, base: Path | str | None = None) -> Lora:
     """The LoRA in an open file. Factors are read when they are asked for. Raises UserError as `Lora.read`."""
     reading = keys.parse_keys(file.header.shapes, file.path.name)
     if reading.halves:
         raise UserError(f"{file.path.name}: {reading.halves[0]} has only one of its two factors.")
     scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
     specs = {path: _spec(file, path, slot, scales[path]) for path, slot in reading.slots.items()}
-    return Lora(reading.arch, specs, FileFactors(file, reading, scales, specs), file.header.metadata)
+    factors = FileFactors(file, reading, scales, specs)
+    if reading.networks:
+        from .network_files import with_networks
+
+        factors = with_networks(factors, base)
+    return Lora(reading.arch, factors.specs, factors, file.header.metadata)
 
 
 def scale_of(file: files.TensorFile, slot: keys.Slot) -> float:
@@ -202,6 +210,10 @@ class FileFactors:
             return self.file.chunks(name)
         row = info.nbytes // info.shape[0]
         return self.file.chunks(name, slot.rows[0] * row, slot.rows[1] * row)
+
+    def svd(self, path: str, rank: int | None, *, exact: bool) -> SVD | None:
+        """The decomposition of a module's update where there is a shorter way than by its factors."""
+        return None
 
 
 def _scaled(load: Callable[[str], Pair], weight: float, path: str) -> Pair:
