@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import files, keys
+from .errors import UserError
 from .lora import scale_of
 
 TRIED = "tried with its own loader"
@@ -181,6 +182,12 @@ def check(path: Path | str) -> tuple[keys.Reading, list[Verdict]]:
     """
     with files.TensorFile(path) as file:
         reading = keys.parse_keys(file.header.shapes, file.path.name)
+        if reading.networks:
+            path, network = next(iter(reading.networks.items()))
+            raise UserError(
+                f"{file.path.name}: {path} is {network.title}; who loads that is not known here. "
+                "`i2l convert` with --rank K makes a plain LoRA of it."
+            )
         scales = {path: scale_of(file, slot) for path, slot in reading.slots.items()}
         ranks = {path: file.info(slot.down).shape[0] for path, slot in reading.slots.items()}
     contents = _Contents(reading, scales, ranks)

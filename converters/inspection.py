@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import files, keys
 from .architectures import Architecture
+from .networks import Network, scale, size
 
 MAKERS = {
     r"(?m)^i2l\.": "Image-to-LoRA",
@@ -39,8 +40,9 @@ class Inspection:
 
     ``slots``: by module path; ``ranks``, ``alphas`` and ``scales``: value -> number of modules; ``dtypes`` and
     ``dialects``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
-    ``halves``, ``foreign`` and ``text_encoder`` as in `keys.Reading`; ``not_finite``: names of tensors with NaN or
-    infinity, None where the values were not read; ``bytes``: size of the file.
+    ``halves``, ``foreign``, ``text_encoder``, ``networks`` and ``biases`` as in `keys.Reading`; ``not_finite``: names
+    of tensors with NaN or infinity, None where the values were not read; ``bytes``: size of the file. Of other networks
+    the ranks are those of their exact factors; of a DoRA, that of the LoRA in it.
     """
 
     name: str
@@ -60,6 +62,18 @@ class Inspection:
     maker: str | None
     metadata: Mapping[str, str] = field(repr=False)
     dialects: Mapping[str, int] = field(default_factory=dict)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    biases: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> list[str]:
+        """The paths of all modules that the file changes, in the architecture's order."""
+        return [path for path in self.arch.modules if path in self.slots or path in self.networks]
+
+    @property
+    def kinds_of_network(self) -> dict[str, int]:
+        """Kind of network, such as LoRA or LoKr -> number of modules."""
+        return _counted(self.networks[path].title if path in self.networks else "LoRA" for path in self.modules)
 
     @property
     def problems(self) -> list[str]:
@@ -76,7 +90,14 @@ class Inspection:
             ),
             *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
             *([f"several key formats in one file: {_list(self.dialects)}"] if len(self.dialects) > 1 else []),
+            *([f"{len(self.biases)} bias differences: a LoRA has none"] if self.biases else []),
+            *self._other_networks(),
         ]
+
+    def _other_networks(self) -> Iterator[str]:
+        for title in dict.fromkeys(network.title for network in self.networks.values()):
+            base = " --base CHECKPOINT" if "DoRA" in title else ""
+            yield f"{title} in {self.kinds_of_network[title]} modules: `i2l convert --rank K{base}` makes a plain LoRA"
 
     @property
     def finite(self) -> bool | None:
@@ -89,8 +110,9 @@ class Inspection:
             "arch": self.arch.id,
             "dialect": self.dialect,
             "dialects": dict(self.dialects),
-            "modules": len(self.slots),
-            "kinds": _kinds(self.arch, self.slots),
+            "modules": len(self.modules),
+            "networks": self.kinds_of_network,
+            "kinds": _kinds(self.arch, self.modules),
             "ranks": {str(rank): count for rank, count in self.ranks.items()},
             "alphas": {"none" if alpha is None else f"{alpha:g}": count for alpha, count in self.alphas.items()},
             "scales": {f"{scale:g}": count for scale, count in self.scales.items()},
@@ -102,6 +124,7 @@ class Inspection:
             "halves": list(self.halves),
             "foreign": list(self.foreign),
             "text_encoder": list(self.text_encoder),
+            "biases": list(self.biases),
             "bytes": self.bytes,
             "problems": self.problems,
             "maker": self.maker,
@@ -118,18 +141,29 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
         header = file.header
         reading = keys.parse_keys(header.shapes, file.path.name)
         slots = reading.slots
-        alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
+        others = {path: network for path, network in reading.networks.items() if path not in slots}
+        alphas = [file.number(slot.alpha) if slot.alpha else None for slot in slots.values()]
         factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
+        ranks = [file.info(slot.down).shape[0] for slot in slots.values()]
+        scales = [_scale(file, slot) for slot in slots.values()]
+        for network in others.values():
+            shapes = network.shapes(header.shapes)
+            alpha = file.number(network.keys["alpha"]) if "alpha" in network.keys else None
+            alphas.append(alpha)
+            ranks.append(size(network.kind, shapes)[2])
+            scales.append(scale(network.kind, shapes, alpha))
+        for network in reading.networks.values():
+            factors |= dict.fromkeys(key for part, key in network.keys.items() if part != "alpha")
         return Inspection(
             name=file.path.name,
             arch=reading.arch,
             dialect=reading.dialect,
             slots=slots,
-            ranks=_counted(file.info(slot.down).shape[0] for slot in slots.values()),
-            alphas=dict(alphas.most_common()),
-            scales=_counted(_scale(file, slot) for slot in slots.values()),
+            ranks=_counted(ranks),
+            alphas=_counted(alphas),
+            scales=_counted(scales),
             dtypes=_counted(file.info(name).dtype for name in factors),
-            missing=tuple(path for path in reading.arch.i2l_modules if path not in slots),
+            missing=tuple(path for path in reading.arch.i2l_modules if path not in {*slots, *reading.networks}),
             halves=reading.halves,
             foreign=reading.foreign,
             text_encoder=reading.text_encoder,
@@ -138,6 +172,8 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
             maker=_maker(header.metadata, reading),
             metadata=header.metadata,
             dialects=reading.dialects,
+            networks=reading.networks,
+            biases=reading.biases,
         )
 
 
@@ -169,10 +205,12 @@ def report_lines(found: Inspection) -> list[str]:
     """The report for a person, line by line."""
     arch = found.arch
     total = Counter(module.kind.name for module in arch.modules.values())
+    count = len(found.modules)
     told = {
         "model": f"{arch.title}, by names and shapes",
         "keys": _list(found.dialects) if len(found.dialects) > 1 else found.dialect,
-        "modules": f"{len(found.slots)}; the model has {len(arch.modules)}, i2L writes {len(arch.i2l_modules)} of them",
+        "network": _list(found.kinds_of_network),
+        "modules": f"{count}; the model has {len(arch.modules)}, i2L writes {len(arch.i2l_modules)} of them",
         "ranks": _list(found.ranks),
         "alpha": _list({"none" if alpha is None else f"{alpha:g}": count for alpha, count in found.alphas.items()}),
         "scale": _list({f"{scale:g}": count for scale, count in found.scales.items()}),
@@ -185,12 +223,13 @@ def report_lines(found: Inspection) -> list[str]:
         ("half", found.halves),
         ("foreign", found.foreign),
         ("text enc.", found.text_encoder),
+        ("biases", found.biases),
     ):
         if names:
             told[label] = f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
     report = [found.name, *(f"  {label:<10}{text}" for label, text in told.items())]
     report += [*(f"  problem   {problem}" for problem in found.problems), ""]
-    have = _kinds(arch, found.slots)
+    have = _kinds(arch, found.modules)
     missing: dict[str, list[str]] = {}
     for path in found.missing:
         missing.setdefault(arch.modules[path].kind.name, []).append(path)

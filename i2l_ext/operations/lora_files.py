@@ -172,19 +172,26 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
 
 
 def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
-    """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
+    """Write a LoRA in another dialect, at most of the rank and with the blocks and kinds that are asked for. Raises
+    UserError."""
+    from i2l_ext.converters import rank as ranks
     from i2l_ext.converters.select import select
 
-    lora = select(_read(request.file, request.dtype, context), request.blocks, request.kinds)
+    lora = _read(request.file, request.dtype, context, base=request.base, exact_factors=request.rank is None)
+    resizer = None
+    if request.rank is not None:
+        lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
+        resizer = ranks.resizer_of(lora)
+    lora = select(lora, request.blocks, request.kinds)
     output = request.output or request.file.with_name(f"{request.file.stem}_{request.dialect}.safetensors")
-    return _write(request, lora, output, request.dialect)
+    return _write(request, lora, output, request.dialect, resizer=resizer)
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
     from i2l_ext.converters import rank as ranks
 
-    lora = _read(request.file, request.dtype, context)
+    lora = _read(request.file, request.dtype, context, exact_factors=False)
     wanted: int | dict[str, int] = request.rank or 0
     if request.energy is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
@@ -229,7 +236,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
-    lora = _read(request.file, None, context)
+    lora = _read(request.file, None, context, exact_factors=request.rank is None)
     folder = request.output or request.file.with_name(f"{request.file.stem}_{request.trainer}")
     return ExportResult(
         write(
@@ -276,16 +283,26 @@ def _dialect_of(lora: Lora) -> str:
     return spoken if spoken in DIALECTS else DEFAULT
 
 
-def _read(path: Path, dtype: str | None, context: Context) -> Lora:
-    """A LoRA to write anew. What will not be carried over is noted."""
+def _read(
+    path: Path, dtype: str | None, context: Context, *, base: Path | None = None, exact_factors: bool = True
+) -> Lora:
+    """A LoRA to write anew. What will not be carried over is noted. ``exact_factors``: those of every module will be
+    made, which is refused where they are larger than the weight."""
     from i2l_ext.converters import Lora
+    from i2l_ext.converters.network_files import require_small
 
-    lora = Lora.read(path)
+    lora = Lora.read(path, base)
+    if exact_factors:
+        require_small(lora)
     source = lora.read_from
     tensors = source.file.header.tensors
     if dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
         raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
-    for what, keys in (("text-encoder", source.reading.text_encoder), ("foreign", source.reading.foreign)):
+    dropped = {
+        "text-encoder": source.reading.text_encoder, "foreign": source.reading.foreign,
+        "bias difference": source.reading.biases,
+    }  # fmt: skip
+    for what, keys in dropped.items():
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
             context.reporter.note(one_line(f"{path.name}: {len(keys)} {what} keys are not carried over: {names}"))
