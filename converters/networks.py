@@ -225,7 +225,10 @@ def svd_of_kronecker(parts: Mapping[str, torch.Tensor], rank: int | None = None,
 
     from .rank import SVD, svd_of_product
 
-    first, second = (svd_of_product(*_half(half, parts), exact=exact) for half in HALVES["LoKr"])
+    first, second = (
+        svd_of_matrix(parts[half].flatten(1)) if half in parts else svd_of_product(*_half(half, parts), exact=exact)
+        for half in HALVES["LoKr"]
+    )
     values, order = torch.outer(first.s, second.s).flatten().sort(descending=True, stable=True)
     i, j = (index[:rank] for index in (order // len(second.s), order % len(second.s)))
     u = (first.u[:, None, i] * second.u[None, :, j]).flatten(0, 1)
