@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import files, keys
+from . import files, spellings
 from .architectures import ARCHITECTURES, Architecture
 from .errors import UserError
 from .gguf import read_gguf
@@ -229,7 +229,7 @@ class _Layer(NamedTuple):
 
 def _modules(arch: Architecture, base: Base) -> dict[str, _Layer]:
     """The modules of ``arch`` that a base has, under whatever prefix it has most of them."""
-    names = keys.layer_names(arch.id)
+    names = spellings.layer_names(arch.id)
     candidates = []
     for prefix in PREFIXES:
         found: dict[str, _Layer] = {}

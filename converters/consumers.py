@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from . import files, keys
+from . import files, keys, spellings
 from .scales import lora_file, read_scales
 
 TRIED = "tried with its own loader"
@@ -203,6 +203,8 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
         return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.reads:
         return Verdict(consumer, "no model", detail=consumer.missing)
+    if reading.networks:
+        return Verdict(consumer, "untried", detail=_other_networks(reading))
     rank = max(contents.ranks.values(), default=1)
     convert = Repair("convert", {"dialect": consumer.wants})
     export = Repair("export", {"trainer": consumer.trainer, "rank": rank}) if consumer.trainer else None
@@ -241,6 +243,13 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     return Verdict(consumer, "all", len(loaded))
 
 
+def _other_networks(reading: keys.Reading) -> str:
+    """What to do with a file that is no plain LoRA, before any program is asked."""
+    titles = dict.fromkeys(network.title for network in reading.networks.values())
+    base = " --base CHECKPOINT" if any(network.needs_base for network in reading.networks.values()) else ""
+    return f"holds {', '.join(titles)}: make a plain LoRA of it first: `i2l convert FILE --rank K{base}`"
+
+
 def _reads(consumer: Consumer, reading: keys.Reading, path: str, slot: keys.Slot) -> bool:
     """Whether the program knows the module by the name that it has in the file."""
     known = consumer.reads[reading.arch.family]
@@ -248,7 +257,7 @@ def _reads(consumer: Consumer, reading: keys.Reading, path: str, slot: keys.Slot
         return True
     # kohya's two spellings are one for a module that every implementation calls the same
     kohya = {"kohya", "kohya-fused"}
-    same = path not in keys.native_layers(reading.arch.id)
+    same = path not in spellings.native_layers(reading.arch.id)
     return same and slot.dialect in kohya and bool(kohya.intersection(known))
 
 

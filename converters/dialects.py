@@ -104,20 +104,15 @@ SUFFIXES = {
 adapter's name before it."""
 
 UNSUPPORTED = {
-    r"\.lokr_": "LoKr",
-    r"\.hada_": "LoHa",
-    r"\.(dora_scale|lora_magnitude_vector|magnitude)": "DoRA",
     r"\.lora_mid": "a convolution's LoRA (lora_mid)",
     r"\.b?oft_": "OFT",
     r"\.[ab][12]\.weight$": "GLoRA",
     r"\.ia3_": "IA3",
-    r"\.diff_b$": "a bias difference (diff_b)",
-    r"\.diff$": "a full difference (diff)",
     r"\.lora_[AB]\.([^.]+\.)?bias$": "LoRA biases",
     r"\.(weight_scale|scale_weight|scaled_fp8|lora_(A|B|up|down)\.scale)": "scaled fp8",
 }
-"""Pattern of a key -> the kind of network that it belongs to, not a plain LoRA. The error names it; such keys are never
-dropped."""
+"""Pattern of a key -> the kind of network that it belongs to, which is not read (those that are: `networks.py`). The
+error names it; such keys are never dropped."""
 
 OTHER_MODELS = {
     r"img_mlp[._](proj|out|gate_layer)[._]": "Qwen-Image 2.x",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import files, keys
 from .architectures import Architecture
+from .networks import size
 from .scales import NOWHERE, lora_file, read_scales
 
 MAKERS = {
@@ -42,7 +43,7 @@ class Inspection:
     ``scale_sources``: where the scales stand -> number of modules; ``scale_problems``: why they are not to be relied
     on; ``dtypes``: -> number of keys; ``missing``: modules that the i2L models write and the file does not have;
     ``not_finite``: names of tensors with NaN or infinity, None where the values were not read; ``bytes``: size of the
-    file.
+    file. Of other networks the ranks are those of their exact factors; of a DoRA, that of the LoRA in it.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Inspection:
         return self.reading.arch
 
     @property
+    def kinds_of_network(self) -> dict[str, int]:
+        """Kind of network, such as LoRA or LoKr -> number of modules."""
+        networks = self.reading.networks
+        return _counted(networks[path].title if path in networks else "LoRA" for path in self.reading.modules)
+
+    @property
     def problems(self) -> list[str]:
         """Why `i2l convert` refuses the file, and what other programs may fail on, a line each."""
         wrong = [alpha for alpha in self.alphas if alpha is not None and (not alpha or not math.isfinite(alpha))]
@@ -73,6 +80,7 @@ class Inspection:
             *(f"alpha is {alpha:g} in {self.alphas[alpha]} modules: they do nothing or harm" for alpha in wrong),
             *(self.scale_problems if not wrong else ()),
             *(f"{path} has only one of its two factors" for path in reading.halves[:3]),
+            *(f"{path} holds {kinds}: one network a module is read" for path, kinds in reading.mixed[:3]),
             *(
                 f"two keys name the module {path}: {first!r} and {second!r}"
                 for path, first, second in reading.collisions[:3]
@@ -84,7 +92,14 @@ class Inspection:
             ),
             *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
             *([f"several key formats in one file: {_list(reading.dialects)}"] if len(reading.dialects) > 1 else []),
+            *([f"{len(reading.biases)} bias differences: a LoRA has none"] if reading.biases else []),
+            *self._other_networks(),
         ]
+
+    def _other_networks(self) -> Iterator[str]:
+        for title in dict.fromkeys(network.title for network in self.reading.networks.values()):
+            base = " --base CHECKPOINT" if "DoRA" in title else ""
+            yield f"{title} in {self.kinds_of_network[title]} modules: `i2l convert --rank K{base}` makes a plain LoRA"
 
     @property
     def finite(self) -> bool | None:
@@ -98,8 +113,9 @@ class Inspection:
             "arch": self.arch.id,
             "dialect": reading.dialect,
             "dialects": dict(reading.dialects),
-            "modules": len(reading.slots),
-            "kinds": _kinds(self.arch, reading.slots),
+            "modules": len(reading.modules),
+            "networks": self.kinds_of_network,
+            "kinds": _kinds(self.arch, reading.modules),
             "ranks": {str(rank): count for rank, count in self.ranks.items()},
             "alphas": {"none" if alpha is None else f"{alpha:g}": count for alpha, count in self.alphas.items()},
             "scales": {f"{scale:g}": count for scale, count in self.scales.items()},
@@ -114,6 +130,7 @@ class Inspection:
             "stray_alphas": list(reading.stray_alphas),
             "foreign": list(reading.foreign),
             "text_encoder": list(reading.text_encoder),
+            "biases": list(reading.biases),
             "bytes": self.bytes,
             "problems": self.problems,
             "maker": self.maker,
@@ -129,20 +146,25 @@ def inspect(path: Path | str, *, values: bool = True) -> Inspection:
     with files.TensorFile(lora_file(path)) as file:
         header = file.header
         reading = keys.parse_keys(header.shapes, file.path.name)
-        slots = reading.slots
+        slots, modules = reading.slots, {*reading.modules}
         scales = read_scales(file, reading)
-        alphas = Counter(file.number(slot.alpha) if slot.alpha else None for slot in slots.values())
+        others = [network for path, network in reading.networks.items() if path not in slots]
+        alphas = [slot.alpha for slot in slots.values()] + [network.keys.get("alpha") for network in others]
+        ranks = [file.info(slot.down).shape[0] for slot in slots.values()]
+        ranks += [size(network.kind, network.shapes(header.shapes))[2] for network in others]
         factors = dict.fromkeys(name for slot in slots.values() for name in (slot.down, slot.up))
+        for network in reading.networks.values():
+            factors |= dict.fromkeys(key for part, key in network.keys.items() if part != "alpha")
         return Inspection(
             name=file.path.name,
             reading=reading,
-            ranks=_counted(file.info(slot.down).shape[0] for slot in slots.values()),
-            alphas=dict(alphas.most_common()),
+            ranks=_counted(ranks),
+            alphas=_counted(file.number(key) if key else None for key in alphas),
             scales=_counted(scales.values.values()),
             scale_sources=_counted(scales.sources.values()),
             scale_problems=scales.problems,
             dtypes=_counted(file.info(name).dtype for name in factors),
-            missing=tuple(path for path in reading.arch.i2l_modules if path not in slots),
+            missing=tuple(path for path in reading.arch.i2l_modules if path not in modules),
             not_finite=tuple(name for name in factors if not _finite(file, name)) if values else None,
             bytes=header.data_start + sum(entry.nbytes for entry in header.tensors.values()),
             maker=_maker(header.metadata, reading),
@@ -176,7 +198,8 @@ def report_lines(found: Inspection) -> list[str]:
     told = {
         "model": f"{arch.title}, by names and shapes",
         "keys": _list(reading.dialects) if len(reading.dialects) > 1 else reading.dialect,
-        "modules": f"{len(reading.slots)}; the model has {len(arch.modules)}, "
+        "network": _list(found.kinds_of_network),
+        "modules": f"{len(reading.modules)}; the model has {len(arch.modules)}, "
         f"i2L writes {len(arch.i2l_modules)} of them",
         "ranks": _list(found.ranks),
         "alpha": _list({"none" if alpha is None else f"{alpha:g}": count for alpha, count in found.alphas.items()}),
@@ -192,12 +215,13 @@ def report_lines(found: Inspection) -> list[str]:
         ("no factors", reading.stray_alphas),
         ("foreign", reading.foreign),
         ("text enc.", reading.text_encoder),
+        ("biases", reading.biases),
     ):
         if names:
             told[label] = f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
     report = [found.name, *(f"  {label:<10}{text}" for label, text in told.items())]
     report += [*(f"  problem   {problem}" for problem in found.problems), ""]
-    have = _kinds(arch, reading.slots)
+    have = _kinds(arch, reading.modules)
     missing: dict[str, list[str]] = {}
     for path in found.missing:
         missing.setdefault(arch.modules[path].kind.name, []).append(path)

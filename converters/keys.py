@@ -9,14 +9,14 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
-from itertools import accumulate
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from . import networks
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, WRAPPER, Dialect
+from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, WRAPPER
 from .errors import UserError
+from .spellings import Spelling, spelling_of
 
 Shape = tuple[int, ...]
 
@@ -48,7 +48,9 @@ class Reading:
     no module of this architecture; ``text_encoder``: keys of a text encoder; ``halves``: paths of modules of which one
     factor is missing; ``stray_alphas``: keys of alphas whose module has no factors; ``doubled``: keys that are not
     read, because the file has their modules once more; ``collisions``: (path, key, key) of modules that two keys name
-    with nothing to choose between them.
+    with nothing to choose between them; ``networks``: by module path, those that are not plain LoRA (of a DoRA,
+    ``slots`` has the LoRA that is in it); ``mixed``: (path, kinds in words) of modules that hold several kinds of
+    network; ``biases``: keys of bias differences.
     """
 
     arch: Architecture
@@ -60,6 +62,14 @@ class Reading:
     stray_alphas: tuple[str, ...] = ()
     doubled: tuple[str, ...] = ()
     collisions: tuple[tuple[str, str, str], ...] = ()
+    networks: Mapping[str, networks.Network] = field(default_factory=dict)
+    mixed: tuple[tuple[str, str], ...] = ()
+    biases: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> list[str]:
+        """The paths of all modules that the file changes, in the architecture's order."""
+        return [path for path in self.arch.modules if path in self.slots or path in self.networks]
 
     @property
     def dialect(self) -> str:
@@ -78,14 +88,17 @@ class _Key(NamedTuple):
     form: str
 
 
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})((?:\.[^.]+)?\.weight)?\Z")
+PARTS = SUFFIXES | networks.SUFFIXES
+"""What may follow the module's name -> which of its tensors that is, of any network."""
+
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, PARTS))})((?:\.[^.]+)?\.weight)?\Z")
 _PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
 _WRAPPER = re.compile(WRAPPER)
 MOST_PREFIXES = 6
 """One after another. The longest chain seen has four."""
 
 
-def _stems(name: str) -> Iterator[tuple[str, str]]:
+def stems(name: str) -> Iterator[tuple[str, str]]:
     """Every way to take prefixes off a name: (prefix, rest), the longest prefix first."""
     cuts = [0]
     while len(cuts) <= MOST_PREFIXES and (found := _PREFIX.match(name, cuts[-1])):
@@ -102,89 +115,13 @@ def _split(key: str) -> list[_Key]:
     suffix = _SUFFIX.search(key)
     if suffix is None:
         return []
-    part = SUFFIXES[suffix[1]]
-    form = "" if part == "alpha" else re.sub("_[AB]$|down$|up$", "", suffix[1]) + (suffix[2] or "")
+    part = PARTS[suffix[1]]
+    factor = part in ("down", "up")
+    form = re.sub("_[AB]$|down$|up$", "", suffix[1]) + (suffix[2] or "") if factor else ""
     name, wrapped = key[: suffix.start()], ""
     if "_orig_mod" in name:
         name, wrapped = _WRAPPER.sub("", name), "_orig_mod."
-    return [_Key(key, wrapped + prefix, stem, suffix[0], part, form) for prefix, stem in _stems(name)]
-
-
-Target = tuple[str, "tuple[int, int] | None"]
-"""A module's path, and its rows if it is a part of a fused layer."""
-
-
-@dataclass(frozen=True)
-class _Spelling:
-    """What a name in a key means: one module, or several of a fused layer.
-
-    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way. ``exact``: a dialect writes it;
-    False for an alias, and where dots and underscores are mixed.
-    """
-
-    targets: tuple[Target, ...]
-    dotted: bool | None
-    native: bool | None
-    exact: bool = True
-
-    def suits(self, dialect: Dialect) -> bool:
-        return self.exact and self.dotted in (None, dialect.dotted) and self.native in (None, dialect.native)
-
-
-@dataclass(frozen=True)
-class NativeLayer:
-    """A layer of a model's first implementation: its name, and our modules whose rows it holds, in order."""
-
-    name: str
-    paths: tuple[str, ...]
-
-
-@cache
-def native_layers(arch_id: str) -> dict[str, NativeLayer]:
-    """The layers of the first implementation that differ from ours, by the path of each of our modules in them."""
-    arch = ARCHITECTURES[arch_id]
-    layers = (NativeLayer(name, paths) for name, paths in arch.expanded(arch.native).items())
-    return {path: layer for layer in layers for path in layer.paths}
-
-
-@cache
-def _spellings(arch_id: str) -> dict[str, _Spelling]:
-    """Every name of the architecture's modules, dotted or underscored: ours, native, or an alias."""
-    arch, native = ARCHITECTURES[arch_id], native_layers(arch_id)
-    named: dict[str, tuple[tuple[Target, ...], bool | None]]
-    named = {path: (((path, None),), False if path in native else None) for path in arch.modules}
-    for table, is_native in ((arch.aliases, None), (arch.native, True)):
-        named |= {name: (_targets(arch, paths), is_native) for name, paths in arch.expanded(table).items()}
-    aliases = arch.expanded(arch.aliases)
-    spellings: dict[str, _Spelling] = {}
-    for name, (targets, is_native) in named.items():
-        flat = name.replace(".", "_")
-        exact = name not in aliases
-        spellings[name] = _Spelling(targets, None if flat == name else True, is_native, exact)
-        spellings.setdefault(flat, _Spelling(targets, False, is_native, exact))
-    return spellings
-
-
-def _spelling(arch_id: str, name: str) -> _Spelling | None:
-    """The meaning of a name, also of one in which dots and underscores are mixed, as some converters leave it."""
-    names = _spellings(arch_id)
-    if spelling := names.get(name):
-        return spelling
-    spelling = names.get(name.replace(".", "_"))
-    return spelling and replace(spelling, exact=False)
-
-
-def layer_names(arch_id: str) -> dict[str, tuple[str, ...]]:
-    """Every dotted name of a layer -> paths of the modules whose rows it holds: one, or those of a fused layer."""
-    arch = ARCHITECTURES[arch_id]
-    return {path: (path,) for path in arch.modules} | arch.expanded(arch.aliases) | arch.expanded(arch.native)
-
-
-def _targets(arch: Architecture, paths: tuple[str, ...]) -> tuple[Target, ...]:
-    """The modules of a layer with their rows, in order; a layer that is not fused has no rows to tell."""
-    ends = list(accumulate(arch.modules[path].shape[0] for path in paths))
-    rows = zip([0, *ends[:-1]], ends, strict=True)
-    return tuple((path, span if len(paths) > 1 else None) for path, span in zip(paths, rows, strict=True))
+    return [_Key(key, wrapped + prefix, stem, suffix[0], part, form) for prefix, stem in stems(name)]
 
 
 def module_path(name: str, arch: Architecture) -> str | None:
@@ -192,19 +129,22 @@ def module_path(name: str, arch: Architecture) -> str | None:
 
     None where there is no such module, or where the name is a fused layer's.
     """
-    for _, stem in _stems(_WRAPPER.sub("", name)):
-        spelling = _spelling(arch.id, stem)
+    for _, stem in stems(_WRAPPER.sub("", name)):
+        spelling = spelling_of(arch.id, stem)
         if spelling and len(spelling.targets) == 1:
             return spelling.targets[0][0]
     return None
 
 
-def _possible_dialects(key: _Key, spelling: _Spelling) -> list[str]:
-    """The dialects in which a down or up key may be: several where a name is the same in them."""
+def _possible_dialects(key: _Key, spelling: Spelling) -> list[str]:
+    """The dialects in which a key may be: several where a name is the same in them. Other networks' suffixes are the
+    same in all dialects."""
     return [
         dialect.name
         for dialect in (*DIALECTS.values(), *VARIANTS)
-        if key.prefix == dialect.prefix and key.suffix in (dialect.down, dialect.up) and spelling.suits(dialect)
+        if key.prefix == dialect.prefix
+        and (key.suffix in (dialect.down, dialect.up) or key.part not in ("down", "up"))
+        and spelling.suits(dialect)
     ] or ["other"]
 
 
@@ -242,30 +182,33 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
         first = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {first!r})." if first else "it is empty."))
     candidates = [_parse_as(arch, split) for arch in ARCHITECTURES.values()]
-    readings = [reading for reading in candidates if reading.slots or reading.halves]
+    readings = [reading for reading in candidates if reading.modules or reading.halves or reading.mixed]
     fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
     if not fitting:
         only_text = all(key.startswith(TEXT_ENCODER) for key, ways in split.items() if ways)
         raise UserError(_unknown_model(readings, shapes, only_text, first, name))
-    return max(fitting, key=lambda reading: len(reading.slots))
+    return max(fitting, key=lambda reading: len(reading.modules))
 
 
 class _Found(NamedTuple):
     """A key of a module: how it is split, and what its name means."""
 
     key: _Key
-    spelling: _Spelling
+    spelling: Spelling
     rows: tuple[int, int] | None
 
 
 def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]]) -> Reading:
     found: dict[str, list[_Found]] = defaultdict(list)
-    foreign, text_encoder = list[str](), list[str]()
+    foreign, text_encoder, biases = list[str](), list[str](), list[str]()
     for key, ways in split.items():
-        named = ((way, spelling) for way in ways if (spelling := _spelling(arch.id, way.stem)))
+        named = ((way, spelling) for way in ways if (spelling := spelling_of(arch.id, way.stem)))
         taken, spelling = next(named, (None, None))
         if taken is None or spelling is None:
             (text_encoder if key.startswith(TEXT_ENCODER) else foreign).append(key)
+            continue
+        if taken.part == "bias":
+            biases.append(key)
             continue
         for path, rows in spelling.targets:
             found[path].append(_Found(taken, spelling, rows))
@@ -281,23 +224,38 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]]) -> Reading:
         else:
             chosen[path] = parts
     dialects = _dialects_of([one for parts in chosen.values() for part, one in parts.items() if part != "alpha"])
-    slots, halves = {}, []
+    slots, others, halves, mixed = {}, {}, [], []
     for path, parts in chosen.items():
-        if "down" in parts and "up" in parts:
+        kind, kinds = _network_of(parts), networks.kinds_of(parts)
+        if len(kinds) > 1:
+            mixed.append((path, " and ".join(kinds)))
+        elif kind is None:
+            halves.append(path)
+        if kind is None:
+            continue
+        if kind == "LoRA":
             up, alpha = parts["up"], parts.get("alpha")
             slots[path] = Slot(
                 parts["down"].key.key, up.key.key, alpha.key.key if alpha else None, up.rows,
                 dialects[up.key.key], up.key.prefix, up.key.stem, up.spelling.native,
             )  # fmt: skip
-        else:
-            halves.append(path)
+        if kind != "LoRA" or "magnitude" in parts:
+            one = next(one for one in parts.values() if one.key.part != "alpha")
+            keys = {part: one.key.key for part, one in parts.items()}
+            others[path] = networks.Network(kind, keys, one.rows, one.key.stem)
     used = {one.key.key for parts in chosen.values() for one in parts.values()} | {*stray}
     doubled = dict.fromkeys(one.key.key for ones in found.values() for one in ones if one.key.key not in used)
     counts = dict(Counter(dialects.values()).most_common())
     return Reading(
         arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves), tuple(dict.fromkeys(stray)),
-        tuple(doubled), tuple(collisions),
+        tuple(doubled), tuple(collisions), others, tuple(mixed), tuple(biases),
     )  # fmt: skip
+
+
+def _network_of(parts: Iterable[str]) -> str | None:
+    """The kind of network that a module's parts make, or None: they are not all there, or of several kinds."""
+    kinds = networks.kinds_of(parts := list(parts))
+    return kinds[0] if len(kinds) == 1 and networks.is_complete(kinds[0], parts) else None
 
 
 def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str] | None]:
@@ -305,10 +263,11 @@ def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str]
 
     A module that stands in a fused layer and also under its own name is taken from the latter, as diffusers does.
     """
-    if len({one.key.part for one in ones}) < len(ones):
+    parts = [one.key.part for one in ones]
+    if len({*parts}) < len(parts) or len(networks.kinds_of(parts)) > 1:
         for native in (False, True):
             whole = [one for one in ones if bool(one.spelling.native) == native]
-            if {"down", "up"} <= {one.key.part for one in whole}:
+            if _network_of(one.key.part for one in whole):
                 ones = whole
                 break
     first: dict[str, _Found] = {}
@@ -355,16 +314,19 @@ def _misfits(reading: Reading, shapes: Mapping[str, Shape]) -> list[tuple[str, s
     width: dict[str, int] = defaultdict(int)
     for slot in reading.slots.values():
         if slot.rows:
-            rows = (reading.arch.modules[path].shape[0] for path in _fused_with(slot, reading))
-            width[slot.up] = width[slot.up] or sum(rows)
-    reasons = ((path, _misfit(slot, path, reading.arch, shapes, width)) for path, slot in reading.slots.items())
+            width[slot.up] = width[slot.up] or _fused_rows(slot.name, reading)
+    reasons = [(path, _misfit(slot, path, reading.arch, shapes, width)) for path, slot in reading.slots.items()]
+    for path, network in reading.networks.items():
+        d_out, d_in = reading.arch.modules[path].shape
+        d_out = _fused_rows(network.name, reading) if network.rows else d_out
+        reasons.append((path, networks.misfit(network, shapes, d_out, d_in)))
     return [(path, reason) for path, reason in reasons if reason]
 
 
-def _fused_with(slot: Slot, reading: Reading) -> tuple[str, ...]:
-    """The modules whose rows the layer of a slot holds."""
-    spelling = _spelling(reading.arch.id, slot.name)
-    return tuple(path for path, _ in spelling.targets) if spelling else ()
+def _fused_rows(name: str, reading: Reading) -> int:
+    """The rows of a fused layer: those of all modules in it."""
+    spelling = spelling_of(reading.arch.id, name)
+    return sum(reading.arch.modules[path].shape[0] for path, _ in spelling.targets) if spelling else 0
 
 
 def _unknown_model(
@@ -372,13 +334,18 @@ def _unknown_model(
 ) -> str:
     """The error for a LoRA of no known architecture: its ``first`` key, or how it differs from the nearest one."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
-    named = [reading for reading in readings if reading.slots]
+    named = [reading for reading in readings if reading.modules]
     if not named and only_text:
         return f"{name}: a LoRA of a text encoder only (key {first!r}): it has nothing for a model. Known: {known}."
     if not named:
         return f"{name}: a LoRA of another model (key {first!r}, shape {list(shapes[first])}). Known: {known}."
     # The nearest is the one of which the most modules fit, then of which the most are named; the first of equals.
-    nearest = max(named, key=lambda reading: (len(reading.slots) - len(_misfits(reading, shapes)), len(reading.slots)))
+
+    def fit(reading: Reading) -> tuple[int, int]:
+        count = len(reading.slots) + len(reading.networks)
+        return count - len(_misfits(reading, shapes)), count
+
+    nearest = max(named, key=fit)
     if other := _other_model(nearest):
         return f"{name}: a LoRA of another model ({other}). Known: {known}."
     path, reason = _misfits(nearest, shapes)[0]

@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, keys, scales, threads
+from . import atomic, dialects, files, keys, scales, spellings, threads
 from .architectures import Architecture
 from .errors import UserError
 from .metadata import true_metadata
 
 if TYPE_CHECKING:
     import torch
+
+    from .rank import SVD
 
     Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -64,12 +66,13 @@ class Lora:
         return Lora(arch, specs, modules.__getitem__, metadata or {})
 
     @staticmethod
-    def read(path: Path | str, *, alpha: float | None = None) -> Lora:
+    def read(path: Path | str, base: Path | str | None = None, *, alpha: float | None = None) -> Lora:
         """From a file in any dialect, which stays open as long as the value lives, or from a folder of PEFT's.
+        ``base``: the base model's weights, a checkpoint or a folder of them, which a DoRA needs.
 
         ``alpha``: of a file that does not say its own. Raises UserError where it is not a LoRA of a known model.
         """
-        return from_file(files.TensorFile(scales.lora_file(path)), alpha)
+        return from_file(files.TensorFile(scales.lora_file(path)), base, alpha)
 
     def __getitem__(self, path: str) -> Pair:
         return self.load(path)
@@ -148,10 +151,13 @@ class Lora:
             files.write(stream, _write_plans(self, how), told, progress)
 
 
-def from_file(file: files.TensorFile, alpha: float | None = None) -> Lora:
+def from_file(file: files.TensorFile, base: Path | str | None = None, alpha: float | None = None) -> Lora:
     """The LoRA in an open file. Factors are read when they are asked for. Raises UserError as `Lora.read`."""
     name = file.path.name
     reading = keys.parse_keys(file.header.shapes, name)
+    if reading.mixed:
+        path, kinds = reading.mixed[0]
+        raise UserError(f"{name}: the module {path} holds {kinds}, and one network a module is read.")
     if reading.halves:
         raise UserError(f"{name}: {reading.halves[0]} has only one of its two factors.")
     if reading.collisions:
@@ -161,7 +167,12 @@ def from_file(file: files.TensorFile, alpha: float | None = None) -> Lora:
     if told.problems:
         raise UserError(f"{name}: {told.problems[0]}.")
     specs = {path: _spec(file, path, slot, told.values[path]) for path, slot in reading.slots.items()}
-    return Lora(reading.arch, specs, FileFactors(file, reading, told.values, specs), file.header.metadata)
+    factors = FileFactors(file, reading, told.values, specs)
+    if reading.networks:
+        from .network_files import with_networks
+
+        factors = with_networks(factors, base)
+    return Lora(reading.arch, factors.specs, factors, file.header.metadata)
 
 
 def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:
@@ -208,6 +219,10 @@ class FileFactors:
         row = info.nbytes // info.shape[0]
         return self.file.chunks(name, slot.rows[0] * row, slot.rows[1] * row)
 
+    def svd(self, path: str, rank: int | None, *, exact: bool) -> SVD | None:
+        """The decomposition of a module's update where there is a shorter way than by its factors."""
+        return None
+
 
 def _scaled(load: Callable[[str], Pair], weight: float, path: str) -> Pair:
     down, up = load(path)
@@ -237,11 +252,11 @@ def _number(value: float) -> list[bytes]:
 
 def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
     """The layers to write: our modules, or the native layers in the place of their first module."""
-    native = keys.native_layers(lora.arch.id) if dialect.native else {}
+    native = spellings.native_layers(lora.arch.id) if dialect.native else {}
     raw = lora.source.raw if lora.source else None
     done: set[str] = set()
     for path, spec in lora.specs.items():
-        layer = native.get(path, keys.NativeLayer(path, (path,)))
+        layer = native.get(path, spellings.NativeLayer(path, (path,)))
         shape = lora.arch.modules[path].shape
         if len(layer.paths) == 1:
             yield _LayerWriter(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
@@ -250,7 +265,7 @@ def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
             yield _fused(lora, layer)
 
 
-def _fused(lora: Lora, layer: keys.NativeLayer) -> _LayerWriter:
+def _fused(lora: Lora, layer: spellings.NativeLayer) -> _LayerWriter:
     """Several modules as the rows of one layer. If all have the same down factor, the layer has it too, at the same
     rank. Otherwise its factors hold theirs block by block, which is exact as well."""
     import torch

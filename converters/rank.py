@@ -40,7 +40,8 @@ RANK_LIMIT = 4096
 @dataclass(frozen=True)
 class SVD:
     """up @ down = u @ diag(s) @ vh, with orthonormal columns of u [d_out, k] and rows of vh [k, d_in]; s [k] descends,
-    k = min(d_out, rank, d_in)."""
+    k = min(d_out, rank, d_in). Where only the first vectors were asked for, s goes on with the values without vectors,
+    or with the norm of all that is left."""
 
     u: torch.Tensor
     s: torch.Tensor
@@ -75,7 +76,10 @@ def singular_values(
     return values
 
 
-def _module_svd(lora: Lora, path: str, exact: bool) -> SVD:
+def _module_svd(lora: Lora, path: str, exact: bool, rank: int | None = None) -> SVD:
+    """Of a module's update; at least the first ``rank`` vectors, all unless given."""
+    if lora.source and (svd := lora.source.svd(path, rank, exact=exact)):
+        return svd
     down, up = lora[path]
     if not (down.isfinite().all() and up.isfinite().all()):
         raise UserError(f"{path}: the factors hold NaN or infinity.")
@@ -130,7 +134,7 @@ class Resizer:
         if path not in self.lora.specs:
             return self._fresh_module(path, fresh_rows)
         with one_thread():
-            svd = _module_svd(self.lora, path, self.exact)
+            svd = _module_svd(self.lora, path, self.exact, self.ranks[path])
             self.singular_values[path] = svd.s.double()
             return factors_of_rank(svd, self.ranks[path], fresh_rows)
 

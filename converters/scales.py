@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import files, keys
+from . import files, keys, networks
 from .errors import UserError
 from .headers import parse_json, read_json
 
@@ -76,6 +76,7 @@ def read_scales(file: files.TensorFile, reading: keys.Reading, alpha: float | No
         problems.append(f"its {error}: the scale is unknown; say it with --alpha")
     values, sources = dict[str, float](), dict[str, str]()
     stale: list[str] = []
+    unread: list[str] = []
     for path, slot in reading.slots.items():
         rank = file.info(slot.down).shape[0]
         if slot.alpha:
@@ -90,6 +91,16 @@ def read_scales(file: files.TensorFile, reading: keys.Reading, alpha: float | No
                 stale.append(f"{path} has rank {rank}, not {ranks[0]:g} as its {place} says")
         else:
             values[path], sources[path] = 1.0, NOWHERE
+    for path in reading.modules:
+        if path in reading.slots:
+            continue
+        key = reading.networks[path].keys.get("alpha")
+        values[path] = _scale_of_alpha(file, reading, path, file.number(key)) if key else 1.0
+        sources[path] = TENSORS if key else NOWHERE
+        if config and not key:
+            unread.append(f"{path} is {reading.networks[path].title}, whose alpha is not read from its {place}")
+    if unread:
+        problems.append(f"{unread[0]}: the scale is unknown; say it with --alpha")
     if stale:
         problems.append(f"{stale[0]}: the scale is unknown; say it with --alpha (the rank, if it is 1)")
     problems += _harmful(file, reading, values)
@@ -98,7 +109,7 @@ def read_scales(file: files.TensorFile, reading: keys.Reading, alpha: float | No
         if len(told) == len(values):
             raise UserError(f"{file.path.name}: says its scale itself ({sources[min(told)]}). Leave --alpha out.")
         for path in values.keys() - told:
-            values[path], sources[path] = alpha / file.info(reading.slots[path].down).shape[0], ASKED
+            values[path], sources[path] = _scale_of_alpha(file, reading, path, alpha), ASKED
         problems = _harmful(file, reading, values)
     return Scales(values, sources, tuple(problems))
 
@@ -107,10 +118,21 @@ def _harmful(file: files.TensorFile, reading: keys.Reading, values: Mapping[str,
     """What to say of the first scale that is 0 or not finite."""
     for path, scale in values.items():
         if not scale or not math.isfinite(scale):
-            slot = reading.slots[path]
-            alpha = scale * file.info(slot.down).shape[0]
-            return [f"{slot.alpha or f'the alpha of {path}'} is {alpha:g}: the LoRA would do nothing or harm"]
+            alpha = scale / _scale_of_alpha(file, reading, path, 1.0)
+            slot, network = reading.slots.get(path), reading.networks.get(path)
+            key = slot.alpha if slot else network and network.keys.get("alpha")
+            return [f"{key or f'the alpha of {path}'} is {alpha:g}: the LoRA would do nothing or harm"]
     return []
+
+
+def _scale_of_alpha(file: files.TensorFile, reading: keys.Reading, path: str, alpha: float) -> float:
+    """What an alpha means for a module. One of 0, or not finite, is never meant: it stays what it is."""
+    slot = reading.slots.get(path)
+    if slot:
+        return alpha / file.info(slot.down).shape[0]
+    network = reading.networks[path]
+    usable = alpha and math.isfinite(alpha)
+    return networks.scale(network.kind, network.shapes(file.header.shapes), alpha) if usable else alpha
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from i2l_ext.converters.architectures import (
     qwen_image,
 )
 from i2l_ext.converters.dialects import DIALECTS
-from i2l_ext.converters.keys import native_layers, parse_keys
+from i2l_ext.converters.keys import parse_keys
+from i2l_ext.converters.spellings import native_layers
 from peers import diffsynth
 
 FLUX_LIKE = [FLUX, KLEIN_4B, KLEIN_9B, FLUX2_DEV]

@@ -10,7 +10,7 @@ from i2l_ext.converters import Lora, UserError, bases, gguf
 from i2l_ext.converters.architectures import ARCHITECTURES, FLUX, MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.bases import fits, read_base
 from i2l_ext.converters.headers import BYTES
-from i2l_ext.converters.keys import native_layers
+from i2l_ext.converters.spellings import native_layers
 from test_converters_commands import i2l
 
 

@@ -178,9 +178,9 @@ WRONG = {
         {f"{PATH}.lora_A.weight": torch.ones(2, 5120), f"{PATH}.lora_B.weight": torch.ones(5120, 2)},
         "not its shapes.*5120",
     ),
-    "LoKr": (GOOD | {f"{PATH}.lokr_w1": torch.ones(2)}, "LoKr, which is not supported"),
-    "LoHa": (GOOD | {f"{PATH}.hada_w1_a": torch.ones(2)}, "LoHa, which is not supported"),
-    "DoRA": (GOOD | {f"{PATH}.dora_scale": torch.ones(2)}, "DoRA, which is not supported"),
+    "LoKr": (GOOD | {f"{PATH}.lokr_w1": torch.ones(2)}, "holds LoKr and LoRA, and one network"),
+    "LoHa": (GOOD | {f"{PATH}.hada_w1_a": torch.ones(2)}, "holds LoHa and LoRA, and one network"),
+    "DoRA": (GOOD | {f"{PATH}.dora_scale": torch.ones(2)}, r"its magnitude is \[2\]"),
     "duplicate module in two dialects": (
         GOOD | {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP},
         "two keys name the module",

@@ -327,12 +327,9 @@ def test_text_encoder_foreign_and_half_modules_are_told_apart():
 
 
 REFUSED = {
-    "LoKr": "transformer_blocks.0.attn.to_q.lokr_w1",
-    "LoHa": "lycoris_transformer_blocks_0_attn_to_q.hada_w1_a",
-    "DoRA": "transformer_blocks.0.attn.to_q.dora_scale",
     "OFT": "transformer_blocks.0.attn.to_q.oft_blocks",
-    "full difference": "diffusion_model.transformer_blocks.0.attn.to_q.diff",
-    "bias difference": "diffusion_model.transformer_blocks.0.attn.to_q.diff_b",
+    "GLoRA": "transformer_blocks.0.attn.to_q.a1.weight",
+    "IA3": "lycoris_transformer_blocks_0_attn_to_q.ia3_w",
     "LoRA biases": "transformer.transformer_blocks.0.attn.to_q.lora_B.bias",
 }
 

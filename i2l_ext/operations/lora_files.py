@@ -152,9 +152,9 @@ def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
     from i2l_ext.converters import bases, consumers
 
     reading, verdicts = consumers.check(request.file)
-    fit = bases.fits(reading.arch, reading.slots, bases.read_base(request.base)) if request.base else None
+    fit = bases.fits(reading.arch, reading.modules, bases.read_base(request.base)) if request.base else None
     return CheckResult(
-        request.file, reading.arch, reading.dialect, len(reading.slots), tuple(verdicts), request.base, fit
+        request.file, reading.arch, reading.dialect, len(reading.modules), tuple(verdicts), request.base, fit
     )
 
 
@@ -181,19 +181,27 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
 
 
 def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
-    """Write a LoRA in another dialect, with the blocks and kinds that are asked for. Raises UserError."""
+    """Write a LoRA in another dialect, at most of the rank and with the blocks and kinds that are asked for. Raises
+    UserError."""
+    from i2l_ext.converters import rank as ranks
     from i2l_ext.converters.select import select
 
-    lora = select(_read(request.file, request.dtype, context, request.alpha), request.blocks, request.kinds)
+    exact = request.rank is None
+    lora = _read(request.file, request.dtype, context, request.alpha, base=request.base, exact_factors=exact)
+    resizer = None
+    if request.rank is not None:
+        lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
+        resizer = ranks.resizer_of(lora)
+    lora = select(lora, request.blocks, request.kinds)
     output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
-    return _write(request, lora, output, request.dialect, _progress(request, context), context)
+    return _write(request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer)
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     """Write a LoRA at another rank: the nearest one, or the same with rows that can learn. Raises UserError."""
     from i2l_ext.converters import rank as ranks
 
-    lora = _read(request.file, request.dtype, context, request.alpha)
+    lora = _read(request.file, request.dtype, context, request.alpha, exact_factors=False)
     progress = _progress(request, context)
     wanted: int | dict[str, int] = request.rank or 0
     if request.energy is not None or request.per_module:
@@ -241,7 +249,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
-    lora = _read(request.file, None, context, request.alpha)
+    lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None)
     folder = request.output or _beside(request.file, request.trainer)
     return ExportResult(
         write(
@@ -317,11 +325,18 @@ def _part(progress: Callable[[float], None], start: float, end: float) -> Callab
     return lambda share: progress(start + share * (end - start))
 
 
-def _read(path: Path, dtype: str | None, context: Context, alpha: float | None = None) -> Lora:
-    """A LoRA to write anew. What will not be carried over is noted."""
+def _read(
+    path: Path, dtype: str | None, context: Context, alpha: float | None = None,
+    *, base: Path | None = None, exact_factors: bool = True,
+) -> Lora:  # fmt: skip
+    """A LoRA to write anew. What will not be carried over is noted. ``exact_factors``: those of every module will be
+    made, which is refused where they are larger than the weight."""
     from i2l_ext.converters import Lora
+    from i2l_ext.converters.network_files import require_small
 
-    lora = Lora.read(path, alpha=alpha)
+    lora = Lora.read(path, base, alpha=alpha)
+    if exact_factors:
+        require_small(lora)
     source = lora.read_from
     reading = source.reading
     tensors = source.file.header.tensors
@@ -330,6 +345,7 @@ def _read(path: Path, dtype: str | None, context: Context, alpha: float | None =
     for what, keys in {
         "text-encoder keys are not carried over": reading.text_encoder,
         "foreign keys are not carried over": reading.foreign,
+        "bias difference keys are not carried over": reading.biases,
         "keys are left out, because the file has their modules once more": reading.doubled,
         "alphas are left out, because their modules have no factors": reading.stray_alphas,
     }.items():

@@ -88,6 +88,15 @@ class ConvertRequest(Request):
     dialect: str = _dialect(f"dialect, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
+    rank: int | None = _rank(
+        "nearest LoRA of this rank, where a module has a higher one; LoKr, LoHa and others become one"
+    )
+    base: Path | None = option(
+        "the base model's weights, which a DoRA needs: a checkpoint, or a folder with its files",
+        None,
+        metavar="CHECKPOINT",
+        local=True,
+    )
     dtype: str | None = _dtype("as in the file")
     alpha: float | None = _alpha()
     lossy: bool = option(LOSSY, False)
