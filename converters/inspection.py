@@ -105,6 +105,11 @@ class Inspection:
     def finite(self) -> bool | None:
         return None if self.not_finite is None else not self.not_finite
 
+    @property
+    def dialect(self) -> str:
+        """The name of the key format: "mixed" if there are several, "other" if it has no name."""
+        return self.reading.dialect
+
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
         reading = self.reading
