@@ -12,44 +12,87 @@ import io
 import json
 import logging
 import re
+import signal
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from peers import diffsynth
-from spellings import QWEN, Spelling
+from spellings import QWEN, Spelling, Z
 
 RECORDED = Path(__file__).parent / "recorded" / "loaders.json"
 Updates = Mapping[str, torch.Tensor]
 
 
 def outcome(spelling: Spelling, load: Callable[[Spelling], Updates]) -> str:
-    """What a loader does with a file, in words that can be compared: ``nothing``; ``error TYPE: first line`` (keys as
-    KEY); ``whole``
-    or ``part without KIND KIND``. Then, where an update is not the true one, ``, x0.5`` (times what it should be, in
-    all modules) or ``, x0.5 KIND KIND, x0.25 KIND`` (in these), ``wrong`` where it is no multiple of it,
-    ``empty`` where the layer is there but has no data, so that the first picture ends in an error."""
+    """What a loader does with a file, in words that can be compared: ``nothing``; ``hangs``; ``error TYPE: first line``
+    (keys as KEY); ``whole`` or ``part without KIND KIND``.
+
+    Then, where an update is not the true one: ``, x0.5`` (times what it should be, in all modules) or ``, x0.5 KIND
+    KIND, x0.25 KIND`` (in these); ``wrong`` where it is no multiple of it; ``empty`` where the layer is there but a
+    factor has no data, so that the first picture ends in noise or an error.
+    """
+    _warm(load)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _quiet(), _limit(1):
             found = load(spelling)
-    except Exception as error:  # what a loader raises is what we want to know
+    except TimeoutError:
+        return "hangs"
+    except Exception as error:  # noqa: BLE001 what a loader raises is what we want to know
         first = " ".join(str(error).strip().splitlines()[:1])
         first = re.sub(r"'[^' ]+\.[^' ]+'", "KEY", first)
+        first = re.sub(r"[{\[(].*", "", first)  # what is listed there has no order
         return f"error {type(error).__name__}: {first[:60]}".strip(" :")
     return judge(spelling, found)
+
+
+@cache
+def _warm(load: Callable[[Spelling], Updates]) -> None:
+    """Imports are done before the clock runs."""
+    with _quiet():
+        for family in (QWEN, Z):
+            load(Spelling(family, "diffusion_model.", "A/B"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """TimeoutError after so much processor time. (Only where the system has such a clock; Windows has none.)"""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def judge(spelling: Spelling, found: Updates) -> str:
     """The same, of updates that are at hand."""
     true = spelling.updates()
     ratios = {path: _ratio(found.get(path), update) for path, update in true.items()}
-    loaded = [path for path in true if ratios[path] != "x0"]
+    for path in found.keys() - true.keys():
+        if found[path].is_meta or found[path].any():
+            ratios[path] = "empty" if found[path].is_meta else "wrong"
+    loaded = [path for path, ratio in ratios.items() if ratio != "x0"]
     if not loaded:
         return "nothing"
     lacking = [path for path in true if ratios[path] == "x0"]
@@ -120,9 +163,10 @@ def _injected(base: torch.nn.Module, adapter: str) -> Updates:
     found = {}
     for path, layer in base.named_modules():
         if adapter in getattr(layer, "lora_A", {}):
-            path = path.removeprefix("base_model.model.")
             down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            found[path] = (layer.scaling[adapter] * up @ down).detach()
+            if down.is_meta or up.is_meta:  # torch multiplies them with others all the same, and the result is noise
+                down, up = down.to("meta"), up.to("meta")
+            found[path.removeprefix("base_model.model.")] = (layer.scaling[adapter] * up @ down).detach()
     return found
 
 
@@ -155,7 +199,7 @@ def by_peft(spelling: Spelling) -> Updates:
 
 def by_diffsynth(spelling: Spelling) -> Updates:
     """``GeneralLoRALoader.fuse_lora_to_base_model``, which adds updates to the layers of the same names. (DiffSynth's
-    classes have fixed widths; their names are diffusers', `test_loaders` holds them together.)"""
+    classes have fixed widths and want einops; the names of their layers are diffusers'.)"""
     base = _fresh(_base(spelling.family))
     linear = {path: layer for path, layer in base.named_modules() if isinstance(layer, torch.nn.Linear)}
     for layer in linear.values():
@@ -175,3 +219,44 @@ LOADERS: dict[str, Callable[[Spelling], Updates]] = {
 @cache
 def recorded() -> dict:
     return json.loads(RECORDED.read_text(encoding="utf-8"))
+
+
+@cache
+def recorded_outcomes(loader: str) -> dict[str, str]:
+    """What was recorded of a loader, by the id of the spelling."""
+    place = list(recorded()["loaders"]).index(loader)
+    words = recorded()["outcomes"]
+    return {id: words[row[place]] for id, row in recorded()["rows"].items()}
+
+
+def by_rules(rules: Iterable[Mapping], spelling: Spelling) -> str:
+    """The outcome by a loader's rules: that of the first of which every condition holds."""
+    return next(
+        rule["then"]
+        for rule in rules
+        if all(getattr(spelling, part) in values for part, values in rule["when"].items())
+    )
+
+
+def lacking(spelling: Spelling, outcome: str) -> set[str]:
+    """The modules that take no effect: all where it is nothing, an error or layers without data."""
+    paths = set(spelling.updates())
+    words = outcome.split(", ")
+    if not words[0].startswith(("whole", "part")) or words[-1].startswith("empty"):
+        return paths
+    if words[0] == "whole":
+        return set()
+    names = words[0].removeprefix("part without ").split()
+    return {p for p in paths for name in names if p == name or p.endswith(f".{name}") or p.startswith(f"{name}.")}
+
+
+def agrees(spelling: Spelling, outcome: str, status: str, loads: int) -> bool:
+    """Whether a verdict of `converters.consumers.check` (its status, and how many modules load) tells an outcome."""
+    without = lacking(spelling, outcome)
+    count = len(spelling.updates())
+    if len(without) == count:
+        return status in ("nothing", "refused")
+    scaled = any(word.startswith(("x", "wrong")) for word in outcome.split(", ")[1:])
+    if without:
+        return status == "part" and loads == count - len(without)
+    return status == ("ignores alpha" if scaled else "all") and loads == count

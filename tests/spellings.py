@@ -54,9 +54,8 @@ SUFFIXES = {
 
 NAMES = ("ours", "native", "both", "singles", "dotted refiners", "no up", "no down", "alpha alone")
 """``ours``: diffusers' names. ``native``: fused q, k and v. ``both``: the fused layers beside q, k and v of the same
-update. ``singles``: the layers outside the blocks. ``dotted refiners``: ``context.refiner.0`` for ``context_refiner.0``.
-``no up``, ``no down``: the first module lacks
-that factor. ``alpha alone``: one more ``.alpha``, of a module without factors."""
+update. ``singles``: the layers outside the blocks. ``dotted refiners``: ``context.refiner.0``. ``no up``, ``no down``:
+the first module lacks that factor. ``alpha alone``: one more ``.alpha``, of a module without factors."""
 
 SCALES = ("none", "rank", "half", "negative", "header", "rslora", "pattern", "stale")
 """``none``: nothing says a scale. ``rank``, ``half``, ``negative``: an ``.alpha`` beside the factors, of the rank, half
@@ -96,7 +95,11 @@ def model(family: str, full: bool = False) -> Model:
         attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
         kinds = {f"attn.{name}": (h, h) for name in attention}
         for side in ("img", "txt"):
-            kinds |= {f"{side}_mlp.net.0.proj": (h, 4 * h), f"{side}_mlp.net.2": (4 * h, h), f"{side}_mod.1": (h, 6 * h)}
+            kinds |= {
+                f"{side}_mlp.net.0.proj": (h, 4 * h),
+                f"{side}_mlp.net.2": (4 * h, h),
+                f"{side}_mod.1": (h, 6 * h),
+            }
         singles = {
             "img_in": (latent, h),
             "txt_in": (text, h),
@@ -141,7 +144,7 @@ def _noise(name: str, rows: int, columns: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a file holds it: the modules whose rows it stacks, and its factors, down [rank, in], up [out, rank]."""
+    """A layer as a file holds it: the modules whose rows it stacks; its factors, down [rank, in], up [out, rank]."""
 
     name: str
     paths: tuple[str, ...]
@@ -161,7 +164,7 @@ class Spelling:
 
     @property
     def id(self) -> str:
-        return "|".join((self.family, self.prefix, self.suffix, self.names, self.scale))
+        return f"{self.family}|{self.prefix}|{self.suffix}|{self.names}|{self.scale}"
 
     @staticmethod
     def of(id: str) -> Spelling:
@@ -292,7 +295,12 @@ _CROSSED = (
     (("pipe.dit.", "unet."), ("A/B", "A/B default", "down/up"), ("ours",), ("none",)),
     (("transformer.",), ("A/B", "lora.down", "down/up"), ("ours",), HEADERS),
     (("diffusion_model.", "", "base_model.model.", "transformer._orig_mod."), ("A/B",), ("ours",), HEADERS),
-    (("diffusion_model.", "transformer.", ""), ("A/B", "down/up"), ("singles", "no up", "no down", "alpha alone"), ("none",)),
+    (
+        ("diffusion_model.", "transformer.", ""),
+        ("A/B", "down/up"),
+        ("singles", "no up", "no down", "alpha alone"),
+        ("none",),
+    ),
     (("lora_unet_",), ("down/up",), ("singles", "no up", "no down", "alpha alone"), ("none", "rank")),
     (("diffusion_model.", "transformer.", ""), ("A/B", "down/up", "lora.down"), ("both",), ("none", "half")),
     (("lora_unet_",), ("down/up",), ("both",), ALPHAS),
@@ -303,11 +311,6 @@ _CROSSED = (
 
 def spellings() -> list[Spelling]:
     """Every spelling that some tool writes, and those that are one step beside."""
-    found = [
-        Spelling(family, *parts)
-        for family in (QWEN, Z)
-        for crossed in _CROSSED
-        for parts in product(*crossed)
-    ]
+    found = [Spelling(family, *parts) for family in (QWEN, Z) for crossed in _CROSSED for parts in product(*crossed)]
     found += [Spelling(Z, "diffusion_model.", suffix, "dotted refiners") for suffix in ("A/B", "down/up")]
     return list(dict.fromkeys(found))
