@@ -61,7 +61,7 @@ class HeadKind:
     marker: str
     layout: Callable[[int, int, int, int], tuple[dict[str, int], Shapes]]
     write: Callable[[HeadProjector, str, int, torch.Tensor, torch.Tensor], None]
-    measure: Callable[[Shapes, int], tuple[int, int, int]]
+    measure: Callable[[Shapes, int], tuple[int, ...]]
     by_path: bool = False
 
 
