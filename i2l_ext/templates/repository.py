@@ -1,0 +1,81 @@
+"""A downloaded template: its files, and the hash that a user agrees to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.models.store import known_sha256, read_note
+
+CODE = "model.py"
+"""The file that DiffSynth-Studio imports; it may import every other."""
+
+MOST_FILES = 500
+CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class TemplateRepository:
+    """A folder with ``model.py`` and weights. ``repo``: its name on the hub. ``check`` is called between two reads and
+    may raise Cancelled."""
+
+    folder: Path
+    repo: str
+    check: Callable[[], None] = lambda: None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of every file by its name in the folder, sorted: whatever lies there, the code can read.
+
+        That of code is always computed; that of other files is taken from the download where they have not changed
+        since. Raises UserError for links and special files, and for more files than a template has.
+        """
+        found: dict[str, str] = {}
+        try:
+            for path in sorted(self.folder.rglob("*")):
+                name = path.relative_to(self.folder).as_posix()
+                if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                    raise UserError(f"{self.folder.name}: {name} is a link or no plain file, and a template has none.")
+                if path.is_dir() or name.endswith((".sha256", ".part", ".lock")) or name.startswith("."):
+                    continue
+                if len(found) == MOST_FILES:
+                    raise UserError(f"{self.folder.name}: more than {MOST_FILES} files: not a template.")
+                known = None if path.suffix in (".py", ".so", ".pyd") else known_sha256(path)
+                found[name] = known or self._sha256(path)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read ({error.strerror}).") from None
+        if CODE not in found:
+            raise UserError(f"{self.folder}: holds no {CODE}, so it is not a template.")
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        """64 hex digits that change with any file of the folder: sha256 over the lines ``SHA256  NAME``, as
+        ``sha256sum`` prints them, in the order of the names."""
+        lines = "".join(f"{sha}  {name}\n" for name, sha in self.hashes.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def revision(self) -> str:
+        """The hub's name for the state that was downloaded; "unknown" where it was not downloaded by us."""
+        return str(read_note(self.folder / CODE).get("revision") or "unknown")
+
+    @property
+    def source(self) -> str:
+        """A link to read the code."""
+        note = read_note(self.folder / CODE)
+        if note.get("source") == "huggingface":
+            return f"https://huggingface.co/{self.repo}/blob/{self.revision}/{CODE}"
+        return f"https://modelscope.cn/models/{self.repo}/file/view/master/{CODE}"
+
+    def _sha256(self, path: Path) -> str:
+        sha = hashlib.sha256()
+        with path.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                self.check()
+                sha.update(piece)
+        return sha.hexdigest()
