@@ -17,14 +17,15 @@ letters: what the base models of Alibaba are asked to avoid, in the language tha
 @dataclass(frozen=True)
 class GenerationSettings:
     """What to set where pictures are generated. ``shift``: of the sigmas; None: as the base has it. ``branch``: which
-    branch of the guidance gets the LoRA. ``source``: where it is known from."""
+    branch of the guidance gets the LoRA; grey: the positive one, and the negative one gets the LoRA of grey pictures.
+    ``source``: where it is known from."""
 
     steps: int
     cfg: float
     shift: float | None = None
     size: str = "1024x1024"
     negative_prompt: str = ""
-    branch: Literal["both", "positive"] = "both"
+    branch: Literal["both", "positive", "grey"] = "both"
     source: str = "DiffSynth-Studio's example"
 
     @property
@@ -33,13 +34,19 @@ class GenerationSettings:
         parts = [f"{self.steps} steps", f"cfg {self.cfg:g}"]
         parts += [f"shift {self.shift:g}"] if self.shift else [self.size]
         parts += ["a negative prompt"] if self.negative_prompt else []
-        parts += ["the LoRA on the positive branch only"] if self.branch == "positive" else []
+        parts += [_BRANCHES[self.branch]] if self.branch in _BRANCHES else []
         return ", ".join(parts)
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+_BRANCHES = {
+    "positive": "the LoRA on the positive branch only",
+    "grey": "the LoRA on the positive branch, that of grey pictures (--grey) on the negative",
+}
+
 QWEN_SETTINGS = GenerationSettings(50, 4)
 Z_SETTINGS = GenerationSettings(50, 4, 8, negative_prompt=Z_NEGATIVE, branch="positive")
+V2_SETTINGS = GenerationSettings(50, 4, branch="grey")
 OMNI_SETTINGS = GenerationSettings(50, 7, 8, negative_prompt=Z_NEGATIVE, branch="positive")

@@ -11,7 +11,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -110,6 +110,12 @@ def open_image(
     except MemoryError:
         raise UserError(f"{name}: not enough memory to open it. Make the picture smaller.") from None
     return Picture(name, hashlib.sha256(data).hexdigest(), views)
+
+
+def plain(colour: tuple[int, int, int], sizes: Iterable[int] = (COARSE_SIDE,)) -> Picture:
+    """A picture of one colour; its ``sha256`` is that of its square's pixels."""
+    views = {size: Image.new("RGB", (size, size), colour) for size in {SIDE, *sizes}}
+    return Picture("plain", hashlib.sha256(views[SIDE].tobytes()).hexdigest(), views)
 
 
 def collect(paths: Sequence[Path | str]) -> list[Path]:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import images, library
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import EmbeddingCache
     from i2l_ext.models.catalogue import I2LModel
+    from i2l_ext.templates.python import DiffSynthPython
+
+GREY = "-grey"
+"""What the name of the LoRA of grey pictures ends in."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,35 @@ def make(
     options: ComputeOptions = DEFAULT_OPTIONS,
     callbacks: Callbacks = NO_CALLBACKS,
     cache: EmbeddingCache | None = None,
+    python: DiffSynthPython | None = None,
 ) -> MakeResult:
     """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
 
-    Name, folder and model of the request must be set, else ValueError. Raises UserError for what the user can mend,
-    Cancelled when the user wants to stop; then nothing is left behind.
+    Name, folder and model of the request must be set, else ValueError. ``python`` runs a template. Raises UserError
+    for what the user can mend, Cancelled when the user wants to stop; then nothing is left behind.
     """
+    return make_prepared(prepare(request), options, callbacks, cache, python)
+
+
+def make_prepared(
+    prepared: PreparedMake,
+    options: ComputeOptions = DEFAULT_OPTIONS,
+    callbacks: Callbacks = NO_CALLBACKS,
+    cache: EmbeddingCache | None = None,
+    python: DiffSynthPython | None = None,
+) -> MakeResult:
+    """The same of a request whose pictures are open."""
     from i2l_ext.embed import embed
 
-    prepared = prepare(request)
     model, files = prepared.model, store.require(prepared.model)
     clock = PhaseClock()
     with ExitStack() as opened:
+        if model.template:
+            with clock.phase("decode"):
+                lora = finish(
+                    [by_template(prepared, files, options, callbacks, python, opened)], prepared, files, opened
+                )
+            return save_result(prepared, clock.watch(lora, callbacks), clock)
         with clock.phase("encode"):
             embeddings = embed(prepared.pictures, model, files, options, callbacks, cache)
         callbacks.step("decode")
@@ -133,6 +155,8 @@ def prepare(request: MakeRequest) -> PreparedMake:
     model = requested_model(request)
     paths = images.collect(request.pictures)
     shares = shares_of(request.weights, len(paths))
+    if model.template and len(set(shares)) > 1:
+        raise UserError(f"{model.name} sees all pictures together: leave out --weights.")
     pictures = [images.open_image(path, sizes=model.views) for path in paths]
     return PreparedMake(request, request.name, request.folder, model, pictures, shares)
 
@@ -174,6 +198,46 @@ def decode(
         tokens = embeddings.tokens.get(expert.view) if expert.view else None
         parts.append(decoder.lora(embeddings.image, scales, tokens))
     return parts
+
+
+def by_template(
+    prepared: PreparedMake,
+    files: Mapping[str, Sequence[Path]],
+    options: ComputeOptions,
+    callbacks: Callbacks,
+    python: DiffSynthPython | None,
+    opened: ExitStack,
+) -> Lora:
+    """The LoRA that a template makes of the pictures' squares, all together, while ``opened`` is open.
+
+    Raises UserError; ValueError where there is no ``python`` or no template.
+    """
+    from i2l_ext.templates.repository import TemplateRepository
+    from i2l_ext.templates.run import template_lora
+
+    template = prepared.model.template
+    if template is None or python is None:
+        raise ValueError("a template and a Python are needed")
+    callbacks.step("template")
+    repository = TemplateRepository(
+        files[template.id][0].parent, template.repo or "", prepared.model.name, callbacks.check
+    )
+    folder = Path(opened.enter_context(TemporaryDirectory(prefix="i2l-made-")))
+    squares = [picture.square for picture in prepared.pictures]
+    lora = template_lora(repository, prepared.model.arch, squares, python, folder, callbacks, device=options.device)
+    return lora.scaled(prepared.request.strength)
+
+
+def grey_pair(prepared: PreparedMake) -> PreparedMake:
+    """The request for the LoRA of grey pictures, as many as there are: NAME-grey, for the negative branch. The authors
+    take the value 128 (DiffSynth-Studio's examples)."""
+    request, name = prepared.request, f"{prepared.name}{GREY}"
+    names.check_name(name)
+    grey = images.plain((128, 128, 128), prepared.model.views)
+    note = f"For the negative branch, beside {prepared.name}."
+    request = replace(request, name=name, grey=False, weights=None, activation_text="", description=note)
+    count = len(prepared.pictures)
+    return replace(prepared, request=request, name=name, pictures=[grey] * count, shares=shares_of(None, count))
 
 
 def finish(
@@ -227,6 +291,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             strength=request.strength,
             request=prepared.digest,
             heads=prepared.own_heads,
+            pair=f"{stem}{GREY}" if request.grey else None,
         )
         lora.write(path, request.dialect, metadata=facts)
 

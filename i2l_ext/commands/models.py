@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from i2l_ext.commands.arguments import add_arguments, request_of
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.bars import bars
-from i2l_ext.requests import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
+from i2l_ext.requests import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
 
 if TYPE_CHECKING:
     from i2l_ext.operations.models import DownloadPlan
@@ -28,6 +28,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add_arguments(fetch, DownloadRequest)
     fetch.add_argument("--offline", action="store_true", help="only say what is missing")
     fetch.set_defaults(run=run_download)
+
+    trust = actions.add_parser("trust", help="see the code that a v2 model brings, and agree to run it")
+    add_arguments(trust, TrustRequest)
+    trust.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    trust.set_defaults(run=run_trust)
 
     check = actions.add_parser("verify", help="check the files that are here, byte for byte where that is possible")
     add_arguments(check, VerifyRequest)
@@ -108,6 +113,39 @@ def _ask_consent(title: str, plan: DownloadPlan, agreed: bool) -> None:
         print("Do you agree to these licences, and download? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UserError("Nothing was downloaded.", "licences")
+
+
+def run_trust(args: argparse.Namespace) -> int:
+    """Show whose code would run, and ask. Only the digest itself, typed or given by --agree, is an agreement."""
+    from i2l_ext.operations import Context, perform
+
+    request = request_of(args, TrustRequest)
+    with bars() as reporter:
+        found = perform(request, Context(reporter=reporter))
+    if args.json:
+        print(json.dumps(found.json(), indent=2))
+        return 0
+    print(f"{found.model}: code of {found.repo}, revision {found.revision}")
+    print(f"  read it: {found.source}")
+    print(f"  or here: {found.folder}")
+    print(f"  licence: {found.licence}")
+    for name, sha in found.files.items():
+        print(f"  {sha}  {name}")
+    print(f"  digest of all: {found.digest}")
+    print(f"  {found.cage}")
+    if not found.agreed and not request.withdraw and sys.stdin and sys.stdin.isatty():
+        print("This code is not ours and was not checked by us. To let it run, type the first eight digits of the "
+              "digest: ", end="", file=sys.stderr, flush=True)  # fmt: skip
+        if sys.stdin.readline().strip().lower() != found.digest[:8]:
+            raise UserError("Nothing was agreed to.", "untrusted")
+        found = perform(replace(request, digest=found.digest), Context())
+    told = (
+        "it may run"
+        if found.agreed
+        else f"it does not run until you say: i2l models trust {found.model} --agree DIGEST"
+    )
+    print(f"{found.model}: {told}")
+    return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:

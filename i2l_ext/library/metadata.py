@@ -14,6 +14,8 @@ _SD_VERSIONS = {("forge-neo", "qwen-image"): "qwen", ("forge-neo", "z-image"): "
 _MODELSPEC = {
     "qwen-image": ("qwen-image/lora", "https://github.com/QwenLM/Qwen-Image"),
     "z-image": ("z-image/lora", "https://github.com/Tongyi-MAI/Z-Image"),
+    "flux2-klein-4b": ("Flux.2-klein-4b/lora", "https://github.com/black-forest-labs/flux2"),
+    "hidream-o1": ("HiDream-O1-Image/lora", "https://github.com/HiDream-ai/HiDream-O1-Image"),
     "mini": ("i2l-mini/lora", "diffusers"),
 }
 """Architecture id -> modelspec.architecture, as SwarmUI and (but for the case) musubi-tuner name it, and
@@ -56,6 +58,7 @@ def lora_metadata(
     strength: float = 1.0,
     request: str | None = None,
     heads: str | None = None,
+    pair: str | None = None,
     description: str = "",
     made: datetime | None = None,
 ) -> dict[str, str]:
@@ -65,6 +68,7 @@ def lora_metadata(
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
     ``heads``: the id of heads other than the model's own.
+    ``pair``: the name of the LoRA for the negative branch, if there is one.
     ``made``: with its time zone; now if not given.
     There is no ss_network_module, since no trainer made the file, and no modelspec.hash_sha256, since the header is
     written before the tensors.
@@ -87,4 +91,5 @@ def lora_metadata(
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
         **({"i2l.request": request} if request else {}),
         **({"i2l.heads": heads} if heads else {}),
+        **({"i2l.grey": pair} if pair else {}),
     }

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
+from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
-from i2l_ext.converters.generation import OMNI_SETTINGS, QWEN_SETTINGS, Z_SETTINGS, GenerationSettings
+from i2l_ext.converters.generation import OMNI_SETTINGS, QWEN_SETTINGS, V2_SETTINGS, Z_SETTINGS, GenerationSettings
 from i2l_ext.decoder import DecoderSpec, ResidualSpec
 from i2l_ext.encoders import dims, encoder_module
 
@@ -21,8 +21,9 @@ DINO = "Apache-2.0 as re-hosted; upstream: Meta's DINOv3 licence (Built with DIN
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One set of weights. ``kind``: siglip2, dinov3, qwen-vl, heads or bias. ``spec`` says how large it is: the dims of
-    an encoder, a DecoderSpec, or for a bias, which is a plain LoRA, the architecture. ``files`` are exact names in
+    """One set of weights. ``kind``: siglip2, dinov3, qwen-vl, heads, bias or template. ``spec`` says how large it is:
+    the dims of an encoder, a DecoderSpec, or for a bias, which is a plain LoRA, and for a template, a repository with
+    code of its own, the architecture. ``files`` are exact names in
     ``repo``; one that ends in ``.index.json`` stands for the shards it lists. ``repo`` is None for weights that we
     ship. ``parameters`` and ``structure_md5`` are the published figures, where there are any. ``renamed``:
     pattern on the path of a file that is known by its structure only, where several checkpoints have the same."""
@@ -46,11 +47,11 @@ class Checkpoint:
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """{key: shape} by our own module definitions. Encoders are built on the meta device for it, which imports
-        torch. ValueError for a bias: its keys depend on its rank."""
+        torch. ValueError for a bias and a template, whose keys are not known before."""
         if self.kind == "heads":
             return self.spec.shapes
-        if self.kind == "bias":
-            raise ValueError(f"{self.id}: a LoRA's keys depend on its rank")
+        if self.kind in ("bias", "template"):
+            raise ValueError(f"{self.id}: its keys are not known")
         return encoder_module(self.kind).structure(self.spec)
 
 
@@ -66,22 +67,24 @@ class Expert:
 @dataclass(frozen=True)
 class I2LModel:
     """What a user chooses: encoders, experts, and perhaps a bias, a LoRA that is always added. ``settings``: how to
-    generate with what it makes; None for the miniature, whose command knows them."""
+    generate with what it makes; None for the miniature, whose command knows them. ``template``: in place of all
+    these, a repository with code of its own, which DiffSynth-Studio runs."""
 
     name: str
     line: str
     arch: Architecture
-    siglip2: Checkpoint
-    dinov3: Checkpoint
-    experts: tuple[Expert, ...]
+    siglip2: Checkpoint | None = None
+    dinov3: Checkpoint | None = None
+    experts: tuple[Expert, ...] = ()
     qwen_vl: Checkpoint | None = None
     bias: Checkpoint | None = None
     settings: GenerationSettings | None = None
+    template: Checkpoint | None = None
 
     @property
     def parts(self) -> tuple[Checkpoint, ...]:
         """Every checkpoint that the model needs."""
-        parts = (*self.encoders, *(expert.heads for expert in self.experts), self.bias)
+        parts = (*self.encoders, *(expert.heads for expert in self.experts), self.bias, self.template)
         return tuple(part for part in parts if part is not None)
 
     @property
@@ -96,7 +99,7 @@ class I2LModel:
 
     @property
     def rank(self) -> int:
-        """The rank that one picture gives, without the bias."""
+        """The rank that one picture gives, without the bias; 0 where a template decides it."""
         return sum(expert.heads.spec.rank for expert in self.experts)
 
 
@@ -140,6 +143,17 @@ Z_STYLE = Checkpoint(
 OMNI_STYLE = replace(
     Z_STYLE, id="z-image-omni-i2l-style", repo="DiffSynth-Studio/Z-Image-Omni-Base-i2L", renamed="omni",
 )  # fmt: skip
+
+Z_V2, KLEIN_V2, HIDREAM_V2 = (
+    Checkpoint(f"{name}-template", "template", arch, f"DiffSynth-Studio/{repo}", ("model.py",), parameters,
+               licence="unknown: see its page")
+    for name, arch, repo, parameters in (
+        ("z-image-v2", Z_IMAGE, "ZImage-i2L-v2", 1_800_000_000),
+        ("klein-4b-v2", KLEIN_4B, "KleinBase4B-i2L-v2", 1_800_000_000),
+        ("hidream-o1-v2", HIDREAM_O1, "HidreamO1-i2L-v2", 1_800_000_000),
+    )
+)  # fmt: skip
+"""The authors' later models. A user gave 3.6 GB for the first; of the others the size is not known."""
 
 MINI_EMBED = dims.SIGLIP2_MINI.hidden + dims.DINOV3_MINI.hidden
 
@@ -198,10 +212,16 @@ MODELS: dict[str, I2LModel] = {
               SIGLIP2, DINOV3, (Expert(Z_STYLE),), settings=Z_SETTINGS),
         I2LModel("z-image-omni-base-style", "the style of the pictures, for Z-Image-Omni-Base", Z_IMAGE,
               SIGLIP2, DINOV3, (Expert(OMNI_STYLE),), settings=OMNI_SETTINGS),
+        I2LModel("z-image-v2", "the style of the pictures, for Z-Image; runs through DiffSynth-Studio", Z_IMAGE,
+              settings=V2_SETTINGS, template=Z_V2),
+        I2LModel("klein-4b-v2", "the style of the pictures, for FLUX.2 klein base 4B; runs through DiffSynth-Studio",
+              KLEIN_4B, settings=V2_SETTINGS, template=KLEIN_V2),
+        I2LModel("hidream-o1-v2", "the style of the pictures, for HiDream-O1; runs through DiffSynth-Studio",
+              HIDREAM_O1, settings=V2_SETTINGS, template=HIDREAM_V2),
     )
 }  # fmt: skip
-"""By name, in the order in which they are shown. v2 models would be entries with heads of another kind. Their
-repositories ship code that the reference implementation runs; it is never run here."""
+"""By name, in the order in which they are shown. The repositories of v2 ship code of their own: it runs only in a
+process of DiffSynth-Studio's, shut in, and only once the user has agreed to its hash (``i2l_ext.templates``)."""
 
 REFUSED = {
     "qwen-image-fine": "Fine only adds detail to what Coarse wrote: choose qwen-image-coarse-fine.",

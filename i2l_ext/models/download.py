@@ -43,6 +43,11 @@ RETRY_SECONDS = 1.0
 MAX_EMPTY = 3
 """Connections in a row without a new byte, after which a download ends with an error."""
 
+CODE = "model.py"
+TEMPLATE_SUFFIXES = (".py", ".safetensors", ".json", ".txt", ".model", "LICENSE", "NOTICE")
+TEMPLATE_FILES = 200
+"""Of a template's repository: its code, what is fetched, and how many files at most."""
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done, and all bytes."""
 
@@ -85,6 +90,12 @@ def missing(model: I2LModel, folders: Folders) -> list[Checkpoint]:
     return [part for part in parts.values() if not is_here(part)]
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a name that a hub lists stays in its folder, on every system."""
+    parts = name.split("/")
+    return not set(name) & set('\\:\0*?"<>|') and all(part and not part.startswith(".") for part in parts)
+
+
 def notes(parts: Sequence[Checkpoint]) -> list[str]:
     """What to agree to before a download: a line for each part, with its size, its origin and its licence."""
     return [f"{part.id}: {gigabytes(part.nbytes)} from {part.repo}. Licence: {part.licence}" for part in parts]
@@ -114,13 +125,25 @@ class _Download:
         """The files of a checkpoint. An index is fetched at once, since it names others."""
         if part.repo is None:
             raise ValueError(f"{part.id} is shipped")
-        for file in part.files:
+        for file in self.names(part, part.repo):
             remote = self.describe(part.repo, file)
             yield remote
             if file.endswith(INDEX):
                 inner = file.removesuffix(Path(file).name)
                 for shard in shards(self.obtain(remote)):
                     yield self.describe(part.repo, inner + shard.name)
+
+    def names(self, part: Checkpoint, repo: str) -> Sequence[str]:
+        """The exact names of a checkpoint's files. Those of a template are what its repository lists now, without
+        pictures and the like."""
+        if part.kind != "template":
+            return part.files
+        with self.explained(repo, CODE):
+            listed = _interruptible(lambda stop: self.hub.names(repo), self.callbacks)
+        names = [name for name in listed if name.endswith(TEMPLATE_SUFFIXES)]
+        if len(names) > TEMPLATE_FILES or not all(_is_inside(name) for name in names) or CODE not in names:
+            raise UserError(f"{repo}: {self.hub.name} lists no {CODE}, or more and other files than a template has.")
+        return sorted(names)
 
     def describe(self, repo: str, file: str) -> RemoteFile:
         with self.explained(repo, file):
@@ -279,6 +302,8 @@ def verify(part: Checkpoint, paths: Sequence[Path], callbacks: DownloadCallbacks
             if digest(path, noted, callbacks or DownloadCallbacks()) != noted:
                 raise UserError(f"{path}: has changed since it was downloaded. Delete it and download it again.")
             checked.append(path)
+    if part.kind == "template":
+        return "checksum" if checked == list(paths) else "nothing (no checksum is known)"
     shapes = shapes_of(paths)
     if part.kind != "bias":
         check_structure(paths[0].name, part.shapes, shapes)

@@ -29,13 +29,16 @@ class RemoteFile:
 
 
 class Hub(Protocol):
-    """Both methods raise the errors of the client library; see ``explain``."""
+    """All methods raise the errors of the client library; see ``explain``."""
 
     @property
     def name(self) -> str: ...
 
     def describe(self, repo: str, file: str) -> RemoteFile:
         """The hub's description of a file of the newest revision."""
+
+    def names(self, repo: str) -> list[str]:
+        """The names of all files of the newest revision."""
 
     def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
         """Append the file's bytes from ``start`` on to ``sink``, which holds those before. Where the hub cannot start
@@ -55,6 +58,11 @@ class HuggingFace:
         url = hf_hub_url(repo, file, endpoint=self.endpoint)
         found = get_hf_file_metadata(url, endpoint=self.endpoint)
         return _remote(self, repo, file, found.size, found.etag, found.commit_hash or "main")
+
+    def names(self, repo: str) -> list[str]:
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint).list_repo_files(repo)
 
     def fetch(self, remote: RemoteFile, sink: BinaryIO, start: int) -> None:
         # hf_hub_download of newer versions starts over after a cut: http_get is what it is built on
@@ -80,14 +88,20 @@ class ModelScope:
     def _api(self) -> Any:
         return _modelscope_hub().HubApi(endpoint=self.endpoint)
 
+    def _listed(self, repo: str) -> dict[str, Any]:
+        if repo not in self._listings:
+            self._listings[repo] = {found.path: found for found in self._api.list_repo_files(repo, "model")}
+        return self._listings[repo]
+
     @cached_property
     def _listings(self) -> dict[str, dict[str, Any]]:
         return {}
 
+    def names(self, repo: str) -> list[str]:
+        return list(self._listed(repo))
+
     def describe(self, repo: str, file: str) -> RemoteFile:
-        if repo not in self._listings:
-            self._listings[repo] = {found.path: found for found in self._api.list_repo_files(repo, "model")}
-        found = self._listings[repo].get(file)
+        found = self._listed(repo).get(file)
         if found is None:
             raise UserError(f"{repo}: {self.name} does not have the file {file}.")
         return _remote(self, repo, file, found.size, found.sha256, "master")

@@ -212,7 +212,10 @@ def _is_plain(name: object) -> bool:
 
 
 def _check(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
-    """Raises UserError where the files are not whole or, as far as their headers tell, not that checkpoint."""
+    """Raises UserError where the files are not whole or, as far as their headers tell, not that checkpoint. Of a
+    template nothing is known before."""
+    if checkpoint.kind == "template":
+        return
     found = _structure(paths)
     if checkpoint.structure_md5 not in (None, found):
         name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/{paths[0].name} and its shards"
@@ -344,7 +347,8 @@ class CheckpointStatus:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model as ``i2l models`` shows it. ``download_folder``: where a download goes."""
+    """A model as ``i2l models`` shows it. ``download_folder``: where a download goes. ``has_code``: it is a template,
+    whose code runs only after ``i2l models trust``."""
 
     name: str
     arch: str
@@ -353,6 +357,7 @@ class ModelStatus:
     ready: bool
     download_bytes: int
     download_folder: str
+    has_code: bool = False
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -373,6 +378,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
             all(shown[part.id].present for part in model.parts),
             sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
             str(folders.own.absolute()),
+            model.template is not None,
         )
         for model in catalogue.MODELS.values()
     ]
@@ -384,9 +390,10 @@ def _status(part: Checkpoint, folders: Folders, structures: bool) -> CheckpointS
         paths = locate(part, folders)
     except UserError as error:
         problem = str(error)
-    size = sum(path.stat().st_size for path in paths) if paths else part.nbytes
+    held = paths and part.kind == "template" and [path for path in paths[0].parent.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in held or paths) if paths else part.nbytes
     parameters, md5 = part.parameters, None
-    if structures and part.kind != "bias":
+    if structures and part.kind not in ("bias", "template"):
         parameters, md5 = sum(map(prod, part.shapes.values())), structure_md5(part.shapes)
     first = str(paths[0]) if paths else None
     return CheckpointStatus(part.id, parameters, md5, bool(paths), first, size, part.licence, part.repo, problem)

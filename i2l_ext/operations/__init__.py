@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2l_ext.operations import doctor, lora_files, make, models, previews
+from i2l_ext.operations import doctor, lora_files, make, models, previews, trust
 from i2l_ext.operations.context import Context, Reporter, Step
 from i2l_ext.requests import Request
 
@@ -27,6 +27,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "mend": lora_files.repair_lora,
     "models": models.list_models,
     "download": models.download_model,
+    "trust": trust.trust_model,
     "verify": models.verify_models,
     "cache": models.encoder_cache,
     "doctor": doctor.examine_installation,

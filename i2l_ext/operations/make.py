@@ -16,6 +16,7 @@ from i2l_ext.models.heads import requested_model
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import MakeRequest
+from i2l_ext.templates.python import find_python
 
 if TYPE_CHECKING:
     from i2l_ext.batch import SkippedMake
@@ -40,9 +41,18 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
     options = compute_options(context.options)
-    context.reporter.plan([Step("start", "start"), *steps(requested_model(complete))])
+    model = requested_model(complete)
+    context.reporter.plan([Step("start", "start"), *steps(model)])
     note_other_dtypes(complete.model or MINIATURE, options, context)
-    made = pipeline.make(complete, options, callbacks(context.reporter), embedding_cache(context.options))
+    python = find_python(context.options.diffsynth) if model.template else None
+    rest = (options, callbacks(context.reporter), embedding_cache(context.options), python)
+    prepared = pipeline.prepare(complete)
+    pair = pipeline.grey_pair(prepared) if complete.grey else None
+    if pair:  # first, so that a LoRA that names its pair has one
+        pipeline.make_prepared(pair, *rest)
+    made = pipeline.make_prepared(prepared, *rest)
+    if pair:
+        context.reporter.note(f"{pair.name} is the LoRA of grey pictures, for the negative branch.")
     _note_miniature(request, complete, context)
     return made
 
@@ -62,7 +72,10 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     complete = with_defaults(request)
     options = compute_options(context.options)
     requests = batch.share_of_process(batch.requests_of(request.pictures, complete))
-    context.reporter.plan(steps(requested_model(complete)))
+    model = requested_model(complete)
+    if model.template or complete.grey:
+        raise UserError("--each goes with the models of the first kind and without --grey: make these one by one.")
+    context.reporter.plan(steps(model))
     note_other_dtypes(complete.model or MINIATURE, options, context)
     if requests:
         yield from batch.make_each(requests, options, callbacks(context.reporter), embedding_cache(context.options))
@@ -83,13 +96,15 @@ def with_defaults(request: MakeRequest) -> MakeRequest:
 
 
 def default_model() -> str:
-    """The first downloaded model; without one the miniature."""
-    rows = store.listing()
-    return next((row.name for row in rows if row.ready and any(part.repo for part in row.parts)), MINIATURE)
+    """The first downloaded model that has no code of its own; without one the miniature."""
+    rows = (row for row in store.listing() if row.ready and not row.has_code)
+    return next((row.name for row in rows if any(part.repo for part in row.parts)), MINIATURE)
 
 
 def steps(model: I2LModel) -> list[Step]:
     """The steps of a make, as the pipeline names them, with the bytes that each reads."""
+    if model.template:
+        return [Step("template", "template", model.template.nbytes)]
     heads = [expert.heads for expert in model.experts] + ([model.bias] if model.bias else [])
     encode = [
         Step(f"encode {part.id}", f"encode {part.id}", part.nbytes, getattr(part.spec, "layers", None))

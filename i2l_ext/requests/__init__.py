@@ -17,7 +17,7 @@ from i2l_ext.requests.lora_files import (
     RepairRequest,
 )
 from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
-from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
+from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
 PROTOCOL = 2
@@ -27,8 +27,8 @@ REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
         MakeRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest, RankRequest,
-        MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, VerifyRequest, CacheRequest,
-        DoctorRequest,
+        MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, TrustRequest, VerifyRequest,
+        CacheRequest, DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
@@ -37,6 +37,6 @@ __all__ = [
     "ADVICE", "DTYPES", "HIGHEST_RANK", "PRECISIONS", "PROTOCOL", "REQUESTS",
     "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
-    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request",
-    "parse_size",
+    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",
+    "bad_request", "parse_size",
 ]  # fmt: skip

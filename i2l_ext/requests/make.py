@@ -48,6 +48,7 @@ class MakeRequest(Request):
     )
     blocks: str | None = option("keep or scale blocks: 0-19 or 0-19:0.5,late:1.2", None, metavar="LIST")
     kinds: str | None = option("keep or scale kinds of layers: attn or txt:0,mlp:0.5", None, metavar="LIST")
+    grey: bool = option("also make NAME-grey, the LoRA of grey pictures, for the negative branch", False)
     overwrite: bool = option("replace a LoRA of that name", False, local=True)
     description: str = option("shown on the LoRA's card", "", prose=True)
     activation_text: str = option("put into the prompt with the LoRA", "", prose=True)

@@ -35,6 +35,19 @@ class DownloadRequest(Request):
 
 
 @dataclass(frozen=True)
+class TrustRequest(Request):
+    """See whose code a v2 model brings, and agree to run it. ``digest`` None: only see it."""
+
+    kind: ClassVar[str] = "trust"
+
+    model: str = option("a model, as `i2l models` lists them", flags=(), metavar="NAME")
+    digest: str | None = option(
+        "agree to run the code of exactly this digest", None, flags=("--agree",), metavar="SHA256"
+    )
+    withdraw: bool = option("agree no longer", False)
+
+
+@dataclass(frozen=True)
 class VerifyRequest(Request):
     """Read every byte of model files. ``model`` None: of all models."""
 

@@ -44,4 +44,7 @@ class EngineOptions(Request):
     device: str = option("cpu, cuda, cuda:1, mps or auto (default)", "auto")
     memory: str | None = option("bound on memory, such as 6GB", None, metavar="SIZE", syntax=parse_size)
     precision: str = option("of the encoders; see `i2l doctor`", "auto", choices=PRECISIONS)
+    diffsynth: str | None = option(
+        "the environment of DiffSynth-Studio, for v2 models (default: I2L_DIFFSYNTH)", None, metavar="DIR", local=True
+    )
     cache_bytes: int | None = option("bound on the encoder cache; 0: none", None, minimum=0)

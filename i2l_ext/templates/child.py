@@ -8,6 +8,7 @@ then on nothing that this process says or writes is believed.
 """
 
 import contextlib
+import importlib
 import pathlib
 import sys
 
@@ -50,18 +51,18 @@ def main(folder: str, scratch: str, device: str, memory: str) -> None:
     import torch
 
     declare_operators()
-    from diffsynth.core import ModelConfig
-    from diffsynth.diffusion.template import TemplatePipeline
     from PIL import Image
     from safetensors.torch import save_file
+
+    core, template = (importlib.import_module(f"diffsynth.{name}") for name in ("core", "diffusion.template"))
 
     paths = sorted(pathlib.Path(scratch).glob("*.png"), key=lambda path: int(path.stem))
     pictures = [Image.open(path).convert("RGB") for path in paths]
     print("i2l: loading", flush=True)
-    pipeline = TemplatePipeline.from_pretrained(
+    pipeline = template.TemplatePipeline.from_pretrained(
         torch_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
         device=device,
-        model_configs=[ModelConfig(path=folder)],
+        model_configs=[core.ModelConfig(path=folder)],
     )
     print("i2l: computing", flush=True)
     with torch.no_grad():

@@ -20,11 +20,12 @@ CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class TemplateRepository:
-    """A folder with ``model.py`` and weights. ``repo``: its name on the hub. ``check`` is called between two reads and
-    may raise Cancelled."""
+    """A folder with ``model.py`` and weights. ``repo``: its name on the hub; ``model``: ours. ``check`` is called
+    between two reads and may raise Cancelled."""
 
     folder: Path
     repo: str
+    model: str
     check: Callable[[], None] = lambda: None
 
     @cached_property

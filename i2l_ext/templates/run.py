@@ -67,8 +67,8 @@ def template_lora(
     """
     if not has_consent(repository):
         raise UserError(
-            f"{repository.repo} brings code of its own, and you have not agreed to run it. See it and decide: "
-            "i2l models trust NAME.",
+            f"{repository.model} brings code of its own, and you have not agreed to run it. See it and decide: "
+            f"i2l models trust {repository.model}",
             "untrusted",
         )
     bounds, cage = bounds or Bounds(), cage or strongest_cage()
@@ -80,14 +80,17 @@ def template_lora(
         arguments = [str(repository.folder.resolve()), str(scratch), device, str(bounds.memory)]
         command = [str(python.executable), "-I", str(script), *arguments]
         reads = (*python.reads, repository.folder.resolve(), script)
-        _watch(Run(command, reads, scratch, device), cage, bounds, callbacks, repository)
+        run_caged(Run(command, reads, scratch, device), cage, bounds, callbacks, repository.repo)
         result = folder / RESULT
-        _take(scratch / RESULT, result)
-    return _checked(result, arch, repository)
+        take_result(scratch / RESULT, result)
+    return checked_lora(result, arch, repository.repo)
 
 
-def _watch(run: Run, cage: Cage, bounds: Bounds, callbacks: Callbacks, repository: TemplateRepository) -> None:
-    """Run to the end. Raises UserError where it fails or takes too much, Cancelled; then all its processes are gone."""
+def run_caged(run: Run, cage: Cage, bounds: Bounds, callbacks: Callbacks, whose: str) -> None:
+    """Run to the end; ``whose`` code it is, for messages.
+
+    Raises UserError where it fails or takes too much, Cancelled; then all its processes are gone.
+    """
     try:
         process = subprocess.Popen(
             cage.command(run), env=run.environment, cwd=run.scratch, stdin=subprocess.DEVNULL,
@@ -114,10 +117,10 @@ def _watch(run: Run, cage: Cage, bounds: Bounds, callbacks: Callbacks, repositor
         end_tree(process, tree)
         reader.join(1)
     if trouble:
-        raise UserError(f"{repository.repo}: its code {trouble}, and was stopped.", "template_stopped")
+        raise UserError(f"{whose}: its code {trouble}, and was stopped.", "template_stopped")
     if process.returncode:
         last = _last_line(printed) or f"exit code {process.returncode}"
-        raise UserError(f"{repository.repo}: its code failed: {last}", "template_failed")
+        raise UserError(f"{whose}: its code failed: {last}", "template_failed")
 
 
 def _read(stream: IO[bytes] | None, printed: bytearray) -> None:
@@ -127,13 +130,13 @@ def _read(stream: IO[bytes] | None, printed: bytearray) -> None:
             del printed[:-PRINTED_LIMIT]
 
 
-def _last_line(printed: bytes) -> str:
+def _last_line(printed: bytes | bytearray) -> str:
     """The last line that was printed, fit for one line of ours."""
     lines = [line.strip() for line in printed.decode("utf-8", "replace").splitlines() if line.strip()]
     return "".join(c if c.isprintable() else "?" for c in lines[-1])[:300] if lines else ""
 
 
-def _take(source: Path, target: Path) -> None:
+def take_result(source: Path, target: Path) -> None:
     """Move the result out of the scratch folder. A link is not followed. Raises UserError where there is none."""
     if source.is_symlink() or not source.is_file():
         raise UserError("The template ended without a LoRA.", "template_failed")
@@ -148,21 +151,21 @@ def _take(source: Path, target: Path) -> None:
         raise UserError(f"{target}: cannot be written ({error.strerror}).") from None
 
 
-def _checked(path: Path, arch: Architecture, repository: TemplateRepository) -> Lora:
+def checked_lora(path: Path, arch: Architecture, whose: str) -> Lora:
     """The LoRA in the file, once its names, shapes and numbers are what the architecture has. Raises UserError."""
     try:
         file = TensorFile(path)
-        reading = parse_keys(file.header.shapes, repository.repo)
+        reading = parse_keys(file.header.shapes, whose)
         if reading.arch is not arch:
-            raise UserError(f"{repository.repo}: it made a LoRA of {reading.arch.title}, not of {arch.title}.")
+            raise UserError(f"{whose}: it made a LoRA of {reading.arch.title}, not of {arch.title}.")
         odd = [*reading.foreign, *reading.text_encoder, *reading.stray_alphas, *reading.doubled, *reading.biases]
         if odd or reading.networks:
-            raise UserError(f"{repository.repo}: it made a tensor that no module of {arch.title} has: {odd[:1]}.")
+            raise UserError(f"{whose}: it made a tensor that no module of {arch.title} has: {odd[:1]}.")
         for name, info in file.header.tensors.items():
             if info.dtype not in ("F32", "BF16", "F16"):
-                raise UserError(f"{repository.repo}: it made {name!r} of {info.dtype}, not of floats.")
+                raise UserError(f"{whose}: it made {name!r} of {info.dtype}, not of floats.")
             if not all(all_finite(piece, info.dtype) for piece in file.chunks(name)):
-                raise UserError(f"{repository.repo}: it made {name!r} with numbers that are not finite.")
+                raise UserError(f"{whose}: it made {name!r} with numbers that are not finite.")
         return from_file(file)
     except UserError as error:
         raise UserError(str(error), "template_failed") from None

@@ -54,7 +54,11 @@ class ModelList:
         downloaded one, else the miniature."""
         rows = self.rows() or ()
         names = [row["name"] for row in rows]
-        downloaded = [row["name"] for row in rows if row["ready"] and any(part["repo"] for part in row["parts"])]
+        downloaded = [
+            row["name"]
+            for row in rows
+            if row["ready"] and not row["has_code"] and any(part["repo"] for part in row["parts"])
+        ]
         return next((name for name in (*wanted, self._preferred(), *downloaded) if name in names), MINIATURE)
 
 
