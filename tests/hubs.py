@@ -99,6 +99,14 @@ class FakeHub:
                     self.wfile.write(body)
 
             def hugging_face(self, path: str):
+                if path.startswith("/api/models/"):
+                    repo = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+                    files = [
+                        {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                        for (owner, name), content in hub.files.items()
+                        if owner == repo
+                    ]
+                    return self.reply(200, json.dumps(files).encode())
                 if self.refused("look" if self.command == "HEAD" else "fetch"):
                     return None
                 name, _, rest = path.strip("/").partition("/resolve/")

@@ -70,6 +70,38 @@ def weights(hub, size: int = BIG):
     return part, hub.add(REPO, "sub/model.safetensors", stream.getvalue())
 
 
+TEMPLATE = replace(TINY, kind="template", files=("model.py",), repo=REPO, structure_md5=None)
+
+
+def test_a_template_is_fetched_by_the_exact_names_that_its_repository_lists(client, hub, folder):
+    held = {name: hub.add(REPO, name, b"of " + name.encode()) for name in ("model.py", "parts/more.py", "LICENSE")}
+    held["model.safetensors"] = weights(hub)[1]
+    hub.add(REPO, "model.safetensors", held["model.safetensors"])
+    hub.add(REPO, "assets/picture.jpg", b"not needed")
+    del hub.files[REPO, "sub/model.safetensors"]
+    found = download([TEMPLATE], client, folder)
+    assert {path.relative_to(folder / REPO).as_posix(): path.read_bytes() for path in found} == held
+    assert locate(TEMPLATE, Folders(folder)) == [folder / REPO / "model.py"]
+    assert verify(TEMPLATE, found) == "checksum" or client.name == "huggingface"  # git keeps no sha256 of small files
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "a/../../evil.py", "/evil.py", "C:/evil.py", "a\\..\\evil.py", ".git/hook.py"]
+)
+def test_a_template_whose_names_lead_out_is_not_fetched(client, hub, folder, name):
+    hub.add(REPO, "model.py", b"x")
+    hub.add(REPO, name, b"x")
+    with pytest.raises(UserError, match="other files than a template has"):
+        download([TEMPLATE], client, folder)
+    assert not list(folder.rglob("*evil*")) and not (folder / REPO / "model.py").exists()
+
+
+def test_a_repository_without_code_is_no_template(client, hub, folder):
+    hub.add(REPO, "README.txt", b"x")
+    with pytest.raises(UserError, match="lists no model"):
+        download([TEMPLATE], client, folder)
+
+
 def final(folder: Path) -> Path:
     return folder / REPO / "sub/model.safetensors"
 

@@ -110,6 +110,8 @@ def test_pictures_in_a_lora_out(served, picture):
         ("POST", "/download", {"json": {"model": "z-image-style", "source": "elsewhere", "agree": True}}, 422),
         ("POST", "/download", {"json": {"model": "../evil", "source": "huggingface", "agree": True}}, 422),
         ("POST", "/download", {"json": {"model": "z-image-style"}}, 422),
+        ("POST", "/trust", {"json": {"model": "z-image-v2"}}, 422),
+        ("POST", "/trust", {"json": {"model": "../evil", "digest": ""}}, 422),
         ("POST", "/download", {"json": {"model": "z-image-style", "source": "huggingface", "agree": 1}}, 422),
         ("GET", "/loras/none", {}, 404),
         ("DELETE", "/loras/none", {}, 404),
@@ -230,7 +232,9 @@ def test_credentials(tmp_path):
 
 def test_the_description_names_every_route(served):
     told = served.get("/openapi.json").json()
-    assert set(told["paths"]) == {"/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download"}
+    assert set(told["paths"]) == {
+        "/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download", "/trust",
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not here")
@@ -245,3 +249,28 @@ def test_the_examples_of_the_documentation(served, picture):
         assert out.returncode == 0 and '"error": "' not in out.stdout.replace('"error":"', '"error": "'), (example, out)
         for job in served.get("/loras").json():
             wait(served, job)
+
+
+def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch):
+    """Shown, refused, agreed to at this machine alone, made: a template of our own through the registry's diffsynth."""
+    import template_world
+    from i2l_ext.converters.architectures import KLEIN_4B
+
+    models = served.folder.parent / "models"
+    template_world.write_template(models / "DiffSynth-Studio/KleinBase4B-i2L-v2", KLEIN_4B)
+    served.service.host.settings_file.write({"i2l_models_folder": str(models), "i2l_diffsynth": str(
+        template_world.environment(tmp_path / "ds"))})  # fmt: skip
+    shown = wait(served, served.post("/trust", json={"model": "klein-4b-v2", "digest": ""}).json())
+    assert shown["state"] == "done" and not shown["result"]["agreed"], shown
+    form = {"data": {"model": "klein-4b-v2", "name": "v2"}, "files": {"pictures": picture.read_bytes()}}
+    refused = wait(served, served.post("/loras", **form).json())
+    assert refused["code"] == "untrusted" and "have not agreed" in refused["error"]
+    digest = shown["result"]["digest"]
+    monkeypatch.setattr(served.service.host, "is_local", False)
+    answer = served.post("/trust", json={"model": "klein-4b-v2", "digest": digest})
+    assert answer.status_code == 403 and "at the machine itself" in answer.json()["error"]
+    monkeypatch.undo()
+    agreed = wait(served, served.post("/trust", json={"model": "klein-4b-v2", "digest": digest}).json())
+    assert agreed["result"]["agreed"]
+    made = wait(served, served.post("/loras", **form).json())
+    assert made["state"] == "done" and made["result"]["arch"] == "flux2-klein-4b", made

@@ -19,17 +19,13 @@ KEPT: list[object] = []
 def set_bounds(memory: int) -> None:
     """Bounds that this process and its children cannot lift again. ``memory``: bytes of data."""
     try:
-        import resource
+        resource = importlib.import_module("resource")
     except ImportError:  # Windows
         return
-    for what, bound in (
-        (resource.RLIMIT_DATA, memory),
-        (resource.RLIMIT_FSIZE, 8 << 30),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 512),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(what, (bound, bound))
+    bounds = {"RLIMIT_DATA": memory, "RLIMIT_FSIZE": 8 << 30, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 512}
+    for name, bound in bounds.items():
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            resource.setrlimit(getattr(resource, name), (bound, bound))
 
 
 def declare_operators() -> None:

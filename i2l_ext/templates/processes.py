@@ -53,9 +53,8 @@ class _Process(NamedTuple):
 def _processes() -> dict[int, _Process]:
     """Every process by its number, parents first (as far as numbers grow)."""
     found: dict[int, _Process] = {}
-    if sys.platform != "linux":
-        return found
-    for entry in sorted((one for one in Path("/proc").iterdir() if one.name.isdigit()), key=lambda one: int(one.name)):
+    entries = [one for one in Path("/proc").iterdir() if one.name.isdigit()] if Path("/proc/self/stat").exists() else []
+    for entry in sorted(entries, key=lambda one: int(one.name)):
         with suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             found[int(entry.name)] = _Process(int(fields[1]), fields[19], int(fields[21]) * PAGE)

@@ -102,6 +102,11 @@ def _download(service: Service, model: str, source: str, agree: bool) -> Job:
     return service.download(model, source, agreed=agree)
 
 
+def _trust(service: Service, model: str, digest: str) -> Job:
+    _model_rows(service)
+    return service.trust(model, digest)
+
+
 def _starts(path: str, start: Callable[..., Job]) -> Handler:
     """The handler of a JSON body whose fields are the arguments of ``start``."""
 
@@ -113,7 +118,7 @@ def _starts(path: str, start: Callable[..., Job]) -> Handler:
 
 
 STARTS: Mapping[str, Callable[..., Job]] = {
-    "/inspect": _inspect, "/convert": _convert, "/export": _export, "/download": _download,
+    "/inspect": _inspect, "/convert": _convert, "/export": _export, "/download": _download, "/trust": _trust,
 }  # fmt: skip
 """Path -> what starts its job."""
 

@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.requests import ConvertRequest, DownloadRequest, ExportRequest, Field, FieldInfo, MakeRequest
+from i2l_ext.requests import ConvertRequest, DownloadRequest, ExportRequest, Field, FieldInfo, MakeRequest, TrustRequest
 from i2l_ext.webui.settings import AS_MADE
 from i2l_ext.webui.uploads import MAX_PICTURES
 
@@ -43,6 +43,10 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
     "/download": {
         "model": DownloadRequest.fields()["model"], "source": DownloadRequest.fields()["source"],
         "agree": DownloadRequest.fields()["agreed"],
+    },
+    "/trust": {
+        "model": TrustRequest.fields()["model"],
+        "digest": _text("digest", "agree to run the code of exactly this digest; empty: only see it"),
     },
 }  # fmt: skip
 """Path of a POST with a JSON body -> its fields, all of which are needed."""

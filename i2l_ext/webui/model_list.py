@@ -57,7 +57,7 @@ class ModelList:
         downloaded = [
             row["name"]
             for row in rows
-            if row["ready"] and not row["has_code"] and any(part["repo"] for part in row["parts"])
+            if row["ready"] and not row.get("has_code") and any(part["repo"] for part in row["parts"])
         ]
         return next((name for name in (*wanted, self._preferred(), *downloaded) if name in names), MINIATURE)
 

@@ -22,6 +22,7 @@ from i2l_ext.requests import (
     RankCurveRequest,
     RepairRequest,
     Request,
+    TrustRequest,
     VerifyRequest,
 )
 from i2l_ext.webui.hosts.base import Host, list_loras
@@ -142,6 +143,14 @@ class Service:
             raise UserError(f"{model}: agree to the licences before the download ({licences}).", "licences")
         return self._submit(model, request)
 
+    def trust(self, model: str, digest: str = "") -> Job:
+        """See whose code a v2 model brings; with its ``digest``, agree to run it. That is for those who sit at this
+        machine: raises UserError where the page is open to others."""
+        self.models.find(model)
+        if digest and not self.host.is_local:
+            raise UserError(f"Agree to that at the machine itself: i2l models trust {model}", "forbidden")
+        return self._submit(model, TrustRequest(model, digest or None))
+
     def verify(self, model: str) -> Job:
         """Read every byte of a model's files."""
         self.models.find(model)
@@ -156,6 +165,7 @@ class Service:
         options = EngineOptions(
             device=self.host.option("i2l_device"), precision=self.host.option("i2l_precision"),
             memory=self.host.option("i2l_memory") or None, cache_bytes=int(gigabytes * 10**9),
+            diffsynth=self.host.option("i2l_diffsynth") or None,
         )  # fmt: skip
         message = {"request": request.json(), "options": options.json(), **more}
         return self.queue.submit(request.kind, title, message)
