@@ -237,8 +237,8 @@ def _judge(consumer: Consumer, contents: _Contents) -> Verdict:
     if not loads and consumer.nothing_fails and contents.has_key(consumer.nothing_fails):
         return Verdict(consumer, "refused", detail="an error: none of the names is that of a module")
     if not loads:
-        absent = lacking and not unread
-        detail = "it has no such modules by default" if absent else "it does not read this key format"
+        detail = "it does not read this key format" if unread else "it has no such modules by default"
+        detail = detail if reading.slots else "no module has both factors"
         return Verdict(consumer, "nothing", detail=detail)
     told = [
         *([f"not {_counts(reading, unread)}: it does not know these names"] if unread else []),
@@ -246,8 +246,9 @@ def _judge(consumer: Consumer, contents: _Contents) -> Verdict:
     ]
     scaled, twice = _wrong_scales(consumer, contents, loads), _twice(consumer, loads)
     status = "part" if told else "ignores alpha" if scaled else "wrong strength" if twice else "all"
-    halves = [f"{len(reading.halves)} left out that have one factor only"] if reading.halves else []
-    return Verdict(consumer, status, len(loads), "; ".join([*told, *scaled, *twice, *halves, *notes]))
+    odd = [f"{len(reading.halves)} left out that have one factor only"] if reading.halves else []
+    odd += [f"which of the keys of {path} counts was not tried" for path, *_ in reading.collisions[:1]]
+    return Verdict(consumer, status, len(loads), "; ".join([*told, *scaled, *twice, *odd, *notes]))
 
 
 def _repair(consumer: Consumer, contents: _Contents) -> Repair | None:

@@ -255,6 +255,18 @@ def test_a_layer_that_is_there_fused_and_by_itself(tmp_path):
     assert said["diffusers"].status == "all"
 
 
+def test_what_is_described_although_nothing_reads_it(tmp_path):
+    """One factor, and nothing else; and two keys for one module."""
+    one = Spelling("qwen-image", "diffusion_model.", "A/B").tensors(full=True)
+    stem = "transformer_blocks.0.attn.to_q.lora_"
+    half = verdicts(tmp_path, {f"diffusion_model.{stem}A.weight": one[f"diffusion_model.{stem}A.weight"]})
+    assert half["comfyui"].status == "nothing" and "no module has both factors" in half["comfyui"].detail
+    twice = {f"{prefix}{stem}{letter}.weight": one[f"diffusion_model.{stem}{letter}.weight"].clone()
+             for prefix in ("diffusion_model.", "transformer.") for letter in "AB"}  # fmt: skip
+    said = verdicts(tmp_path, twice)
+    assert "not tried" in said["comfyui"].detail and "no repair" in said["musubi-tuner"].detail
+
+
 def test_ranks_that_differ(tmp_path):
     query, key, *_ = MINI.i2l_modules
     state = tensors(random(MINI, [query], 2), "webui", tmp_path) | tensors(random(MINI, [key], 3), "webui", tmp_path)
