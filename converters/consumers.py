@@ -191,12 +191,14 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     if family in consumer.uses:
         lender = next(one for one in CONSUMERS if one.id == consumer.uses[family])
         return replace(_check_for(lender, contents), consumer=consumer)
-    if consumer.source == table.NOT_TRIED or family in consumer.untried or family not in table.FAMILIES:
+    if family in consumer.untried or family not in table.FAMILIES:
         return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.models:
         return Verdict(consumer, "no model", detail=consumer.missing)
     if contents.reading.networks:
         return Verdict(consumer, "untried", detail=_other_networks(contents.reading))
+    if consumer.source == table.NOT_TRIED:
+        return Verdict(consumer, "untried", detail="nobody here has tried it")
     verdict = _judge(consumer, contents)
     if verdict.status == "all":
         return verdict
