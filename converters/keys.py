@@ -77,6 +77,21 @@ class Reading:
         return next(iter(self.dialects)) if len(self.dialects) == 1 else "mixed"
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer as a file holds it, also where a factor is missing: one prefix, name and suffix.
+
+    ``suffix``: of the down factor, also where only the up factor is there; empty where only an alpha is. ``keys``: by
+    part, "down", "up" and "alpha". ``spelling``: what the name means.
+    """
+
+    prefix: str
+    name: str
+    suffix: str
+    keys: Mapping[str, str]
+    spelling: Spelling
+
+
 class _Key(NamedTuple):
     """A key, split. A tuple, because a file has thousands. ``form``: the suffix with the same text for down and up."""
 
@@ -94,6 +109,8 @@ PARTS = SUFFIXES | networks.SUFFIXES
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, PARTS))})((?:\.[^.]+)?\.weight)?\Z")
 _PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
 _WRAPPER = re.compile(WRAPPER)
+_UP = re.compile(r"(?<=_)B\b|(?<=[._])up\b")
+_DOWN = {"B": "A", "up": "down"}
 MOST_PREFIXES = 6
 """One after another. The longest chain seen has four."""
 
@@ -134,6 +151,27 @@ def module_path(name: str, arch: Architecture) -> str | None:
         if spelling and len(spelling.targets) == 1:
             return spelling.targets[0][0]
     return None
+
+
+def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
+    """The layers of a file by its keys, in their order, each as often as it is there: what a program sees that asks
+    for keys, not for modules."""
+    layers: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    spellings: dict[str, Spelling] = {}
+    for name in names:
+        ways = ((way, spelling) for way in _split(name) if (spelling := spelling_of(arch.id, way.stem)))
+        way, spelling = next(ways, (None, None))
+        if way is None or spelling is None or way.part not in ("down", "up", "alpha"):
+            continue
+        spellings[way.stem] = spelling
+        suffix = {"down": way.suffix, "up": _UP.sub(lambda up: _DOWN[up[0]], way.suffix, count=1)}.get(way.part, "")
+        layers[way.prefix, way.stem][suffix][way.part] = name
+    found = []
+    for (prefix, stem), by_suffix in layers.items():
+        alpha = by_suffix.pop("", {})
+        for suffix, keys in (by_suffix or {"": {}}).items():
+            found.append(Layer(prefix, stem, suffix, {**keys, **alpha}, spellings[stem]))
+    return found
 
 
 def _possible_dialects(key: _Key, spelling: Spelling) -> list[str]:
@@ -272,7 +310,7 @@ def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str]
     parts = [one.key.part for one in ones]
     if len({*parts}) < len(parts) or len(networks.kinds_of(parts)) > 1:
         for native in (False, True):
-            whole = [one for one in ones if bool(one.spelling.native) == native]
+            whole = [one for one in ones if (bool(one.spelling.native) or one.rows is not None) == native]
             if _network_of(one.key.part for one in whole):
                 ones = whole
                 break

@@ -255,8 +255,10 @@ def agrees(spelling: Spelling, outcome: str, status: str, loads: int) -> bool:
     without = lacking(spelling, outcome)
     count = len(spelling.updates())
     if len(without) == count:
-        return status in ("nothing", "refused")
+        return status == "refused" or (status == "nothing" and outcome == "nothing")
     scaled = any(word.startswith(("x", "wrong")) for word in outcome.split(", ")[1:])
     if without:
         return status == "part" and loads == count - len(without)
-    return status == ("ignores alpha" if scaled else "all") and loads == count
+    # in a few modules only: those that a fused layer holds once more
+    twice = spelling.names == "both" and " " in outcome.removeprefix("whole, ")
+    return status == ("wrong strength" if twice else "ignores alpha" if scaled else "all") and loads == count

@@ -277,6 +277,19 @@ class Spelling:
         safetensors.torch.save_file(self.tensors(full), path, self.metadata())
         return path
 
+    def save_header(self, path: Path) -> Path:
+        """The same at full widths, but the factors are zeros that take no room on the disk."""
+        header, end, numbers = {"__metadata__": self.metadata()}, 0, b""
+        for key, tensor in sorted(self.tensors(full=True).items(), key=lambda item: item[1].ndim):  # alphas first
+            numbers += tensor.numpy().tobytes() if tensor.ndim == 0 else b""
+            header[key] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [end, end + tensor.nbytes]}
+            end += tensor.nbytes
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text + numbers)
+            file.truncate(8 + len(text) + end)
+        return path
+
 
 ALPHAS = ("none", "rank", "half")
 HEADERS = ("header", "rslora", "pattern", "stale")

@@ -7,9 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from i2l_ext.converters import Lora, UserError, consumers, dialects
+from i2l_ext.converters import Lora, UserError, consumer_table, consumers, dialects
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth
+from spellings import Spelling
 from test_converters_commands import i2l
 
 CONSUMERS = {consumer.id: consumer for consumer in consumers.CONSUMERS}
@@ -138,7 +139,7 @@ def test_alpha_that_is_not_the_rank(tmp_path):
         assert said["forge-neo"].status == said["comfyui"].status == "all"
         # The version here honours alpha in every dialect; 0.40 dropped it beside lora_A and lora_B, and that is told.
         assert diffusers_loads("qwen-image", state, half) == len(lora)
-        assert said["diffusers"].status == ("ignores alpha" if name == "webui" else "all")
+        assert said["diffusers"].status == "all"
         assert name == "kohya" or "before version 0.42" in said["diffusers"].detail
         if name == "webui":
             assert diffsynth_loads(state, half) == len(lora) and said["diffsynth"].status == "all"
@@ -149,15 +150,15 @@ def test_alpha_that_is_not_the_rank(tmp_path):
 
 
 TABLE = {
-    ("qwen-image", "webui"): "all all no no all all nothing all nothing all",
-    ("qwen-image", "kohya"): "all all no no all nothing all nothing nothing nothing",
-    ("qwen-image", "diffusers"): "all all no no all nothing nothing all nothing all",
-    ("qwen-image", "diffsynth"): "all all no no all all nothing nothing nothing all",
-    ("z-image", "webui"): "all all no no all all nothing part no untried",
-    ("z-image", "kohya"): "refused part no no all nothing part nothing no untried",
-    ("z-image", "kohya-fused"): "all all no no all nothing part nothing no untried",
-    ("z-image", "diffusers"): "all all no no all nothing nothing part no untried",
-    ("z-image", "diffsynth"): "all all no no all all nothing nothing no untried",
+    ("qwen-image", "webui"): "all all no no all all nothing all nothing all all nothing nothing all nothing",
+    ("qwen-image", "kohya"): "all all no no all nothing all nothing nothing nothing all all all all nothing",
+    ("qwen-image", "diffusers"): "all all no no all nothing nothing all nothing all all all nothing all part",
+    ("qwen-image", "diffsynth"): "all all no no all all nothing nothing nothing all all all nothing all nothing",
+    ("z-image", "webui"): "all all no no all all nothing part no untried all all nothing all nothing",
+    ("z-image", "kohya"): "refused part no no all nothing part nothing no untried all nothing all part nothing",
+    ("z-image", "kohya-fused"): "all all no no all nothing part nothing no untried all nothing part part nothing",
+    ("z-image", "diffusers"): "all all no no all nothing nothing part no untried all all nothing all part",
+    ("z-image", "diffsynth"): "all all no no all all nothing nothing no untried all nothing nothing nothing nothing",
 }
 
 
@@ -165,7 +166,8 @@ TABLE = {
 def test_the_table_of_dialects(tmp_path, family, name):
     arch = {"qwen-image": QWEN_IMAGE, "z-image": Z_IMAGE}[family]
     said = verdicts(tmp_path, tensors(random(arch, first_blocks(arch)), name, tmp_path))
-    assert [verdict.status.split()[0] for verdict in said.values()] == TABLE[family, name].split()
+    known = [verdict for verdict in said.values() if verdict.consumer.source != consumer_table.NOT_TRIED]
+    assert [verdict.status.split()[0] for verdict in known] == TABLE[family, name].split()
 
 
 def test_part_says_which(tmp_path):
@@ -192,8 +194,77 @@ def test_mixed_files_load_in_part(tmp_path):
 def test_kohya_without_alpha(tmp_path):
     lora = random(QWEN_IMAGE, first_blocks(QWEN_IMAGE))
     said = verdicts(tmp_path, tensors(lora, "kohya", tmp_path, alpha=False))
-    assert said["diffusers"].status == "refused" and "KeyError" in said["diffusers"].detail
+    assert diffusers_loads("qwen-image", tensors(lora, "kohya", tmp_path, alpha=False), lora) == len(lora)
+    assert said["diffusers"].status == "all" and "before version 0.42: a KeyError" in said["diffusers"].detail
     assert said["forge-neo"].status == "all"
+
+
+def checked(path):
+    return {verdict.consumer.id: verdict for verdict in consumers.check(path)[1]}
+
+
+def test_a_scale_that_stands_in_the_header_alone(tmp_path):
+    """alpha 8 at rank 4: diffusers applies it, and who does not is told by how much it is wrong."""
+    said = checked(Spelling("qwen-image", "transformer.", "A/B", "ours", "header").save_header(tmp_path / "f"))
+    assert said["diffusers"].status == "all"
+    for program in ("comfyui", "forge-neo", "ai-toolkit"):
+        assert said[program].status == "ignores alpha" and said[program].loads == 28
+        assert "header" in said[program].detail and "0.5 times" in said[program].detail
+        assert said[program].repair == consumers.Repair("convert", {"dialect": "webui"})
+    patterns = checked(Spelling("qwen-image", "transformer.", "A/B", "ours", "pattern").save_header(tmp_path / "f"))
+    assert "0.25 to 0.5 times" in patterns["comfyui"].detail
+
+
+def test_a_scale_that_stands_beside_the_file(tmp_path):
+    spelling = Spelling("qwen-image", "transformer.", "A/B", "ours", "none")
+    spelling.save_header(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 16}))
+    said = checked(tmp_path)
+    for program in ("comfyui", "diffusers"):
+        assert said[program].status == "ignores alpha" and "0.25 times" in said[program].detail
+        assert "adapter_config.json" in said[program].detail and said[program].repair.operation == "convert"
+
+
+@pytest.mark.parametrize("missing", ["up", "down"])
+def test_a_factor_that_is_missing(tmp_path, missing):
+    said = checked(Spelling("qwen-image", "diffusion_model.", "A/B", f"no {missing}").save_header(tmp_path / "f"))
+    errors = {"diffusers", "invokeai"} | ({"comfyui", "forge-neo", "diffsynth"} if missing == "down" else set())
+    for program in errors - {"invokeai"}:
+        assert said[program].status == "refused" and "transformer_blocks.0.attn.to_q" in said[program].detail
+        assert "no repair" in said[program].detail and said[program].repair is None
+    for program in {"comfyui", "diffsynth", "ai-toolkit"} - errors:
+        assert (said[program].status, said[program].loads) == ("all", 27)
+        assert "1 left out that have one factor only" in said[program].detail
+
+
+def test_one_strange_layer_and_diffusers_refuses_the_file(tmp_path):
+    state = Spelling("qwen-image", "diffusion_model.", "A/B").tensors(full=True)
+    for letter in "AB":
+        stem = f"diffusion_model.transformer_blocks.1.attn.to_q.lora_{letter}"
+        state[stem] = state.pop(f"{stem}.weight")
+    said = verdicts(tmp_path, state)
+    assert said["diffusers"].status == "refused" and "transformer_blocks.1.attn.to_q" in said["diffusers"].detail
+    assert said["comfyui"].status == "all"
+    assert said["ai-toolkit"].status == "part" and said["ai-toolkit"].loads == 27
+
+
+def test_a_layer_that_is_there_fused_and_by_itself(tmp_path):
+    said = checked(Spelling("z-image", "diffusion_model.", "A/B", "both").save_header(tmp_path / "f"))
+    assert said["comfyui"].status == "wrong strength" and "12 modules are there twice" in said["comfyui"].detail
+    assert said["comfyui"].repair.operation == "convert"
+    assert said["diffusers"].status == "all"
+
+
+def test_what_is_described_although_nothing_reads_it(tmp_path):
+    """One factor, and nothing else; and two keys for one module."""
+    one = Spelling("qwen-image", "diffusion_model.", "A/B").tensors(full=True)
+    stem = "transformer_blocks.0.attn.to_q.lora_"
+    half = verdicts(tmp_path, {f"diffusion_model.{stem}A.weight": one[f"diffusion_model.{stem}A.weight"]})
+    assert half["comfyui"].status == "nothing" and "no module has both factors" in half["comfyui"].detail
+    twice = {f"{prefix}{stem}{letter}.weight": one[f"diffusion_model.{stem}{letter}.weight"].clone()
+             for prefix in ("diffusion_model.", "transformer.") for letter in "AB"}  # fmt: skip
+    said = verdicts(tmp_path, twice)
+    assert "not tried" in said["comfyui"].detail and "no repair" in said["musubi-tuner"].detail
 
 
 def test_ranks_that_differ(tmp_path):
@@ -216,7 +287,8 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
         repaired = tmp_path / f"repaired{index}.safetensors"
         assert i2l("convert", path, "--to", verdict.repair.options["dialect"], "-o", repaired) == 0
         again = {v.consumer.id: v for v in consumers.check(repaired)[1]}[verdict.consumer.id]
-        assert again.status == "all" or again.repair.operation == "export"
+        by_default = again.consumer.lacks and again.status == "part"
+        assert again.status == "all" or (again.repair and again.repair.operation == "export") or by_default
 
 
 def test_check_command(tmp_path, capsys):
@@ -237,7 +309,8 @@ def test_summary_names_who_loads_it_and_who_needs_help(tmp_path):
     random(QWEN_IMAGE, block).save(path)
     told = consumers.summary(path)
     assert told.startswith("loads in Forge Neo, ComfyUI, diffusers") and "\n" not in told
-    assert f"for musubi-tuner, flymyai-lora-trainer: i2l check {path}" in told
+    repairable = "musubi-tuner, flymyai-lora-trainer, InvokeAI, musubi-tuner --lora_weight, SimpleTuner"
+    assert f"for {repairable}: i2l check {path}" in told
 
 
 def test_a_miniatures_lora_is_told_to_be_one(tmp_path):

@@ -94,10 +94,10 @@ def check_line(result: CheckResult) -> list[str]:
 def _whole_counts(results: Iterable[Any]) -> list[str]:
     """How many of several checked files each program loads whole; those with a caution are no program's."""
     checked = [result for result in results if hasattr(result, "verdicts") and not result.arch.caution]
-    verdicts = [verdict for result in checked for verdict in result.verdicts]
+    verdicts = [verdict for result in checked for verdict in result.verdicts if verdict.status != "untried"]
     counts = Counter(verdict.consumer.title for verdict in verdicts if verdict.status == "all")
     titles = dict.fromkeys(verdict.consumer.title for verdict in verdicts)
-    return [f"  {title:<22}loads {counts[title]} of them whole" for title in titles]
+    return [f"  {title:<28}loads {counts[title]} of them whole" for title in titles]
 
 
 def inspection_lines(result: InspectResult) -> list[str]:
@@ -120,14 +120,17 @@ def check_lines(result: CheckResult) -> list[str]:
         f"{result.file.name}: {result.arch.title}, {result.dialect}",
         *filter(None, [result.arch.caution]),
         *(bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []),
-        f"  {'program':<22}{'loads':<15}{'modules':>9}  why, and what repairs it",
+        f"  {'program':<28}{'loads':<15}{'modules':>9}  why, and what repairs it",
     ]
     for verdict in result.verdicts:
         count = f"{verdict.loads}/{result.modules}" if verdict.status not in ("no model", "untried") else "-"
-        report.append(f"  {verdict.consumer.title:<22}{verdict.status:<15}{count:>9}  {verdict.detail}".rstrip())
+        report.append(f"  {verdict.consumer.title:<28}{verdict.status:<15}{count:>9}  {verdict.detail}".rstrip())
         if repair := repair_of(result.file, verdict):
-            report.append(f"  {'':<46}  -> {repair.command_line()}")
-    return report
+            report.append(f"  {'':<52}  -> {repair.command_line()}")
+    known: dict[str, list[str]] = {}
+    for consumer in (verdict.consumer for verdict in result.verdicts):
+        known.setdefault(consumer.source, []).append(f"{consumer.title} {consumer.version}".rstrip())
+    return [*report, *(f"  {source}: {', '.join(titles)}" for source, titles in known.items())]
 
 
 def write_lines(result: WriteResult) -> list[str]:

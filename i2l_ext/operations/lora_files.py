@@ -68,8 +68,8 @@ class CheckResult:
     def _verdict(self, verdict: Verdict) -> dict[str, Any]:
         repair = repair_of(self.file, verdict)
         told = verdict.json()
-        source = told.pop("source")
-        return {**told, "mend": repair and repair.command_line(), "source": source}
+        about = {name: told.pop(name) for name in ("source", "version", "date")}
+        return {**told, "mend": repair and repair.command_line(), **about}
 
 
 @dataclass(frozen=True)
