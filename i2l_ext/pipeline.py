@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MakeResult:
-    """The LoRA that was made; the fields of ``i2l make --json``."""
+    """The LoRA that was made; the fields of ``i2l make --json``. ``lost``, ``loss``: as of `WriteResult`."""
 
     file: str
     name: str
@@ -44,9 +44,12 @@ class MakeResult:
     sidecar: str
     images: list[dict[str, Any]]
     seconds: dict[str, float]
+    lost: float | None = None
+    loss: str | None = None
 
     def json(self) -> dict[str, Any]:
-        return asdict(self)
+        unmeasured = {name for name in ("lost", "loss") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in unmeasured}
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,10 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         activation_text=request.activation_text,
     )
     preview = images.collage([picture.square for picture in prepared.pictures])
+    loss: str | None = None
 
     def write(path: Path, stem: str) -> None:
+        nonlocal loss
         facts = metadata.lora_metadata(
             stem,
             arch_id=model.arch.id,
@@ -217,7 +222,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             strength=request.strength,
             request=prepared.digest,
         )
-        lora.write(path, request.dialect, metadata=facts)
+        loss = lora.write(path, request.dialect, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
 
     with clock.phase("save"):
         saved = library.save_lora(
@@ -237,6 +242,8 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         sidecar=str(saved.sidecar),
         images=prepared.origins,
         seconds=clock.seconds,
+        lost=lora.losses.lost() if lora.losses else None,
+        loss=loss,
     )
 
 

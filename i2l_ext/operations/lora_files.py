@@ -85,7 +85,8 @@ class RankCurveResult:
 @dataclass(frozen=True)
 class WriteResult:
     """A LoRA file that was written. ``kept``: where its rank was reset, the share of the effect kept, by kind.
-    ``lost``: where its dtype has few exponents, the share of the update that this lost."""
+    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
+    it is worth telling."""
 
     file: Path
     arch: Architecture
@@ -97,13 +98,14 @@ class WriteResult:
     bytes: int
     kept: Mapping[str, float] | None = None
     lost: float | None = None
+    loss: str | None = None
 
     def json(self) -> dict[str, Any]:
         told = {
             "file": str(self.file), "arch": self.arch.id, "dialect": self.dialect, "rank": self.rank,
             "modules": self.modules, "dtype": self.dtype, "bytes": self.bytes,
         }  # fmt: skip
-        measured = {"kept": self.kept, "lost": self.lost}
+        measured = {"kept": self.kept, "lost": self.lost, "loss": self.loss}
         return told | {name: value for name, value in measured.items() if value is not None}
 
 
@@ -365,17 +367,14 @@ def _write(
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
 ) -> WriteResult:
-    from i2l_ext.converters import atomic, precision
     from i2l_ext.converters.metadata import updated_metadata
 
     if request.dtype:
-        lora = precision.measured_cast(lora, DTYPES[request.dtype])
+        lora = lora.cast(DTYPES[request.dtype])
     metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
-    cast, line = precision.cast_of(lora), None
-    with atomic.atomic_path(output, overwrite=request.overwrite) as part:
-        lora.write(part, dialect, metadata=metadata, progress=progress)
-        if cast:
-            line = precision.loss_line(cast, output.name, lossy=request.lossy)
+    line = lora.save(
+        output, dialect, metadata=metadata, overwrite=request.overwrite, lossy=request.lossy, progress=progress
+    )
     if line:
         context.reporter.note(line)
     kept = resizer.effect_kept() if resizer else None
@@ -383,5 +382,5 @@ def _write(
     return WriteResult(
         output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
         dtypes[0] if len(dtypes) == 1 else "mixed", output.stat().st_size, kept,
-        cast.lost() if cast else None,
+        lora.losses.lost() if lora.losses else None, line,
     )  # fmt: skip

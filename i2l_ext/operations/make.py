@@ -42,6 +42,8 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     context.reporter.plan([Step("start", "start"), *steps(catalogue.find(complete.model or MINIATURE))])
     note_other_dtypes(complete.model or MINIATURE, options, context)
     made = pipeline.make(complete, options, callbacks(context.reporter), embedding_cache(context.options))
+    if made.loss:
+        context.reporter.note(made.loss)
     _note_miniature(request, complete, context)
     return made
 
@@ -52,7 +54,7 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
     all of them.
     """
-    from i2l_ext import batch, images
+    from i2l_ext import batch, images, pipeline
 
     if request.name is not None or request.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
@@ -64,7 +66,11 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     context.reporter.plan(steps(catalogue.find(complete.model or MINIATURE)))
     note_other_dtypes(complete.model or MINIATURE, options, context)
     if requests:
-        yield from batch.make_each(requests, options, callbacks(context.reporter), embedding_cache(context.options))
+        told, cache = callbacks(context.reporter), embedding_cache(context.options)
+        for made in batch.make_each(requests, options, told, cache):
+            if isinstance(made, pipeline.MakeResult) and made.loss:
+                context.reporter.note(made.loss)
+            yield made
     _note_miniature(request, complete, context)
 
 

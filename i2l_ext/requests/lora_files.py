@@ -9,16 +9,16 @@ from typing import ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests.fields import Request, option
-from i2l_ext.requests.make import DTYPES, HIGHEST_RANK
+from i2l_ext.requests.make import DTYPES, LOSSY
 
 BLOCKS = "keep or scale blocks: 0-19 or 0-19:0.5,late:1.2"
 KINDS = "keep or scale kinds of layers: attn or txt:0,mlp:0.5"
 OUTPUT = "file to write; beside the first one unless given"
 ONE_OR_ALL = "the LoRA, or a folder of them: then the output is a folder too"
 OVERWRITE = "replace the output if it exists"
-LOSSY = "write it even if fp16 loses more than 1 % of the update"
 TO = ("--to", "--format")
 
 
@@ -44,7 +44,7 @@ def _alpha() -> float | None:
 
 
 def _rank(help: str) -> int | None:
-    return option(help, None, minimum=1, maximum=HIGHEST_RANK, metavar="K")
+    return option(help, None, minimum=1, maximum=RANK_LIMIT, metavar="K")
 
 
 @dataclass(frozen=True)
