@@ -34,14 +34,15 @@ SHARES = (0.9, 0.95, 0.99, 0.999)
 @dataclass(frozen=True)
 class InspectResult:
     """``rank_for_energy``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
-    for."""
+    for. ``unplotted``: why there is none, although it was asked for."""
 
     found: Inspection
     plot: Path | None = None
     rank_for_energy: Mapping[str, int] | None = None
+    unplotted: str | None = None
 
     def json(self) -> dict[str, Any]:
-        told = self.found.json()
+        told = self.found.json() | ({"unplotted": self.unplotted} if self.unplotted else {})
         return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_energy": self.rank_for_energy}
 
 
@@ -133,7 +134,8 @@ class RepairResult:
 
 
 def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
-    """Look at a LoRA file. Raises UserError where it is no LoRA of a known model."""
+    """Look at a LoRA file. A file whose update cannot be computed is described, but not drawn. Raises UserError where it
+    is no LoRA of a known model."""
     from i2l_ext.converters import inspection
 
     found = inspection.inspect(request.file, values=not request.header)
@@ -141,8 +143,11 @@ def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectR
         return InspectResult(found)
     from i2l_ext.converters import Lora, plot, rank
 
-    lora = Lora.read(request.file)
-    values = rank.singular_values(lora, progress=_progress(request, context))
+    try:
+        lora = Lora.read(request.file, request.base)
+        values = rank.singular_values(lora, progress=_progress(request, context))
+    except UserError as error:
+        return InspectResult(found, unplotted=str(error))
     plot.plot_lora(lora, values, request.plot, overwrite=request.overwrite)
     ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
     return InspectResult(found, request.plot, ranks)

@@ -38,6 +38,11 @@ def _dtype(default: str) -> str | None:
     return option(f"dtype of the factors; {default} unless given", None, choices=tuple(DTYPES))
 
 
+def _base(what_for: str) -> Path | None:
+    help = f"the base model's weights, {what_for}: a checkpoint, or a folder with its files"
+    return option(help, None, metavar="CHECKPOINT", local=True)
+
+
 def _alpha() -> float | None:
     help = "alpha of every module, for a file that does not say its own (scale = alpha / rank)"
     return option(help, None, nonzero=True, metavar="A")
@@ -56,6 +61,7 @@ class InspectRequest(Request):
     file: Path = _file()
     header: bool = option("do not read the values", False)
     plot: Path | None = option("draw the size of the update and its spectrum", None, metavar="PNG", local=True)
+    base: Path | None = _base("which the plot of a DoRA needs")
     overwrite: bool = option("replace the picture if it exists", False, local=True)
 
 
@@ -91,12 +97,7 @@ class ConvertRequest(Request):
     rank: int | None = _rank(
         "nearest LoRA of this rank, where a module has a higher one; LoKr, LoHa and others become one"
     )
-    base: Path | None = option(
-        "the base model's weights, which a DoRA needs: a checkpoint, or a folder with its files",
-        None,
-        metavar="CHECKPOINT",
-        local=True,
-    )
+    base: Path | None = _base("which a DoRA needs")
     dtype: str | None = _dtype("as in the file")
     alpha: float | None = _alpha()
     lossy: bool = option(LOSSY, False)

@@ -89,6 +89,8 @@ def show_inspect(job: Job) -> Markup:
         pairs.append(("foreign", value(f"{len(result['foreign'])}: {', '.join(result['foreign'][:4])}")))
     if result.get("maker"):
         pairs.append(("made_by", value(result["maker"])))
+    if result.get("unplotted"):
+        pairs.append(("heat_map", value(result["unplotted"])))
     plot = _figure(result["plot"], "heat_map") if result.get("plot") else None
     return _wide(job, element("h3", value(job.title)), facts(*pairs), plot, _consumers(result.get("check"), job.id))
 
