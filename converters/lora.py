@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from . import atomic, dialects, files, keys, precision, scales, spellings, threa
 from .architectures import Architecture
 from .errors import UserError
 from .metadata import true_metadata
+from .text_encoders import TextEncoderPart, read_text_encoders
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +47,15 @@ class FactorSpec:
 class Lora:
     """``specs``: by module path; ``load(path)``: makes the factors of a module, down [rank, d_in] and up [d_out, rank];
     ``metadata``: what its file says about itself; ``losses``: where they are cast to a dtype of few exponents, what the
-    factors that were made so far lost by it."""
+    factors that were made so far lost by it; ``text_encoders``: their part of the file, which is written unchanged, as
+    far as the dialect has names for it."""
 
     arch: Architecture
     specs: Mapping[str, FactorSpec]
     load: Callable[[str], Pair] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     losses: precision.Losses | None = field(default=None, repr=False)
+    text_encoders: TextEncoderPart | None = field(default=None, repr=False)
 
     @staticmethod
     def of(arch: Architecture, modules: Mapping[str, Pair], metadata: Mapping[str, str] | None = None) -> Lora:
@@ -117,16 +121,17 @@ class Lora:
         if weight == 1:
             return self
         specs = {path: spec.times(weight) for path, spec in self.specs.items()}
-        return replace(self, specs=specs, load=partial(_scaled, self.load, weight, specs))
+        return replace(self, specs=specs, load=partial(_scaled, self.load, weight, specs), text_encoders=None)
 
     def cast(self, dtype: str) -> Lora:
         """The same with factors in another dtype (the format's name). `save` refuses what loses too much by it."""
-        if all(spec.dtype == dtype for spec in self.specs.values()):
-            return self
-        specs = {path: FactorSpec(spec.rank, dtype) for path, spec in self.specs.items()}
         losses = precision.Losses() if dtype in precision.NARROW else None
+        text = self.text_encoders and replace(self.text_encoders, dtype=dtype, losses=losses)
+        if all(spec.dtype == dtype for spec in self.specs.values()):
+            return replace(self, losses=losses, text_encoders=text) if text else self
+        specs = {path: FactorSpec(spec.rank, dtype) for path, spec in self.specs.items()}
         load = partial(_cast, self.load, files.torch_dtype(dtype), losses)
-        return replace(self, specs=specs, load=load, losses=losses)
+        return replace(self, specs=specs, load=load, losses=losses, text_encoders=text)
 
     def save(
         self,
@@ -189,7 +194,8 @@ def from_file(file: files.TensorFile, base: Path | str | None = None, alpha: flo
         from .network_files import with_networks
 
         factors = with_networks(factors, base)
-    return Lora(reading.arch, factors.specs, factors, file.header.metadata)
+    text = read_text_encoders(file, reading.arch.id, reading.text_encoder) if reading.text_encoder else None
+    return Lora(reading.arch, factors.specs, factors, file.header.metadata, text_encoders=text)
 
 
 def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:
@@ -257,14 +263,27 @@ def _cast(load: Callable[[str], Pair], dtype: torch.dtype, losses: precision.Los
 
 def _write_plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.WritePlan]:
     """The tensors of a file, in order."""
-    for layer in _layers(lora, dialect):
+    layers = ((layer, dialect) for layer in _layers(lora, dialect))
+    for layer, how in chain(layers, _text_layers(lora.text_encoders, dialect)):
         d_out, d_in = layer.shape
         rank, dtype = layer.spec.rank, layer.spec.dtype
-        down, up, alpha = dialect.keys(layer.name)
+        down, up, alpha = how.keys(layer.name)
         if alpha:
             yield files.WritePlan(alpha, "F32", (), partial(_number, rank))
         yield files.WritePlan(down, dtype, (rank, d_in), partial(layer.chunks, 0))
         yield files.WritePlan(up, dtype, (d_out, rank), partial(layer.chunks, 1))
+
+
+def _text_layers(
+    part: TextEncoderPart | None, dialect: dialects.Dialect
+) -> Iterator[tuple[_LayerWriter, dialects.Dialect]]:
+    if part is None:
+        return
+    for how, layer in part.written(dialect.name):
+        spec = FactorSpec(layer.rank, layer.dtype).times(layer.scale)
+        dtype = part.dtype or spec.dtype
+        load = partial(_cast, part.load, files.torch_dtype(dtype), part.losses, layer.name)
+        yield _LayerWriter(layer.name, FactorSpec(layer.rank, dtype), layer.shape, load), how
 
 
 def _number(value: float) -> list[bytes]:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class MakeResult:
     """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with.
-    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if it
-    is worth telling."""
+    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
+    it is worth telling."""
 
     file: str
     name: str

@@ -315,7 +315,7 @@ NETWORKS = {
     "whole LoKr": lambda: made(LOKR["both whole"]),
     "LoHa": lambda: made(LOHA["loha"]),
     "full difference": lambda: {"diff": random(D_OUT, D_IN)},
-    "DoRA": lambda: dora(),
+    "DoRA": dora,
     "half a LoRA": lambda: {"lora_A.weight": random(2, D_IN)},
     "LoRA of alpha 0": lambda: {
         "lora_A.weight": random(2, D_IN), "lora_B.weight": random(D_OUT, 2), "alpha": torch.tensor(0.0),

@@ -134,7 +134,7 @@ class RepairResult:
 
 
 def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
-    """Look at a LoRA file. A file whose update cannot be computed is described, but not drawn. Raises UserError where it
+    """Look at a LoRA file. If its update cannot be computed, it is described but not drawn. Raises UserError where it
     is no LoRA of a known model."""
     from i2l_ext.converters import inspection
 
@@ -237,7 +237,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     from i2l_ext.converters.select import select, weighted
 
     named = [weighted_file(part) for part in request.parts]
-    loras = [_read(path, request.dtype, context) for path, _ in named]
+    loras = [_read(path, request.dtype, context, text_encoders=False) for path, _ in named]
     weights = [weight for _, weight in named]
     parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
     merged = select(concatenate(parts, [1.0] * len(parts)), request.blocks, request.kinds)
@@ -256,7 +256,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
-    lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None)
+    lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None, text_encoders=False)
     folder = request.output or _beside(request.file, request.trainer)
     return ExportResult(
         write(
@@ -334,9 +334,10 @@ def _part(progress: Callable[[float], None], start: float, end: float) -> Callab
 
 def _read(
     path: Path, dtype: str | None, context: Context, alpha: float | None = None,
-    *, base: Path | None = None, exact_factors: bool = True,
+    *, base: Path | None = None, exact_factors: bool = True, text_encoders: bool = True,
 ) -> Lora:  # fmt: skip
-    """A LoRA to write anew. What will not be carried over is noted. ``exact_factors``: those of every module will be
+    """A LoRA to write anew. What will not be carried over is noted, but of a text encoder only where none
+    of it can be (``text_encoders``). ``exact_factors``: those of every module will be
     made, which is refused where they are larger than the weight."""
     from i2l_ext.converters import Lora
     from i2l_ext.converters.network_files import require_small
@@ -350,7 +351,6 @@ def _read(
     if dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
         raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
     for what, keys in {
-        "text-encoder keys are not carried over": reading.text_encoder,
         "foreign keys are not carried over": reading.foreign,
         "bias difference keys are not carried over": reading.biases,
         "keys are left out, because the file has their modules once more": reading.doubled,
@@ -359,6 +359,8 @@ def _read(
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
             context.reporter.note(one_line(f"{path.name}: {len(keys)} {what}: {names}"))
+    if lora.text_encoders and not text_encoders:
+        context.reporter.note(one_line(f"{path.name}: {lora.text_encoders.line(None)}"))
     return lora
 
 
@@ -380,8 +382,9 @@ def _write(
     line = lora.save(
         output, dialect, metadata=metadata, overwrite=request.overwrite, lossy=request.lossy, progress=progress
     )
-    if line:
-        context.reporter.note(line)
+    text = lora.text_encoders and f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(dialect)}"
+    for note in filter(None, (line, text)):
+        context.reporter.note(one_line(note))
     kept = resizer.effect_kept() if resizer else None
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
