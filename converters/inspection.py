@@ -14,6 +14,7 @@ from . import files, keys
 from .architectures import Architecture
 from .networks import size
 from .scales import NOWHERE, lora_file, read_scales
+from .text_encoders import text_layers
 
 MAKERS = {
     r"(?m)^i2l\.": "Image-to-LoRA",
@@ -69,6 +70,12 @@ class Inspection:
         """Kind of network, such as LoRA or LoKr -> number of modules."""
         networks = self.reading.networks
         return _counted(networks[path].title if path in networks else "LoRA" for path in self.reading.modules)
+
+    @property
+    def text_encoders(self) -> tuple[dict[str, int], list[str]]:
+        """Text encoder, such as CLIP-L -> number of its layers; and their keys that belong to no known layer."""
+        layers, rest = text_layers(self.arch.id, self.reading.text_encoder)
+        return _counted(layer.encoder.title for layer in layers), rest
 
     @property
     def problems(self) -> list[str]:
@@ -135,6 +142,7 @@ class Inspection:
             "stray_alphas": list(reading.stray_alphas),
             "foreign": list(reading.foreign),
             "text_encoder": list(reading.text_encoder),
+            "text_encoders": self.text_encoders[0],
             "biases": list(reading.biases),
             "bytes": self.bytes,
             "problems": self.problems,
@@ -214,12 +222,15 @@ def report_lines(found: Inspection) -> list[str]:
         "size": f"{found.bytes / 1e6:.1f} MB",
         "made by": found.maker or "unknown",
     }
+    encoders, unknown = found.text_encoders
+    if encoders:
+        told["text enc."] = "layers of " + ", ".join(f"{title} ({count})" for title, count in encoders.items())
     for label, names in (
         ("half", reading.halves),
         ("doubled", reading.doubled),
         ("no factors", reading.stray_alphas),
         ("foreign", reading.foreign),
-        ("text enc.", reading.text_encoder),
+        ("text keys", unknown),
         ("biases", reading.biases),
     ):
         if names:

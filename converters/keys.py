@@ -17,6 +17,7 @@ from .architectures import ARCHITECTURES, Architecture
 from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, WRAPPER
 from .errors import UserError
 from .spellings import Spelling, spelling_of
+from .text_encoders import describe_text_encoder
 
 Shape = tuple[int, ...]
 
@@ -229,7 +230,7 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
                 if not reading.foreign:  # no other can explain more; a full file takes 30 ms for each
                     break
     if not fitting:
-        only_text = all(key.startswith(TEXT_ENCODER) for key, ways in split.items() if ways)
+        only_text = describe_text_encoder(key for key, ways in split.items() if ways)
         raise UserError(_unknown_model(readings, shapes, only_text, first, name))
     return max(fitting, key=lambda reading: len(reading.modules))
 
@@ -374,13 +375,16 @@ def _fused_rows(name: str, reading: Reading) -> int:
 
 
 def _unknown_model(
-    readings: Iterable[Reading], shapes: Mapping[str, Shape], only_text: bool, first: str, name: str
+    readings: Iterable[Reading], shapes: Mapping[str, Shape], only_text: str | None, first: str, name: str
 ) -> str:
     """The error for a LoRA of no known architecture: its ``first`` key, or how it differs from the nearest one."""
     known = ", ".join(arch.title for arch in ARCHITECTURES.values())
     named = [reading for reading in readings if reading.modules]
     if not named and only_text:
-        return f"{name}: a LoRA of a text encoder only (key {first!r}): it has nothing for a model. Known: {known}."
+        return (
+            f"{name}: a LoRA of a text encoder only ({only_text}, key {first!r}): it has nothing for a model, and "
+            f"nothing can be made of it here. Known: {known}."
+        )
     if not named:
         return f"{name}: a LoRA of another model (key {first!r}, shape {list(shapes[first])}). Known: {known}."
     # The nearest is the one of which the most modules fit, then of which the most are named; the first of equals.

@@ -11,13 +11,15 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, keys, scales, spellings, threads
+from . import atomic, dialects, files, keys, precision, scales, spellings, threads
 from .architectures import Architecture
 from .errors import UserError
 from .metadata import true_metadata
+from .text_encoders import TextEncoderPart, read_text_encoders
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +38,24 @@ class FactorSpec:
     rank: int
     dtype: str
 
+    def times(self, scale: float) -> FactorSpec:
+        """Of the factors multiplied by ``scale``: the same, or float32 where a digit would be lost."""
+        return self if multiplies_exactly(scale, self.dtype) else FactorSpec(self.rank, "F32")
+
 
 @dataclass(frozen=True)
 class Lora:
     """``specs``: by module path; ``load(path)``: makes the factors of a module, down [rank, d_in] and up [d_out, rank];
-    ``metadata``: what its file says about itself."""
+    ``metadata``: what its file says about itself; ``losses``: where they are cast to a dtype of few exponents, what the
+    factors that were made so far lost by it; ``text_encoders``: their part of the file, which is written unchanged, as
+    far as the dialect has names for it."""
 
     arch: Architecture
     specs: Mapping[str, FactorSpec]
     load: Callable[[str], Pair] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    losses: precision.Losses | None = field(default=None, repr=False)
+    text_encoders: TextEncoderPart | None = field(default=None, repr=False)
 
     @staticmethod
     def of(arch: Architecture, modules: Mapping[str, Pair], metadata: Mapping[str, str] | None = None) -> Lora:
@@ -106,17 +116,22 @@ class Lora:
         return up.float() @ down.float()
 
     def scaled(self, weight: float) -> Lora:
-        """The same with its update multiplied by ``weight``, in the down factors."""
+        """The same with its update multiplied by ``weight``, in the down factors. These keep their dtype if that
+        loses no digit, else all become float32."""
         if weight == 1:
             return self
-        return replace(self, load=partial(_scaled, self.load, weight))
+        specs = {path: spec.times(weight) for path, spec in self.specs.items()}
+        return replace(self, specs=specs, load=partial(_scaled, self.load, weight, specs), text_encoders=None)
 
     def cast(self, dtype: str) -> Lora:
-        """The same with factors in another dtype (the format's name)."""
+        """The same with factors in another dtype (the format's name). `save` refuses what loses too much by it."""
+        losses = precision.Losses() if dtype in precision.NARROW else None
+        text = self.text_encoders and replace(self.text_encoders, dtype=dtype, losses=losses)
         if all(spec.dtype == dtype for spec in self.specs.values()):
-            return self
+            return replace(self, losses=losses, text_encoders=text) if text else self
         specs = {path: FactorSpec(spec.rank, dtype) for path, spec in self.specs.items()}
-        return replace(self, specs=specs, load=partial(_cast, self.load, files.torch_dtype(dtype)))
+        load = partial(_cast, self.load, files.torch_dtype(dtype), losses)
+        return replace(self, specs=specs, load=load, losses=losses, text_encoders=text)
 
     def save(
         self,
@@ -125,30 +140,37 @@ class Lora:
         *,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        lossy: bool = False,
         progress: Callable[[float], None] = lambda share: None,
-    ) -> None:
+    ) -> str | None:
         """Write to a file that appears whole or not at all. Alpha, where the dialect has one, is the rank.
         ``progress`` is told after each factor what share of the file is written, 0 to 1.
 
         ``metadata``: its own unless given; ranks, alphas and hashes in it become true, or are left out.
-        Raises UserError where ``path`` exists (unless ``overwrite``) or cannot be written, and for NaN or infinity.
+        Returns one line on what a cast has lost, None where that is not worth telling. Raises UserError where it is
+        more than 1 % (unless ``lossy``), where ``path`` exists (unless ``overwrite``) or cannot be written, and for NaN
+        or infinity.
         """
         with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
-            self.write(part, dialect, metadata=metadata, progress=progress)
+            return self.write(part, dialect, name=Path(path).name, metadata=metadata, lossy=lossy, progress=progress)
 
     def write(
         self,
         path: Path,
         dialect: str = dialects.DEFAULT,
         *,
+        name: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        lossy: bool = False,
         progress: Callable[[float], None] = lambda share: None,
-    ) -> None:
-        """Write to ``path`` directly, a module at a time. After an error a part of it remains. Raises as `save`."""
+    ) -> str | None:
+        """Write to ``path`` directly, a module at a time; ``name``: what messages call it. After an error a part of it
+        remains. Returns and raises as `save`."""
         how = dialects.DIALECTS[dialect]
         with path.open("wb") as stream:
             told = true_metadata(self, self.metadata if metadata is None else metadata)
             files.write(stream, _write_plans(self, how), told, progress)
+        return self.losses.line(name or path.name, lossy=lossy) if self.losses else None
 
 
 def from_file(file: files.TensorFile, base: Path | str | None = None, alpha: float | None = None) -> Lora:
@@ -172,7 +194,8 @@ def from_file(file: files.TensorFile, base: Path | str | None = None, alpha: flo
         from .network_files import with_networks
 
         factors = with_networks(factors, base)
-    return Lora(reading.arch, factors.specs, factors, file.header.metadata)
+    text = read_text_encoders(file, reading.arch.id, reading.text_encoder) if reading.text_encoder else None
+    return Lora(reading.arch, factors.specs, factors, file.header.metadata, text_encoders=text)
 
 
 def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> FactorSpec:
@@ -181,7 +204,7 @@ def _spec(file: files.TensorFile, path: str, slot: keys.Slot, scale: float) -> F
         if info.dtype not in FLOATS:
             raise UserError(f"{file.path.name}: {path} has the dtype {info.dtype}, which no LoRA has.")
     dtype = down.dtype if down.dtype == up.dtype and not down.dtype.startswith("F8") else "F32"
-    return FactorSpec(down.shape[0], dtype if multiplies_exactly(scale, dtype) else "F32")
+    return FactorSpec(down.shape[0], dtype).times(scale)
 
 
 def multiplies_exactly(scale: float, dtype: str) -> bool:
@@ -224,26 +247,43 @@ class FileFactors:
         return None
 
 
-def _scaled(load: Callable[[str], Pair], weight: float, path: str) -> Pair:
+def _scaled(load: Callable[[str], Pair], weight: float, specs: Mapping[str, FactorSpec], path: str) -> Pair:
+    dtype = files.torch_dtype(specs[path].dtype)
     down, up = load(path)
-    return down * weight, up
+    return down.to(dtype) * weight, up.to(dtype)
 
 
-def _cast(load: Callable[[str], Pair], dtype: torch.dtype, path: str) -> Pair:
-    down, up = load(path)
-    return down.to(dtype), up.to(dtype)
+def _cast(load: Callable[[str], Pair], dtype: torch.dtype, losses: precision.Losses | None, path: str) -> Pair:
+    down, up = before = load(path)
+    after = down.to(dtype), up.to(dtype)
+    if losses:
+        losses.measure(path, before, after)
+    return after
 
 
 def _write_plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.WritePlan]:
     """The tensors of a file, in order."""
-    for layer in _layers(lora, dialect):
+    layers = ((layer, dialect) for layer in _layers(lora, dialect))
+    for layer, how in chain(layers, _text_layers(lora.text_encoders, dialect)):
         d_out, d_in = layer.shape
         rank, dtype = layer.spec.rank, layer.spec.dtype
-        down, up, alpha = dialect.keys(layer.name)
+        down, up, alpha = how.keys(layer.name)
         if alpha:
             yield files.WritePlan(alpha, "F32", (), partial(_number, rank))
         yield files.WritePlan(down, dtype, (rank, d_in), partial(layer.chunks, 0))
         yield files.WritePlan(up, dtype, (d_out, rank), partial(layer.chunks, 1))
+
+
+def _text_layers(
+    part: TextEncoderPart | None, dialect: dialects.Dialect
+) -> Iterator[tuple[_LayerWriter, dialects.Dialect]]:
+    if part is None:
+        return
+    for how, layer in part.written(dialect.name):
+        spec = FactorSpec(layer.rank, layer.dtype).times(layer.scale)
+        dtype = part.dtype or spec.dtype
+        load = partial(_cast, part.load, files.torch_dtype(dtype), part.losses, layer.name)
+        yield _LayerWriter(layer.name, FactorSpec(layer.rank, dtype), layer.shape, load), how
 
 
 def _number(value: float) -> list[bytes]:
@@ -337,12 +377,12 @@ def concatenate(parts: Sequence[Lora], scales: Sequence[float]) -> Lora:
         if part.arch is not first.arch:
             raise UserError(f"A LoRA of {part.arch.title} cannot be merged with one of {first.arch.title}.")
     paths = list(dict.fromkeys(path for part in parts for path in part.specs))
+    scaled = [part.scaled(scale) for part, scale in zip(parts, scales, strict=True)]
     specs = {}
     for path in paths:
-        here = [part.specs[path] for part in parts if path in part.specs]
+        here = [part.specs[path] for part in scaled if path in part.specs]
         dtypes = {spec.dtype for spec in here}
         specs[path] = FactorSpec(sum(spec.rank for spec in here), dtypes.pop() if len(dtypes) == 1 else "F32")
-    scaled = [part.scaled(scale) for part, scale in zip(parts, scales, strict=True)]
     return Lora(first.arch, specs, partial(_concatenated, scaled, specs))
 
 

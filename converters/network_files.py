@@ -137,7 +137,7 @@ def with_networks(plain: FileFactors, base: Path | str | None) -> NetworkFactors
     if needing and base is None:
         raise UserError(
             f"{file.path.name}: {needing[0]} is {reading.networks[needing[0]].title}, whose change depends on the base "
-            "model's weights. Say `i2l convert` with --base CHECKPOINT and --rank K.",
+            "model's weights. `i2l convert` with --base CHECKPOINT and --rank K makes a plain LoRA of it.",
             "needs_base",
         )
     weights = BaseWeights(base, reading.arch) if base is not None and needing else None

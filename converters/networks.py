@@ -153,8 +153,13 @@ def scale(kind: str, shapes: Mapping[str, Shape], alpha: float | None) -> float:
 
     1 without an alpha, for a LoKr of two whole matrices and for a full difference, whatever their alpha is.
     """
-    ranks = [_half_shape(half, shapes)[2] for half in HALVES.get(kind, ()) if half not in shapes]
-    return alpha / ranks[0] if ranks and alpha is not None else 1.0
+    rank = rank_of_factors(kind, shapes)
+    return alpha / rank if rank and alpha is not None else 1.0
+
+
+def rank_of_factors(kind: str, shapes: Mapping[str, Shape]) -> int | None:
+    """The rank of the first half that has factors; None where there is none, as in a LoKr of two whole matrices."""
+    return next((_half_shape(half, shapes)[2] for half in HALVES.get(kind, ()) if half not in shapes), None)
 
 
 def _half(half: str, parts: Mapping[str, torch.Tensor]) -> Pair:

@@ -7,12 +7,10 @@ float32 and bfloat16 have eight, so that they only round, which is known beforeh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import files
 from .errors import UserError
-from .lora import FactorSpec, Lora
 
 if TYPE_CHECKING:
     import torch
@@ -30,29 +28,24 @@ REFUSED = 0.01
 
 
 @dataclass
-class MeasuredCast:
-    """Makes factors in a narrow dtype, a module at a time. ``norms``: for every module that was made so far, the
+class Losses:
+    """What a dtype of few exponents loses of the factors that were cast to it so far. ``norms``: for every module, the
     squared Frobenius norms of its update and of the update's change."""
 
-    lora: Lora
-    dtype: str
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def __call__(self, path: str) -> Pair:
-        before = self.lora.load(path)
-        after = tuple(factor.to(files.torch_dtype(self.dtype)) for factor in before)
+    def measure(self, path: str, before: Pair, after: Pair) -> None:
+        """Note what the cast of a module's factors loses. Raises UserError for a number that is too large for it."""
         for old, new in zip(before, after, strict=True):
             if old.isfinite().all() and not new.isfinite().all():
                 raise UserError(
                     f"{path}: {float(old.abs().max()):.3g} is too large for this dtype, whose largest number is "
-                    f"{NARROW[self.dtype]}. Say --dtype bf16 or fp32."
+                    f"{NARROW['F16']}. Say --dtype bf16 or fp32."
                 )
-        down, up = after
-        self.norms[path] = _squared_norms(before, (down, up))
-        return down, up
+        self.norms[path] = _squared_norms(before, after)
 
     def lost(self) -> float:
-        """|before - after| / |before| of all updates that were made so far, in the Frobenius norm."""
+        """|before - after| / |before| of all updates together, in the Frobenius norm."""
         whole, change = (sum(values) for values in zip(*self.norms.values(), strict=True)) if self.norms else (0, 0)
         return math.sqrt(change / whole) if whole else 0.0
 
@@ -61,34 +54,22 @@ class MeasuredCast:
         shares = {path: math.sqrt(change / whole) for path, (whole, change) in self.norms.items() if whole}
         return max(shares.items(), key=lambda item: item[1], default=("", 0.0))
 
+    def line(self, name: str, *, lossy: bool = False) -> str | None:
+        """One line about what ``name`` lost; None where that is not worth telling.
 
-def measured_cast(lora: Lora, dtype: str) -> Lora:
-    """`Lora.cast`; where the dtype (the format's name) is a narrow one, `cast_of` tells afterwards what was lost."""
-    if dtype not in NARROW or all(spec.dtype == dtype for spec in lora.specs.values()):
-        return lora.cast(dtype)
-    specs = {path: FactorSpec(spec.rank, dtype) for path, spec in lora.specs.items()}
-    return replace(lora, specs=specs, load=MeasuredCast(lora, dtype))
-
-
-def cast_of(lora: Lora) -> MeasuredCast | None:
-    """What measured the loss of a LoRA that `measured_cast` gave; None where only rounding is lost."""
-    return lora.load if isinstance(lora.load, MeasuredCast) else None
-
-
-def loss_line(cast: MeasuredCast, name: str, *, lossy: bool = False) -> str | None:
-    """One line about what a file called ``name`` lost to its dtype; None where that is not worth telling.
-
-    Raises UserError where it is more than `REFUSED`, unless ``lossy``.
-    """
-    lost, (path, most) = cast.lost(), cast.worst()
-    if max(lost, most) < NOTICED:
-        return None
-    line = f"{name}: fp16 has too few exponents for this LoRA: {lost:.1%} of its update is lost ({most:.1%} of {path})"
-    if lost > REFUSED and not lossy:
-        raise UserError(
-            f"{line}; nothing was written. Say --dtype bf16 or fp32, or --lossy to write it all the same.", "lossy"
+        Raises UserError where it is more than `REFUSED`, unless ``lossy``.
+        """
+        lost, (path, most) = self.lost(), self.worst()
+        if max(lost, most) < NOTICED:
+            return None
+        line = (
+            f"{name}: fp16 has too few exponents for this LoRA: {lost:.1%} of its update is lost ({most:.1%} of {path})"
         )
-    return f"{line}. bf16 and fp32 keep it."
+        if lost > REFUSED and not lossy:
+            raise UserError(
+                f"{line}; nothing was written. Say --dtype bf16 or fp32, or --lossy to write it all the same.", "lossy"
+            )
+        return f"{line}. bf16 and fp32 keep it."
 
 
 def _squared_norms(before: Pair, after: Pair) -> tuple[float, float]:

@@ -76,31 +76,23 @@ def read_scales(file: files.TensorFile, reading: keys.Reading, alpha: float | No
         problems.append(f"its {error}: the scale is unknown; say it with --alpha")
     values, sources = dict[str, float](), dict[str, str]()
     stale: list[str] = []
-    unread: list[str] = []
-    for path, slot in reading.slots.items():
-        rank = file.info(slot.down).shape[0]
-        if slot.alpha:
-            values[path], sources[path] = file.number(slot.alpha) / rank, TENSORS
+    for path in reading.modules:
+        slot, network = reading.slots.get(path), reading.networks.get(path)
+        key = slot.alpha if slot else network and network.keys.get("alpha")
+        values[path], sources[path] = 1.0, TENSORS if key else place
+        if key:
+            values[path] = _scale_of_alpha(file, reading, path, file.number(key))
+        elif config and (network.kind if network else "LoRA") != config.network:
+            title = network.title if network else "LoRA"
+            stale.append(f"{path} is {title}, not {config.network} as its {place} says")
         elif config:
-            name = slot.name if slot.native and slot.rows else path
-            values[path], sources[path] = 1.0, place
+            rank = file.info(slot.down).shape[0] if slot else _rank_of(file, network)
+            name = _name_of(path, slot, network)
             ranks = config.rank_pattern.values(name, config.r)
-            if rank in ranks:
-                values[path] = config.scale(name, rank)
+            if rank in (None, *ranks):
+                values[path] = config.scale(name, rank or int(ranks[0]))
             else:
                 stale.append(f"{path} has rank {rank}, not {ranks[0]:g} as its {place} says")
-        else:
-            values[path], sources[path] = 1.0, NOWHERE
-    for path in reading.modules:
-        if path in reading.slots:
-            continue
-        key = reading.networks[path].keys.get("alpha")
-        values[path] = _scale_of_alpha(file, reading, path, file.number(key)) if key else 1.0
-        sources[path] = TENSORS if key else NOWHERE
-        if config and not key:
-            unread.append(f"{path} is {reading.networks[path].title}, whose alpha is not read from its {place}")
-    if unread:
-        problems.append(f"{unread[0]}: the scale is unknown; say it with --alpha")
     if stale:
         problems.append(f"{stale[0]}: the scale is unknown; say it with --alpha (the rank, if it is 1)")
     problems += _harmful(file, reading, values)
@@ -112,6 +104,18 @@ def read_scales(file: files.TensorFile, reading: keys.Reading, alpha: float | No
             values[path], sources[path] = _scale_of_alpha(file, reading, path, alpha), ASKED
         problems = _harmful(file, reading, values)
     return Scales(values, sources, tuple(problems))
+
+
+def _name_of(path: str, slot: keys.Slot | None, network: networks.Network | None) -> str:
+    """The name by which PEFT knows a module: ours, but for a fused layer of a model's first implementation."""
+    if slot:
+        return slot.name if slot.native and slot.rows else path
+    return network.name if network and network.rows else path
+
+
+def _rank_of(file: files.TensorFile, network: networks.Network | None) -> int | None:
+    """The rank of another network's factors; None where it has none, so that only its configuration tells it."""
+    return network and networks.rank_of_factors(network.kind, network.shapes(file.header.shapes))
 
 
 def _harmful(file: files.TensorFile, reading: keys.Reading, values: Mapping[str, float]) -> list[str]:
@@ -137,8 +141,10 @@ def _scale_of_alpha(file: files.TensorFile, reading: keys.Reading, path: str, al
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What PEFT's configuration says of ranks and alphas: one for all modules, and others by pattern."""
+    """What PEFT's configuration says of ranks and alphas: one for all modules, and others by pattern. ``network``: the
+    kind that it describes, as `networks.Network` calls it."""
 
+    network: str
     r: int
     lora_alpha: float
     rank_pattern: NamePatterns
@@ -221,12 +227,18 @@ def adapter_config(file: files.TensorFile, component: str = "transformer") -> tu
         raise ValueError(f"{place} is not usable ({error})".replace("its header", "it")) from None
 
 
+LYCORIS_TYPES = {"LOKR": "LoKr", "LOHA": "LoHa"}
+"""PEFT's name of a network whose alpha is called ``alpha`` -> ours."""
+
+
 def _config(raw: Mapping[str, Any]) -> AdapterConfig | None:
     """None where it says nothing of scales. What it leaves out is as in PEFT's own defaults."""
-    if not {"r", "lora_alpha"} & raw.keys():
+    network = LYCORIS_TYPES.get(str(raw.get("peft_type")), "LoRA")
+    alpha = "lora_alpha" if network == "LoRA" else "alpha"
+    if not {"r", alpha} & raw.keys():
         return None
     rank, rslora = _number(raw.get("r", 8), "r"), raw.get("use_rslora") or False
     ranks, alphas = (NamePatterns(raw.get(name) or {}, name) for name in ("rank_pattern", "alpha_pattern"))
     if type(rank) is not int or rank < 1 or not isinstance(rslora, bool):
         raise ValueError("r or use_rslora is of the wrong kind")
-    return AdapterConfig(rank, _number(raw.get("lora_alpha", 8), "lora_alpha"), ranks, alphas, rslora)
+    return AdapterConfig(network, rank, _number(raw.get(alpha, 8), alpha), ranks, alphas, rslora)

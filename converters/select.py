@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .architectures import Architecture, Module
 from .errors import UserError
-from .lora import FactorSpec, Lora, multiplies_exactly
+from .lora import FactorSpec, Lora
 
 if TYPE_CHECKING:
     from .lora import Pair
@@ -64,7 +64,7 @@ def weighted(lora: Lora, weights: Mapping[str, float]) -> Lora:
     specs = {}
     for path, spec in lora.specs.items():
         if weights[path]:
-            specs[path] = spec if multiplies_exactly(weights[path], spec.dtype) else FactorSpec(spec.rank, "F32")
+            specs[path] = spec.times(weights[path])
     if all(weights[path] == 1 for path in specs):
         return replace(lora, specs=specs)
     return replace(lora, specs=specs, load=partial(_weighted, lora, weights, specs))

@@ -35,7 +35,9 @@ GREY = "-grey"
 
 @dataclass(frozen=True)
 class MakeResult:
-    """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with."""
+    """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with.
+    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
+    it is worth telling."""
 
     file: str
     name: str
@@ -51,9 +53,12 @@ class MakeResult:
     images: list[dict[str, Any]]
     seconds: dict[str, float]
     settings: dict[str, Any] | None = None
+    lost: float | None = None
+    loss: str | None = None
 
     def json(self) -> dict[str, Any]:
-        return asdict(self)
+        unmeasured = {name for name in ("lost", "loss") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in unmeasured}
 
 
 @dataclass(frozen=True)
@@ -279,8 +284,10 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         notes=f"Settings of the authors: {model.settings.line}." if model.settings else "",
     )
     preview = images.collage([picture.square for picture in prepared.pictures])
+    loss: str | None = None
 
     def write(path: Path, stem: str) -> None:
+        nonlocal loss
         facts = metadata.lora_metadata(
             stem,
             arch_id=model.arch.id,
@@ -293,7 +300,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             heads=prepared.own_heads,
             pair=f"{stem}{GREY}" if request.grey else None,
         )
-        lora.write(path, request.dialect, metadata=facts)
+        loss = lora.write(path, request.dialect, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
 
     with clock.phase("save"):
         saved = library.save_lora(
@@ -313,6 +320,8 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         sidecar=str(saved.sidecar),
         images=prepared.origins,
         seconds=clock.seconds,
+        lost=lora.losses.lost() if lora.losses else None,
+        loss=loss,
         settings=model.settings.json() if model.settings else None,
     )
 

@@ -123,6 +123,15 @@ def test_another_lora_of_that_name_is_not_touched(run, tmp_path):
     assert "a.safetensors is another LoRA" in err and (tmp_path / "Lora" / "a.safetensors").read_bytes() == b"precious"
 
 
+def test_what_fp16_loses_is_told_of_each(run, tmp_path):
+    faint = ("--strength", 1e-6, "--dtype", "fp16")
+    code, made, err = run(*faint)
+    assert code == 1 and not made and not list((tmp_path / "Lora").glob("*.safetensors"))
+    assert [f"i2l: {name}: {name}.safetensors: fp16 has too few" in err for name in ("a", "b", "pair")] == [True] * 3
+    code, made, err = run(*faint, "--lossy")
+    assert code == 0 and all(one["lost"] > 0.01 for one in made) and err.count("of its update is lost") == 3
+
+
 def test_a_bad_picture_does_not_stop_the_others(run, folder):
     (folder / "b.png").write_text("not a picture")
     code, made, err = run()

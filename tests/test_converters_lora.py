@@ -144,6 +144,29 @@ def test_multiplies_exactly_knows_its_limits():
     assert not multiplies_exactly(0.3, "F32") and not multiplies_exactly(0.5, "F16") and multiplies_exactly(1, "F16")
 
 
+def test_what_a_cast_loses_is_told_by_save_and_refused_above_a_bound(tmp_path):
+    assert mini().cast("F16").save(tmp_path / "usual") is None
+    narrow = mini().scaled(1e-6).cast("F16")
+    with pytest.raises(UserError, match=r"^f: fp16 .*% of its update is lost.*nothing was written"):
+        narrow.save(tmp_path / "f")
+    with pytest.raises(UserError, match="nothing was written"):  # also where something was done with it since
+        select(narrow, kinds="attn:2").save(tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["usual"]
+    told = narrow.save(tmp_path / "f", lossy=True)
+    assert (
+        f"{narrow.losses.lost():.1%} of its update is lost" in told and Lora.read(tmp_path / "f").specs == narrow.specs
+    )
+    assert mini().scaled(1e-6).cast("BF16").save(tmp_path / "wide") is None
+
+
+@pytest.mark.parametrize("made", [lambda lora: lora.scaled(1e-6), lambda lora: concatenate([lora, lora], [0.5, 1e-6])])
+def test_a_weight_loses_no_digit_of_fp16_factors(made):
+    lora = mini().cast("F16")
+    whole = made(Lora.of(lora.arch, {path: tuple(factor.float() for factor in lora[path]) for path in lora}))
+    for path in MODULES[:4]:
+        assert (made(lora).delta(path) - whole.delta(path)).norm() <= 1e-6 * whole.delta(path).norm()
+
+
 # selection
 
 BLOCKS = {

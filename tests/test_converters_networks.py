@@ -310,6 +310,35 @@ def test_several_networks_in_one_file(tmp_path, capsys):
     assert close(out.delta(first), up @ down)
 
 
+NETWORKS = {
+    "LoKr": lambda: made(LOKR["w2 in factors"]),
+    "whole LoKr": lambda: made(LOKR["both whole"]),
+    "LoHa": lambda: made(LOHA["loha"]),
+    "full difference": lambda: {"diff": random(D_OUT, D_IN)},
+    "DoRA": dora,
+    "half a LoRA": lambda: {"lora_A.weight": random(2, D_IN)},
+    "LoRA of alpha 0": lambda: {
+        "lora_A.weight": random(2, D_IN), "lora_B.weight": random(D_OUT, 2), "alpha": torch.tensor(0.0),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_cannot_be_drawn_is_described_all_the_same(tmp_path, capsys, network):
+    more = {"transformer.proj_out.lora_A.weight": random(1, 96), "transformer.proj_out.lora_B.weight": random(48, 1)}
+    path, picture = write(tmp_path / "f.safetensors", NETWORKS[network](), more=more), tmp_path / "f.png"
+    assert i2l("inspect", path, "--plot", picture, "--json") == 0
+    told, drawn = json.loads(capsys.readouterr().out), network in list(NETWORKS)[:4]
+    assert told["modules"] >= 1
+    assert [picture.exists(), "plot" in told, "unplotted" in told] == [drawn, drawn, not drawn]
+    if network == "DoRA":
+        base = tmp_path / "base.safetensors"
+        safetensors.torch.save_file({f"{PATH}.weight": random(D_OUT, D_IN, seed=9)}, base)
+        assert i2l("inspect", path, "--plot", picture, "--base", base) == 0 and picture.exists()
+        assert i2l("inspect", path, "--plot", tmp_path / "g.png") == 0 and not (tmp_path / "g.png").exists()
+        assert "not drawn: f.safetensors: " in capsys.readouterr().out
+
+
 GOOD = {"lokr_w1": random(12, 8), "lokr_w2_a": random(32, 1), "lokr_w2_b": random(1, 12)}
 WHOLE = {"lokr_w1": random(12, 8), "lokr_w2": random(32, 12)}
 WRONG = {

@@ -94,6 +94,47 @@ def peft_folder(folder, config):
     return folder / "adapter_model.safetensors", updates(adapted)
 
 
+OTHER_NETWORKS = {
+    "LoKr": ("LoKrConfig", {"r": 2, "alpha": 6}),
+    "LoKr of two whole matrices": ("LoKrConfig", {"r": 64, "alpha": 16}),
+    "LoKr of two products": ("LoKrConfig", {"r": 2, "alpha": 3, "decompose_both": True}),
+    "LoKr by pattern": (
+        "LoKrConfig",
+        {
+            "r": 3, "alpha": 6, "decompose_factor": 4,
+            "rank_pattern": {"to_q": 2, "img_mlp.net.2": 64}, "alpha_pattern": {r".*\.[01]\.attn\.to_(q|k)": 1},
+        },
+    ),
+    "LoHa": ("LoHaConfig", {"r": 3, "alpha": 7, "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_q": -1}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_NETWORKS)
+def test_the_scale_of_other_networks_is_as_in_peft(tmp_path, case):
+    import peft
+
+    name, config = OTHER_NETWORKS[case]
+    adapted = peft.get_peft_model(model(), getattr(peft, name)(target_modules=TARGETS, init_weights=False, **config))
+    adapted.eval().save_pretrained(tmp_path / "lora")
+    expected = updates(adapted)
+    same(Lora.read(tmp_path / "lora"), expected)
+    found = inspect(tmp_path / "lora")
+    assert found.scale_sources == {"adapter_config.json": len(expected)} and not found.scale_problems
+
+
+@pytest.mark.parametrize("wrong", [{"r": 3}, {"peft_type": "LOHA"}, {"peft_type": "LORA", "lora_alpha": 2}])
+def test_a_configuration_of_another_network_or_rank_is_not_believed(tmp_path, wrong):
+    import peft
+
+    adapted = peft.get_peft_model(model(), peft.LoKrConfig(target_modules=TARGETS, init_weights=False, r=2, alpha=6))
+    adapted.save_pretrained(tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match="the scale is unknown; say it with --alpha"):
+        Lora.read(tmp_path / "lora")
+    assert "the scale is unknown" in inspect(tmp_path / "lora").problems[0]
+
+
 def diffusers_updates(path):
     """What diffusers' own loader adds to the weights for a file."""
     from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin as Loader

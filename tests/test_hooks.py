@@ -167,6 +167,27 @@ def test_a_network_whose_scale_lets_nothing_through_is_refused(scale):
         i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[module]), style(MINI))
 
 
+def _in_fp16(lora):
+    """What comes of starting a network in fp16 from ``lora``, whose module it is."""
+    unet, path = small(), next(iter(MINI.i2l_modules))
+    module = Module(path, unet.get_submodule(path).half(), 4, 4, 1.0).half()
+    report = i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[module]), lora)
+    return (
+        report,
+        act(module.lora_down.weight.detach().float(), module.lora_up.weight.detach().float()),
+        act(*lora[path]),
+    )
+
+
+def test_what_a_network_in_fp16_loses_is_told_and_refused_above_a_bound():
+    report, found, wanted = _in_fp16(style(MINI))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.01 and report.lost < 0.0025 and "fp16" not in str(report)
+    report, _, _ = _in_fp16(style(MINI).scaled(6e-7))
+    assert 0.0025 < report.lost < 0.01 and f"fp16 loses {report.lost:.1%} of the update" in str(report)
+    with pytest.raises(UserError, match=r"fp16.*% of its update would be lost. Train the network in bf16 or fp32"):
+        _in_fp16(style(MINI).scaled(1e-8))
+
+
 def _tiny_z():
     from i2l_ext.converters.architectures import z_image
 

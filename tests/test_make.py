@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,22 @@ def test_a_folder_and_a_dtype(make, world):
     made = make("--dtype", "bf16", pictures=[world.pictures[0].parent])
     assert len(made["images"]) == 3
     assert {tensor.dtype for tensor in load_file(made["file"]).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("model", ["small", "small-all"])
+def test_what_fp16_loses_is_measured_told_and_refused_above_a_bound(make, tmp_path, model):
+    faint = ("--strength", 1e-6, "--dtype", "fp16")
+    code, said = make(*faint, model=model)
+    assert code == 1 and re.search(
+        r"it\.safetensors: fp16 .*% of its update is lost.*nothing was written.*--lossy", said
+    )
+    assert not list((tmp_path / "Lora").glob("*"))
+    made, exact = make(*faint, "--lossy", model=model), make("--strength", 1e-6, "--dtype", "fp32", model=model)
+    before, after = deltas(exact["file"]), deltas(made["file"])
+    whole = sum(float(delta.double().square().sum()) for delta in before.values())
+    lost = (sum(float((before[p] - after[p]).double().square().sum()) for p in before) / whole) ** 0.5
+    assert lost > 0.01 and made["lost"] == pytest.approx(lost, rel=0.02)
+    assert f"{made['lost']:.1%} of its update is lost" in made["loss"] and "lost" not in exact
 
 
 @pytest.mark.parametrize("fp8", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)

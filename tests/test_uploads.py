@@ -69,3 +69,13 @@ def test_a_folder_that_takes_no_picture(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="could not be taken in"):
         uploads.take(tmp_path / "a")
     assert not list(uploads.folder.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch):
+    uploads = Uploads(tmp_path / "uploads")
+    uploads.take_stream(BytesIO(b"one"))
+    (uploads.folder / ".i2l-0123456789abcdef.part").write_bytes(b"half a picture")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    uploads.take_stream(BytesIO(b"two"))
+    assert len(list(uploads.folder.iterdir())) == 2

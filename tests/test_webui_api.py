@@ -18,7 +18,7 @@ from starlette.applications import Starlette  # noqa: E402
 
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.requests import MakeRequest  # noqa: E402
-from i2l_ext.webui import api, client_fields, uploads  # noqa: E402
+from i2l_ext.webui import api, client_fields, results, uploads  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
 from i2l_ext.webui.service import Service  # noqa: E402
 
@@ -274,3 +274,16 @@ def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch):
     assert agreed["result"]["agreed"]
     made = wait(served, served.post("/loras", **form).json())
     assert made["state"] == "done" and made["result"]["arch"] == "flux2-klein-4b", made
+
+
+@pytest.mark.parametrize("lossy", ["true", "false"])
+def test_what_fp16_loses_is_told_and_refused_unless_asked_for(served, picture, lossy):
+    files = [("pictures", ("a.png", picture.read_bytes()))]
+    data = {"name": "faint", "model": "mini", "strength": "1e-6", "dtype": "fp16", "lossy": lossy}
+    done = wait(served, served.post("/loras", files=files, data=data).json())
+    if lossy == "false":
+        assert done["state"] == "failed" and "of its update is lost" in done["error"]
+        return
+    assert done["state"] == "done" and done["result"]["lost"] > 0.01
+    job = served.service.queue.find(done["id"])
+    assert done["result"]["loss"] in str(results.show_make(job, in_webui=False))

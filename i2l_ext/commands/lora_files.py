@@ -105,6 +105,8 @@ def inspection_lines(result: InspectResult) -> list[str]:
     from i2l_ext.converters import inspection
 
     report = inspection.report_lines(result.found)
+    if result.unplotted:
+        return [*report, "", f"  not drawn: {result.unplotted}"]
     if result.plot is None:
         return report
     shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_energy or {}).items())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.keys import module_path
+from i2l_ext.converters.precision import NOTICED, REFUSED, Losses
 from i2l_ext.converters.rank import resize
 
 if TYPE_CHECKING:
@@ -30,19 +31,23 @@ class NetworkModule:
 @dataclass(frozen=True)
 class InitReport:
     """What was done: how many modules of the network start from the LoRA and how many stay as the trainer made them
-    (``fresh``), how many of the LoRA the network does not have (``unused``), and the ranks of the two."""
+    (``fresh``), how many of the LoRA the network does not have (``unused``), and the ranks of the two. ``lost``: the
+    share of the update that fp16 lost, where the network is in it."""
 
     from_lora: int
     fresh: int
     unused: int
     lora_rank: int
     rank: int
+    lost: float = 0.0
 
     def __str__(self) -> str:
         rank = f"rank {self.lora_rank} -> {self.rank}" if self.lora_rank != self.rank else f"rank {self.rank}"
         parts = [f"{self.from_lora} modules start from the LoRA ({rank})", f"{self.fresh} start fresh"]
         if self.unused:
             parts.append(f"{self.unused} modules of the LoRA are not in this network")
+        if self.lost >= NOTICED:
+            parts.append(f"fp16 loses {self.lost:.1%} of the update")
         return "i2l: " + ", ".join(parts)
 
 
@@ -54,7 +59,7 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
     keep their identity, dtype and device.
 
     Raises UserError where no module matches, so that a run without a start cannot be taken for one with a start, where
-    a shape differs, and where a scale is 0 or not finite.
+    a shape differs, where a scale is 0 or not finite, and where parameters in fp16 lose more than 1 % of the update.
     """
     import torch
 
@@ -77,12 +82,23 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
     ranks = {path: module.down.shape[0] for path, module in found.items()}
     subset = Lora(lora.arch, {path: lora.specs[path] for path in found}, lora.load)
     resized = resize(subset, ranks, seed=seed)
+    losses = Losses()
     with torch.no_grad():
         for path, module in found.items():
             down, up = resized[path]
-            module.down.copy_(down)
-            module.up.copy_(up / module.scale)
-    return InitReport(len(found), len(modules) - len(found), len(lora) - len(found), lora.rank, max(ranks.values()))
+            pair = down, up / module.scale
+            for parameter, factor in zip((module.down, module.up), pair, strict=True):
+                parameter.copy_(factor)
+            if torch.float16 in (module.down.dtype, module.up.dtype):
+                losses.measure(path, pair, (module.down.cpu(), module.up.cpu()))
+    if losses.lost() > REFUSED:
+        raise UserError(
+            f"The network is in fp16, which has too few exponents for this LoRA: {losses.lost():.1%} of its update "
+            "would be lost. Train the network in bf16 or fp32."
+        )
+    return InitReport(
+        len(found), len(modules) - len(found), len(lora) - len(found), lora.rank, max(ranks.values()), losses.lost()
+    )
 
 
 def kohya_modules(modules: Iterable[Any]) -> list[NetworkModule]:

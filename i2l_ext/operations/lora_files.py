@@ -34,14 +34,15 @@ SHARES = (0.9, 0.95, 0.99, 0.999)
 @dataclass(frozen=True)
 class InspectResult:
     """``rank_for_energy``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
-    for."""
+    for. ``unplotted``: why there is none, although it was asked for."""
 
     found: Inspection
     plot: Path | None = None
     rank_for_energy: Mapping[str, int] | None = None
+    unplotted: str | None = None
 
     def json(self) -> dict[str, Any]:
-        told = self.found.json()
+        told = self.found.json() | ({"unplotted": self.unplotted} if self.unplotted else {})
         return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_energy": self.rank_for_energy}
 
 
@@ -85,7 +86,8 @@ class RankCurveResult:
 @dataclass(frozen=True)
 class WriteResult:
     """A LoRA file that was written. ``kept``: where its rank was reset, the share of the effect kept, by kind.
-    ``lost``: where its dtype has few exponents, the share of the update that this lost."""
+    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
+    it is worth telling."""
 
     file: Path
     arch: Architecture
@@ -97,13 +99,14 @@ class WriteResult:
     bytes: int
     kept: Mapping[str, float] | None = None
     lost: float | None = None
+    loss: str | None = None
 
     def json(self) -> dict[str, Any]:
         told = {
             "file": str(self.file), "arch": self.arch.id, "dialect": self.dialect, "rank": self.rank,
             "modules": self.modules, "dtype": self.dtype, "bytes": self.bytes,
         }  # fmt: skip
-        measured = {"kept": self.kept, "lost": self.lost}
+        measured = {"kept": self.kept, "lost": self.lost, "loss": self.loss}
         return told | {name: value for name, value in measured.items() if value is not None}
 
 
@@ -131,7 +134,8 @@ class RepairResult:
 
 
 def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
-    """Look at a LoRA file. Raises UserError where it is no LoRA of a known model."""
+    """Look at a LoRA file. If its update cannot be computed, it is described but not drawn. Raises UserError where it
+    is no LoRA of a known model."""
     from i2l_ext.converters import inspection
 
     found = inspection.inspect(request.file, values=not request.header)
@@ -139,8 +143,11 @@ def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectR
         return InspectResult(found)
     from i2l_ext.converters import Lora, plot, rank
 
-    lora = Lora.read(request.file)
-    values = rank.singular_values(lora, progress=_progress(request, context))
+    try:
+        lora = Lora.read(request.file, request.base)
+        values = rank.singular_values(lora, progress=_progress(request, context))
+    except UserError as error:
+        return InspectResult(found, unplotted=str(error))
     plot.plot_lora(lora, values, request.plot, overwrite=request.overwrite)
     ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
     return InspectResult(found, request.plot, ranks)
@@ -230,7 +237,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     from i2l_ext.converters.select import select, weighted
 
     named = [weighted_file(part) for part in request.parts]
-    loras = [_read(path, request.dtype, context) for path, _ in named]
+    loras = [_read(path, request.dtype, context, text_encoders=False) for path, _ in named]
     weights = [weight for _, weight in named]
     parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
     merged = select(concatenate(parts, [1.0] * len(parts)), request.blocks, request.kinds)
@@ -249,7 +256,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
 
-    lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None)
+    lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None, text_encoders=False)
     folder = request.output or _beside(request.file, request.trainer)
     return ExportResult(
         write(
@@ -327,9 +334,10 @@ def _part(progress: Callable[[float], None], start: float, end: float) -> Callab
 
 def _read(
     path: Path, dtype: str | None, context: Context, alpha: float | None = None,
-    *, base: Path | None = None, exact_factors: bool = True,
+    *, base: Path | None = None, exact_factors: bool = True, text_encoders: bool = True,
 ) -> Lora:  # fmt: skip
-    """A LoRA to write anew. What will not be carried over is noted. ``exact_factors``: those of every module will be
+    """A LoRA to write anew. What will not be carried over is noted, but of a text encoder only where none
+    of it can be (``text_encoders``). ``exact_factors``: those of every module will be
     made, which is refused where they are larger than the weight."""
     from i2l_ext.converters import Lora
     from i2l_ext.converters.network_files import require_small
@@ -343,7 +351,6 @@ def _read(
     if dtype is None and any(entry.dtype.startswith("F8") for entry in tensors.values()):
         raise UserError(f"{path.name}: its factors are fp8. Say --dtype fp32 (or bf16) to widen them.")
     for what, keys in {
-        "text-encoder keys are not carried over": reading.text_encoder,
         "foreign keys are not carried over": reading.foreign,
         "bias difference keys are not carried over": reading.biases,
         "keys are left out, because the file has their modules once more": reading.doubled,
@@ -352,6 +359,8 @@ def _read(
         if keys:
             names = ", ".join(keys[:2]) + (", …" if len(keys) > 2 else "")
             context.reporter.note(one_line(f"{path.name}: {len(keys)} {what}: {names}"))
+    if lora.text_encoders and not text_encoders:
+        context.reporter.note(one_line(f"{path.name}: {lora.text_encoders.line(None)}"))
     return lora
 
 
@@ -365,23 +374,21 @@ def _write(
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
 ) -> WriteResult:
-    from i2l_ext.converters import atomic, precision
     from i2l_ext.converters.metadata import updated_metadata
 
     if request.dtype:
-        lora = precision.measured_cast(lora, DTYPES[request.dtype])
+        lora = lora.cast(DTYPES[request.dtype])
     metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
-    cast, line = precision.cast_of(lora), None
-    with atomic.atomic_path(output, overwrite=request.overwrite) as part:
-        lora.write(part, dialect, metadata=metadata, progress=progress)
-        if cast:
-            line = precision.loss_line(cast, output.name, lossy=request.lossy)
-    if line:
-        context.reporter.note(line)
+    line = lora.save(
+        output, dialect, metadata=metadata, overwrite=request.overwrite, lossy=request.lossy, progress=progress
+    )
+    text = lora.text_encoders and f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(dialect)}"
+    for note in filter(None, (line, text)):
+        context.reporter.note(one_line(note))
     kept = resizer.effect_kept() if resizer else None
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
         output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
         dtypes[0] if len(dtypes) == 1 else "mixed", output.stat().st_size, kept,
-        cast.lost() if cast else None,
+        lora.losses.lost() if lora.losses else None, line,
     )  # fmt: skip

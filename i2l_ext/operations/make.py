@@ -51,6 +51,8 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     if pair:  # first, so that a LoRA that names its pair has one
         pipeline.make_prepared(pair, *rest)
     made = pipeline.make_prepared(prepared, *rest)
+    if made.loss:
+        context.reporter.note(made.loss)
     if pair:
         context.reporter.note(f"{pair.name} is the LoRA of grey pictures, for the negative branch.")
     _note_miniature(request, complete, context)
@@ -63,7 +65,7 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
     all of them.
     """
-    from i2l_ext import batch, images
+    from i2l_ext import batch, images, pipeline
 
     if request.name is not None or request.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
@@ -78,7 +80,11 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     context.reporter.plan(steps(model))
     note_other_dtypes(complete.model or MINIATURE, options, context)
     if requests:
-        yield from batch.make_each(requests, options, callbacks(context.reporter), embedding_cache(context.options))
+        told, cache = callbacks(context.reporter), embedding_cache(context.options)
+        for made in batch.make_each(requests, options, told, cache):
+            if isinstance(made, pipeline.MakeResult) and made.loss:
+                context.reporter.note(made.loss)
+            yield made
     _note_miniature(request, complete, context)
 
 

@@ -16,7 +16,7 @@ from i2l_ext.requests.lora_files import (
     RankRequest,
     RepairRequest,
 )
-from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
+from i2l_ext.requests.make import DTYPES, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
@@ -34,7 +34,7 @@ REQUESTS: dict[str, type[Request]] = {
 """By kind."""
 
 __all__ = [
-    "ADVICE", "DTYPES", "HIGHEST_RANK", "PRECISIONS", "PROTOCOL", "REQUESTS",
+    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS",
     "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
     "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",

@@ -9,16 +9,16 @@ from typing import ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests.fields import Request, option
-from i2l_ext.requests.make import DTYPES, HIGHEST_RANK
+from i2l_ext.requests.make import DTYPES, LOSSY
 
 BLOCKS = "keep or scale blocks: 0-19 or 0-19:0.5,late:1.2"
 KINDS = "keep or scale kinds of layers: attn or txt:0,mlp:0.5"
 OUTPUT = "file to write; beside the first one unless given"
 ONE_OR_ALL = "the LoRA, or a folder of them: then the output is a folder too"
 OVERWRITE = "replace the output if it exists"
-LOSSY = "write it even if fp16 loses more than 1 % of the update"
 TO = ("--to", "--format")
 
 
@@ -38,13 +38,18 @@ def _dtype(default: str) -> str | None:
     return option(f"dtype of the factors; {default} unless given", None, choices=tuple(DTYPES))
 
 
+def _base(what_for: str) -> Path | None:
+    help = f"the base model's weights, {what_for}: a checkpoint, or a folder with its files"
+    return option(help, None, metavar="CHECKPOINT", local=True)
+
+
 def _alpha() -> float | None:
     help = "alpha of every module, for a file that does not say its own (scale = alpha / rank)"
     return option(help, None, nonzero=True, metavar="A")
 
 
 def _rank(help: str) -> int | None:
-    return option(help, None, minimum=1, maximum=HIGHEST_RANK, metavar="K")
+    return option(help, None, minimum=1, maximum=RANK_LIMIT, metavar="K")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class InspectRequest(Request):
     file: Path = _file()
     header: bool = option("do not read the values", False)
     plot: Path | None = option("draw the size of the update and its spectrum", None, metavar="PNG", local=True)
+    base: Path | None = _base("which the plot of a DoRA needs")
     overwrite: bool = option("replace the picture if it exists", False, local=True)
 
 
@@ -91,12 +97,7 @@ class ConvertRequest(Request):
     rank: int | None = _rank(
         "nearest LoRA of this rank, where a module has a higher one; LoKr, LoHa and others become one"
     )
-    base: Path | None = option(
-        "the base model's weights, which a DoRA needs: a checkpoint, or a folder with its files",
-        None,
-        metavar="CHECKPOINT",
-        local=True,
-    )
+    base: Path | None = _base("which a DoRA needs")
     dtype: str | None = _dtype("as in the file")
     alpha: float | None = _alpha()
     lossy: bool = option(LOSSY, False)

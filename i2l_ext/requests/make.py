@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.requests.fields import Request, bad_request, option
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """A user's word for a number format -> the name that safetensors has for it."""
 
-HIGHEST_RANK = 4096
-"""More than any LoRA has; the matrices of the models are 3072 wide and wider."""
+LOSSY = "write it even if fp16 loses more than 1 % of the update"
 
 HOSTS = ("forge-neo", "forge", "a1111")
 
@@ -43,8 +43,9 @@ class MakeRequest(Request):
         f"key names for whom (default: {DEFAULT})", DEFAULT, choices=tuple(DIALECTS), flags=("--to", "--format")
     )
     dtype: str | None = option("of the file (default: as made)", None, choices=tuple(DTYPES))
+    lossy: bool = option(LOSSY, False)
     rank: int | None = option(
-        "reset to this rank, exactly (default: as made)", None, minimum=1, maximum=HIGHEST_RANK, metavar="K"
+        "reset to this rank, exactly (default: as made)", None, minimum=1, maximum=RANK_LIMIT, metavar="K"
     )
     blocks: str | None = option("keep or scale blocks: 0-19 or 0-19:0.5,late:1.2", None, metavar="LIST")
     kinds: str | None = option("keep or scale kinds of layers: attn or txt:0,mlp:0.5", None, metavar="LIST")

@@ -64,12 +64,17 @@ def _parse(name: str, field: Field, text: str) -> Any:
     if field.info.choices and text in ("", AS_MADE):
         return None
     try:
-        value = json.loads(text) if field.many else text if field.type is str else field.type(text)
+        value = json.loads(text) if _is_json(field) else text if field.type is str else field.type(text)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise _wrong_type(name, field) from None
     if value is None or not field.accepts(value):
         raise _wrong_type(name, field)
     return field.parse(value)
+
+
+def _is_json(field: Field) -> bool:
+    """Whether a form has the field's JSON: of lists, and of true and false, which bool() would both take for true."""
+    return field.many or field.type is bool
 
 
 def parse_body(path: str, body: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def show_make(job: Job, in_webui: bool) -> Markup:
     rows = facts(
         ("file", value(result["file"])), ("rank", value(result["rank"])), ("modules", value(result["modules"])),
         ("size", value(format_bytes(result["bytes"]))), ("time", join(value(took), from_cache)),
-        ("dialect", value(result["dialect"])),
+        ("dialect", value(result["dialect"])), *_loss(result),
     )  # fmt: skip
     body = element(
         "div", element("h3", value(result["name"])), rows, element("code", prompt, class_="i2l-prompt"),
@@ -89,13 +89,21 @@ def show_inspect(job: Job) -> Markup:
         pairs.append(("foreign", value(f"{len(result['foreign'])}: {', '.join(result['foreign'][:4])}")))
     if result.get("maker"):
         pairs.append(("made_by", value(result["maker"])))
+    if result.get("unplotted"):
+        pairs.append(("heat_map", value(result["unplotted"])))
     plot = _figure(result["plot"], "heat_map") if result.get("plot") else None
     return _wide(job, element("h3", value(job.title)), facts(*pairs), plot, _consumers(result.get("check"), job.id))
 
 
 def show_file(job: Job) -> Markup:
     """The name of a LoRA that was written."""
-    return _wide(job, word("saved_as_file"), " ", element("b", value(job.result["file"])), made=True)
+    saved = (word("saved_as_file"), " ", element("b", value(job.result["file"])))
+    return _wide(job, saved, facts(*_loss(job.result)) if _loss(job.result) else None, made=True)
+
+
+def _loss(result: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What the number format of a file has lost, where that is worth telling."""
+    return [("loss", value(result["loss"]))] if result.get("loss") else []
 
 
 def show_repair(job: Job) -> Markup:

@@ -124,6 +124,7 @@ WORDS = {
     "architecture": "Made for",
     "dialect": "Key format",
     "dtype": "Number format",
+    "loss": "Lost to the number format",
     "finite": "No NaN or infinite values",
     "yes": "yes",
     "no": "no",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -52,10 +51,10 @@ class Uploads:
         """Keep the bytes of a stream; their id. Raises UserError where there are too many, DiskError where there is no
         room for them; then nothing is left of them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f".{secrets.token_hex(8)}.part"  # a clock may tick too seldom for a name
         digest, size = hashlib.sha256(), 0
-        try:
-            with part.open("xb") as out:
+        atomic.remove_stale(self.folder)
+        with atomic.locked_temp_file(self.folder) as part:
+            with part.open("wb") as out:
                 while piece := stream.read(1 << 20):
                     size += len(piece)
                     if size > MAX_BYTES:
@@ -66,11 +65,9 @@ class Uploads:
                 raise UserError("A picture is empty. Copy or download it again.")
             kept = self.folder / digest.hexdigest()
             try:
-                part.replace(kept)
+                atomic.place(part, kept, overwrite=True)
             except PermissionError:  # Windows, while the engine reads it: the same bytes are there
                 os.utime(kept)
-        finally:
-            part.unlink(missing_ok=True)
         self._trim()
         return digest.hexdigest()
 
