@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
+import subprocess
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,7 @@ from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
 from .threads import one_thread
 from .trainers import TRAINERS, Trainer, TrainingStart
-from .trainers.base import modules_matching
+from .trainers.base import FRESH_ROWS, ModelSupport, modules_matching
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +38,13 @@ if TYPE_CHECKING:
 class StartFolder:
     """A start folder that was written.
 
-    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script or configuration;
-    ``name``: of the training run. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number
-    of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of modules of the
-    file that the trainer cannot train. ``kept``: kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the
-    largest relative error of an update, beyond what the lower rank costs. ``caution``: why no real model can be
-    trained from it, or empty.
+    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script or configuration, and
+    ``start``: the command that runs it, in the trainer's folder; ``name``: of the training run. ``modules``: in the
+    LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
+    without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
+    kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
+    the lower rank costs. ``fresh_rows``: the way to draw a down factor whose size those in the file have, a key of
+    `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.
     """
 
     trainer: str
@@ -48,6 +52,7 @@ class StartFolder:
     folder: str
     init: str
     run: str
+    start: str
     name: str
     rank: int
     modules: int
@@ -56,6 +61,7 @@ class StartFolder:
     left_out: dict[str, int]
     kept: dict[str, float]
     error: float
+    fresh_rows: str = "kaiming"
     caution: str = ""
 
     def json(self) -> dict[str, object]:
@@ -97,16 +103,26 @@ def export(
     exported = [path for path in lora if path in trainable]
     if not exported:
         raise UserError(f"{trainer.title} cannot train any module of this file.")
-    extra = _fillable(lora, exported, by_default) if fill else []
-    init = resize(_subset(lora, exported), rank, exact=exact, seed=seed, fill=extra)
-    resizer = resizer_of(init)
     short = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("-")  # a dash would make it an option
     name = f"{short}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
-    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(init))
+    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(exported))
+    if fill:
+        start = _filled(start, support, _fillable(lora, exported, by_default))
+    row_norm = FRESH_ROWS[trainer.fresh_rows]
+    init = resize(
+        _subset(lora, exported), rank, exact=exact, seed=seed, fill=start.paths,
+        row_norms=lambda module: row_norm(lora.arch.modules[module].kind.d_in, rank),
+    )  # fmt: skip
+    resizer = resizer_of(init)
     texts = dict(support.files(start))
     _refuse_existing(folder, [path.name, *texts, "README.md"], overwrite)
-    fields = {"export": trainer.id, "rank_from": str(lora.rank), "rank_seed": str(seed)}
+    fields = {
+        "export": trainer.id,
+        "rank_from": str(lora.rank),
+        "rank_seed": str(seed),
+        "fresh_rows": trainer.fresh_rows,
+    }
     metadata = updated_metadata(init, trainer.dialect, path.stem, **fields)
     with _atomic_folder(folder, overwrite) as temp:
         init.save(temp / path.name, trainer.dialect, metadata=metadata, progress=lambda share: progress(share / 2))
@@ -119,14 +135,16 @@ def export(
             folder=str(folder),
             init=str(path),
             run=trainer.run,
+            start=f"{trainer.command} {_shell_word((folder.resolve() / trainer.run).as_posix())}",
             name=name,
             rank=rank,
             modules=len(init),
-            filled=len(extra),
-            fresh=_kinds(lora, [p for p in by_default if p not in init.specs and _is_trained(start, p)]),
+            filled=len(init) - len(exported),
+            fresh=_kinds(lora, [p for p in support.trained(start) if p not in init.specs]),
             left_out=_kinds(lora, [p for p in lora if p not in trainable]),
             kept=resizer.effect_kept(),
             error=error,
+            fresh_rows=trainer.fresh_rows,
             caution=lora.arch.caution,
         )
         for file, text in {**texts, "README.md": readme(trainer, written)}.items():
@@ -169,9 +187,18 @@ def _fillable(lora: Lora, exported: list[str], by_default: list[str]) -> list[st
     return [path for path in by_default if path not in lora.specs and lora.arch.modules[path].stack in stacks]
 
 
-def _is_trained(start: TrainingStart, path: str) -> bool:
-    """Whether the written flags select a module. They select kinds: if the file has one of a kind, all are trained."""
-    return start.arch.modules[path].kind.name in start.kinds
+def _filled(start: TrainingStart, support: ModelSupport, more: Iterable[str]) -> TrainingStart:
+    """``start`` with ``more`` modules and all that its flags then make the trainer train: a flag for a kind of layer
+    may choose layers of that kind elsewhere too."""
+    while more := [path for path in more if path not in start.paths]:
+        start = replace(start, paths=(*start.paths, *more))
+        more = support.trained(start)
+    return start
+
+
+def _shell_word(text: str) -> str:
+    """A path as the shell of this system takes it."""
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def _kinds(lora: Lora, paths: Iterable[str]) -> dict[str, int]:
@@ -249,6 +276,9 @@ def _excess_error(before: Pair, after: Pair, values: torch.Tensor, rank: int) ->
     return max(0.0, distance - optimum) / size if size else distance
 
 
+BALANCE = {"kaiming": "1/√3", "gaussian": "√d_in / rank"}
+"""Key of `FRESH_ROWS` -> its norm, for a person."""
+
 SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
 
 
@@ -260,8 +290,10 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{trainer.dialect} keys.",
-        f"`{written.run}`: fill in the paths at its top and run it. The run is called `{written.name}`.",
+        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
         f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
+        f"Balance: the rows of the down factors have the norm {BALANCE[written.fresh_rows]}, as in a fresh LoRA of "
+        f"{trainer.title}, so its usual learning rates fit.",
         *([f"Fresh modules added: {written.filled}."] if written.filled else []),
         *(
             [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]

@@ -22,12 +22,13 @@ MAKERS = {
     r"(?m)^software=.*ai-toolkit": "ai-toolkit",
     r"(?m)^ss_network_module=lycoris": "LyCORIS",
     r"(?m)^ss_(session_id|training_started_at|learning_rate|network_module)": "sd-scripts or its like",
-    r"(?m)^modelspec\.implementation=.*diffusers": "diffusers",
+    r"(?m)^(modelspec\.implementation=.*diffusers|lora_adapter_metadata=)": "diffusers",
 }
 """Pattern on lines KEY=VALUE of the metadata -> the program that writes it."""
 
 DIALECT_MAKERS = {
     "flymyai": "flymyai-lora-trainer or another diffusers script",
+    "diffusers": "diffusers or a trainer built on it",
     "diffsynth": "DiffSynth-Studio",
     "kohya": "musubi-tuner or a converter",
     "peft": "PEFT",

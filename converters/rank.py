@@ -86,8 +86,10 @@ def _module_svd(lora: Lora, path: str, exact: bool, rank: int | None = None) -> 
     return svd_of_product(down, up, exact=exact)
 
 
-def factors_of_rank(svd: SVD, rank: int, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
-    """Factors of exactly ``rank``, float32: down [rank, d_in], whose rows have the norm 1/sqrt(3), up [d_out, rank].
+def factors_of_rank(
+    svd: SVD, rank: int, fresh_rows: Callable[[int, int], torch.Tensor], row_norm: float = ROW_NORM
+) -> Pair:
+    """Factors of exactly ``rank``, float32: down [rank, d_in], whose rows have the norm ``row_norm``, up [d_out, rank].
 
     They hold the largest singular values. Where ``rank`` is higher than their number, the further rows of down come
     from ``fresh_rows(count, d_in)`` and the further columns of up are zero: the update is unchanged, and the columns
@@ -96,24 +98,25 @@ def factors_of_rank(svd: SVD, rank: int, fresh_rows: Callable[[int, int], torch.
     import torch
 
     count = min(rank, len(svd.s))
-    down = svd.vh[:count] * ROW_NORM
-    up = svd.u[:, :count] * (svd.s[:count] / ROW_NORM)
+    down = svd.vh[:count] * row_norm
+    up = svd.u[:, :count] * (svd.s[:count] / row_norm)
     if rank > count:
         down = torch.cat([down, fresh_rows(rank - count, down.shape[1]).to(down)])
         up = torch.cat([up, up.new_zeros(up.shape[0], rank - count)], dim=1)
     return down.float(), up.float()
 
 
-def kaiming_rows(path: str, seed: int) -> Callable[[int, int], torch.Tensor]:
-    """A function (count, d_in) -> float32 [count, d_in] of U(-1/sqrt(d_in), 1/sqrt(d_in)), as torch.nn.Linear and the
-    trainers start. The numbers depend on module and seed only, whatever else is drawn."""
+def kaiming_rows(path: str, seed: int, row_norm: float = ROW_NORM) -> Callable[[int, int], torch.Tensor]:
+    """A function (count, d_in) -> float32 [count, d_in] of U(-1/sqrt(d_in), 1/sqrt(d_in)), as torch.nn.Linear and most
+    trainers start, or that scaled to another ``row_norm``. The numbers depend on module and seed only, whatever else
+    is drawn."""
 
     def rows(count: int, d_in: int) -> torch.Tensor:
         import torch
 
         digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        return (torch.rand(count, d_in, generator=generator) * 2 - 1) / math.sqrt(d_in)
+        return (torch.rand(count, d_in, generator=generator) * 2 - 1) * (row_norm / ROW_NORM / math.sqrt(d_in))
 
     return rows
 
@@ -127,16 +130,18 @@ class Resizer:
     ranks: Mapping[str, int]
     exact: bool = False
     seed: int = 0
+    row_norms: Callable[[str], float] = lambda path: ROW_NORM
     singular_values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, path: str) -> Pair:
-        fresh_rows = kaiming_rows(path, self.seed)
+        row_norm = self.row_norms(path)
+        fresh_rows = kaiming_rows(path, self.seed, row_norm)
         if path not in self.lora.specs:
             return self._fresh_module(path, fresh_rows)
         with one_thread():
             svd = _module_svd(self.lora, path, self.exact, self.ranks[path])
             self.singular_values[path] = svd.s.double()
-            return factors_of_rank(svd, self.ranks[path], fresh_rows)
+            return factors_of_rank(svd, self.ranks[path], fresh_rows, row_norm)
 
     def _fresh_module(self, path: str, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
         """A module without an update, as a trainer makes it."""
@@ -151,12 +156,18 @@ class Resizer:
 
 
 def resize(
-    lora: Lora, rank: int | Mapping[str, int], *, exact: bool = False, seed: int = 0, fill: Iterable[str] = ()
+    lora: Lora,
+    rank: int | Mapping[str, int],
+    *,
+    exact: bool = False,
+    seed: int = 0,
+    fill: Iterable[str] = (),
+    row_norms: Callable[[str], float] = lambda path: ROW_NORM,
 ) -> Lora:
     """``lora`` at another rank, lower or higher: one for all modules, or one by module path. Factors are float32.
 
-    ``fill`` names further modules of the architecture, which start without an update. Nothing is computed before the
-    factors are asked for. Raises UserError for a rank out of range.
+    ``fill`` names further modules of the architecture, which start without an update; ``row_norms`` gives the norm of a
+    module's down rows. Nothing is computed before the factors are asked for. Raises UserError for a rank out of range.
     """
     filled = set(fill).difference(lora.specs)
     paths = [*lora.specs, *(path for path in lora.arch.modules if path in filled)]
@@ -165,7 +176,7 @@ def resize(
     if wrong is not None:
         raise UserError(f"The rank must be from 1 to {RANK_LIMIT}, not {wrong}.", "out_of_range")
     specs = {path: FactorSpec(ranks[path], "F32") for path in paths}
-    return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed))
+    return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed, row_norms))
 
 
 def resizer_of(resized: Lora) -> Resizer:

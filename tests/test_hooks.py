@@ -1,20 +1,24 @@
 """The hooks: networks that a trainer has built, set from a LoRA; musubi-tuner's by its documented contract, PEFT's
 and diffusers' by their own code."""
 
+import argparse
+import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+import ai_toolkit_contract
 import i2l_ext.hooks.ai_toolkit
 import i2l_ext.hooks.peft
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.hooks import musubi
-from i2l_ext.hooks.network import kohya_modules
-from musubi_contract import Module, network_module
+from i2l_ext.hooks.network import initialize_network, kohya_modules
+from musubi_contract import Module, metadata_of_a_run, network_module
 from test_converters_consumers import act, base
 from test_converters_rank import gradients
 from test_trainers import near, style
@@ -139,22 +143,22 @@ def test_merging_stays_musubis(trainer):
 
 def test_musubi_wrong_orders(trainer, file, tmp_path):
     make = musubi.create_arch_network
-    with pytest.raises(UserError, match="what to start from"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*what to start from"):
         make(1.0, 4, 1.0, None, None, small())
-    with pytest.raises(UserError, match="what to start from"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*what to start from"):
         make(1.0, 4, 1.0, None, None, small(), init=str(file), images="folder/")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*no such file"):
         make(1.0, 4, 1.0, None, None, small(), init=str(tmp_path / "no"))
-    with pytest.raises(UserError, match="The model is a WanModel"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*The model is a WanModel"):
         make(1.0, 4, 1.0, None, None, small("WanModel"), init=str(file))
-    with pytest.raises(UserError, match="none of the network's modules"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*none of the network's modules"):
         make(1.0, 4, 1.0, None, None, small("ZImageTransformer2DModel", _tiny_z()), init=str(file))
 
 
 @pytest.mark.parametrize("seed", ["abc", "", "-1", "1.5", "²"])
 def test_a_wrong_seed_is_told_before_anything_is_made(trainer, monkeypatch, seed):
     monkeypatch.setattr(musubi, "make_in_memory", lambda *args: pytest.fail("made"))
-    with pytest.raises(UserError, match="seed must be a whole number"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*seed must be a whole number"):
         musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), images="folder/", seed=seed)
 
 
@@ -164,7 +168,7 @@ def test_a_network_whose_scale_lets_nothing_through_is_refused(scale):
     module = Module(path, unet.get_submodule(path), 4, 4, 1.0)
     module.scale = scale
     with pytest.raises(UserError, match="would have no effect"):
-        i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[module]), style(MINI))
+        initialize_network(kohya_modules([module]), style(MINI))
 
 
 def _in_fp16(lora):
@@ -196,13 +200,71 @@ def _tiny_z():
 
 def test_a_lora_of_another_width_is_refused(trainer, tmp_path):
     style(QWEN_IMAGE).save(tmp_path / "big")
-    with pytest.raises(UserError, match=r"maps (\d+) to \1, the LoRA 3072 to 3072"):
+    with pytest.raises(SystemExit, match=r"^i2l: .*maps (\d+) to \1, the LoRA 3072 to 3072"):
         musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), init=str(tmp_path / "big"))
 
 
 def test_without_musubi_it_says_so(file):
-    with pytest.raises(UserError, match="musubi-tuner was not found"):
+    with pytest.raises(SystemExit, match=r"^i2l: musubi-tuner was not found"):
         musubi.create_arch_network(1.0, 4, 1.0, None, None, small(), init=str(file))
+
+
+@pytest.mark.parametrize("dim", [8, None])
+def test_what_musubi_writes_into_its_files_is_true(trainer, file, dim):
+    """Rank, alpha and network module of what is in the file, and no folder of this machine."""
+    args = argparse.Namespace(
+        network_dim=dim, network_alpha=1.0, network_module="i2l_ext.hooks.musubi",
+        network_args=[f"init={file}", "seed=3", r"exclude_patterns=['.*mlp\.net\.0.*']"],
+    )  # fmt: skip
+    network, metadata = metadata_of_a_run(musubi, args, small())
+    rank = dim or 3
+    assert network.unet_loras[0].lora_down.weight.shape[0] == rank
+    assert metadata["ss_network_dim"] == str(rank) and float(metadata["ss_network_alpha"]) == rank
+    assert metadata["ss_network_module"] == "networks.lora_qwen_image"
+    told = json.loads(metadata["ss_network_args"])
+    assert told == {"init": "my_style.safetensors", "seed": "3", "exclude_patterns": r"['.*mlp\.net\.0.*']"}
+    assert str(file.parent) not in str(metadata)
+
+
+def test_the_hook_says_nothing_of_an_alpha_that_nobody_gave(trainer, file, capsys):
+    musubi.create_arch_network(1.0, 8, 1.0, None, None, small(), init=str(file))
+    assert "--network_alpha" not in (told := capsys.readouterr().out) and "alpha is the rank, 8" in told
+
+
+SCRIPT = """import json, sys
+sys.path.insert(0, %r)
+print("THE MODEL IS LOADED", sys.argv)
+from i2l_ext.hooks import musubi
+print("KEPT" if musubi._kept else "NOT KEPT")
+"""
+
+
+def run_through(tmp_path, *arguments):
+    (tmp_path / "train.py").write_text(SCRIPT % str(Path(i2l_ext.hooks.__file__).parents[2]))
+    command = [sys.executable, "-m", "i2l_ext.hooks.musubi", tmp_path / "train.py", "--dit", "x", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["init=nowhere/style.safetensors"], "i2l: init=nowhere/style.safetensors: "),
+        (["images=nowhere/pictures"], "i2l: images=nowhere/pictures: "),
+        (["seed=abc", "init=x"], "i2l: seed must be a whole number of 0 or greater, not 'abc'."),
+        ([], "i2l: Say what to start from"),
+    ],
+)
+def test_a_slip_is_told_before_musubi_loads_the_model(tmp_path, given, told):
+    done = run_through(tmp_path, "--network_args", *given, "--seed", "1")
+    assert done.returncode == 1 and "THE MODEL" not in done.stdout
+    assert done.stderr.startswith(told) and len(done.stderr.splitlines()) == 1
+
+
+def test_musubis_script_runs_as_it_is_through_the_hook(tmp_path, file):
+    done = run_through(tmp_path, "--network_args", f"init={file}", "seed=2", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    arguments = ["--dit", "x", "--network_args", f"init={file}", "seed=2", "--seed", "1"]
+    assert done.stdout.splitlines() == [f"THE MODEL IS LOADED {[str(tmp_path / 'train.py'), *arguments]}", "KEPT"]
 
 
 def test_musubi_starts_from_pictures(trainer, monkeypatch, tmp_path, capsys):
@@ -291,13 +353,132 @@ def test_a_dora_is_refused():
         i2l_ext.hooks.peft.initialize(model, style(MINI))
 
 
+@pytest.mark.parametrize(
+    "init", ["pissa", "pissa_niter_4", "olora", "corda", "eva", "loftq", "lora_ga", "orthogonal", "mica", "of tomorrow"]
+)
+def test_an_init_that_may_change_the_base_model_is_refused(init):
+    """By its name, whatever it has done: PiSSA and OLoRA take from the weights what the factors hold."""
+    from peft import LoraConfig, get_peft_model
+
+    changes = init in ("pissa", "olora")
+    unet = small()
+    weight = unet.get_submodule("transformer_blocks.0.attn.to_q").weight
+    before = weight.detach().clone()
+    model = get_peft_model(unet, LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=init if changes else True))
+    assert torch.equal(weight, before) != changes
+    model.peft_config["default"].init_lora_weights = init
+    layer = model.get_submodule("base_model.model.transformer_blocks.0.attn.to_q")
+    factors = [parameter.detach().clone() for parameter in layer.lora_A.parameters()]
+    with pytest.raises(UserError, match=f"init_lora_weights='{init}'"):
+        i2l_ext.hooks.peft.initialize(model, style(MINI))
+    assert all(torch.equal(a, b) for a, b in zip(factors, layer.lora_A.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian"])
+def test_a_plain_init_is_taken_and_its_rows_stay_as_long(init):
+    """A learning rate then means what it means for the run's own start."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = style(MINI)
+    options = LoraConfig(r=8, lora_alpha=16, target_modules=["to_q"], init_lora_weights=init)
+    model = get_peft_model(small(), options)
+    layer = model.get_submodule("base_model.model.transformer_blocks.0.attn.to_q")
+    norm = layer.lora_A["default"].weight.detach().square().sum(dim=1).mean().sqrt()
+    i2l_ext.hooks.peft.initialize(model, lora)
+    down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    assert torch.allclose(down[:3].norm(dim=1), norm.expand(3), rtol=1e-4)
+    assert torch.allclose(down[3:].norm(dim=1), norm.expand(5), rtol=0.5)
+    assert near(layer.scaling["default"] * act(down, up), act(*lora["transformer_blocks.0.attn.to_q"]))
+
+
+def test_another_kind_of_adapter_is_refused():
+    from peft import AdaLoraConfig, get_peft_model
+
+    model = get_peft_model(small(), AdaLoraConfig(target_modules=["to_q"], total_step=10))
+    with pytest.raises(UserError, match="is a ADALORA; only a plain LoRA"):
+        i2l_ext.hooks.peft.initialize(model, style(MINI))
+
+
+# ai-toolkit
+
+
+def layers(unet, count=3):
+    return {path: unet.get_submodule(path) for path in list(MINI.i2l_modules)[:count]}
+
+
+class Trainer(ai_toolkit_contract.Process):
+    """As docs/trainers.md says, or hooked in where an EMA is there already."""
+
+    lora, late = None, False
+
+    def hook_add_extra_train_params(self, params):
+        if not self.late:
+            i2l_ext.hooks.ai_toolkit.initialize(self, self.lora)
+        return super().hook_add_extra_train_params(params)
+
+    def hook_before_train_loop(self):
+        super().hook_before_train_loop()
+        if self.late:
+            i2l_ext.hooks.ai_toolkit.initialize(self, self.lora)
+
+
+@pytest.fixture(params=["early", "late"])
+def process(request, tmp_path):
+    """A function that makes a run in a folder, with its own small model; the same folder: the same run, resumed."""
+
+    def make(**options):
+        run = Trainer(tmp_path / "out", layers(small()), **options)
+        run.lora, run.late = style(MINI), request.param == "late"
+        return run
+
+    return make
+
+
+def strength(saved, lora, path="transformer_blocks.0.attn.to_q"):
+    """How much of the LoRA's update is in a saved file."""
+    down, up = (saved[f"transformer.{path}.lora_{side}.weight"] for side in "AB")
+    expected = lora.delta(path)
+    return float((up @ down * expected).sum() / expected.square().sum())
+
+
+@pytest.mark.parametrize("ema", [None, 0.99])
+@pytest.mark.parametrize("named_lora", [False, True])
+def test_a_fresh_run_of_ai_toolkit_saves_the_lora_at_its_strength(process, ema, named_lora, capsys):
+    run = process(ema=ema, named_lora=named_lora)
+    saved = run.run(steps=3)
+    assert strength(saved, run.lora) == pytest.approx(1, abs=0.02)
+    assert "i2l: 3 modules start from the LoRA" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ema", [None, 0.99])
+@pytest.mark.parametrize("named_lora", [False, True])
+def test_a_resumed_run_of_ai_toolkit_keeps_its_training(process, ema, named_lora, capsys):
+    saved = process(ema=ema, named_lora=named_lora, lr=0.05).run(steps=6)
+    capsys.readouterr()
+    resumed = process(ema=ema, named_lora=named_lora, lr=0.0)
+    again = resumed.run(steps=8)
+    assert resumed.step_num == 7
+    for key, value in saved.items():
+        assert torch.allclose(again[key], value, atol=1e-6), key
+    assert "i2l: the run goes on from" in capsys.readouterr().out
+
+
+def test_a_pretrained_lora_of_ai_toolkit_is_no_checkpoint(process, tmp_path):
+    other = process(lr=0.0)
+    other.save_root, other.lora = tmp_path / "other", style(MINI, rank=1)
+    other.run(steps=1)
+    run = process(pretrained=str(next((tmp_path / "other").iterdir())))
+    assert strength(run.run(steps=2), run.lora) == pytest.approx(1, abs=0.02)
+
+
+def test_ai_toolkits_network_alone_is_refused():
+    with pytest.raises(UserError, match="Give the trainer"):
+        i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[]), style(MINI))
+
+
 def test_ai_toolkit_names(tmp_path):
-    lora, unet = style(MINI), small()
-    network = types.SimpleNamespace(unet_loras=[])
-    for path in list(MINI.i2l_modules)[:5]:
-        name = "transformer$$" + path.replace(".", "$$")
-        network.unet_loras.append(Module(name, unet.get_submodule(path), 4, 4, 1.0))
-    report = i2l_ext.hooks.ai_toolkit.initialize(network, lora)
-    assert report.from_lora == 5
-    for path, place in zip(MINI.i2l_modules, kohya_modules(network.unet_loras), strict=False):
-        assert near(act(place.down, place.up), act(*lora[path]))
+    run = Trainer(tmp_path / "out", layers(small(), 5))
+    run.lora = style(MINI)
+    run.run(steps=0)
+    for path, place in zip(MINI.i2l_modules, kohya_modules(run.network.unet_loras), strict=False):
+        assert near(act(place.down, place.up), act(*run.lora[path]))

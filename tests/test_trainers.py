@@ -1,11 +1,15 @@
 """Every exported file into the consumer it is for: the real one where it can be had, else its contract."""
 
+import argparse
 import ast
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,13 +17,14 @@ import safetensors.torch
 import torch
 import yaml
 
+import musubi_contract
 from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.export import export
-from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.converters.trainers import TRAINERS, TrainingStart
+from i2l_ext.converters.trainers.base import FRESH_ROWS
 from i2l_ext.requests import ExportRequest
-from musubi_contract import network_module
 from peers import diffsynth
 from test_converters_commands import i2l
 from test_converters_consumers import act, base
@@ -63,10 +68,13 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     written = Lora.read(told.init)
     for path in lora:
         down, up = written[path]
-        assert torch.allclose(down[:3].norm(dim=1), torch.full((min(rank, 3),), 3**-0.5), rtol=1e-4)
+        norm = math.sqrt(down.shape[1]) / rank if trainer in ("diffusers", "flymyai") else 3**-0.5
+        assert torch.allclose(down[:3].norm(dim=1), torch.full((min(rank, 3),), norm), rtol=1e-4)
+        assert torch.allclose(down[3:].norm(dim=1), torch.full((rank - min(rank, 3),), norm), rtol=0.1)
         if rank >= 3:
             assert near(act(down, up), act(*lora[path]))
     assert written.metadata["i2l.rank_seed"] == "0"
+    assert written.metadata["i2l.fresh_rows"] == told.fresh_rows == TRAINERS[trainer].fresh_rows
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([Path(told.init).name, told.run, "README.md"])
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
 
@@ -74,23 +82,84 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
 # the texts
 
 
-def words(text):
-    """A shell script's words, with continuation lines joined."""
-    return shlex.split(text.replace("\\\n", " "), comments=True)
+STUB = """import json, os, sys
+with open(os.environ["SEEN"], "a", encoding="utf-8") as file:
+    print(json.dumps(sys.argv), file=file)
+"""
 
 
-def option(text, name):
-    found = words(text)
-    return found[found.index(name) + 1]
+def write_launcher(work, text):
+    """A package of accelerate's name where `python -m` looks first."""
+    (work / "accelerate/commands").mkdir(parents=True)
+    for name in ("__init__.py", "commands/__init__.py", "commands/launch.py"):
+        (work / "accelerate" / name).write_text(text if name.endswith("launch.py") else "")
 
 
-def network_args(text):
-    found = words(text)
-    if "--network_args" not in found:
-        return {}
-    args = found[found.index("--network_args") + 1 :]
-    stop = next(index for index, word in enumerate(args) if word.startswith("--"))
-    return dict(arg.split("=") for arg in args[:stop])  # as musubi splits them: one = sign
+def run_script(script, work):
+    """Run an exported train.py as a user does, with stand-ins for the programs that it calls: the arguments that each
+    of them was given, its own name first. The places to fill in are there."""
+    text = script.read_text(encoding="utf-8")
+    for place in re.findall(r"^\w+ = '(path/to/.*)'$", text, re.MULTILINE):
+        (work / place).parent.mkdir(parents=True, exist_ok=True)
+        (work / place).touch() if "." in place else (work / place).mkdir(exist_ok=True)
+    for program in re.findall(r"'(\S+\.py)'", text):
+        (work / program).parent.mkdir(parents=True, exist_ok=True)
+        (work / program).write_text(STUB)
+    write_launcher(work, STUB)
+    environment = os.environ | {"SEEN": str(work / "seen")}
+    done = subprocess.run([sys.executable, script], cwd=work, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return [launched(json.loads(line)) for line in (work / "seen").read_text(encoding="utf-8").splitlines()]
+
+
+def launched(words):
+    """What a program got; by `accelerate launch`, whose own parser says where its own options end."""
+    if not words[0].endswith("launch.py"):
+        return words
+    from accelerate.commands.launch import launch_command_parser
+
+    given = launch_command_parser().parse_args(words[1:])
+    return [given.training_script, *given.training_script_args]
+
+
+def parsed(script, work):
+    """The arguments of each program that train.py starts, read by its own parser: {name of the program: namespace}."""
+    return {
+        Path(program).name: parser_of(program).parse_args(arguments) for program, *arguments in run_script(script, work)
+    }
+
+
+def parser_of(program):
+    if "musubi_tuner" in program:
+        return musubi_contract.parser(Path(program).name)
+    parsers = diffsynth("diffusion.parsers")
+    return parsers.add_image_size_config(parsers.add_general_config(argparse.ArgumentParser()))
+
+
+@pytest.fixture
+def work(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "family"), [("musubi-tuner", f) for f in ARCHS] + [("diffsynth", f) for f in ARCHS]
+)
+def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
+    export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\.\n", done.stderr
+    )
+
+
+def test_a_script_ends_as_its_program_does(tmp_path, work):
+    export(style(QWEN_IMAGE), "diffsynth", 2, tmp_path / "out")
+    (work / "path/to/dataset").mkdir(parents=True)
+    (work / "path/to/dataset/metadata.csv").touch()
+    write_launcher(work, "raise SystemExit(7)")
+    assert subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, check=False).returncode == 7
 
 
 FILES = {
@@ -109,18 +178,20 @@ def chosen(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_musubi_loads_all_and_trains_nothing_else(tmp_path, name):
+def test_musubi_loads_all_and_trains_nothing_else(tmp_path, work, name):
     arch, lora = chosen(name)
     _, _, count, flag = FILES[name]
     told = export(lora, "musubi-tuner", 5, tmp_path / "out")
-    text = (tmp_path / "out" / "train.sh").read_text()
-    assert flag is None or re.search(flag, text)
-    assert option(text, "--network_dim") == option(text, "--network_alpha") == "5"
-    assert option(text, "--network_weights") == told.init
-    assert option(text, "--output_name") == told.name
+    programs = parsed(tmp_path / "out" / "train.py", work)
+    assert len(programs) == 3
+    args = next(given for program, given in programs.items() if program.endswith("train_network.py"))
+    assert flag is None or re.search(flag, " ".join(args.network_args))
+    assert args.network_dim == args.network_alpha == 5
+    assert (args.network_weights, args.output_name) == (told.init, told.name)
     unet = base(arch.family)
-    kind = option(text, "--network_module").removeprefix("networks.")
-    network = network_module(kind)(1.0, 5, 5.0, None, None, unet, **network_args(text))
+    kind = args.network_module.removeprefix("networks.")
+    options = dict(argument.split("=") for argument in args.network_args or ())
+    network = musubi_contract.network_module(kind)(1.0, 5, 5.0, None, None, unet, **options)
     network.apply_to(None, unet)
     assert len(network.unet_loras) == count
     outcome = network.load_weights(told.init)
@@ -170,21 +241,48 @@ def test_ai_toolkit_loads_all_and_trains_nothing_else(tmp_path, name):
         assert near(act(down, up), act(*lora[path]))  # its scale is 1
 
 
-@pytest.mark.parametrize("family", ["qwen-image", "z-image"])
-def test_diffsynth_loads_all_by_its_own_code(tmp_path, family):
-    """Its loader and its mapping into a PEFT model whose targets are those of the written command."""
-    from peft import LoraConfig, inject_adapter_in_model
+def diffsynth_training():
+    """DiffSynth-Studio's own training module. What else its file imports is not used, and not installed here."""
+    diffsynth("utils")  # the package itself
+    for name, names in {
+        "core": ("ModelConfig", "load_state_dict", "QuantizeConfig"),
+        "core.quant": ("MixedQuantizeConfig",),
+        "utils.controlnet": ("ControlNetInput",),
+        "diffusion.base_pipeline": ("PipelineUnit",),
+    }.items():
+        module = types.ModuleType(f"peer_diffsynth.{name}")
+        module.__dict__.update({name: type(name, (), {}) for name in names})
+        sys.modules.setdefault(module.__name__, module)
+    return diffsynth("diffusion.training_module").DiffusionTrainingModule()
 
+
+@pytest.mark.parametrize(
+    ("family", "only"),
+    [
+        ("qwen-image", None),
+        ("z-image", None),
+        ("qwen-image", "attn.to_q"),
+        ("qwen-image", "img_mod.1"),
+        ("z-image", "w2"),
+    ],
+)
+def test_diffsynth_loads_all_by_its_own_code(tmp_path, work, family, only):
+    """Its parser, its targets, its loader and its mapping into a PEFT model; also where there is one kind of layer."""
     lora = style(ARCHS[family])
+    if only:
+        lora = style(ARCHS[family], paths=[path for path in lora if path.endswith(only)])
     told = export(lora, "diffsynth", 5, tmp_path / "out")
-    text = (tmp_path / "out" / "train.sh").read_text()
-    assert option(text, "--lora_rank") == "5" and option(text, "--lora_checkpoint") == told.init
-    targets = option(text, "--lora_target_modules").split(",")
-    model = inject_adapter_in_model(LoraConfig(r=5, lora_alpha=5, target_modules=targets), base(family))
+    args = parsed(tmp_path / "out" / "train.py", work)["train.py"]
+    assert (args.lora_rank, args.lora_checkpoint) == (5, told.init)
+    assert args.output_path.endswith(told.name)
+    assert 8 * args.dataset_repeat * args.num_epochs >= 1000
+    module = diffsynth_training()
+    targets = module.parse_lora_target_modules(None, args.lora_target_modules)
+    model = module.add_lora_to_model(base(family), targets, args.lora_rank)
     state = diffsynth("utils.lora.general").GeneralLoRALoader().convert_state_dict(state_of(told))
-    mapped = {re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", key): value for key, value in state.items()}
-    outcome = model.load_state_dict(mapped, strict=False)
+    outcome = model.load_state_dict(module.mapping_lora_state_dict(state), strict=False)
     assert outcome.unexpected_keys == []
+    assert {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")} == set(lora.specs)
     assert [key for key in outcome.missing_keys if "lora_" in key] == []
     for path in lora:
         layer = model.get_submodule(path)
@@ -239,9 +337,8 @@ def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
         arch, paths=[path for path in arch.i2l_modules if arch.modules[path].block == 0 and "to_q" not in path]
     )
     told = export(lora, "musubi-tuner", 4, tmp_path / "a")
-    whole = arch.stacks[0].depth
     first = "attn.to_k" if family == "qwen-image" else "attention.to_k"
-    assert told.fresh[first] == whole - 1
+    assert told.fresh[first] == sum(stack.depth - 1 for stack in arch.stacks)
     assert "The trainer starts these without an update" in (tmp_path / "a" / "README.md").read_text()
     small = style(MINI, paths=[path for path in MINI.i2l_modules if "to_q" not in path])
     filled = export(small, "musubi-tuner", 4, tmp_path / "b", fill=True)
@@ -249,7 +346,107 @@ def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
     written = Lora.read(filled.init)
     down, up = written["transformer_blocks.1.attn.to_q"]
     assert not up.any() and down.any(dim=1).all()
-    assert "--network_args" not in (tmp_path / "b" / "train.sh").read_text()
+    assert "--network_args" not in (tmp_path / "b" / "train.py").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("fill", [False, True])
+def test_the_read_me_knows_all_that_is_trained(tmp_path, trainer, name, fill):
+    """What the written flags choose, by the trainer's own rules, is in the file or told; with --fill it is in the file,
+    also layers of a filled kind that the trainer does not train by default."""
+    arch, lora = chosen(name)
+    if arch.family not in TRAINERS[trainer].models:
+        return
+    told = export(lora, trainer, 2, tmp_path / "out", fill=fill)
+    written = Lora.read(told.init)
+    unet = base(arch.family)
+    chosen_by_rules = RULES[trainer](tmp_path / "out", unet)
+    start = TrainingStart(arch, Path(told.init), told.name, 2, 0, tuple(written))
+    trained = TRAINERS[trainer].models[arch.family].trained(start)
+    assert {path for path in trained if path in dict(unet.named_modules())} == {*chosen_by_rules}
+    if fill:
+        assert {*chosen_by_rules} <= {*written.specs} and told.fresh == {}
+        assert "without an update" not in (tmp_path / "out" / "README.md").read_text()
+    else:
+        assert sum(told.fresh.values()) == len({*trained} - {*written.specs})
+
+
+def musubi_rules(folder, unet):
+    text = (folder / "train.py").read_text()
+    options = dict(
+        ast.literal_eval(word).split("=")
+        for word in re.findall(r"""(?:'|")(?:in|ex)clude_patterns.*?\](?:'|")""", text)
+    )
+    kind = re.search(r"networks\.(\w+)", text)[1]
+    network = musubi_contract.network_module(kind)(1.0, 2, 2.0, None, None, unet, **options)
+    names = {name.replace(".", "_"): name for name, _ in unet.named_modules()}
+    return [names[module.lora_name.removeprefix("lora_unet_")] for module in network.unet_loras]
+
+
+def ai_toolkit_rules(folder, unet):
+    blocks = ["transformer_blocks"] if hasattr(unet, "transformer_blocks") else ["layers"]
+    return ai_toolkit_modules(yaml.safe_load((folder / "config.yaml").read_text()), unet, blocks)
+
+
+def peft_rules(folder, unet):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    text = (folder / "start.py").read_text()
+    targets = ast.literal_eval(re.search(r"^TARGETS = (.*)$", text, re.MULTILINE)[1])
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=targets), unet)
+    return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
+
+
+def diffsynth_rules(folder, unet):
+    text = (folder / "train.py").read_text()
+    targets = ast.literal_eval(re.search(r"'--lora_target_modules', ('.*'),$", text, re.MULTILINE)[1])
+    module = diffsynth_training()
+    module.add_lora_to_model(unet, module.parse_lora_target_modules(None, targets), 2)
+    return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
+
+
+RULES = {
+    "musubi-tuner": musubi_rules, "ai-toolkit": ai_toolkit_rules, "diffsynth": diffsynth_rules,
+    "diffusers": peft_rules, "flymyai": peft_rules,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "init"), [("kaiming", True), ("gaussian", "gaussian")])
+@pytest.mark.parametrize("rank", [4, 16])
+def test_fresh_rows_are_as_long_as_pefts_own(how, init, rank):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3840, 8))
+    inject_adapter_in_model(LoraConfig(r=rank, target_modules=["0"], init_lora_weights=init), model)
+    norms = model[0].lora_A["default"].weight.detach().norm(dim=1)
+    assert float(norms.mean()) == pytest.approx(FRESH_ROWS[how](3840, rank), rel=0.02)
+
+
+@pytest.mark.parametrize(("trainer", "family"), [pair for pair in PAIRS if pair[0] in ("diffusers", "flymyai")])
+def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family, monkeypatch):
+    import diffusers
+
+    told = export(style(ARCHS[family]), trainer, 4, tmp_path / "out")
+    script = tmp_path / "out" / "start.py"
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "fill in the paths" not in readme and told.name not in readme and "from start import start" in readme
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"{told.modules} modules of rank 4" in done.stdout
+    assert "in place of `add_adapter(...)`" in done.stdout
+
+    def offline(*args, **kwargs):
+        raise ValueError("When using the offline mode, you must specify a `weight_name`.")  # diffusers 0.35
+
+    for pipeline in (diffusers.QwenImagePipeline, diffusers.ZImagePipeline):
+        monkeypatch.setattr(pipeline, "lora_state_dict", offline)
+    scope = {"__name__": "start"}
+    exec(script.read_text(), scope)  # noqa: S102 - our own text, as a user runs it
+    model = base(family)
+    scope["start"](model)
+    assert sum(hasattr(layer, "lora_A") for layer in model.modules()) == told.modules
 
 
 def test_modules_without_a_place_are_told(tmp_path):
@@ -338,36 +535,20 @@ def test_an_export_of_a_real_lora_has_no_caution(tmp_path):
 
 HOSTILE = (
     "x$(touch pwned)", "`touch pwned`", 'a"; touch pwned; "', "a'; touch pwned; '", "a # b: [c]", "$HOME",
-    "ü 日本\u3000語 🦊", "-o", "{x}", "%s", "\\n",
+    "ü 日本\u3000語 🦊", "-o", "{x}", "%s", "\\n", "coding: utf-7", "$INIT", "python", "%PATH%",
 )  # fmt: skip
-"""Names of files that mean something to a shell, to YAML or to Python."""
-
-STUB = """#!/bin/sh
-printf '%s\\0' "$@" >> "$SEEN"
-"""
-
-
-def run_script(folder, path):
-    """Run a script as a user would, with stand-ins for all programs that it calls: the words that they were given."""
-    stubs, seen = folder / "stubs", folder / "seen"
-    stubs.mkdir()
-    for program in ("python", "accelerate"):
-        (stubs / program).write_text(STUB)
-        (stubs / program).chmod(0o755)
-    environment = os.environ | {"PATH": f"{stubs}:{os.environ['PATH']}", "SEEN": str(seen)}
-    subprocess.run(["sh", path], cwd=folder, env=environment, check=True, timeout=30)
-    return seen.read_text().split("\0")
+"""Names of files that mean something to a shell, to YAML, to Python or to what writes our scripts."""
 
 
 def names_in(folder, told, work):
     """The path of the init file and the run's name (None where it has none), as what runs or reads the text gets
     them."""
     text = folder / told.run
-    if text.suffix == ".sh":
-        words = run_script(work, text)
-        path = next(words[words.index(o) + 1] for o in ("--network_weights", "--lora_checkpoint") if o in words)
-        name = next(words[words.index(o) + 1] for o in ("--output_name", "--output_path") if o in words)
-        return path, name.removeprefix("models/train/")
+    if text.name == "train.py":
+        *_, args = parsed(text, work).values()
+        if "network_weights" in args:
+            return args.network_weights, args.output_name
+        return args.lora_checkpoint, args.output_path.removeprefix("models/train/")
     if text.suffix == ".yaml":
         config = yaml.safe_load(text.read_text(encoding="utf-8"))["config"]
         return config["process"][0]["network"]["pretrained_lora_path"], config["name"]
@@ -378,13 +559,12 @@ def names_in(folder, told, work):
     ), None
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names, and has no sh")
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
 @pytest.mark.parametrize("hostile", HOSTILE)
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_names_are_text_and_nothing_more(tmp_path, trainer, hostile):
+def test_names_are_text_and_nothing_more(tmp_path, work, trainer, hostile):
     """Of the file and of the folder: neither runs as a command, nor is it read as another text."""
-    folder, work = tmp_path / hostile, tmp_path / "work"
-    work.mkdir()
+    folder = tmp_path / hostile
     told = export(style(MINI, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
     path, name = names_in(folder, told, work)
     assert path == told.init == str(folder / f"{hostile}_init_r2.safetensors")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, missing_kinds
+from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
 
 
 def _only(start: TrainingStart) -> list[str]:
@@ -33,6 +33,18 @@ def _ignored(start: TrainingStart) -> list[str]:
     return missing
 
 
+def _trained(start: TrainingStart, *, family: str) -> list[str]:
+    if family == "qwen-image":
+        ignored = _ignored(start)
+        return [
+            path
+            for path in modules_matching(start.arch, MODELS[family].default)
+            if not any(piece in path for piece in ignored)
+        ]
+    only = _only(start)
+    return [path for path in start.arch.modules if any(piece in path for piece in only)]
+
+
 def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     if family == "qwen-image":
         ignored = _ignored(start)
@@ -41,20 +53,19 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     else:
         chosen = ["transformer_only: false", f"network_kwargs: {{only_if_contains: {json.dumps(_only(start))}}}"]
         model = {"name_or_path": "Tongyi-MAI/Z-Image", "arch": "zimage"}
-    quoted = start.quoted("yaml")
     network = "\n        ".join(
         [
             "type: lora",
             f"linear: {start.rank}",
             f"linear_alpha: {start.rank}",
-            f"pretrained_lora_path: {quoted.init}",
+            f"pretrained_lora_path: {quoted(start.init.as_posix())}",
             *chosen,
         ]
     )
     text = f"""# Trains {start.name} with ai-toolkit, starting from {start.init.name}: python run.py config.yaml
 job: extension
 config:
-  name: {quoted.name}
+  name: {quoted(start.name)}
   process:
     - type: sd_trainer
       training_folder: output
@@ -91,12 +102,11 @@ meta: {{name: "[name]", version: "1.0"}}
 
 
 MODELS = {
-    "qwen-image": ModelSupport(
-        r"transformer_blocks\..*", r"transformer_blocks\..*", partial(_config, family="qwen-image")
-    ),
-    "z-image": ModelSupport(
-        r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*", partial(_config, family="z-image")
-    ),
+    family: ModelSupport(default, trainable, partial(_config, family=family), partial(_trained, family=family))
+    for family, default, trainable in (
+        ("qwen-image", r"transformer_blocks\..*", r"transformer_blocks\..*"),
+        ("z-image", r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*"),
+    )
 }
 
 AI_TOOLKIT = Trainer(
@@ -105,6 +115,7 @@ AI_TOOLKIT = Trainer(
     "webui",
     MODELS,
     "config.yaml",
+    "python run.py",
     (
         "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
         "The log must say `Missing keys: []`; keys listed there were not loaded.",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,16 @@ from pathlib import Path
 from ..architectures import Architecture
 from ..errors import UserError
 
-QUOTED: Mapping[str, Callable[[str], str]] = {
-    "sh": shlex.quote,
-    "yaml": partial(json.dumps, ensure_ascii=False),  # YAML does not join the two halves of an escaped emoji
-    "py": repr,
+quoted: Callable[[str], str] = partial(json.dumps, ensure_ascii=False)
+"""A text from outside as it is written into YAML, TOML or JSON, where it has no control characters. (YAML does not join
+the two halves of an escaped emoji.) In Python it is its ``repr``."""
+
+FRESH_ROWS: Mapping[str, Callable[[int, int], float]] = {
+    "kaiming": lambda d_in, rank: 1 / math.sqrt(3),
+    "gaussian": lambda d_in, rank: math.sqrt(d_in) / rank,
 }
-"""Kind of file -> how a text from outside is written into it, where it has no control characters. Every name and path
-goes through this."""
+"""How a trainer draws the down factor of a fresh LoRA -> the norm that a row of it has on average. Kaiming's is
+U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default; PEFT's gaussian has the standard deviation 1/rank."""
 
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 """Kinds of characters that no path may have: control codes, bytes that are no UTF-8, breaks of lines and paragraphs."""
@@ -30,20 +33,11 @@ NONCHARACTERS = "\ufffe\uffff"
 
 
 @dataclass(frozen=True)
-class Quoted:
-    """The path of the LoRA to start from and the run's name, with their quotes."""
-
-    init: str
-    name: str
-
-
-@dataclass(frozen=True)
 class TrainingStart:
     """The start of a training run: what a trainer's texts are made of.
 
     ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
-    modules in that LoRA. In a comment path and name stand as they are, elsewhere as `quoted`. Raises UserError where
-    one of them has a control character, which would end a comment.
+    modules in that LoRA. Raises UserError where a path or name has a control character, which would end a comment.
     """
 
     arch: Architecture
@@ -63,36 +57,38 @@ class TrainingStart:
             if any(unicodedata.category(char) in UNWRITABLE or char in NONCHARACTERS for char in text):
                 raise UserError(f"{text!r} has a line break or another control character in it. Rename it.")
 
-    def quoted(self, language: str) -> Quoted:
-        """The texts from outside as a file of this kind has them: sh, yaml or py."""
-        quote = QUOTED[language]
-        return Quoted(init=quote(self.init.as_posix()), name=quote(self.name))
-
 
 @dataclass(frozen=True)
 class ModelSupport:
     """How a trainer trains one family of models.
 
     ``default``: the modules that it trains by default, as a pattern of the whole path; ``trainable``: those that it can
-    train. ``files``: makes the texts that start it, {file name: text}.
+    train. ``files``: makes the texts that start it, {file name: text}; ``trained``: the paths of the modules that those
+    texts make it train, which may be more than the LoRA has.
     """
 
     default: str
     trainable: str
     files: Callable[[TrainingStart], Mapping[str, str]]
+    trained: Callable[[TrainingStart], list[str]]
 
 
 @dataclass(frozen=True)
 class Trainer:
     """A trainer. ``dialect``: that it reads; ``models``: by model family; ``run``: name of the script or configuration
-    among its files; ``notes``: lines for the read-me."""
+    among its files, and ``command``: what runs it, before its path; ``notes``: lines for the read-me. ``usage``: what
+    is to be done with that file, for the read-me, where ``{start}`` stands for the whole command and ``{name}`` for the
+    run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`."""
 
     id: str
     title: str
     dialect: str
     models: Mapping[str, ModelSupport]
     run: str
+    command: str
     notes: tuple[str, ...] = ()
+    usage: str = "fill in the paths at its top. `{start}` starts the run, which is called `{name}`."
+    fresh_rows: str = "kaiming"
 
 
 def modules_matching(arch: Architecture, pattern: str) -> list[str]:
@@ -106,6 +102,22 @@ def missing_kinds(start: TrainingStart, support: ModelSupport) -> list[str]:
     return [kind for kind in kinds if kind not in start.kinds]
 
 
-def short_names(kinds: Iterable[str]) -> list[str]:
-    """The ends of kinds' names by which PEFT tells them apart: ``to_q``, ``img_mlp.net.2``, ``w1``."""
-    return [re.sub(r"^(attn|attention|feed_forward)\.", "", kind) for kind in kinds]
+def target_pattern(start: TrainingStart) -> str:
+    """The LoRA's modules as PEFT takes them for targets: a regular expression of whole paths, by kind of layer.
+
+    Ends of names are not enough: Z-Image has a SiLU that ends as its modulation's layer does. Nor is a list safe:
+    DiffSynth-Studio takes one of one name for a regular expression.
+    """
+    kinds: dict[str, list[str]] = {}
+    for path in start.paths:
+        module = start.arch.modules[path]
+        stack = rf"{re.escape(module.stack)}\.\d+\." if module.stack else ""
+        found = kinds.setdefault(stack, [])
+        if module.kind.name not in found:
+            found.append(module.kind.name)
+    return "|".join(rf"{stack}({'|'.join(map(re.escape, names))})" for stack, names in kinds.items())
+
+
+def matching_targets(start: TrainingStart) -> list[str]:
+    """The paths of the modules that PEFT adapts for `target_pattern`."""
+    return modules_matching(start.arch, target_pattern(start))

@@ -1,43 +1,55 @@
 """diffusers and what is built on its adapters, flymyai-lora-trainer among them: PEFT's own way to set an adapter.
 
 flymyai-lora-trainer loads no LoRA and trains four kinds of layers (train.py): its `add_adapter` is replaced by the
-lines written here.
+lines written here. Both start a fresh LoRA with `init_lora_weights="gaussian"`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, short_names
+from .base import ModelSupport, Trainer, TrainingStart, matching_targets, target_pattern
 
-PIPELINES = {"qwen-image": "QwenImagePipeline", "z-image": "ZImagePipeline"}
+FAMILIES = {"qwen-image": "QwenImageTransformer2DModel", "z-image": "ZImageTransformer2DModel"}
 
 
-def _script(start: TrainingStart, *, family: str, title: str, name: str) -> Mapping[str, str]:
-    pipeline = PIPELINES[family]
-    text = f'''"""Starts {title} from an i2L LoRA: call `start(transformer)` in place of its `add_adapter(...)`."""
+def _module(start: TrainingStart, *, family: str, title: str) -> Mapping[str, str]:
+    text = f'''"""Starts {title} from an i2L LoRA: `from start import start`, then `start(transformer)` in place of
+its `add_adapter(...)`. Run by itself, it checks the file."""
 
-from diffusers import {pipeline}
 from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 
-INIT = {start.quoted("py").init}
+INIT = {start.init.as_posix()!r}
 RANK = {start.rank}
-TARGETS = {json.dumps(short_names(start.kinds))}
+TARGETS = r"{target_pattern(start)}"
 
 
 def start(transformer, adapter_name="default"):
-    """Add the adapter and set it to the init file; raises where a key has no place."""
+    """Add the adapter to a {FAMILIES[family]} and set it to the init file; raises where a key has no place."""
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), adapter_name=adapter_name)
-    loaded = {pipeline}.lora_state_dict(INIT)
-    state = {{key.removeprefix("transformer."): value for key, value in loaded.items()}}
+    state = {{key.removeprefix("transformer."): value for key, value in load_file(INIT).items()}}
     outcome = set_peft_model_state_dict(transformer, state, adapter_name=adapter_name)
     if outcome.unexpected_keys:
         raise RuntimeError(f"not loaded: {{outcome.unexpected_keys[:3]}}")
     print(f"{{len(state) // 2}} modules start from {{INIT}}")
+
+
+if __name__ == "__main__":
+    print(f"{{INIT}}: {{len(load_file(INIT)) // 2}} modules of rank {{RANK}}. This module trains nothing by itself.")
+    print("In your training script: `from start import start`, `start(transformer)` in place of `add_adapter(...)`.")
 '''
-    return {name: text}
+    return {"start.py": text}
+
+
+def _support(family: str, title: str) -> ModelSupport:
+    return ModelSupport(
+        ATTENTION,
+        ALL,
+        partial(_module, family=family, title=title),
+        matching_targets,
+    )
 
 
 ALL = r".*"
@@ -47,25 +59,26 @@ DIFFUSERS = Trainer(
     "diffusers",
     "diffusers",
     "diffusers",
-    {
-        family: ModelSupport(ATTENTION, ALL, partial(_script, family=family, title="a script", name="start.py"))
-        for family in PIPELINES
-    },
+    {family: _support(family, "a training script") for family in FAMILIES},
     "start.py",
-    ("To use the LoRA without training: `pipe.load_lora_weights(INIT)`.",),
+    "python",
+    (
+        "A run that is resumed loads its own checkpoint after that, so it keeps its training.",
+        "To use the LoRA without training: `pipe.load_lora_weights(INIT)`.",
+    ),
+    usage="put it beside your training script, with `from start import start` at the top of that, and replace "
+    "`transformer.add_adapter(...)` by `start(transformer)`. `python start.py` checks the file.",
+    fresh_rows="gaussian",
 )
 FLYMYAI = Trainer(
     "flymyai",
     "flymyai-lora-trainer",
     "diffusers",
-    {
-        "qwen-image": ModelSupport(
-            ATTENTION, ALL, partial(_script, family="qwen-image", title="flymyai-lora-trainer", name="start.py")
-        )
-    },
+    {"qwen-image": _support("qwen-image", "flymyai-lora-trainer")},
     "start.py",
-    (
-        "In its train.py replace `flux_transformer.add_adapter(lora_config)` by `start(flux_transformer)`, with",
-        "`from start import start` at the top and start.py beside it. Set its rank to the file's.",
-    ),
+    "python",
+    (),
+    usage="put it beside its train.py, with `from start import start` at the top of that, and replace "
+    "`flux_transformer.add_adapter(lora_config)` by `start(flux_transformer)`. `python start.py` checks the file.",
+    fresh_rows="gaussian",
 )

@@ -11,14 +11,22 @@ from collections.abc import Mapping
 from functools import partial
 
 from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching
+from .script import LAUNCH, training_script
 
 QWEN_DEFAULT = r"transformer_blocks\..*"
 Z_DEFAULT = r"layers\.\d+\.(attention|feed_forward)\..*"
 Z_TRAINABLE = r"(layers|context_refiner|noise_refiner)\..*"
 
+SETTINGS = {
+    "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
+    "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
+}
+"""Family -> the beginning of its scripts' names, what its guide advises, and what its scripts need besides."""
 
-def _patterns(start: TrainingStart, support: ModelSupport) -> dict[str, list[str]]:
+
+def _patterns(start: TrainingStart, family: str) -> dict[str, list[str]]:
     """The regular expressions that make musubi train what the LoRA has and nothing else."""
+    support = MODELS[family]
     missing = missing_kinds(start, support)
     both = {"img_mlp.net.0.proj", "txt_mlp.net.0.proj"}
     exclude = [r".*mlp\.net\.0.*"] if both <= {*missing} else []
@@ -33,47 +41,57 @@ def _patterns(start: TrainingStart, support: ModelSupport) -> dict[str, list[str
     return {key: patterns for key, patterns in (("exclude", exclude), ("include", include)) if patterns}
 
 
-def _network_args(start: TrainingStart, support: ModelSupport) -> str:
+def _trained(start: TrainingStart, *, family: str) -> list[str]:
+    patterns = _patterns(start, family)
+
+    def matches(key: str, path: str) -> bool:
+        return any(re.fullmatch(pattern, path) for pattern in patterns.get(key, ()))
+
+    by_default = {*modules_matching(start.arch, MODELS[family].default)}
+    chosen = {path for path in by_default if not matches("exclude", path)}
+    return [path for path in start.arch.modules if path in chosen or matches("include", path)]
+
+
+def _network_args(start: TrainingStart, family: str) -> str:
     args = [
-        f'"{key}_patterns=[{",".join(repr(p).replace(chr(92) * 2, chr(92)) for p in patterns)}]"'
-        for key, patterns in _patterns(start, support).items()
+        f"{key}_patterns=[{','.join(repr(p).replace(chr(92) * 2, chr(92)) for p in patterns)}]"
+        for key, patterns in _patterns(start, family).items()
     ]
-    return f"\n  --network_args {' '.join(args)} \\" if args else ""
+    return f"--network_args {' '.join(args)}" if args else ""
 
 
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    stem, flags, version = {
-        "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
-        "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
-    }[family]
-    quoted = start.quoted("sh")
-    text = f"""#!/bin/sh
-# Trains {start.name} with musubi-tuner, starting from {start.init.name}. Run it in musubi-tuner's folder.
-set -e
-DIT=path/to/transformer.safetensors
-VAE=path/to/vae.safetensors
-TE=path/to/text_encoder.safetensors
-DATASET=path/to/dataset.toml
-OUT=output
-
-python src/musubi_tuner/{stem}_cache_latents.py --dataset_config "$DATASET" --vae "$VAE"{version}
-python src/musubi_tuner/{stem}_cache_text_encoder_outputs.py --dataset_config "$DATASET" --text_encoder "$TE" \\
-  --batch_size 1{version}
-accelerate launch --num_cpu_threads_per_process 1 --mixed_precision bf16 src/musubi_tuner/{stem}_train_network.py \\
-  --dit "$DIT" --vae "$VAE" --text_encoder "$TE"{version} --dataset_config "$DATASET" \\
-  --sdpa --mixed_precision bf16 --timestep_sampling shift --weighting_scheme none {flags} \\
-  --optimizer_type adamw8bit --gradient_checkpointing \\
-  --max_data_loader_n_workers 2 --persistent_data_loader_workers \\
-  --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank} \\
-  --network_weights {quoted.init} \\{_network_args(start, MODELS[family])}
-  --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir "$OUT" --output_name {quoted.name}
-"""
-    return {"train.sh": text}
+    stem, flags, version = SETTINGS[family]
+    places = {
+        "DIT": "path/to/transformer.safetensors",
+        "VAE": "path/to/vae.safetensors",
+        "TE": "path/to/text_encoder.safetensors",
+        "DATASET": "path/to/dataset.toml",
+        "INIT": start.init.as_posix(),
+    }
+    scripts = f"src/musubi_tuner/{stem}"
+    commands = (
+        f"python {scripts}_cache_latents.py --dataset_config $DATASET --vae $VAE{version}",
+        f"python {scripts}_cache_text_encoder_outputs.py --dataset_config $DATASET --text_encoder $TE --batch_size 1"
+        f"{version}",
+        f"""{LAUNCH} --num_cpu_threads_per_process 1 --mixed_precision bf16 {scripts}_train_network.py
+        --dit $DIT --vae $VAE --text_encoder $TE{version} --dataset_config $DATASET
+        --sdpa --mixed_precision bf16 --timestep_sampling shift --weighting_scheme none {flags}
+        --optimizer_type adamw8bit --gradient_checkpointing
+        --max_data_loader_n_workers 2 --persistent_data_loader_workers
+        --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank}
+        --network_weights $INIT {_network_args(start, family)}
+        --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
+    )
+    return {"train.py": training_script("musubi-tuner", places, commands)}
 
 
 MODELS = {
-    "qwen-image": ModelSupport(QWEN_DEFAULT, QWEN_DEFAULT, partial(_script, family="qwen-image")),
-    "z-image": ModelSupport(Z_DEFAULT, Z_TRAINABLE, partial(_script, family="z-image")),
+    family: ModelSupport(default, trainable, partial(_script, family=family), partial(_trained, family=family))
+    for family, default, trainable in (
+        ("qwen-image", QWEN_DEFAULT, QWEN_DEFAULT),
+        ("z-image", Z_DEFAULT, Z_TRAINABLE),
+    )
 }
 
 MUSUBI = Trainer(
@@ -81,7 +99,8 @@ MUSUBI = Trainer(
     "musubi-tuner",
     "kohya",
     MODELS,
-    "train.sh",
+    "train.py",
+    "python",
     (
         "`--network_dim` and `--network_alpha` must both stay the file's rank: musubi-tuner ignores the file's alpha.",
         "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",

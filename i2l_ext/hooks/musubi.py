@@ -6,12 +6,20 @@
 musubi's own module for the model builds the network. This module resizes the LoRA to ``--network_dim``, sets every
 module that matches, leaves the others fresh, and makes the scale 1 whatever ``--network_alpha`` is. All other
 ``--network_args`` are passed to musubi, which then trains as usual.
+
+musubi asks for the network when it has loaded the model. To be told of a slip before that, start its script through
+this module: ``python -m i2l_ext.hooks.musubi SCRIPT ARGUMENTS``, or ``accelerate launch ... -m i2l_ext.hooks.musubi``.
 """
 
 from __future__ import annotations
 
+import argparse
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -46,20 +54,34 @@ def create_arch_network(
     """The network that musubi trains; musubi calls this. ``network_dim`` None: the LoRA's rank.
 
     Either ``init``, a LoRA file, or ``images``, a folder of pictures from which ``model`` makes one. ``seed``: of fresh
-    rows. Raises UserError where there is no LoRA to start from, where it is of another model, and for a wrong seed.
+    rows. Ends the program with one line where there is no LoRA to start from, where it is of another model, and for a
+    wrong seed: musubi would show a traceback.
     """
-    fresh_seed = _parse_seed(seed)
-    lora = _open_lora(init, images, model)
-    dim = network_dim or lora.rank
-    if any("_refiner" in path for path in lora):
-        kwargs.setdefault("include_patterns", REFINERS)
-    network = _network(unet).create_arch_network(
-        multiplier, dim, float(dim), vae, text_encoders, unet, neuron_dropout=neuron_dropout, **kwargs
-    )
-    report = initialize_network(kohya_modules(network.unet_loras), lora, seed=fresh_seed)
-    alpha = "" if network_alpha in (None, dim) else f", --network_alpha {network_alpha:g} is taken as {dim}"
-    print(f"{report}{alpha}", flush=True)
+    try:
+        lora, fresh_seed = opened(init, images, model, seed)
+        own, dim = _network(unet), network_dim or lora.rank
+        if any("_refiner" in path for path in lora):
+            kwargs.setdefault("include_patterns", REFINERS)
+        network = own.create_arch_network(
+            multiplier, dim, float(dim), vae, text_encoders, unet, neuron_dropout=neuron_dropout, **kwargs
+        )
+        report = initialize_network(kohya_modules(network.unet_loras), lora, seed=fresh_seed)
+    except UserError as error:
+        raise SystemExit(f"i2l: {error}") from None
+    network.prepare_network = partial(prepare_network, rank=dim, module=f"networks.{NETWORKS[type(unet).__name__]}")
+    print(f"{report}; alpha is the rank, {dim}", flush=True)
     return network
+
+
+def prepare_network(args: argparse.Namespace, *, rank: int, module: str) -> None:
+    """Make musubi's options say what the network is, so that the metadata of its files do: rank, alpha, the network
+    module that reads them, and where it started, without the folder. musubi calls this of the network where its module
+    has it too."""
+    args.network_module, args.network_dim, args.network_alpha = module, rank, float(rank)
+    named = (given.partition("=") for given in args.network_args)
+    args.network_args = [
+        f"{key}={PurePath(value).name if key in ('init', 'images') else value}" for key, _, value in named
+    ]
 
 
 def create_arch_network_from_weights(
@@ -93,17 +115,22 @@ def _network(unet: torch.nn.Module | None) -> ModuleType:
     raise UserError("musubi-tuner was not found: this module runs inside its training script.")
 
 
-def _parse_seed(text: str) -> int:
-    """Raises UserError where it is not a whole number of 0 or greater."""
-    if not (text.isascii() and text.isdigit()):
-        raise UserError(f"seed must be a whole number of 0 or greater, not {text!r}.", "out_of_range")
-    return int(text)
+_kept: dict[tuple[str | None, ...], Lora] = {}
+"""What `main` has opened before musubi's script runs: by init, images and model."""
 
 
-def _open_lora(init: str | None, images: str | None, model: str | None) -> Lora:
+def opened(init: str | None, images: str | None, model: str | None, seed: str = "0") -> tuple[Lora, int]:
+    """The LoRA to start from, and the seed as a number. Raises UserError, which names what was asked for."""
+    if not (seed.isascii() and seed.isdigit()):
+        raise UserError(f"seed must be a whole number of 0 or greater, not {seed!r}.", "out_of_range")
     if bool(init) == bool(images):
         raise UserError('Say what to start from: --network_args "init=my_style.safetensors", or "images=folder/".')
-    return Lora.read(init) if init else make_in_memory(Path(images or ""), model)
+    key = (init, images, model)
+    try:
+        lora = _kept.pop(key, None) or (Lora.read(init) if init else make_in_memory(Path(images or ""), model))
+    except UserError as error:
+        raise UserError(f"{'init' if init else 'images'}={init or images}: {error}", error.code) from None
+    return lora, int(seed)
 
 
 def make_in_memory(images: Path, model: str | None) -> Lora:
@@ -125,3 +152,29 @@ def make_in_memory(images: Path, model: str | None) -> Lora:
         factors = {path: lora[path] for path in lora}
         lora.read_from.file.close()
     return Lora.of(lora.arch, factors, lora.metadata)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Open or make the LoRA that ``--network_args`` name, then run musubi's script, as its own program.
+
+    ``arguments``: the script and its arguments, those of the command line unless given. Ends the program with one line
+    where there is nothing to start from.
+    """
+    parser = argparse.ArgumentParser(prog="python -m i2l_ext.hooks.musubi", add_help=False, allow_abbrev=False)
+    parser.add_argument("script")
+    parser.add_argument("--network_args", nargs="*", default=[])
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    given, _ = parser.parse_known_args(words)
+    asked: Mapping[str, str] = dict(argument.partition("=")[::2] for argument in given.network_args)
+    try:
+        lora, _ = opened(asked.get("init"), asked.get("images"), asked.get("model"), asked.get("seed", "0"))
+    except UserError as error:
+        raise SystemExit(f"i2l: {error}") from None
+    _kept[asked.get("init"), asked.get("images"), asked.get("model")] = lora
+    sys.argv = words
+    sys.path.insert(0, str(Path(given.script).resolve().parent))
+    runpy.run_path(given.script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    import_module("i2l_ext.hooks.musubi").main()  # the module that musubi will import, with what is kept

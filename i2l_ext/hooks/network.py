@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.keys import module_path
 from i2l_ext.converters.precision import NOTICED, REFUSED, Losses
-from i2l_ext.converters.rank import resize
+from i2l_ext.converters.rank import ROW_NORM, resize
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +54,10 @@ class InitReport:
 def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | str, *, seed: int = 0) -> InitReport:
     """Set every module that the LoRA has too, at the rank of the network's module. The others stay as they are.
 
-    The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. The up
-    factor is divided by the trainer's scale, so the update is the LoRA's whatever the trainer's alpha is. Parameters
-    keep their identity, dtype and device.
+    The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. The rows
+    of the down factors get the norm of those that the trainer has drawn, so its learning rate means what it means for
+    its own start. The up factor is divided by the trainer's scale, so the update is the LoRA's whatever the trainer's
+    alpha is. Parameters keep their identity, dtype and device.
 
     Raises UserError where no module matches, so that a run without a start cannot be taken for one with a start, where
     a shape differs, where a scale is 0 or not finite, and where parameters in fp16 lose more than 1 % of the update.
@@ -81,7 +82,7 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
             )
     ranks = {path: module.down.shape[0] for path, module in found.items()}
     subset = Lora(lora.arch, {path: lora.specs[path] for path in found}, lora.load)
-    resized = resize(subset, ranks, seed=seed)
+    resized = resize(subset, ranks, seed=seed, row_norms=lambda path: _row_norm(found[path].down))
     losses = Losses()
     with torch.no_grad():
         for path, module in found.items():
@@ -99,6 +100,12 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
     return InitReport(
         len(found), len(modules) - len(found), len(lora) - len(found), lora.rank, max(ranks.values()), losses.lost()
     )
+
+
+def _row_norm(down: torch.Tensor) -> float:
+    """The norm that the rows of a fresh down factor have on average; the usual one where it is not a fresh one's."""
+    norm = float(down.detach().float().square().sum(dim=1).mean().sqrt())
+    return norm if isfinite(norm) and norm > 0 else ROW_NORM
 
 
 def kohya_modules(modules: Iterable[Any]) -> list[NetworkModule]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -21,9 +20,6 @@ from i2l_ext.webui.markup import (
     word,
 )
 from i2l_ext.webui.texts import WORDS
-
-INTERPRETERS = {".sh": "sh", ".yaml": "python run.py", ".py": "python"}
-"""Suffix of what an export writes to be run -> what runs it."""
 
 
 def show_make(job: Job, in_webui: bool) -> Markup:
@@ -115,7 +111,7 @@ def show_export(job: Job) -> Markup:
     """A start folder, and the command that starts the training."""
     result = job.result
     folder = PurePath(result["folder"]).as_posix()
-    command = f"{INTERPRETERS[PurePath(result['run']).suffix]} {shlex.quote(folder + '/' + result['run'])}"
+    command = result["start"]
     line = element("div", element("code", command, class_="i2l-prompt"), button("copy", "copy", command),
                    class_="i2l-command")  # fmt: skip
     script = element("details", element("summary", word("script")), element("pre", result.get("said")))

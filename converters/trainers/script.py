@@ -1,0 +1,55 @@
+"""The script that starts a trainer of many options: Python, which every trainer's user has, on Windows too.
+
+It builds lists of arguments and hands them over without a shell, so that no name is read as anything but a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+LAUNCH = "python -m accelerate.commands.launch"
+"""What `accelerate launch` is, without a program of that name on the path."""
+
+
+def training_script(title: str, places: Mapping[str, str], commands: Sequence[str]) -> str:
+    """The text of train.py, which runs ``commands`` one after another, in the trainer's folder.
+
+    ``places``: NAME -> path, at the top of the script, where a user fills in what is not known. A command is words
+    with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place.
+    """
+    top = [f"{name} = {path!r}" for name, path in places.items()]
+    lists = [line for command in commands for line in _argument_list(command.split(), places)]
+    return "\n".join(
+        [
+            f'"""Starts {title}. Run this with its Python, in its folder; fill in the paths below first."""',
+            "",
+            "import subprocess",
+            "import sys",
+            "from pathlib import Path",
+            "",
+            *top,
+            "",
+            f"for place in ({', '.join(places)}):",
+            "    if not Path(place).exists():",
+            '        sys.exit(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
+            "",
+            "COMMANDS = [",
+            *lists,
+            "]",
+            "for command in COMMANDS:",
+            "    if code := subprocess.run(command).returncode:",
+            "        sys.exit(code)",
+            "",
+        ]
+    )
+
+
+def _argument_list(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
+    """The lines of a Python list of ``words``: an option and its values on a line each."""
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            lines.append([])
+        known = {"python": "sys.executable", **{f"${name}": name for name in places}}
+        lines[-1].append(known.get(word, repr(word)))
+    return ["    [", *(f"        {', '.join(line)}," for line in lines), "    ],"]
