@@ -240,6 +240,38 @@ GUARDS = (
          "if False:", "sees_a_change"),
     ),
     *_of(
+        "i2l_ext/models/download.py", "test_store_download",
+        ("names in a repository that lead out of its folder", "not all(_is_inside(name) for name in names)", "False",
+         "lead_out"),
+    ),
+    *_of(
+        "i2l_ext/templates/run.py", "test_templates",
+        ("code of others without consent", "if not has_consent(repository):", "if False:", "without_consent"),
+        ("a result that is a link", "if source.is_symlink() or not source.is_file():", "if not source.is_file():",
+         "pickle_a_link"),
+        ("a result of another model", "if reading.arch is not arch:", "if False:", "not_believed"),
+        ("a result that is not finite", "if not all(all_finite(piece, info.dtype) for piece in file.chunks(name)):",
+         "if False:", "not_believed"),
+        ("a template that does not end", "if time.monotonic() - start > bounds.seconds:", "if False:", "may and time"),
+        ("a template that eats memory", "elif used.memory > bounds.memory:", "elif False:", "may and memory"),
+        ("a template that forks", "elif used.processes > bounds.processes:", "elif False:", "may and processes"),
+    ),
+    *_of(
+        "i2l_ext/templates/cage.py", "test_templates",
+        ("the environment of a template", "return {**passed, **places, **offline}",
+         "return {**os.environ, **places, **offline}", "cage_stops and environment"),
+        ("the files and the network of a template", 'return [*_WRAPPERS[self.name](run), *run.command]',
+         "return [*run.command]", "cage_stops"),
+    ),
+    *_of(
+        "i2l_ext/templates/consent.py", "test_templates",
+        ("consent to another hash", "if digest.strip().lower() != repository.digest:", "if False:", "one_hash"),
+    ),
+    *_of(
+        "i2l_ext/webui/service.py", "test_webui_api",
+        ("agreeing from the network", "if digest and not self.host.is_local:", "if False:", "v2_model_over_http"),
+    ),
+    *_of(
         "i2l_ext/models/hubs.py", "test_store_download",
         ("no checksum, no download", 'if size is None or len(digest) not in (40, 64) or set(digest) - set("0123456789'
          'abcdef"):', "if False:", "no_checksum"),
