@@ -109,7 +109,8 @@ class PipelineGuide:
                 model.register_forward_pre_hook(self._before, with_kwargs=True),
                 model.register_forward_hook(self._after, always_call=True),
             ]
-            model.cache_context = self._watched(model.cache_context)
+            if hasattr(model, "cache_context"):
+                model.cache_context = self._watched(model.cache_context)
             _guides[model] = self
 
     def drop(self, applied: AppliedLora) -> None:
@@ -117,7 +118,7 @@ class PipelineGuide:
         if model is not None and not any(one._guide for one in self._loras):
             for handle in self._handles:
                 handle.remove()
-            del model.cache_context
+            model.__dict__.pop("cache_context", None)
             del _guides[model]
             self._handles, self._loras, self._adapter = [], [], None
 
