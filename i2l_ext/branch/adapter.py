@@ -124,6 +124,16 @@ def read_adapter(model: nn.Module, files: Sequence[Path]) -> BranchAdapter:
             lora.read_from.file.close()
 
 
+def check_file(model: nn.Module, file: Path) -> LoraMatch:
+    """The layers of ``model`` that a LoRA file changes, by its names and shapes; no factor is read.
+
+    Raises UserError where it cannot be read, is not a LoRA, or does not fit the model.
+    """
+    lora = Lora.read(file)
+    lora.read_from.file.close()
+    return match_lora(model, lora, file.name)
+
+
 def forget_adapter(model: nn.Module) -> None:
     """Free the factors that `adapter_of` keeps for a model, and leave its layers as they were without them."""
     if kept := _adapters.pop(model, None):
