@@ -1,8 +1,8 @@
-"""A LoRA on one branch in Forge Neo's own sampling code, on its own model classes: python branch_neo.py FOLDER [WORDS].
+"""A LoRA on one branch in Forge Neo's own sampling code and model classes: python branch_neo.py FOLDER [qwen] [z].
 
-FOLDER is Forge Neo's; run it with Forge Neo's Python, and with this repository on PYTHONPATH. The models have real widths,
-one block of each kind, and random weights. Each prediction is compared with two models: one into whose weights Forge
-Neo's own loader has merged the LoRA, and one without. Printed: the largest difference over the largest number.
+FOLDER is Forge Neo's; run it with Forge Neo's Python, and with this repository on PYTHONPATH. The models have real
+widths, one block of each kind, and random weights. Each prediction is compared with two models: one into whose weights
+Forge Neo's own loader has merged the LoRA, and one without. Printed: the largest difference over the largest number.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from i2l_ext import branch  # noqa: E402
 from i2l_ext.converters import Lora  # noqa: E402
-from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE  # noqa: E402
+from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture  # noqa: E402
 
 
 def qwen() -> tuple[torch.nn.Module, type, int]:
@@ -61,7 +61,7 @@ def host_model(built: tuple[torch.nn.Module, type, int], dtype: torch.dtype) -> 
     model = model.to(dtype)
     model.storage_dtype = model.computation_dtype = dtype
     model.load_device = model.offload_device = model.initial_device = torch.device("cpu")
-    model.config, config = {}, guess({})
+    model.config, config = {"n_layers": 1, "n_refiner_layers": 1, "dim": 3840}, guess({})
     return KModel(model=model, diffusers_scheduler=None, k_predictor=PredictionDiscreteFlow(config), config=config)
 
 
@@ -80,7 +80,7 @@ def merged(model: KModel, *weighted: tuple[Path, float]) -> KModel:
     return model
 
 
-def lora_file(arch, folder: Path, name: str, seed: int, dtype: torch.dtype, rank: int = 20) -> Path:
+def lora_file(arch: Architecture, folder: Path, name: str, seed: int, dtype: torch.dtype, rank: int = 20) -> Path:
     generator = torch.Generator().manual_seed(seed)
     paths = [path for path, module in arch.i2l_modules.items() if module.block == 0]
 
@@ -93,10 +93,13 @@ def lora_file(arch, folder: Path, name: str, seed: int, dtype: torch.dtype, rank
     return folder / f"{name}.safetensors"
 
 
-def predict(model: KModel, tokens: tuple[int, int], width: int, channels: int, pictures: int, options: dict, both=True):
+def predict(
+    model: KModel, tokens: tuple[int, int], width: int, pictures: int, options: dict, *, both: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Forge Neo's predictions of both branches, (positive, negative)."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(pictures, channels, *([1] if channels == 16 and width == 3584 else []), 16, 16, generator=generator)
+    frames = [1] if width == 3584 else []  # Qwen-Image's latents are those of a video model
+    x = torch.randn(pictures, 16, *frames, 16, 16, generator=generator)
     texts = [torch.randn(pictures, count, width, generator=generator) for count in tokens]
     cond, uncond = (compile_conditions(text) for text in texts)
     sigma = torch.full((pictures,), 0.7)
@@ -111,7 +114,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 def compare(name: str, dtype: torch.dtype) -> None:
     built, arch = (qwen(), QWEN_IMAGE) if name == "qwen" else (z_image(), Z_IMAGE)
     for parameter in built[0].parameters():
-        torch.nn.init.normal_(parameter.data, std=0.02) if parameter.ndim == 2 else torch.nn.init.normal_(parameter.data, 1, 0.1)
+        torch.nn.init.normal_(parameter.data, std=0.02) if parameter.ndim == 2 else torch.nn.init.normal_(
+            parameter.data, 1, 0.1
+        )
     plain, width = host_model(built, dtype), built[2]
     patcher = UnetPatcher(plain, torch.device("cpu"), torch.device("cpu"))
     del built
@@ -121,27 +126,31 @@ def compare(name: str, dtype: torch.dtype) -> None:
         with_style, with_grey = merged(plain, (style, 0.8)), merged(plain, (style, -0.2), (grey, 0.5))
         model = plain.diffusion_model
         # host's loader reads 60-block names; only block 0 is here, and so in the file
-        for case, tokens, pictures in (("one batch", (8, 8), 1), ("two pictures", (8, 8), 2), ("separate calls", (7, 64), 1)):
-            expected = [predict(one, tokens, width, 16, pictures, {}) for one in (with_style, with_grey)]
-            before = predict(plain, tokens, width, 16, pictures, {})
+        for case, tokens, pictures in (
+            ("one batch", (8, 8), 1),
+            ("two pictures", (8, 8), 2),
+            ("separate calls", (7, 64), 1),
+        ):
+            expected = [predict(one, tokens, width, pictures, {}) for one in (with_style, with_grey)]
+            before = predict(plain, tokens, width, pictures, {})
             branch.follow(model)
             adapter = branch.adapter_of(model, [style])
             clone = patcher.clone()
             clone.set_transformer_option(branch.OPTION, branch.GuidedLoras(adapter, (branch.Strength(0.8),)))
-            one = predict(plain, tokens, width, 16, pictures, clone.model_options["transformer_options"])
-            alone = predict(plain, tokens, width, 16, pictures, clone.model_options["transformer_options"], both=False)
+            one = predict(plain, tokens, width, pictures, clone.model_options["transformer_options"])
+            alone = predict(plain, tokens, width, pictures, clone.model_options["transformer_options"], both=False)
             adapter = branch.adapter_of(model, [style, grey])
             strengths = branch.Strength(0.8, -0.2), branch.Strength(0.0, 0.5)
-            two = predict(plain, tokens, width, 16, pictures, {branch.OPTION: branch.GuidedLoras(adapter, strengths)})
+            two = predict(plain, tokens, width, pictures, {branch.OPTION: branch.GuidedLoras(adapter, strengths)})
             assert not adapter.uncalled
             branch.unfollow(model)
             branch.forget_adapter(model)
-            after = predict(plain, tokens, width, 16, pictures, {})
+            after = predict(plain, tokens, width, pictures, {})
             print(
-                f"{name} {str(dtype)[6:]}, {case}: one LoRA: positive {difference(one[0], expected[0][0]):.1e}, negative "
-                f"{difference(one[1], before[1]):.1e}; at cfg 1 {difference(alone[0], expected[0][0]):.1e}; two LoRAs: "
-                f"{difference(two[0], expected[0][0]):.1e}, {difference(two[1], expected[1][1]):.1e}; the LoRA itself "
-                f"changes it by {difference(one[0], before[0]):.2f}; after removal bit-equal: "
+                f"{name} {str(dtype)[6:]}, {case}: one LoRA: positive {difference(one[0], expected[0][0]):.1e}, "
+                f"negative {difference(one[1], before[1]):.1e}; at cfg 1 {difference(alone[0], expected[0][0]):.1e}; "
+                f"two LoRAs: {difference(two[0], expected[0][0]):.1e}, {difference(two[1], expected[1][1]):.1e}; "
+                f"the LoRA itself changes it by {difference(one[0], before[0]):.2f}; after removal bit-equal: "
                 f"{all(map(torch.equal, before, after))}", flush=True,
             )  # fmt: skip
 
