@@ -40,6 +40,7 @@ def pipeline(dtype: torch.dtype) -> ZImagePipeline:
     )
     for parameter in pipe.dit.parameters():
         torch.nn.init.normal_(parameter.data, std=0.08) if parameter.ndim == 2 else parameter.data.fill_(1)
+    pipe.dit.t_embedder.mlp.register_forward_pre_hook(lambda _, args: (args[0].to(dtype),))  # it casts to bf16 always
     pipe.dit = pipe.enable_lora_hot_loading(pipe.dit.to(dtype).eval())
     return pipe
 
@@ -100,4 +101,5 @@ def compare(dtype: torch.dtype) -> None:
 if __name__ == "__main__":
     print(f"diffsynth {version('diffsynth')}, torch {torch.__version__}")
     with known(TINY_Z):
-        compare(torch.float32)
+        for number_format in (torch.float32, torch.bfloat16):
+            compare(number_format)
