@@ -24,12 +24,12 @@ from i2l_ext.requests import (
     Request,
     VerifyRequest,
 )
-from i2l_ext.webui.hosts.base import Host, list_loras
-from i2l_ext.webui.model_list import ModelList, missing_parts
-from i2l_ext.webui.previews import preview_uploads
-from i2l_ext.webui.redaction import private_folders, redact_paths
-from i2l_ext.webui.targets import WRITES_LORA, Targets
-from i2l_ext.webui.uploads import Uploads, upload_folders
+from i2l_ext.service.host import Host, list_loras
+from i2l_ext.service.model_list import ModelList, missing_parts
+from i2l_ext.service.previews import preview_uploads
+from i2l_ext.service.redaction import private_folders, redact_paths
+from i2l_ext.service.targets import WRITES_LORA, Targets
+from i2l_ext.service.uploads import Uploads, upload_folders
 
 MAX_DESCRIPTION, MAX_ACTIVATION_TEXT = 4000, 1000
 """Characters of the texts for a LoRA's card; what is longer is cut off."""
