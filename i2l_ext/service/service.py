@@ -1,4 +1,4 @@
-"""What the tab and the HTTP interface ask for: requests, built, checked and put into the engine's queue."""
+"""What tab, HTTP interface and ComfyUI's nodes ask for: requests, built, checked and put into the engine's queue."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import Job, Queue, state_folder
 from i2l_ext.library import names
 from i2l_ext.requests import (
+    CheckRequest,
     ConvertRequest,
     DoctorRequest,
     DownloadRequest,
+    DrawRequest,
     EngineOptions,
     ExportRequest,
     InspectRequest,
     MakeRequest,
+    MergeRequest,
     RankCurveRequest,
+    RankRequest,
     RepairRequest,
     Request,
     VerifyRequest,
@@ -97,20 +101,44 @@ class Service:
         """How much of a LoRA each rank keeps."""
         return self._submit(name, RankCurveRequest(path))
 
-    def convert(self, path: Path, name: str, dialect: str) -> Job:
-        """Write a LoRA in another dialect, under a fresh name in the LoRA folder."""
-        request = ConvertRequest(path, dialect)
+    def check(self, path: Path, name: str) -> Job:
+        """Who loads a LoRA, who does not, and what repairs it."""
+        return self._submit(name, CheckRequest(path))
+
+    def convert(self, path: Path, name: str, dialect: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA in another dialect. ``values``: other fields of a ConvertRequest."""
+        request = ConvertRequest(path, dialect, **values)
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{dialect}"))
+
+    def resize(self, path: Path, name: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA at another rank. ``values``: fields of a RankRequest."""
+        request = RankRequest(path, **values)
+        amount = f"rank{request.rank}" if request.rank else f"energy{request.energy or 0:g}"
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{amount}"))
+
+    def merge(self, parts: Sequence[tuple[Path, float]], save_as: str = "", **values: Any) -> Job:
+        """Write one LoRA from several, each with a weight. ``values``: fields of a MergeRequest."""
+        request = MergeRequest(tuple(f"{path}:{weight!r}" for path, weight in parts), **values)
+        return self._write(request, save_as or names.clean_name("-".join(path.stem for path, _ in parts)))
+
+    def _write(self, request: Any, name: str) -> Job:
+        """Write a LoRA under a fresh name in the LoRA folder: ``name`` or one like it."""
         request.validate()
-        stem = names.clean_name(f"{Path(name).stem}-{dialect}")
         with self.targets.lock:
-            stem = self.targets.free_name(stem)
+            stem = self.targets.free_name(name)
             return self._submit(stem, replace(request, output=self._lora_file(stem)))
 
-    def export(self, path: Path, name: str, trainer: str, rank: int) -> Job:
-        """Write a start folder for a trainer."""
+    def draw(self, prompts: Sequence[str], loras: Sequence[tuple[Path, float]], seed: int, size: int) -> Job:
+        """Draw with the miniature: an image for each prompt."""
+        request = DrawRequest(tuple(prompts), tuple(f"{path}:{weight!r}" for path, weight in loras), seed, size)
+        request.validate()
+        return self._submit("", request)
+
+    def export(self, path: Path, name: str, trainer: str, rank: int | None) -> Job:
+        """Write a start folder for a trainer. ``rank`` None: that of the LoRA."""
         request = ExportRequest(path, trainer, rank)
         request.validate()
-        stem = names.clean_name(f"{Path(name).stem}-{trainer}-rank{rank}")
+        stem = names.clean_name(f"{Path(name).stem}-{trainer}{f'-rank{rank}' if rank else ''}")
         with self.targets.lock:
             folder = self.targets.start_folder(stem)
             return self._submit(folder.name, replace(request, output=folder))
