@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from i2l_ext.comfyui import widgets
 from i2l_ext.comfyui.host import comfy_service, finished, lora_path, shown_name
+from i2l_ext.comfyui.load_node import file_time
 
 if TYPE_CHECKING:
     from i2l_ext.engine.job import Job
@@ -152,12 +153,7 @@ class CheckLora:
     @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, **_: Any) -> str:
         """Another file under the same name is another answer."""
-        from i2l_ext.converters.errors import UserError
-
-        try:
-            return str(lora_path(lora_name).stat().st_mtime_ns) if lora_name else ""
-        except (UserError, OSError):
-            return ""
+        return file_time(lora_name)
 
     def run(self, lora_name: str, node: str | None = None) -> dict[str, Any]:
         """Raises as the others."""

@@ -158,7 +158,7 @@ def progress_line(job: Job) -> str:
 
 def tell(text: str, node: str | None) -> None:
     """Show a text on the node, where this ComfyUI can."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if node is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, node)
 
@@ -185,6 +185,20 @@ def lora_path(name: str) -> Path:
 def shown_name(file: str) -> str:
     """The name under which lists show a LoRA file of the first loras folder, given by its path below it."""
     return str(Path(file))
+
+
+def load_as_comfyui_does(model: Any, name: str, strength: float) -> Any:
+    """What ComfyUI's own LoraLoaderModelOnly makes of a model and a LoRA."""
+    import nodes
+
+    return nodes.LoraLoaderModelOnly().load_lora_model_only(model, name, strength)[0]
+
+
+def patch_weights(model: Any, tensors: dict[str, Any], strength: float) -> Any:
+    """The same of a LoRA in memory: {key: tensor}."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
 
 
 def temp_folder() -> Path:
