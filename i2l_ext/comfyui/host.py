@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.1
 """Between two looks at a job; an interrupt is heeded as fast."""
 
-STOP_SECONDS = 5.0
-"""For a job to end once it was told to; it takes less than one."""
-
 BAR = 1000
 """Of ComfyUI's progress bar, for a whole job."""
 
@@ -35,7 +32,6 @@ HINTS = {
     "package_missing": "A Python package is missing or too old: run install.py of this folder once with ComfyUI's "
     "Python, which puts it into a folder of the engine's own.",
     "out_of_memory": "Memory ran out. Close other programs, or take fewer pictures.",
-    "weights_missing": "Download the model with the node i2L models, or try `mini`.",
 }
 """Code of a failure -> what helps here, where it is not what helps in a WebUI."""
 
@@ -124,10 +120,8 @@ def finished(ask: Callable[[], Job], node: str | None, *, computes: bool = True)
             if (line := progress_line(job)) != told:
                 told = line
                 tell(line, node)
-    except BaseException:
+    except BaseException:  # the user's interrupt is one
         queue.cancel(job.id)
-        with suppress(TimeoutError):
-            queue.wait(job.id, STOP_SECONDS)
         raise
     if job.state != "done":
         hint = HINTS.get(job.code or "", job.hint)

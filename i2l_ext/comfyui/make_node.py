@@ -18,6 +18,10 @@ AUTO = "auto"
 """The first model that is downloaded, else the miniature."""
 
 
+PREVIEW = ".preview.png"
+"""Instead of a LoRA's suffix."""
+
+
 class Remembered:
     """What was made in this process: {what was asked for: (file, its size, its time)}. ComfyUI forgets results when its
     memory is short; the same LoRA would then get a second name."""
@@ -41,7 +45,7 @@ class Remembered:
         file, size, time_ns = self._made[asked]
         with suppress(OSError):
             status = file.stat()
-            return (status.st_size, status.st_mtime_ns) == (size, time_ns)
+            return (status.st_size, status.st_mtime_ns) == (size, time_ns) and file.with_suffix(PREVIEW).is_file()
         return False
 
 
@@ -98,6 +102,8 @@ class ImageToLora:
 
     def make(self, images: Sequence[Any], **inputs: Sequence[Any]) -> dict[str, Any]:
         """Raises UserError, and ComfyUI's exception for an interrupt."""
+        from i2l_ext.converters.dialects import DEFAULT
+
         given = {name: values[0] for name, values in inputs.items()}
         node = given.pop("node", None)
         weights = parse_weights(given["weights"])
@@ -113,11 +119,11 @@ class ImageToLora:
         asked = json.dumps([pictures, values])
         file = MADE.get(asked)
         if file is None:
-            job = finished(lambda: comfy_service().make(pictures, **values), node)
+            job = finished(lambda: comfy_service().make(pictures, draw=False, dialect=DEFAULT, **values), node)
             file = comfy_service().host.lora_folder() / job.result["file"]
             MADE.put(asked, file)
         name = shown_name(str(file.relative_to(comfy_service().host.lora_folder())))
-        preview = read_picture(file.with_suffix(".preview.png"))
+        preview = read_picture(file.with_suffix(PREVIEW))
         return {
             "ui": {"images": show_on_node(preview), "i2l_lora": [name]},
             "result": (name, str(file), preview),

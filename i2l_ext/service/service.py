@@ -60,9 +60,11 @@ class Service:
         return preview_uploads(self.uploads, self.queue, ids)
 
     def make(
-        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "", **values: Any
-    ) -> Job:
-        """Make a LoRA. ``values``: other fields of a MakeRequest; None stands for the default."""
+        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "",
+        draw: bool = True, **values: Any,
+    ) -> Job:  # fmt: skip
+        """Make a LoRA. ``draw``: with one of the miniature it is shown what it draws. ``values``: other fields of a
+        MakeRequest; None stands for the default."""
         if not pictures:
             raise UserError("There is no picture yet. Drop at least one.")
         model = self.models.choose() if model is None else model
@@ -80,7 +82,7 @@ class Service:
         )  # fmt: skip
         with self.targets.lock:
             free = self.targets.free_name(name)
-            return self._submit(free, replace(request, name=free), draw=True)
+            return self._submit(free, replace(request, name=free), draw=draw)
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA, by the name that lists show, the newest first."""
