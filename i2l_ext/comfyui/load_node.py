@@ -103,9 +103,15 @@ def on_both(model: Any, name: str, path: Path, strength: float) -> Any:
         return load_as_comfyui_does(model, name, strength)
     lora = Lora.read(path)
     match_lora(model.model.diffusion_model, lora, path.name)
-    if status == "all":
+    if status == "all" and not scales_apart(lora):
         return load_as_comfyui_does(model, name, strength)
     return patch_weights(model, plain_tensors(lora), strength)
+
+
+def scales_apart(lora: Any) -> bool:
+    """Whether a Lora's file has a scale that does not stand in an alpha beside the factors: ComfyUI reads no other."""
+    source = lora.read_from
+    return any(scale != 1 and not source.reading.slots[path].alpha for path, scale in source.scales.items())
 
 
 def plain_tensors(lora: Any) -> dict[str, Any]:
