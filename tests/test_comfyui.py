@@ -72,7 +72,7 @@ def images():
 
 def make(images, **other):
     given = {"name": "meadow", "model": "mini", "strength": 1.0, "weights": "1, 0.5", "rank": 4, "node": "7"} | other
-    return NODES["I2LMake"]().make(images, **{name: [value] for name, value in given.items()})
+    return NODES["I2LMake"]().make(images[:1], images[1:], **{name: [value] for name, value in given.items()})
 
 
 @pytest.fixture(scope="module")
@@ -516,3 +516,24 @@ def test_a_job_that_waits_for_another_program_can_be_cancelled(comfy):
     finally:
         other.release()
     assert queue.wait(ask("note")().id, 60).state == "done"
+
+
+def test_where_the_disk_has_no_locks_nobody_waits(comfy, monkeypatch):
+    from i2l_ext.engine import turns
+
+    monkeypatch.setattr(turns.Lock, "acquire", lambda lock: False)
+    start = time.monotonic()
+    with turns.machines_turn(lambda: True):
+        pass
+    assert time.monotonic() - start < 1
+
+
+def test_the_command_line_in_custom_nodes_finds_comfyuis_folders(tmp_path, monkeypatch):
+    from i2l_ext.library.folder import find_lora_folder
+    from i2l_ext.models import store
+
+    checkout, models = tmp_path / "custom_nodes" / "image-to-lora", tmp_path / "models"
+    models.mkdir()
+    assert find_lora_folder(checkout) == models / "loras"
+    monkeypatch.setattr(store, "PACKAGE", checkout / "i2l_ext")
+    assert list(store._webui_models()) == [models / "i2l", models]

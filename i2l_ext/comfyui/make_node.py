@@ -81,6 +81,7 @@ class ImageToLora:
                 "weights": widgets.text("how much each picture counts, such as 1 0.5; empty: all the same"),
                 "rank": widgets.number(fields["rank"], default=0, low=0),
             },
+            "optional": {"more_images": ("IMAGE", {"tooltip": "further pictures, beside the others"})},
             "hidden": {"node": "UNIQUE_ID"},
         }
 
@@ -100,7 +101,7 @@ class ImageToLora:
         """The inputs tell whether there is something to do, unless a LoRA that was made is gone."""
         return ", ".join(MADE.gone())
 
-    def make(self, images: Sequence[Any], **inputs: Sequence[Any]) -> dict[str, Any]:
+    def make(self, images: Sequence[Any], more_images: Sequence[Any] = (), **inputs: Sequence[Any]) -> dict[str, Any]:
         """Raises UserError, and ComfyUI's exception for an interrupt."""
         from i2l_ext.converters.dialects import DEFAULT
 
@@ -111,7 +112,7 @@ class ImageToLora:
         if model == AUTO:
             model_rows()
             model = comfy_service().models.choose()
-        pictures = take_pictures(images)
+        pictures = take_pictures([*images, *more_images])
         values = {
             "name": given["name"], "model": model, "strength": given["strength"], "weights": weights,
             "rank": given["rank"] or None,
