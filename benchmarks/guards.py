@@ -115,7 +115,7 @@ GUARDS = (
         ("fields that are paths of this machine", "if not field.info.local and", "if", "no_path"),
     ),
     *_of(
-        "i2l_ext/webui/uploads.py", "test_webui",
+        "i2l_ext/service/uploads.py", "test_webui",
         ("ids of pictures are hashes", "if isinstance(id, str) and _HASH.fullmatch(id) else None",
          "if isinstance(id, str) else None", "known_by"),
         ("an upload lies in the upload folder", "or not any(root in real.parents for root in roots)", "", "received"),
@@ -126,12 +126,12 @@ GUARDS = (
         ("too many pictures of one LoRA", "if len(ids) > MAX_PICTURES:", "if False:", "known_by"),
     ),
     *_of(
-        "i2l_ext/webui/uploads.py", "test_access",
+        "i2l_ext/service/uploads.py", "test_access",
         ("a picture that does not end", "if size > MAX_BYTES:", "if False:", "does_not_end"),
         ("a bound on what is kept", "if kept > MAX_KEPT:", "if False:", "have_a_bound"),
     ),
     *_of(
-        "i2l_ext/webui/service.py", "test_access",
+        "i2l_ext/service/service.py", "test_access",
         ("LoRAs by the list alone", "found = self.loras().get(shown)",
          "found = self.loras().get(shown, self.host.lora_folder() / shown)", "other_places"),
         ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{dialect}")',
@@ -145,18 +145,18 @@ GUARDS = (
          "if False:", "options"),
     ),
     *_of(
-        "i2l_ext/webui/model_list.py", "test_access",
+        "i2l_ext/service/model_list.py", "test_access",
         ("models of the catalogue alone", 'row for row in rows if row["name"] == name), None)',
          'row for row in rows), None)', "catalogue"),
     ),
     *_of(
-        "i2l_ext/webui/targets.py", "test_access",
+        "i2l_ext/service/targets.py", "test_access",
         ("names of LoRAs", "names.check_name(name.strip())", "name.strip()", "other_places"),
         ("names of sub-folders", "*map(names.check_name, parts)", "*parts", "other_places"),
         ("sub-folders from the root", 'subfolder.strip().startswith(("/", "\\\\")) or ', "", "other_places"),
     ),
     *_of(
-        "i2l_ext/webui/targets.py", "test_webui",
+        "i2l_ext/service/targets.py", "test_webui",
         ("a sub-folder that is a link to elsewhere", "if root.resolve() not in (folder.resolve(), *folder.resolve()"
          ".parents):", "if False:", "link_outside"),
     ),

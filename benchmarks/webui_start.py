@@ -29,7 +29,7 @@ with gr.Blocks():
 empty = time.process_time() - begun
 start = time.perf_counter()
 cpu = time.process_time()
-from i2l_ext.webui.service import Service
+from i2l_ext.service.service import Service
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from i2l_ext.webui.tab import build_tab
 state = Path(sys.argv[2])

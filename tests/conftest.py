@@ -16,6 +16,7 @@ def user_data(tmp_path_factory):
     """What is kept for the user who runs the tests (where downloads went) is left alone, and not heeded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
+        patch.setenv("I2L_ENGINE_LOCK", str(tmp_path_factory.mktemp("engine") / "lock"))
         yield
 
 

@@ -19,11 +19,12 @@ from starlette.datastructures import Headers  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.library.names import check_name  # noqa: E402
-from i2l_ext.webui import handlers, standalone, uploads  # noqa: E402
+from i2l_ext.service import uploads  # noqa: E402
+from i2l_ext.service.service import Service  # noqa: E402
+from i2l_ext.service.settings import SETTINGS  # noqa: E402
+from i2l_ext.webui import handlers, standalone  # noqa: E402
 from i2l_ext.webui.access import LOCAL_NAMES, AccessMiddleware, AccessPolicy  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
-from i2l_ext.webui.service import Service  # noqa: E402
-from i2l_ext.webui.settings import SETTINGS  # noqa: E402
 from i2l_ext.webui.statuses import status_of  # noqa: E402
 
 GOOD = {"host": "localhost:7860"}
@@ -174,8 +175,8 @@ def test_a_folder_on_the_server_is_for_those_who_sit_at_it(tmp_path):
 def test_a_page_in_the_network_offers_no_folder_of_the_server(tmp_path, address, offered):
     import gradio as gr
 
-    from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES
-    from i2l_ext.webui.service import Service
+    from i2l_ext.service.host import LOCAL_ADDRESSES
+    from i2l_ext.service.service import Service
     from i2l_ext.webui.tab import build_tab
 
     service = Service(

@@ -158,8 +158,8 @@ def test_the_bug_report_tells_what_is_computed_how(on, capsys):
 
 def test_the_settings_choose(tmp_path):
     pytest.importorskip("gradio")
+    from i2l_ext.service.service import Service
     from i2l_ext.webui.hosts.standalone import StandaloneHost
-    from i2l_ext.webui.service import Service
 
     host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora")
     host.settings_file.write({"i2l_precision": "fp32"})

@@ -22,6 +22,7 @@ EXAMPLES = {
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
     "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
     "download": {"model": "mini"},
+    "draw": {"prompts": ["a circle"]},
 }
 """By kind, a JSON object that is right; of those with a file alone, and of those with nothing, none is needed."""
 

@@ -360,9 +360,9 @@ def client(tmp_path):
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
 
+    from i2l_ext.service.service import Service
     from i2l_ext.webui import api
     from i2l_ext.webui.hosts.standalone import StandaloneHost
-    from i2l_ext.webui.service import Service
 
     host = StandaloneHost(tmp_path / "state", lora_folder=tmp_path / "Lora", serves_api=True)
     host.lora_folder().mkdir(parents=True)

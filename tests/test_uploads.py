@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.uploads import Uploads
+from i2l_ext.service.uploads import Uploads
 
 
 class Slow(BytesIO):

@@ -11,12 +11,12 @@ import pytest
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import Job, Progress
+from i2l_ext.service.service import Service, tray_pictures
+from i2l_ext.service.settings import HUB_TITLES, SETTINGS, SettingsFile
+from i2l_ext.service.uploads import Uploads, received
 from i2l_ext.webui import html, markup
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.service import Service, tray_pictures
-from i2l_ext.webui.settings import HUB_TITLES, SETTINGS, SettingsFile
 from i2l_ext.webui.texts import all_texts
-from i2l_ext.webui.uploads import Uploads, received
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -177,7 +177,7 @@ def test_settings_that_are_not_sound_are_the_defaults(tmp_path):
 
 
 def test_the_webui_process_stays_light():
-    code = "import sys, i2l_ext.webui.extension, i2l_ext.webui.service, i2l_ext.webui.html; print(*sorted(" \
+    code = "import sys, i2l_ext.webui.extension, i2l_ext.service.service, i2l_ext.webui.html; print(*sorted(" \
            "{m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'numpy', 'PIL', 'safetensors'}))"  # fmt: skip  # noqa: E501
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == ""

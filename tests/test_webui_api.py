@@ -18,9 +18,10 @@ from starlette.applications import Starlette  # noqa: E402
 
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.requests import MakeRequest  # noqa: E402
-from i2l_ext.webui import api, client_fields, results, uploads  # noqa: E402
+from i2l_ext.service import uploads  # noqa: E402
+from i2l_ext.service.service import Service  # noqa: E402
+from i2l_ext.webui import api, client_fields, results  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
-from i2l_ext.webui.service import Service  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,13 +15,13 @@ import pytest
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import queue
 from i2l_ext.library import folder as library
-from i2l_ext.webui import uploads
+from i2l_ext.service import uploads
+from i2l_ext.service.model_list import ModelList
+from i2l_ext.service.service import Service
+from i2l_ext.service.settings import SETTINGS, SettingsFile
+from i2l_ext.service.short_cache import ShortCache
+from i2l_ext.service.uploads import Uploads
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.model_list import ModelList
-from i2l_ext.webui.service import Service
-from i2l_ext.webui.settings import SETTINGS, SettingsFile
-from i2l_ext.webui.short_cache import ShortCache
-from i2l_ext.webui.uploads import Uploads
 
 MANY = 12
 
@@ -210,7 +210,7 @@ def test_what_is_promised_is_looked_up_then(service, walks, tmp_path):
 
 def test_a_moment_ends(monkeypatch):
     now, looked = [0.0], []
-    monkeypatch.setattr("i2l_ext.webui.short_cache.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("i2l_ext.service.short_cache.time.monotonic", lambda: now[0])
     cached = ShortCache(lambda key: looked.append(key) or len(looked), 5)
     assert [cached("a"), cached("a"), cached("b")] == [1, 1, 2]
     now[0] = 6
@@ -280,7 +280,7 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
 
 
 def test_a_look_that_takes_too_long_is_stopped(service, tmp_path, monkeypatch):
-    monkeypatch.setattr("i2l_ext.webui.previews.TIMEOUT", 0.05)
+    monkeypatch.setattr("i2l_ext.service.previews.TIMEOUT", 0.05)
     with pytest.raises(UserError, match="too long"):
         service.preview([service.uploads.take(_picture(tmp_path))])
     assert [job.state for job in service.queue.jobs()] == ["cancelled"]

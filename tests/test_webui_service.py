@@ -12,9 +12,9 @@ from PIL import Image
 from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
+from i2l_ext.service.redaction import redact_paths
+from i2l_ext.service.service import Service
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.redaction import redact_paths
-from i2l_ext.webui.service import Service
 from small_models import SMALL
 
 HERE = Path(__file__).resolve().parent

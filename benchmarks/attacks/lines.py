@@ -26,8 +26,8 @@ from i2l_ext.engine.job import ENDED
 from i2l_ext.engine.queue import Queue
 from i2l_ext.models import store
 from i2l_ext.requests import PROTOCOL
+from i2l_ext.service.settings import SETTINGS, SettingsFile
 from i2l_ext.webui.api import job_view
-from i2l_ext.webui.settings import SETTINGS, SettingsFile
 from i2l_ext.worker import main
 
 EVENTS: Sequence[dict[str, Any]] = (

@@ -16,10 +16,10 @@ from attacks.drawn import drawn
 from attacks.judge import Flaw, unclear
 from attacks.lines import ODD, twisted
 from i2l_ext.converters.errors import UserError
+from i2l_ext.service.service import Service
 from i2l_ext.webui import api
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from i2l_ext.webui.openapi import description
-from i2l_ext.webui.service import Service
 from i2l_ext.webui.statuses import REFUSALS
 
 KNOWN = {*REFUSALS, 200, 202}

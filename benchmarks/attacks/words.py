@@ -17,9 +17,9 @@ from i2l_ext import images, library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.library import names
+from i2l_ext.service.service import Service
+from i2l_ext.service.uploads import received
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.service import Service
-from i2l_ext.webui.uploads import received
 
 ALLOWED = set(string.ascii_letters + string.digits + "._-")
 

@@ -11,7 +11,9 @@ from typing import Any
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 
-LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
+LANES = {
+    "look": "pictures", "models": "look", "inspect": "look", "check": "look", "curve": "look", "doctor": "look",
+}  # fmt: skip
 """Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
 
 WINDOW = 20.0

@@ -29,6 +29,7 @@ from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.engine import failures, process, records
 from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.locks import Lock
+from i2l_ext.engine.turns import machines_turn
 from i2l_ext.requests import PROTOCOL
 
 __all__ = ["ENDED", "Job", "Queue", "QueueFull", "state_folder"]
@@ -154,7 +155,7 @@ class Queue:
                 while (job := self._next(lane)) is None:
                     self._changed.wait()
             try:
-                with self._run_in(job):
+                with self._run_in(job), self._turn(job):
                     self._run(job)
                 self._on_end(job)
             except BaseException as error:  # noqa: BLE001 - it comes from the host, whose lane must go on
@@ -162,6 +163,10 @@ class Queue:
                     if job.state not in ENDED:
                         self._end(job, "failed", error=f"The WebUI did not let it run: {type(error).__name__}: {error}",
                                   code="host_refused")  # fmt: skip
+
+    def _turn(self, job: Job) -> AbstractContextManager[Any]:
+        """A long job waits for those of other programs on this machine."""
+        return machines_turn(lambda: job.state == "waiting") if job.lane == "work" else nullcontext()
 
     def _next(self, lane: str) -> Job | None:
         return next((job for job in self._jobs.values() if job.lane == lane and job.state == "waiting"), None)

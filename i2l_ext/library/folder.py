@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _OCCUPYING = (".safetensors", ".pt", ".ckpt", ".preview.png", ".json")
 """A stem is taken when a file with one of these suffixes exists: those that hosts list, and those we write."""
 
+LORA_FOLDERS = {"extensions": "Lora", "custom_nodes": "loras"}
+"""Where hosts keep what is added to them -> what their LoRA folder is called, in models/."""
+
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     getattr(errno, "EDQUOT", errno.ENOSPC): "the disk is full",
@@ -77,11 +80,11 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def find_lora_folder(checkout: Path) -> Path | None:
-    """models/Lora of the WebUI in whose extensions/ the checkout is, else of the working directory; None where there is
-    neither."""
-    models = checkout.parent.parent / "models"
-    if checkout.parent.name == "extensions" and models.is_dir():
-        return models / "Lora"
+    """The LoRA folder of the host in which the checkout is: models/Lora of a WebUI, models/loras of ComfyUI. Else
+    models/Lora of the working directory; None where there is neither."""
+    models, host = checkout.parent.parent / "models", LORA_FOLDERS.get(checkout.parent.name)
+    if host and models.is_dir():
+        return models / host
     here = Path("models", "Lora")
     return here if here.is_dir() else None
 

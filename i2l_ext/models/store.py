@@ -23,6 +23,7 @@ from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
+from i2l_ext.library.folder import LORA_FOLDERS
 from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.structure import check_structure, structure_md5
@@ -110,10 +111,10 @@ def _record() -> Path:
 
 
 def _webui_models() -> Iterator[Path]:
-    """The models folder of the WebUI in whose ``extensions`` folder this checkout is, if it is in one."""
+    """The models folder of the WebUI or ComfyUI in which this checkout is, if it is in one."""
     checkout = PACKAGE.parent
     models = checkout.parent.parent / "models"
-    if checkout.parent.name == "extensions" and models.is_dir():
+    if checkout.parent.name in LORA_FOLDERS and models.is_dir():
         yield models / "i2l"
         yield models
 

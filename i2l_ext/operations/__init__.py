@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2l_ext.operations import doctor, lora_files, make, models, previews, trust
+from i2l_ext.operations import doctor, draw, lora_files, make, models, previews, trust
 from i2l_ext.operations.context import Context, Reporter, Step
 from i2l_ext.requests import Request
 
@@ -17,6 +17,7 @@ __all__ = ["OPERATIONS", "Context", "Reporter", "Step", "perform"]
 OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "make": make.make_lora,
     "look": previews.preview_pictures,
+    "draw": draw.draw_pictures,
     "inspect": lora_files.inspect_lora,
     "check": lora_files.check_lora,
     "curve": lora_files.rank_curve,

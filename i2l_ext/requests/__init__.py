@@ -4,6 +4,7 @@ Command line, tab, HTTP, ComfyUI and the engine's messages are doors to these re
 function for each. Standard library only.
 """
 
+from i2l_ext.requests.draw import DrawRequest
 from i2l_ext.requests.fields import Field, FieldInfo, Request, bad_request
 from i2l_ext.requests.lora_files import (
     ADVICE,
@@ -26,17 +27,17 @@ PROTOCOL = 2
 REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
-        MakeRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest, RankRequest,
-        MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, TrustRequest, VerifyRequest,
-        CacheRequest, DoctorRequest,
+        MakeRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
+        RankRequest, MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, TrustRequest,
+        VerifyRequest, CacheRequest, DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
 
 __all__ = [
     "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS",
-    "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
-    "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
-    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",
-    "bad_request", "parse_size",
+    "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "DrawRequest",
+    "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
+    "VerifyRequest", "bad_request", "parse_size",
 ]  # fmt: skip

@@ -18,13 +18,13 @@ from starlette.routing import Route
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import BRIEF, Job
+from i2l_ext.service.disk_errors import explain_disk_errors
+from i2l_ext.service.service import Service
+from i2l_ext.service.uploads import MAX_PICTURES
 from i2l_ext.webui.access import LOCAL_NAMES, AccessPolicy
 from i2l_ext.webui.client_fields import parse_body, parse_form
-from i2l_ext.webui.disk_errors import explain_disk_errors
 from i2l_ext.webui.openapi import ROOT, description
-from i2l_ext.webui.service import Service
 from i2l_ext.webui.statuses import status_of
-from i2l_ext.webui.uploads import MAX_PICTURES
 
 MAX_FORM, MAX_JSON = 512 << 20, 64 << 10
 """Bytes of a body."""

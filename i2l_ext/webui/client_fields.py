@@ -13,8 +13,8 @@ from typing import Any
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.requests import ConvertRequest, DownloadRequest, ExportRequest, Field, FieldInfo, MakeRequest, TrustRequest
-from i2l_ext.webui.settings import AS_MADE
-from i2l_ext.webui.uploads import MAX_PICTURES
+from i2l_ext.service.settings import AS_MADE
+from i2l_ext.service.uploads import MAX_PICTURES
 
 _NOT_OFFERED = frozenset({"blocks", "kinds"})
 """Fields of a MakeRequest that the interface does not have."""

@@ -13,7 +13,7 @@ from i2l_ext.webui.texts import WORDS
 @cache
 def webui_service() -> Any:
     """The Service of this process."""
-    from i2l_ext.webui.service import Service
+    from i2l_ext.service.service import Service
 
     return Service(webui.WebUIHost())
 
@@ -45,8 +45,8 @@ def _tabs() -> list[tuple[Any, str, str]]:
 
 
 def _settings() -> None:
+    from i2l_ext.service.settings import SETTINGS
     from i2l_ext.webui.panes import setting_component
-    from i2l_ext.webui.settings import SETTINGS
 
     webui.add_settings({one.key: (one.default, one.label, *setting_component(one), one.tip) for one in SETTINGS})
 

@@ -9,16 +9,16 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.service.disk_errors import explain_disk_errors
+from i2l_ext.service.service import Service, tray_pictures
+from i2l_ext.service.settings import AS_MADE, HUB_TITLES, SETTINGS
+from i2l_ext.service.uploads import received, upload_folders
 from i2l_ext.webui import gradio_versions, html
 from i2l_ext.webui.access import opened_locally
-from i2l_ext.webui.disk_errors import explain_disk_errors
 from i2l_ext.webui.markup import error_line, quiet_line
 from i2l_ext.webui.page_form import answer_errors, read_form
 from i2l_ext.webui.panes import RANKS, TRAIN_RANK, Components
 from i2l_ext.webui.rank_curve import show_rank_curve
-from i2l_ext.webui.service import Service, tray_pictures
-from i2l_ext.webui.settings import AS_MADE, HUB_TITLES, SETTINGS
-from i2l_ext.webui.uploads import received, upload_folders
 
 NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from i2l_ext.engine.job import Job
 from i2l_ext.engine.queue import BRIEF
+from i2l_ext.service.model_list import MINIATURE, missing_parts
 from i2l_ext.webui.markup import (
     Markup,
     element,
@@ -20,7 +21,6 @@ from i2l_ext.webui.markup import (
     value,
     word,
 )
-from i2l_ext.webui.model_list import MINIATURE, missing_parts
 from i2l_ext.webui.texts import CONTROLS, STEPS, WORDS
 
 

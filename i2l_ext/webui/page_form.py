@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.disk_errors import explain_disk_errors
+from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.webui.markup import error_line
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.requests import ExportRequest
+from i2l_ext.service.service import Service
+from i2l_ext.service.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, HUB_TITLES, SETTINGS, Setting
 from i2l_ext.webui import html
 from i2l_ext.webui.markup import quiet_line
-from i2l_ext.webui.service import Service
-from i2l_ext.webui.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, HUB_TITLES, SETTINGS, Setting
 from i2l_ext.webui.texts import CONTROLS, WORDS
 
 Components = dict[str, Any]

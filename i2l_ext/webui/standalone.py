@@ -15,12 +15,12 @@ from starlette.middleware import Middleware
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.process import ROOT
 from i2l_ext.engine.queue import state_folder
+from i2l_ext.service.host import LOCAL_ADDRESSES
+from i2l_ext.service.service import Service
 from i2l_ext.webui import gradio_versions
 from i2l_ext.webui.access import LOCAL_NAMES, AccessMiddleware, AccessPolicy
 from i2l_ext.webui.alive_route import add_alive_route
-from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.service import Service
 from i2l_ext.webui.tab import LANGUAGES, build_tab
 from i2l_ext.webui.texts import WORDS
 

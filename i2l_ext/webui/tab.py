@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from i2l_ext.service.service import Service
+from i2l_ext.service.settings import SETTINGS
 from i2l_ext.webui import gradio_versions, html
 from i2l_ext.webui.handlers import bind_panes
 from i2l_ext.webui.page_form import read_form
 from i2l_ext.webui.panes import PANES, Components
-from i2l_ext.webui.service import Service
-from i2l_ext.webui.settings import SETTINGS
 from i2l_ext.webui.texts import WORDS
 from i2l_ext.webui.updates import changes, updated_controls
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from i2l_ext.webui.settings import AS_MADE, SETTINGS
+from i2l_ext.service.settings import AS_MADE, SETTINGS
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import gradio as gr
 
 from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.queue import BRIEF
+from i2l_ext.service.service import Service
+from i2l_ext.service.settings import SETTINGS
 from i2l_ext.webui import html, results
 from i2l_ext.webui.handlers import slider_rank
 from i2l_ext.webui.rank_curve import show_rank_curve
-from i2l_ext.webui.service import Service
-from i2l_ext.webui.settings import SETTINGS
 
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""

@@ -9,8 +9,8 @@ from typing import Any
 from i2l_ext.engine.job import Job
 from i2l_ext.engine.process import ROOT
 from i2l_ext.library.folder import find_lora_folder
-from i2l_ext.webui.hosts.base import named_models_folders
-from i2l_ext.webui.settings import SettingsFile
+from i2l_ext.service.host import named_models_folders
+from i2l_ext.service.settings import SettingsFile
 
 
 class StandaloneHost:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from i2l_ext.engine.job import Job
-from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES, named_models_folders
-from i2l_ext.webui.settings import SETTINGS, SettingsFile
+from i2l_ext.service.host import LOCAL_ADDRESSES, named_models_folders
+from i2l_ext.service.settings import SETTINGS, SettingsFile
 
 TITLES = {"forge-neo": "Forge Neo", "forge": "Forge", "a1111": "AUTOMATIC1111"}
 

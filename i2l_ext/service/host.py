@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from i2l_ext.engine.job import Job
-from i2l_ext.webui.settings import SettingsFile
+from i2l_ext.service.settings import SettingsFile
 
 LOCAL_ADDRESSES = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FILES = 5000

@@ -10,13 +10,13 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import Queue
 from i2l_ext.library import folder as library
 from i2l_ext.library import names
-from i2l_ext.webui.hosts.base import Host
-from i2l_ext.webui.short_cache import ShortCache
+from i2l_ext.service.host import Host
+from i2l_ext.service.short_cache import ShortCache
 
 LISTING_SECONDS = 5.0
 """Seconds for which the names in the LoRA folder are taken to be unchanged while a name is typed."""
 
-WRITES_LORA = frozenset({"make", "convert", "mend"})
+WRITES_LORA = frozenset({"make", "convert", "rank", "merge", "mend"})
 """Kinds of jobs that write a LoRA, whose name is the job's title."""
 
 

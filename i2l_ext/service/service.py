@@ -1,4 +1,4 @@
-"""What the tab and the HTTP interface ask for: requests, built, checked and put into the engine's queue."""
+"""What tab, HTTP interface and ComfyUI's nodes ask for: requests, built, checked and put into the engine's queue."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import Job, Queue, state_folder
 from i2l_ext.library import names
 from i2l_ext.requests import (
+    CheckRequest,
     ConvertRequest,
     DoctorRequest,
     DownloadRequest,
+    DrawRequest,
     EngineOptions,
     ExportRequest,
     InspectRequest,
     MakeRequest,
+    MergeRequest,
     RankCurveRequest,
+    RankRequest,
     RepairRequest,
     Request,
     TrustRequest,
     VerifyRequest,
 )
-from i2l_ext.webui.hosts.base import Host, list_loras
-from i2l_ext.webui.model_list import ModelList, missing_parts
-from i2l_ext.webui.previews import preview_uploads
-from i2l_ext.webui.redaction import private_folders, redact_paths
-from i2l_ext.webui.targets import WRITES_LORA, Targets
-from i2l_ext.webui.uploads import Uploads, upload_folders
+from i2l_ext.service.host import Host, list_loras
+from i2l_ext.service.model_list import ModelList, missing_parts
+from i2l_ext.service.previews import preview_uploads
+from i2l_ext.service.redaction import private_folders, redact_paths
+from i2l_ext.service.targets import WRITES_LORA, Targets
+from i2l_ext.service.uploads import Uploads, upload_folders
 
 MAX_DESCRIPTION, MAX_ACTIVATION_TEXT = 4000, 1000
 """Characters of the texts for a LoRA's card; what is longer is cut off."""
@@ -57,9 +61,11 @@ class Service:
         return preview_uploads(self.uploads, self.queue, ids)
 
     def make(
-        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "", **values: Any
-    ) -> Job:
-        """Make a LoRA. ``values``: other fields of a MakeRequest; None stands for the default."""
+        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "",
+        draw: bool = True, **values: Any,
+    ) -> Job:  # fmt: skip
+        """Make a LoRA. ``draw``: with one of the miniature it is shown what it draws. ``values``: other fields of a
+        MakeRequest; None stands for the default."""
         if not pictures:
             raise UserError("There is no picture yet. Drop at least one.")
         model = self.models.choose() if model is None else model
@@ -77,7 +83,7 @@ class Service:
         )  # fmt: skip
         with self.targets.lock:
             free = self.targets.free_name(name)
-            return self._submit(free, replace(request, name=free), draw=True)
+            return self._submit(free, replace(request, name=free), draw=draw)
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA, by the name that lists show, the newest first."""
@@ -98,20 +104,44 @@ class Service:
         """How much of a LoRA each rank keeps."""
         return self._submit(name, RankCurveRequest(path))
 
-    def convert(self, path: Path, name: str, dialect: str) -> Job:
-        """Write a LoRA in another dialect, under a fresh name in the LoRA folder."""
-        request = ConvertRequest(path, dialect)
+    def check(self, path: Path, name: str) -> Job:
+        """Who loads a LoRA, who does not, and what repairs it."""
+        return self._submit(name, CheckRequest(path))
+
+    def convert(self, path: Path, name: str, dialect: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA in another dialect. ``values``: other fields of a ConvertRequest."""
+        request = ConvertRequest(path, dialect, **values)
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{dialect}"))
+
+    def resize(self, path: Path, name: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA at another rank. ``values``: fields of a RankRequest."""
+        request = RankRequest(path, **values)
+        amount = f"rank{request.rank}" if request.rank else f"energy{request.energy or 0:g}"
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{amount}"))
+
+    def merge(self, parts: Sequence[tuple[Path, float]], save_as: str = "", **values: Any) -> Job:
+        """Write one LoRA from several, each with a weight. ``values``: fields of a MergeRequest."""
+        request = MergeRequest(tuple(f"{path}:{weight!r}" for path, weight in parts), **values)
+        return self._write(request, save_as or names.clean_name("-".join(path.stem for path, _ in parts)))
+
+    def _write(self, request: Any, name: str) -> Job:
+        """Write a LoRA under a fresh name in the LoRA folder: ``name`` or one like it."""
         request.validate()
-        stem = names.clean_name(f"{Path(name).stem}-{dialect}")
         with self.targets.lock:
-            stem = self.targets.free_name(stem)
+            stem = self.targets.free_name(name)
             return self._submit(stem, replace(request, output=self._lora_file(stem)))
 
-    def export(self, path: Path, name: str, trainer: str, rank: int) -> Job:
-        """Write a start folder for a trainer."""
+    def draw(self, prompts: Sequence[str], loras: Sequence[tuple[Path, float]], seed: int, size: int) -> Job:
+        """Draw with the miniature: an image for each prompt."""
+        request = DrawRequest(tuple(prompts), tuple(f"{path}:{weight!r}" for path, weight in loras), seed, size)
+        request.validate()
+        return self._submit("", request)
+
+    def export(self, path: Path, name: str, trainer: str, rank: int | None) -> Job:
+        """Write a start folder for a trainer. ``rank`` None: that of the LoRA."""
         request = ExportRequest(path, trainer, rank)
         request.validate()
-        stem = names.clean_name(f"{Path(name).stem}-{trainer}-rank{rank}")
+        stem = names.clean_name(f"{Path(name).stem}-{trainer}{f'-rank{rank}' if rank else ''}")
         with self.targets.lock:
             folder = self.targets.start_folder(stem)
             return self._submit(folder.name, replace(request, output=folder))

@@ -9,7 +9,7 @@ from typing import Any
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.queue import Queue
 from i2l_ext.requests import PreviewRequest
-from i2l_ext.webui.uploads import Uploads
+from i2l_ext.service.uploads import Uploads
 
 TIMEOUT = 120.0
 """Seconds for the previews of some pictures."""

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.disk_errors import explain_disk_errors
+from i2l_ext.service.disk_errors import explain_disk_errors
 
 MAX_PICTURES = 64
 MAX_BYTES = 128 << 20

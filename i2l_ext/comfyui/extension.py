@@ -1,0 +1,10 @@
+"""What ComfyUI asks a folder in ``custom_nodes/`` for."""
+
+from __future__ import annotations
+
+from i2l_ext.comfyui import file_nodes, load_node, make_node, model_nodes
+
+_NODES = {**make_node.NODES, **load_node.NODES, **model_nodes.NODES, **file_nodes.NODES}
+
+NODE_CLASS_MAPPINGS = {name: node for name, (node, _) in _NODES.items()}
+NODE_DISPLAY_NAME_MAPPINGS = {name: title for name, (_, title) in _NODES.items()}

@@ -1,0 +1,1 @@
+"""A stand-in for what we use of ComfyUI, written from what was seen of 0.33."""
