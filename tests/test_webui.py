@@ -183,10 +183,10 @@ def test_the_webui_process_stays_light():
     assert out.stdout.strip() == ""
 
 
-def test_only_one_file_touches_the_webui():
+def test_only_the_hosts_own_files_touch_the_webui():
     import re
 
     for path in (ROOT / "i2l_ext").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         touches = re.search(r"^\s*(from|import) modules\b", text, re.MULTILINE)
-        assert not touches or path == ROOT / "i2l_ext" / "webui" / "hosts" / "webui.py", path
+        assert not touches or path.parent == ROOT / "i2l_ext" / "webui" / "hosts", path
