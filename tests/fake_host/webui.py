@@ -54,7 +54,10 @@ def list_available_networks():
 networks.list_available_networks = list_available_networks
 if IS_SDNEXT:
     lora_load = ModuleType("modules.lora.lora_load")
-    lora_load.available_networks, lora_load.list_available_networks = networks.available_networks, list_available_networks
+    lora_load.available_networks, lora_load.list_available_networks = (
+        networks.available_networks,
+        list_available_networks,
+    )
     package = ModuleType("modules.lora")
     package.__path__, package.lora_load = [], lora_load
     package.__spec__ = importlib.util.spec_from_loader("modules.lora", None, is_package=True)
