@@ -103,6 +103,7 @@ def finished(ask: Callable[[], Job], node: str | None, *, computes: bool = True)
     """
     from comfy import model_management
     from comfy.utils import ProgressBar
+
     from i2l_ext.converters.errors import UserError
     from i2l_ext.engine.job import ENDED
 

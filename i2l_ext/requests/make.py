@@ -16,7 +16,7 @@ DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 LOSSY = "write it even if fp16 loses more than 1 % of the update"
 
-HOSTS = ("forge-neo", "forge", "a1111")
+HOSTS = ("forge-neo", "sdnext", "forge", "a1111")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from i2l_ext.webui.texts import WORDS
 def webui_service() -> Any:
     """The Service of this process."""
     from i2l_ext.service.service import Service
+    from i2l_ext.webui.hosts.running import running_host
 
-    return Service(webui.WebUIHost())
+    return Service(running_host())
 
 
 def register() -> None:

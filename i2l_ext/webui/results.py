@@ -59,7 +59,7 @@ def _consumers(check: Mapping[str, Any] | None, job: str) -> Markup | None:
         return None
     rows = []
     for one in check["consumers"]:
-        verdict = value(": ".join(filter(None, (one["status"], one["detail"]))))
+        verdict = element("span", ": ".join(filter(None, (one["status"], one["detail"]))))  # to be translated
         repair = None
         if one.get("mend"):
             named = button("repair_for", "repair", job, one["consumer"], one["title"])

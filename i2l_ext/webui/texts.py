@@ -1,6 +1,6 @@
 """Every text of the tab, in one table: labels and tooltips of controls, and words.
 
-The English text is the key in localizations/*.json. So each text has an element of its own, and numbers and names have
+The English text is the key in languages/*.json. So each text has an element of its own, and numbers and names have
 elements beside it.
 """
 
@@ -55,8 +55,8 @@ WORDS = {
     "title": "Image to LoRA",
     "line": "Turns a few pictures of one style into a LoRA, without training. This usually takes minutes; "
     "the first use downloads 19 to 63 GB.",
-    "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo and ComfyUI can.",
-    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo and ComfyUI apply it.",
+    "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo, SD.Next and ComfyUI can.",
+    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo, SD.Next and ComfyUI apply it.",
     "pane_make": "Make",
     "pane_train": "Train from it",
     "pane_inspect": "Inspect and convert",
