@@ -6,14 +6,9 @@
     window.imageToLora = true;
 
     const FAST = 500, SLOW = 4000, PATIENCE = 20000;
-    const SPOKEN = ["title", "aria-label", "placeholder", "alt"];
     const find = (selector, root = document) => root.querySelector(selector);
     const all = (selector) => Array.from(document.querySelectorAll(selector));
     const root = (id) => document.getElementById(id);
-    const translated = (text) => {
-        const words = window.localization || {};
-        return (Object.hasOwn(words, text) && words[text]) || text;
-    };
     const base = () => location.pathname.replace(/\/$/, "");
     const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
     const dropped = {};
@@ -143,31 +138,16 @@
         button.className = "i2l-button";
         button.dataset.i2l = "undrop";
         button.dataset.i2lTarget = id;
-        button.title = translated("Remove");
+        button.title = "Remove";
         button.textContent = "×";
         shown.replaceChildren(name, button);
         gather();
     }
 
-    function insert(text, where) {
-        const prompt = find("#" + where + "_prompt textarea");
-        if (!prompt) return;
-        if (!prompt.value.includes(text)) write(prompt, (prompt.value.trim() + " " + text).trim());
-        open(where);
-    }
-
-    function open(where) {
-        const titles = [where, translated(where)];  // Forge writes it Txt2img
-        const tab = all("#tabs > .tab-nav button, #tabs > div > .tab-container button, #tabs > div button[role=tab]")
-            .find((button) => [button.textContent.trim(), button.textContent.trim().toLowerCase()]
-                .some((title) => titles.includes(title)));
-        if (tab) tab.click();
-    }
-
     function copy(text, button) {
         const done = () => {
             const before = button.innerHTML;
-            button.textContent = translated("Copied");
+            button.textContent = "Copied";
             setTimeout(() => { button.innerHTML = before; }, 1200);
         };
         const fallback = () => {
@@ -191,12 +171,8 @@
     const actions = {
         remove: (item) => { item.closest(".i2l-card").remove(); gather(); },
         copy: (item) => copy(item.dataset.i2lText, item),
-        insert: (item) => insert(item.dataset.i2lText, item.dataset.i2lTarget),
-        open: () => {
-            open("txt2img");
-            const tab = all("#txt2img_extra_tabs button").find((button) => button.textContent.trim() === "Lora");
-            if (tab) tab.click();
-        },
+        insert: (item) => window.imageToLoraHost.insert(item.dataset.i2lText, item.dataset.i2lTarget),
+        open: () => window.imageToLoraHost.openLoras(),
         undrop: (item) => { delete dropped[item.dataset.i2lTarget]; item.parentElement.remove(); gather(); },
         cancel: (item) => aim(item.dataset.i2lJob, "i2l_cancel"),
         act: (item) => {
@@ -277,7 +253,7 @@
             const place = root(tip.dataset.i2lFor);
             if (!place || place.dataset.i2lTip) return;
             place.dataset.i2lTip = "1";
-            place.title = translated(tip.textContent);
+            place.title = tip.textContent;
             const input = place.matches("button") ? place : find("input, textarea, button", place);
             if (input) input.setAttribute("aria-description", place.title);
         });
@@ -306,8 +282,7 @@
         if (!greeted && find("#i2l_models input")) greeted = Date.now();
         const early = !greeted || Date.now() - greeted < SLOW;  // what was there when the page opened is no news
         once("data-i2l-made", (made) => {
-            press("txt2img_lora_extra_refresh_internal");
-            press("img2img_lora_extra_refresh_internal");
+            window.imageToLoraHost.refresh();
             if (!early && made.dataset.i2lMade === "new") all(".i2l-dropped [data-i2l=undrop]").forEach((item) => item.click());
         });
         once("data-i2l-then", (item) => press(item.dataset.i2lThen));
@@ -360,69 +335,5 @@
         });
     }
 
-    // A browser that blocks the site's data throws at each of these.
-    function remembered() {
-        try { return localStorage.getItem("i2l_language") || ""; } catch (error) { return ""; }
-    }
-
-    function remember(language) {
-        try { localStorage.setItem("i2l_language", language); } catch (error) { console.error(error); }
-    }
-
-    // Stand-alone there is no WebUI that translates: window.i2lWords has the texts (see standalone.py).
-    function language() {
-        const words = window.i2lWords;
-        if (!words) return;
-        const chosen = remembered();
-        const wanted = chosen ? [chosen] : navigator.languages || [navigator.language];
-        const codes = ["en", ...Object.keys(words)];
-        const code = wanted.map((one) => codes.find((code) => code.slice(0, 2) === one.slice(0, 2))).find(Boolean);
-        window.localization = words[code] || {};
-        document.addEventListener("change", (event) => {
-            if (!event.target.matches("[data-i2l-language]")) return;
-            remember(event.target.value);
-            location.reload();
-        }, true);
-        if (!words[code]) return;
-        document.documentElement.lang = code.replace("_", "-");
-        const observer = new MutationObserver((changes) => {
-            for (const change of changes) {
-                (change.type === "childList" ? change.addedNodes : [change.target]).forEach(translate);
-            }
-            observer.takeRecords();  // our own changes
-        });
-        observer.observe(document.body, {subtree: true, childList: true, characterData: true, attributeFilter: SPOKEN});
-        translate(document.body);
-    }
-
-    function translate(place) {
-        if (place.nodeType === Node.TEXT_NODE) speak(place);
-        if (place.nodeType !== Node.ELEMENT_NODE) return;
-        const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
-        while (walker.nextNode()) speak(walker.currentNode);
-        for (const name of SPOKEN) {
-            for (const item of [place, ...place.querySelectorAll("[" + name + "]")]) {
-                const text = item.getAttribute(name), told = translated(text);
-                if (told !== text) item.setAttribute(name, told);
-            }
-        }
-    }
-
-    function speak(node) {
-        const text = node.nodeValue.trim(), told = translated(text);
-        if (told === text || !node.parentElement || node.parentElement.closest("#i2l_tips, .i2l-value, script, style")) return;
-        node.nodeValue = node.nodeValue.replace(text, () => told);
-    }
-
-    function choice() {
-        const list = find("[data-i2l-language]");
-        if (list && !list.dataset.i2lSet) {
-            list.dataset.i2lSet = "1";
-            list.value = remembered();
-        }
-    }
-
-    if (document.body) language();
-    else document.addEventListener("DOMContentLoaded", language);
-    setInterval(() => { gather(); tips(); tidy(); choice(); news(); keepFocus(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); tidy(); news(); keepFocus(); ask(); }, 200);
 })();

@@ -1,6 +1,6 @@
 """HTML from values. Everything is escaped here and nowhere else: a text is shown as it is, unless it is Markup.
 
-Numbers and names get an element of their own (``value``), so that a localisation finds the words (see texts.py).
+Numbers and names get an element of their own (``value``), so that a localisation finds the words (see languages).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from i2l_ext.webui.languages import all_words
 from i2l_ext.webui.texts import WORDS
 
 _VOID = frozenset({"img", "input"})
@@ -46,6 +47,12 @@ def _html(content: object) -> str:
 def word(key: str) -> Markup:
     """A text of WORDS, to be translated."""
     return element("span", WORDS[key], class_="i2l-word")
+
+
+def translations(language: str) -> Markup:
+    """All words of all languages, for the script; and the language that was chosen in the host, or ""."""
+    told = json.dumps(all_words(), ensure_ascii=False)
+    return element("i", told, id="i2l_words", hidden=True, data_i2l_language=language)
 
 
 def value(content: object) -> Markup:

@@ -1,6 +1,6 @@
 """Every text of the tab, in one table: labels and tooltips of controls, and words.
 
-The English text is the key in localizations/*.json. So each text has an element of its own, and numbers and names have
+The English text is the key in languages/*.json. So each text has an element of its own, and numbers and names have
 elements beside it.
 """
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from i2l_ext.webui.languages import read_words
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = os.environ.get("I2L_SCREENSHOTS")
 """A folder to keep the pictures in. Those of docs/images that show the tab were made with it, alone."""
@@ -232,7 +234,7 @@ def test_every_pane_in_every_language(place, browser, language):
     """A pane that opens is translated once; the page goes on answering."""
     if place.version != "6":
         return  # the host's localisation does it
-    words = {} if language == "en" else json.loads((ROOT / "localizations" / f"{language}.json").read_text("utf-8"))
+    words = {} if language == "en" else read_words(language)
     context = browser.new_context(locale=language.replace("_", "-"))
     page = context.new_page()
     page.set_default_timeout(60_000)
