@@ -106,6 +106,7 @@ def _doctor(found: DoctorResult, message: Message, context: Context) -> dict[str
 
 
 PAGES: Mapping[str, Callable[[Any, Message, Context], dict[str, Any]]] = {
-    "make": _make, "inspect": _inspect, "convert": _rewritten, "mend": _rewritten, "export": _export, "verify": _verify, "doctor": _doctor,
+    "make": _make, "inspect": _inspect, "convert": _rewritten, "mend": _rewritten, "export": _export, "verify": _verify,
+    "doctor": _doctor,
 }  # fmt: skip
 """Kind of request -> what the page is shown, where that is not the result alone."""
