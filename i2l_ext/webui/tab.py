@@ -8,7 +8,7 @@ import gradio as gr
 
 from i2l_ext.service.service import Service
 from i2l_ext.service.settings import SETTINGS
-from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui import gradio_versions, html, job_views
 from i2l_ext.webui.handlers import bind_panes
 from i2l_ext.webui.languages import LANGUAGES
 from i2l_ext.webui.markup import translations
@@ -25,7 +25,7 @@ def build_tab(service: Service) -> Components:
     c: Components = {}
     with gr.Column(elem_id="i2l"):
         heading = html.heading(note, LANGUAGES)
-        for id, content in (("heading", heading), ("activity", html.activity([], None)), ("repair_error", "")):
+        for id, content in (("heading", heading), ("activity", job_views.overview([], {}))):
             c[id] = gr.HTML(content, elem_id=f"i2l_{id}")
         with gr.Tabs(elem_id="i2l_panes"):
             for id, pane in PANES.items():
@@ -35,7 +35,7 @@ def build_tab(service: Service) -> Components:
         with gr.Group(elem_id="i2l_hidden"):
             for id in ("form", "target", "uploaded"):
                 c[id] = gr.Textbox(value="", label=id, elem_id=f"i2l_{id}")
-            for id in ("poll", "cancel", "take", "repair"):
+            for id in ("poll", "cancel", "take", "act"):
                 c[id] = gr.Button(id, elem_id=f"i2l_{id}")
             c["tips"] = gr.HTML(html.tips(), elem_id="i2l_tips")
             c["words"] = gr.HTML(translations(service.host.language()))

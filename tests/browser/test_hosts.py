@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_tab import drop, finish, name_it, pane, start
+from steps import choose_model, drop, finish, name_it, pane, qwen_lora, start
 
 from conftest import PLACES, Place
 
@@ -106,15 +106,21 @@ def test_a_language_is_that_of_the_tab_alone(speaking, browser, pictures):
     page.locator("#i2l_make").click()
     page.locator("#i2l_make_error", has_text=refusal).first.wait_for()
     drop(page, pictures[:1])
-    page.locator('#i2l_models input[value="mini"]').check()
+    choose_model(page, "mini")
     name_it(page, "spoken")
     page.locator("#i2l_make").click()
     finish(page, "spoken")
-    page.locator("#i2l_make_result td", has_text=verdict).first.wait_for(state="attached")
+    qwen_lora(place.lora / "judged.safetensors")
+    inspected = page.locator("#i2l_inspect_result td", has_text=verdict)
+    page.locator("[data-i2l=act][data-i2l-target=inspect]").first.click()
+    page.locator("#i2l_inspect_drop input[type=file]").first.set_input_files(str(place.lora / "judged.safetensors"))
+    page.locator("#i2l_inspect_drop .i2l-dropped", has_text="judged").first.wait_for()
+    page.locator("#i2l_inspect").click()
+    inspected.first.wait_for(state="attached")
     for where in ("txt2img", "img2img"):
         assert page.locator(f"#{where}_words").first.text_content().split() == ["left", "Cancel", "File"]
     page.locator("select[data-i2l-language]").select_option("en")
-    page.locator("#i2l_make", has_text="Make the LoRA").wait_for()
-    page.locator("#i2l_make_result td", has_text="no model").first.wait_for(state="attached")
+    page.locator("#i2l_make", has_text="Make the LoRA").wait_for(state="attached")
+    page.locator("#i2l_inspect_result td", has_text="no model").first.wait_for(state="attached")
     pane(page, "Models")
     context.close()
