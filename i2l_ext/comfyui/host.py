@@ -77,6 +77,10 @@ class ComfyHost:
     def _folders(self, kind: str) -> list[str]:
         return self._paths.get_folder_paths(kind) if kind in self._paths.folder_names_and_paths else []
 
+    def language(self) -> str:
+        """The nodes are in English, as ComfyUI's own are."""
+        return ""
+
     def refresh_loras(self) -> None:
         self._paths.filename_list_cache.pop("loras", None)
 

@@ -109,7 +109,7 @@ def _bind_make(service: Service, c: Components) -> None:
     def make(form: str, name: str, subfolder: str, *values: Any) -> list[Any]:
         """What is told beside the button: an error, an offer to download the model; and beside the name."""
         gathered = read_form(form)
-        fields = {
+        fields: dict[str, Any] = {
             key: None if value in ("", AS_MADE) else value for key, value in zip(MAKE_FIELDS, values, strict=True)
         }
         fields["rank"] = int(fields["rank"]) if fields["rank"] in RANKS else None
@@ -157,8 +157,8 @@ def _bind_jobs(service: Service, c: Components) -> None:
         ),
         "doctor": (service.doctor, [], "models_error"),
     }  # fmt: skip
-    for id, (act, inputs, told) in starts.items():
-        gradio_versions.on(c[id].click, answer_errors(act), inputs, [c[told]])
+    for id, (start, inputs, told) in starts.items():
+        gradio_versions.on(c[id].click, answer_errors(start), inputs, [c[told]])
     gradio_versions.on(c["train_file"].input, answer_errors(starts["curve"][0]), trained, [c["train_error"]])
 
     controls = actions.acted_controls()
