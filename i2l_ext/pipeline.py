@@ -110,7 +110,7 @@ def make(
         callbacks.step("decode")
         parts = decode(model, files, embeddings, prepared.scales, callbacks, opened)
         lora = finish(parts, prepared, files, opened)
-        return save_result(prepared, clock.watch(lora, callbacks), clock)
+        return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
 
 
 def prepare(request: MakeRequest) -> PreparedMake:
@@ -196,8 +196,10 @@ def finish(
     return lora.cast(dtype)
 
 
-def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeResult:
-    """Write the LoRA, its preview and its sidecar. Raises UserError; then nothing is left behind."""
+def save_result(
+    prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks = NO_CALLBACKS
+) -> MakeResult:
+    """Write the LoRA, its preview and its sidecar. Raises UserError, Cancelled; then nothing is left behind."""
     request, model = prepared.request, prepared.model
     sidecar = metadata.sidecar(
         description=request.description,
@@ -218,6 +220,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             request=prepared.digest,
         )
         lora.write(path, request.dialect, metadata=facts)
+        callbacks.begin_saving()
 
     with clock.phase("save"):
         saved = library.save_lora(

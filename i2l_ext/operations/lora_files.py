@@ -255,6 +255,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
         write(
             lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite, progress=_progress(request, context),
+            begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip
 
@@ -376,6 +377,7 @@ def _write(
         lora.write(part, dialect, metadata=metadata, progress=progress)
         if cast:
             line = precision.loss_line(cast, output.name, lossy=request.lossy)
+        context.reporter.begin_saving()
     if line:
         context.reporter.note(line)
     kept = resizer.effect_kept() if resizer else None
