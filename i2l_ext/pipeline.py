@@ -218,6 +218,7 @@ def save_result(
             images=prepared.origins,
             strength=request.strength,
             request=prepared.digest,
+            options={name: getattr(request, name) for name in metadata.OPTIONS},
         )
         lora.write(path, request.dialect, metadata=facts)
         callbacks.begin_saving()

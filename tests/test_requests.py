@@ -21,6 +21,8 @@ EXAMPLES = {
     "merge": {"parts": ["a.safetensors:0.5"]},
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
     "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
+    "library": {"folders": [PICTURE]},
+    "discard": {"files": [PICTURE]},
     "download": {"model": "mini"},
 }
 """By kind, a JSON object that is right; of those with a file alone, and of those with nothing, none is needed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -55,6 +56,7 @@ def lora_metadata(
     images: Sequence[Mapping[str, Any]],
     strength: float = 1.0,
     request: str | None = None,
+    options: Mapping[str, Any] | None = None,
     description: str = "",
     made: datetime | None = None,
 ) -> dict[str, str]:
@@ -63,6 +65,7 @@ def lora_metadata(
     ``images``: ``sha256`` and ``weight`` of each; anything else, such as a file name, is left out.
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
+    ``options``: fields of the request by OPTIONS, so that it can be made anew.
     ``made``: with its time zone; now if not given.
     There is no ss_network_module, since no trainer made the file, and no modelspec.hash_sha256, since the header is
     written before the tensors.
@@ -84,4 +87,24 @@ def lora_metadata(
         "i2l.strength": f"{strength:g}",
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
         **({"i2l.request": request} if request else {}),
+        **({"i2l.options": json.dumps(dict(options))} if options else {}),
     }
+
+
+OPTIONS = ("dialect", "dtype", "rank", "blocks", "kinds")
+"""Fields of the request that a LoRA remembers, beside model, pictures and strength."""
+
+
+def how_made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Of a LoRA that i2L has made: ``model``, ``strength``, ``images`` (``sha256`` and ``weight`` of each) and
+    ``options`` (by OPTIONS). None of another, or where its metadata are damaged."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        images = [
+            {"sha256": str(one["sha256"]), "weight": float(one["weight"])} for one in json.loads(metadata["i2l.images"])
+        ]
+        options = json.loads(metadata.get("i2l.options", "{}"))
+        return {
+            "model": metadata["i2l.model"], "strength": float(metadata["i2l.strength"]), "images": images,
+            "options": {name: options[name] for name in OPTIONS if options.get(name) is not None},
+        }  # fmt: skip
+    return None

@@ -194,7 +194,9 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
         resizer = ranks.resizer_of(lora)
     lora = select(lora, request.blocks, request.kinds)
     output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
-    return _write(request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer)
+    return _write(
+        request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer, card=request.file
+    )
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
@@ -219,7 +221,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
     dialect, resizer = request.dialect or _dialect_of(lora), ranks.resizer_of(resized)
-    return _write(request, resized, output, dialect, progress, context, fields, resizer)
+    return _write(request, resized, output, dialect, progress, context, fields, resizer, request.file)
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
@@ -242,7 +244,8 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     output = request.output or _beside(named[0][0], "merged.safetensors")
     dialect, progress = request.dialect or _dialect_of(loras[0]), _progress(request, context)
-    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer)
+    largest = max(named, key=lambda one: abs(one[1]))[0]
+    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer, largest)
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
@@ -365,15 +368,18 @@ def _write(
     context: Context,
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
+    card: Path | None = None,
 ) -> WriteResult:
+    """Write the file, and beside it copies of the preview and the sidecar of the LoRA ``card``."""
     from i2l_ext.converters import atomic, precision
     from i2l_ext.converters.metadata import updated_metadata
+    from i2l_ext.library import cards
 
     if request.dtype:
         lora = precision.measured_cast(lora, DTYPES[request.dtype])
     metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
     cast, line = precision.cast_of(lora), None
-    with atomic.atomic_path(output, overwrite=request.overwrite) as part:
+    with cards.carried_over(card, output), atomic.atomic_path(output, overwrite=request.overwrite) as part:
         lora.write(part, dialect, metadata=metadata, progress=progress)
         if cast:
             line = precision.loss_line(cast, output.name, lossy=request.lossy)

@@ -5,6 +5,7 @@ function for each. Standard library only.
 """
 
 from i2l_ext.requests.fields import Field, FieldInfo, Request, bad_request
+from i2l_ext.requests.library import DiscardRequest, LibraryRequest
 from i2l_ext.requests.lora_files import (
     ADVICE,
     CheckRequest,
@@ -27,16 +28,16 @@ REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
         MakeRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest, RankRequest,
-        MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, VerifyRequest, CacheRequest,
-        DoctorRequest,
+        MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest, ModelsRequest, DownloadRequest,
+        VerifyRequest, CacheRequest, DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
 
 __all__ = [
     "ADVICE", "DTYPES", "HIGHEST_RANK", "PRECISIONS", "PROTOCOL", "REQUESTS",
-    "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "EngineOptions",
-    "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
-    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "VerifyRequest", "bad_request",
-    "parse_size",
+    "CacheRequest", "CheckRequest", "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest",
+    "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest",
+    "MergeRequest", "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request",
+    "VerifyRequest", "bad_request", "parse_size",
 ]  # fmt: skip
