@@ -57,6 +57,7 @@ def lora_metadata(
     strength: float = 1.0,
     request: str | None = None,
     options: Mapping[str, Any] | None = None,
+    heads: str | None = None,
     description: str = "",
     made: datetime | None = None,
 ) -> dict[str, str]:
@@ -66,6 +67,7 @@ def lora_metadata(
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
     ``options``: fields of the request by OPTIONS, so that it can be made anew.
+    ``heads``: the id of heads other than the model's own.
     ``made``: with its time zone; now if not given.
     There is no ss_network_module, since no trainer made the file, and no modelspec.hash_sha256, since the header is
     written before the tensors.
@@ -88,6 +90,7 @@ def lora_metadata(
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
         **({"i2l.request": request} if request else {}),
         **({"i2l.options": json.dumps(dict(options))} if options else {}),
+        **({"i2l.heads": heads} if heads else {}),
     }
 
 
