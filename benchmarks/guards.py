@@ -162,8 +162,11 @@ GUARDS = (
     ),
     *_of(
         "i2l_ext/library/names.py", "test_names",
-        ("foreign characters: separators, look-alikes, control codes", "if foreign := _FOREIGN.search(name):",
+        ("foreign characters: separators, look-alikes, control codes", "if foreign := next(_foreign(name), \"\"):",
          "if foreign := None:", "bad_names"),
+        ("letters of two scripts in a word", "for word, [first, *more] in _scripts(name) if more", "for word in ()",
+         "bad_names"),
+        ("names that a file system cannot hold", " or len(name.encode()) > LONGEST_BYTES", "", "bad_names"),
         ("over-long names", "lambda name: len(name) > LONGEST", "lambda name: False", "bad_names"),
         ("names that a shell or a host takes amiss", 'lambda name: name[0] in ".-" or name[-1] == "."',
          "lambda name: False", "bad_names"),

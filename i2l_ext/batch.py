@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,11 +58,9 @@ def requests_of(paths: Sequence[Path], template: MakeRequest) -> list[MakeReques
     requests: list[MakeRequest] = []
     taken: set[str] = set()
     for source in _sources(paths):
-        name = stem = names.suggest_name([source])
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
+        stem = names.suggest_name([source])
+        numbered = (names.with_number(stem, number) for number in itertools.count(1))
+        name = next(name for name in numbered if name.lower() not in taken)
         taken.add(name.lower())
         requests.append(replace(template, pictures=(source,), name=name))
     if not requests:

@@ -128,13 +128,13 @@ def prepare(request: MakeRequest) -> PreparedMake:
     """
     if request.name is None or request.folder is None or request.model is None:
         raise ValueError("name, folder and model of the request must be set")
-    names.check_name(request.name)
+    name = names.check_name(request.name)
     library.check_folder(request.folder)
     model = requested_model(request)
     paths = images.collect(request.pictures)
     shares = shares_of(request.weights, len(paths))
     pictures = [images.open_image(path, sizes=model.views) for path in paths]
-    return PreparedMake(request, request.name, request.folder, model, pictures, shares)
+    return PreparedMake(request, name, request.folder, model, pictures, shares)
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -6,19 +6,16 @@
     window.imageToLora = true;
 
     const FAST = 500, SLOW = 4000, PATIENCE = 20000;
-    const SPOKEN = ["title", "aria-label", "placeholder", "alt"];
     const find = (selector, root = document) => root.querySelector(selector);
     const all = (selector) => Array.from(document.querySelectorAll(selector));
     const root = (id) => document.getElementById(id);
-    const translated = (text) => {
-        const words = window.localization || {};
-        return (Object.hasOwn(words, text) && words[text]) || text;
-    };
     const base = () => location.pathname.replace(/\/$/, "");
     const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
     const dropped = {};
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
-    let asking = false, picked = "";
+    let asking = false, picked = "", held = "";
+    let greeted = 0;
+    const dismissed = [];
 
     function box(id) {
         const place = root(id);
@@ -37,21 +34,42 @@
         if (button) button.click();
     }
 
+    function typed(id) {
+        const field = box(id);
+        return field ? field.value : "";
+    }
+
+    // A share that is no number greater than 0 is sent as it is: the answer says what is wrong, and so does the page.
+    function share(card) {
+        const input = find("input", card), number = parseFloat(input.value);
+        const good = number > 0 && Number.isFinite(number);
+        if (good) input.removeAttribute("aria-invalid");
+        else input.setAttribute("aria-invalid", "true");
+        return Number.isFinite(number) ? number : null;
+    }
+
     function gather() {
         if (!root("i2l_form")) return;
-        const weight = (card) => {
-            const number = parseFloat(find("input", card).value);
-            return number > 0 ? number : 1;
-        };
-        const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, weight(card)]);
+        const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, share(card)]);
+        const wrong = root("i2l_share_wrong");
+        if (wrong) wrong.hidden = !find('#i2l_tray [aria-invalid="true"]');
         const model = find('#i2l_models input[name="i2l_model"]:checked');
         const rank = find('#i2l_train_rank input[type="number"]');
-        const choice = find("#i2l_to_download [data-i2l-choice]"), agreed = find("#i2l_to_download input:checked");
         write(box("i2l_form"), JSON.stringify({
             pictures: pictures, model: model ? model.value : "", dropped: dropped.inspect_drop || "",
-            rank: rank ? parseFloat(rank.value) : null, picked: picked,
-            choice: choice ? choice.dataset.i2lChoice : "", agreed: agreed ? agreed.value : "",
+            rank: rank ? parseFloat(rank.value) : null, picked: picked, name: typed("i2l_name"),
+            subfolder: typed("i2l_subfolder"), dismissed: dismissed,
         }));
+    }
+
+    // The named fields around a button, for its action: {name: [values]}.
+    function fields(item) {
+        const around = item.closest("[data-i2l-fields]"), told = {};
+        if (!around) return told;
+        for (const field of around.querySelectorAll("input:checked, select")) {
+            (told[field.name] = told[field.name] || []).push(field.value);
+        }
+        return told;
     }
 
     // Files go to gradio's own upload route, beside its component: in gradio 3.41 that one forgets an upload when
@@ -120,31 +138,16 @@
         button.className = "i2l-button";
         button.dataset.i2l = "undrop";
         button.dataset.i2lTarget = id;
-        button.title = translated("Remove");
+        button.title = "Remove";
         button.textContent = "×";
         shown.replaceChildren(name, button);
         gather();
     }
 
-    function insert(text, where) {
-        const prompt = find("#" + where + "_prompt textarea");
-        if (!prompt) return;
-        if (!prompt.value.includes(text)) write(prompt, (prompt.value.trim() + " " + text).trim());
-        open(where);
-    }
-
-    function open(where) {
-        const titles = [where, translated(where)];  // Forge writes it Txt2img
-        const tab = all("#tabs > .tab-nav button, #tabs > div > .tab-container button, #tabs > div button[role=tab]")
-            .find((button) => [button.textContent.trim(), button.textContent.trim().toLowerCase()]
-                .some((title) => titles.includes(title)));
-        if (tab) tab.click();
-    }
-
     function copy(text, button) {
         const done = () => {
             const before = button.innerHTML;
-            button.textContent = translated("Copied");
+            button.textContent = "Copied";
             setTimeout(() => { button.innerHTML = before; }, 1200);
         };
         const fallback = () => {
@@ -168,19 +171,37 @@
     const actions = {
         remove: (item) => { item.closest(".i2l-card").remove(); gather(); },
         copy: (item) => copy(item.dataset.i2lText, item),
-        insert: (item) => insert(item.dataset.i2lText, item.dataset.i2lTarget),
-        open: () => {
-            open("txt2img");
-            const tab = all("#txt2img_extra_tabs button").find((button) => button.textContent.trim() === "Lora");
-            if (tab) tab.click();
-        },
+        insert: (item) => window.imageToLoraHost.insert(item.dataset.i2lText, item.dataset.i2lTarget),
+        open: () => window.imageToLoraHost.openLoras(),
         undrop: (item) => { delete dropped[item.dataset.i2lTarget]; item.parentElement.remove(); gather(); },
         cancel: (item) => aim(item.dataset.i2lJob, "i2l_cancel"),
-        repair: (item) => {
-            aim(item.dataset.i2lText + " " + item.dataset.i2lTarget, "i2l_repair");
-            asked = Date.now() - SLOW + 300;
+        act: (item) => {
+            const told = JSON.parse(item.dataset.i2lText);
+            aim(JSON.stringify({...told, fields: fields(item)}), "i2l_act");
+            if (item.dataset.i2lTarget) goto(item.dataset.i2lTarget);
+            soon(300);
         },
+        goto: (item) => goto(item.dataset.i2lTarget),
+        dismiss: (item) => {
+            dismissed.push(item.dataset.i2lText);
+            item.closest(".i2l-job").remove();
+            gather();
+        },
+        rename: (item) => write(box("i2l_name"), item.dataset.i2lText),
     };
+
+    function soon(time) {
+        asked = Date.now() - SLOW + time;
+    }
+
+    function goto(pane) {
+        const panes = all('#i2l_panes > [id^="i2l_pane_"], #i2l_panes > div > [id^="i2l_pane_"]');
+        const buttons = all("#i2l_panes > .tab-nav > button");
+        const button = root("i2l_pane_" + pane + "-button") || buttons[panes.findIndex((one) => one.id === "i2l_pane_" + pane)];
+        if (button) button.click();
+        const place = root("i2l_panes");
+        if (place && place.getBoundingClientRect().top < 0) place.scrollIntoView();
+    }
 
     document.addEventListener("click", (event) => {
         const target = event.target instanceof Element ? event.target : null;
@@ -193,14 +214,14 @@
             return;
         }
         if (item && actions[item.dataset.i2l]) actions[item.dataset.i2l](item);
-        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_download, #i2l_verify")) {
+        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor")) {
             gather();
-            asked = Date.now() - SLOW + 200;
+            soon(200);
         }
     }, true);
     document.addEventListener("input", (event) => {
         if (event.target.name === "i2l_model") picked = event.target.value;
-        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models, #i2l_to_download")) gather();
+        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models, #i2l_name, #i2l_subfolder")) gather();
     }, true);
     document.addEventListener("change", (event) => {
         const zone = event.target.closest && event.target.closest("[data-i2l-drop]");
@@ -232,26 +253,56 @@
             const place = root(tip.dataset.i2lFor);
             if (!place || place.dataset.i2lTip) return;
             place.dataset.i2lTip = "1";
-            place.title = translated(tip.textContent);
+            place.title = tip.textContent;
             const input = place.matches("button") ? place : find("input, textarea, button", place);
             if (input) input.setAttribute("aria-description", place.title);
         });
     }
 
+    const EMPTY = ["error", "repaired", "result", "activity", "offer", "fetched"].map((end) => `#i2l [id^="i2l_"][id$="_${end}"]`);
+
     function tidy() {
-        all('#i2l_activity, [id^="i2l_"][id$="_error"], [id^="i2l_"][id$="_repaired"], [id^="i2l_"][id$="_result"], #i2l_saved_as, ' +
-            "#i2l_train_curve").forEach((block) => {
+        all(EMPTY.concat("#i2l_activity, #i2l_saved_as, #i2l_train_curve").join()).forEach((block) => {
             block.style.display = block.textContent.trim() || find("img", block) ? "" : "none";
         });
     }
 
-    function news() {
-        all("[data-i2l-made]").forEach((made) => {
-            if (fresh.has(made.dataset.i2lId)) return;
-            fresh.add(made.dataset.i2lId);
-            press("txt2img_lora_extra_refresh_internal");
-            press("img2img_lora_extra_refresh_internal");
+    // Once for each: the host's cards are refreshed, a LoRA that was dropped gives way to the one that was made, a
+    // button is pressed that was to follow, and what ended is said to those who do not see it.
+    function once(mark, does) {
+        all("[" + mark + "]").forEach((item) => {
+            const key = mark + item.dataset.i2lId;
+            if (fresh.has(key)) return;
+            fresh.add(key);
+            does(item);
         });
+    }
+
+    function news() {
+        if (!greeted && find("#i2l_models input")) greeted = Date.now();
+        const early = !greeted || Date.now() - greeted < SLOW;  // what was there when the page opened is no news
+        once("data-i2l-made", (made) => {
+            window.imageToLoraHost.refresh();
+            if (!early && made.dataset.i2lMade === "new") all(".i2l-dropped [data-i2l=undrop]").forEach((item) => item.click());
+        });
+        once("data-i2l-then", (item) => press(item.dataset.i2lThen));
+        once("data-i2l-said", (item) => {
+            const place = root("i2l_said");
+            if (place && !early) place.textContent = item.dataset.i2lSaid;
+        });
+    }
+
+    // What a poll draws anew keeps the keyboard's place.
+    const keyOf = (item) => ["i2l", "i2lJob", "i2lText", "i2lTarget"].map((name) => item.dataset[name] || "").join("|");
+
+    function keepFocus() {
+        const now = document.activeElement;
+        if (now && now !== document.body) {
+            held = now.matches("#i2l [data-i2l]") ? keyOf(now) : "";
+        } else if (held) {
+            const again = all("#i2l button[data-i2l]").find((item) => keyOf(item) === held);
+            if (again) again.focus({preventScroll: true});
+        }
     }
 
     // Asked before the hidden button is pressed: without an answer, gradio would show an alert at each press.
@@ -284,69 +335,5 @@
         });
     }
 
-    // A browser that blocks the site's data throws at each of these.
-    function remembered() {
-        try { return localStorage.getItem("i2l_language") || ""; } catch (error) { return ""; }
-    }
-
-    function remember(language) {
-        try { localStorage.setItem("i2l_language", language); } catch (error) { console.error(error); }
-    }
-
-    // Stand-alone there is no WebUI that translates: window.i2lWords has the texts (see standalone.py).
-    function language() {
-        const words = window.i2lWords;
-        if (!words) return;
-        const chosen = remembered();
-        const wanted = chosen ? [chosen] : navigator.languages || [navigator.language];
-        const codes = ["en", ...Object.keys(words)];
-        const code = wanted.map((one) => codes.find((code) => code.slice(0, 2) === one.slice(0, 2))).find(Boolean);
-        window.localization = words[code] || {};
-        document.addEventListener("change", (event) => {
-            if (!event.target.matches("[data-i2l-language]")) return;
-            remember(event.target.value);
-            location.reload();
-        }, true);
-        if (!words[code]) return;
-        document.documentElement.lang = code.replace("_", "-");
-        const observer = new MutationObserver((changes) => {
-            for (const change of changes) {
-                (change.type === "childList" ? change.addedNodes : [change.target]).forEach(translate);
-            }
-            observer.takeRecords();  // our own changes
-        });
-        observer.observe(document.body, {subtree: true, childList: true, characterData: true, attributeFilter: SPOKEN});
-        translate(document.body);
-    }
-
-    function translate(place) {
-        if (place.nodeType === Node.TEXT_NODE) speak(place);
-        if (place.nodeType !== Node.ELEMENT_NODE) return;
-        const walker = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
-        while (walker.nextNode()) speak(walker.currentNode);
-        for (const name of SPOKEN) {
-            for (const item of [place, ...place.querySelectorAll("[" + name + "]")]) {
-                const text = item.getAttribute(name), told = translated(text);
-                if (told !== text) item.setAttribute(name, told);
-            }
-        }
-    }
-
-    function speak(node) {
-        const text = node.nodeValue.trim(), told = translated(text);
-        if (told === text || !node.parentElement || node.parentElement.closest("#i2l_tips, .i2l-value, script, style")) return;
-        node.nodeValue = node.nodeValue.replace(text, () => told);
-    }
-
-    function choice() {
-        const list = find("[data-i2l-language]");
-        if (list && !list.dataset.i2lSet) {
-            list.dataset.i2lSet = "1";
-            list.value = remembered();
-        }
-    }
-
-    if (document.body) language();
-    else document.addEventListener("DOMContentLoaded", language);
-    setInterval(() => { gather(); tips(); tidy(); choice(); news(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); tidy(); news(); keepFocus(); ask(); }, 200);
 })();

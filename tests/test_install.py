@@ -65,10 +65,12 @@ def test_the_wheel_holds_everything(tmp_path, picture):
         url = next(word for word in page.stdout.readline().split() if word.startswith("http"))
         with urllib.request.urlopen(url) as answer:
             shown = answer.read().decode()
-        for asset in ("javascript/image_to_lora.js", "localizations/zh_CN.json", "localizations/ru_RU.json"):
+        for asset in ("javascript/image_to_lora.js", "javascript/translation.js", "javascript/webui_host.js"):
             assert (site / "i2l_ext" / "webui" / "assets" / Path(asset).name).read_bytes() == (
                 ROOT / asset
             ).read_bytes()
+        for words in (ROOT / "i2l_ext" / "webui" / "languages").glob("*.json"):
+            assert (site / "i2l_ext" / "webui" / "languages" / words.name).read_bytes() == words.read_bytes()
         assert "window.imageToLora" in shown and "图片转 LoRA" in shown and "i2l_make" in shown
     finally:
         page.kill()

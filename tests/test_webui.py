@@ -1,7 +1,9 @@
 """The tab's parts that need no browser: texts, pages, uploads, the service, and what loading the extension costs."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from html import escape
@@ -11,11 +13,13 @@ import pytest
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import Job, Progress
-from i2l_ext.webui import html, markup
+from i2l_ext.library import names
+from i2l_ext.webui import actions, html, job_views, markup, model_list, model_views, results, updates
 from i2l_ext.webui.hosts.standalone import StandaloneHost
-from i2l_ext.webui.service import Service, tray_pictures
+from i2l_ext.webui.languages import all_words, read_words
+from i2l_ext.webui.service import DownloadNeeded, Service, checked_weights, tray_pictures
 from i2l_ext.webui.settings import HUB_TITLES, SETTINGS, SettingsFile
-from i2l_ext.webui.texts import all_texts
+from i2l_ext.webui.texts import WORDS, all_texts
 from i2l_ext.webui.uploads import Uploads, received
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,17 +27,73 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("language", ["zh_CN", "ru_RU"])
 def test_every_text_is_translated(language):
-    told = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf-8"))
+    told = read_words(language)
     assert set(told) == set(all_texts())
     assert all(told.values())
+
+
+SAID_IN_THE_TAB = ["images.py", "engine/failures.py", "engine/records.py", "models/catalogue.py", "library/folder.py"]
+SAID_ELSEWHERE = {"access.py", "api.py", "client_fields.py", "standalone.py", "openapi.py"}
+"""Of webui/: to programs, and on a terminal."""
+
+
+def said(path):
+    """What a module says to people: (its line, the text with X for what stands in it)."""
+    from i2l_ext.engine.failures import HINTS
+    from i2l_ext.models.catalogue import MODELS
+
+    if path.name == "failures.py":
+        return list(HINTS.values())
+    if path.name == "catalogue.py":
+        return [model.line for model in MODELS.values()]
+    calls = (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call))
+    errors = [call.args[0] for call in calls if getattr(call.func, "id", "") == "UserError" and call.args]
+    return [text for text in map(_plain, errors) if text]
+
+
+def _plain(node):
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+    return None
+
+
+@pytest.mark.parametrize("language", ["zh_CN", "ru_RU"])
+def test_what_is_said_in_the_tab_is_translated(language):
+    """Refusals, hints, lines about models, verdicts."""
+    from i2l_ext.converters import consumers
+
+    words = all_words()[language]
+    patterns = [re.compile(re.escape(key).replace(r"\{\}", ".+?"), re.DOTALL) for key in words if "{}" in key]
+    statuses = set(re.findall(r"\w[\w ]*", consumers.Verdict.__doc__.split("status``:")[1].split("``loads``")[0]))
+    assert {"all", "part", "nothing", "no model", "untried"} <= statuses & set(words)
+    rooms = [*(ROOT / "i2l_ext" / "webui").glob("*.py"), *(ROOT / "i2l_ext" / name for name in SAID_IN_THE_TAB)]
+    told = [text for path in rooms if path.name not in SAID_ELSEWHERE for text in said(path)]
+    assert len(told) > 40
+    texts = [re.sub(r"\.X$", ".", text).replace(": Xnot", ": not") for text in told]  # an end, or a part, that may lack
+    lacking = [text for text in texts if text not in words and not any(one.fullmatch(text) for one in patterns)]
+    assert lacking == [], "translate them in i2l_ext/webui/languages/*-phrases.json"
+
+
+def test_a_phrase_has_as_many_places_in_every_language():
+    chinese, russian = (read_words(f"{code}-phrases") for code in ("zh_CN", "ru_RU"))
+    assert list(chinese) == list(russian)
+    for key in chinese:
+        for told in (chinese[key], russian[key]):
+            assert told and len(re.findall(r"\{\d*\}", told)) == key.count("{}"), key
 
 
 def test_pages_escape_what_is_not_theirs(tmp_path):
     evil = '<script>"x"</script>'
     job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
     running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, progress=Progress(({"title": evil},)))
-    page = html.activity([running], job) + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
-    page += html.model_choice([{"name": evil, "line": evil, "ready": False, "download_bytes": 1}], evil)
+    page = (
+        job_views.activity([running], job)
+        + job_views.overview([running, job], {"cd": "make"})
+        + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
+    )
+    page += model_views.model_choice([{"name": evil, "line": evil, "ready": False, "download_bytes": 1}], evil)
     assert "<script>" not in page and "&lt;script&gt;" in page
 
 
@@ -42,15 +102,15 @@ def test_a_download_is_told_as_the_command_line_tells_it():
 
     row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
     for places in (True, False):
-        page = html.download_facts(row.json(), places=places)
+        page = model_views.download_offer(row.json(), "make", places=places)
         missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))
-        assert len(missing) == 3 and 'type="checkbox" name="i2l_agreed" value="qwen-image-style"' in page
+        assert len(missing) == 3 and 'type="checkbox" name="agreed" value="qwen-image-style"' in page
         for part in missing:
             assert part.id in page and part.repo in page and escape(part.licence) in page
             assert markup.format_bytes(part.nbytes) in page
         assert markup.format_bytes(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
-    mini = html.download_facts({**row.json(), "parts": []}, places=True)
-    assert "checkbox" not in mini and "/srv/weights" in mini
+    mini = model_views.download_offer({**row.json(), "parts": []}, "make", places=True)
+    assert "checkbox" not in mini and "fetch" not in mini
     assert list(HUB_TITLES.values()) == list(hubs.HUBS)
 
 
@@ -142,7 +202,10 @@ def test_wishes_that_are_refused(service, tmp_path, change):
     assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
-@pytest.mark.parametrize("tray", [None, 7, [["x"]], [[1, 1]], [["x", 0]], [["x", True]], [["x", "1"]], [["x", 1]] * 65])
+@pytest.mark.parametrize(
+    "tray",
+    [None, 7, [["x"]], [[1, 1]], [["x", 0]], [["x", True]], [["x", "1"]], [["x", 1]] * 65, [["x", -2]], [["x", None]]],
+)
 def test_trays_that_are_refused(service, tmp_path, tray):
     """Damaged ones at once; what is out of range by the request and the uploads."""
     (tmp_path / "a").write_bytes(b"one")
@@ -151,7 +214,7 @@ def test_trays_that_are_refused(service, tmp_path, tray):
         tray = [[id if one == "x" else one for one in entry] for entry in tray]
     with pytest.raises(UserError):
         pictures, weights = tray_pictures({"pictures": tray})
-        service.make(pictures, name="x", model="mini", weights=tuple(weights))
+        service.make(pictures, name="x", model="mini", weights=checked_weights(weights))
     assert not [job for job in service.queue.jobs() if job.kind == "make"]
 
 
@@ -183,10 +246,200 @@ def test_the_webui_process_stays_light():
     assert out.stdout.strip() == ""
 
 
-def test_only_one_file_touches_the_webui():
+def test_only_the_hosts_own_files_touch_the_webui():
     import re
 
     for path in (ROOT / "i2l_ext").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         touches = re.search(r"^\s*(from|import) modules\b", text, re.MULTILINE)
-        assert not touches or path == ROOT / "i2l_ext" / "webui" / "hosts" / "webui.py", path
+        assert not touches or path.parent == ROOT / "i2l_ext" / "webui" / "hosts", path
+
+
+def test_a_share_that_counts_nothing_is_told_by_its_picture():
+    with pytest.raises(UserError, match="The share of picture 2 must be a number greater than 0"):
+        checked_weights([1, 0, 2])
+    with pytest.raises(UserError, match="pictures 1, 3"):
+        checked_weights([-2.0, 1, None])
+    shown = html.tray([{"id": "a", "picture": "", "weight": None}, {"id": "b", "picture": "", "weight": 0.0}])
+    assert 'value=""' in shown and 'value="0"' in shown  # as they were typed
+
+
+def test_every_fault_of_a_name_has_words_on_the_page():
+    faults = {"character", "scripts", *(key for _, key, _ in names._FAULTS)}
+    assert faults == {key.removeprefix("name_") for key in WORDS if key.startswith("name_")} - {"better"}
+    with pytest.raises(names.NameRefused) as refused:
+        names.check_name("水:彩")
+    page = html.name_line(refused.value)
+    assert "cannot have this character" in page and "&#x27;:&#x27;" in page and "水-彩" in page
+
+
+def _ended(service, kind, title, state="done", **more):
+    job = Job(
+        f"{len(service.queue.jobs()):04x}",
+        kind,
+        title,
+        {},
+        Path("x"),
+        state=state,
+        started=1.0,
+        ended=float(len(service.queue.jobs()) + 2),
+        **more,
+    )
+    service.queue._jobs[job.id] = job
+    return job
+
+
+def test_what_a_job_says_stands_in_the_pane_of_its_button(service):
+    _ended(service, "make", "style", "failed", error="why")
+    _ended(service, "export", "folder", "failed", error="why not")
+    told = updates.changes(service, {}, {})
+    assert "why" in told["make_activity"] and "why not" in told["train_activity"]
+    assert told["models_activity"] == told["inspect_activity"] == "" and "why" not in told["activity"]
+    seen = {}
+    updates.changes(service, seen, {})
+    dismissed = [job.id for job in service.queue.jobs() if job.kind == "make"]
+    assert updates.changes(service, seen, {"dismissed": dismissed})["make_activity"] == ""
+    assert "make_activity" not in updates.changes(service, seen, {"dismissed": dismissed})  # nothing is new
+
+
+def test_what_was_made_is_chosen_and_what_was_converted_is_not(service):
+    folder = service.host.lora_folder()
+    folder.mkdir()
+
+    def add(name, kind, when):
+        (folder / name).touch()
+        os.utime(folder / name, (when, when))
+        result = {
+            "file": name,
+            "name": name,
+            "picture": "",
+            "bytes": 1,
+            "rank": 1,
+            "modules": 1,
+            "dialect": "webui",
+            "prompt": "",
+            "arch": "mini",
+            "command": "convert",
+        }
+        _ended(service, kind, name, result=result)
+
+    add("a.safetensors", "make", 1)
+    seen, form = {}, {"name": "b", "subfolder": "sub"}
+    assert updates.changes(service, seen, form)["train_file"]["value"] == "a.safetensors"
+    add("b.safetensors", "make", 2)
+    told = updates.changes(service, seen, form)
+    assert told["train_file"]["value"] == told["inspect_file"]["value"] == "b.safetensors"
+    assert "sub/b-2.safetensors" in told["saved_as"]  # b is taken now
+    add("b-kohya.safetensors", "convert", 3)
+    told = updates.changes(service, seen, form)
+    assert "value" not in told["train_file"] and "b-kohya.safetensors" in told["train_file"]["choices"][0]
+
+
+def test_a_model_that_is_absent_is_offered_and_then_waited_for(service, tmp_path, monkeypatch):
+    row = {
+        "name": "big",
+        "ready": False,
+        "arch": "qwen-image",
+        "line": "",
+        "download_bytes": 7,
+        "download_folder": str(tmp_path / "not" / "there"),
+        "parts": [{"id": "p", "repo": "r", "present": False, "bytes": 7, "licence": "L"}],
+    }
+    monkeypatch.setattr(service.models, "rows", lambda refresh=False: [row])
+    monkeypatch.setattr(
+        service, "_submit", lambda title, request, **more: service.queue.submit(request.kind, title, {})
+    )
+    monkeypatch.setattr(service.queue, "_next", lambda lane: None)
+    monkeypatch.setattr("i2l_ext.webui.service.MakeRequest.validate", lambda self: None)
+    (tmp_path / "a").write_bytes(b"one")
+    wish = {"pictures": [service.uploads.take(tmp_path / "a")], "name": "x", "model": "big", "ask": True}
+    with pytest.raises(UserError, match="no picture yet"):
+        service.make(**{**wish, "pictures": []})  # said before a download is offered
+    with pytest.raises(DownloadNeeded):
+        service.make(**wish)
+    [offer] = actions.offer_download(service, "big", "make", then_make=True).values()
+    assert "Download, then make" in offer and "L" in offer
+    fetch = {"action": "fetch", "model": "big", "pane": "make", "make": True}
+    assert "agree to the licences" in actions.act(service, json.dumps(fetch))["make_error"]
+    told = actions.act(service, json.dumps({**fetch, "fields": {"agreed": ["big"]}}))
+    assert 'data-i2l-then="i2l_make"' in told["make_offer"] and told["make_error"] == ""
+    job = service.make(**wish)
+    [download] = service.fetching().values()
+    assert updates.pane_of(download, service) == "make"
+    with service.queue._changed:
+        service.queue._end(download, "cancelled")
+    service._on_end(download)
+    assert job.state == "cancelled"  # it cannot be made without the model
+
+
+def test_a_hub_is_offered_where_its_client_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(model_list, "ROOT", tmp_path)
+    monkeypatch.setattr(model_list, "find_spec", lambda name: None)
+    assert model_list.available_hubs() == ["Hugging Face"]
+    (tmp_path / ".private" / "site-packages" / "modelscope_hub").mkdir(parents=True)
+    assert model_list.available_hubs() == ["Hugging Face", "ModelScope"]
+
+
+def test_what_is_left_of_a_download_is_resumed(tmp_path):
+    row = {
+        "name": "big",
+        "ready": False,
+        "line": "",
+        "download_bytes": 100,
+        "download_folder": str(tmp_path),
+        "parts": [{"id": "p", "repo": "a/b", "present": False, "bytes": 100, "licence": "L"}],
+    }
+    assert model_list.with_disk(row)["fetched_bytes"] == 0 and "Download" in model_views.readiness(row, (), "make")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / ".model.safetensors.0123.part").write_bytes(b"x" * 30)
+    row = model_list.with_disk(row)
+    assert row["fetched_bytes"] == 30 and row["free_bytes"] > 0 and "Resume" in model_views.readiness(row, (), "make")
+    assert "downloading" in model_views.readiness(row, ("big",), "make")
+
+
+def test_an_error_names_the_picture_and_not_its_hash(service, tmp_path):
+    pictures = []
+    for text in ("one", "two"):
+        (tmp_path / text).write_text(text)
+        pictures.append(service.uploads.take(tmp_path / text))
+    job = Job("ab", "make", "x", {"request": {"pictures": [str(p) for p in service.uploads.paths(pictures)]}}, tmp_path)
+    job.error, job.tail = f"{pictures[1]}: no picture", [str(service.uploads.folder / pictures[0])]
+    service._redact(job)
+    assert (job.error, job.tail) == ("picture 2: no picture", ["picture 1"])
+
+
+def test_the_last_second_is_no_estimate(tmp_path):
+    job = Job("ab", "make", "x", {}, tmp_path, state="running", started=1.0)
+    job.progress = Progress(({"id": "decode", "title": "decode"},), past=((0.0, 0.0), (10.0, 0.99)))
+    assert WORDS["left"] not in job_views.activity([job])
+    job.progress = Progress(({"id": "decode", "title": "decode"},), past=((0.0, 0.0), (10.0, 0.5)))
+    assert WORDS["left"] in job_views.activity([job])
+
+
+CHECK = {"caution": None, "consumers": [
+    {"title": "Forge Neo", "consumer": "forge-neo", "status": "all", "detail": ""},
+    {"title": "musubi-tuner", "consumer": "musubi-tuner", "status": "nothing", "detail": "", "mend": "i2l convert x"},
+    {"title": "AUTOMATIC1111", "consumer": "a1111", "status": "no model", "detail": "it has none"},
+]}  # fmt: skip
+
+
+def test_who_loads_a_lora_is_one_line_with_the_table_behind_it():
+    page = results._loaders(CHECK, "qwen-image", "ab", "make")
+    line = page[: page.index("</summary>")]
+    for titles, verdict in (("Forge Neo", "yes"), ("musubi-tuner", "after conversion"), ("AUTOMATIC1111", "no")):
+        assert f'{titles}</span>: <span class="i2l-word">{verdict}<' in line
+    assert "<table>" in page and "Repair for" in page and "i2l convert" not in page
+    mini = results._loaders({**CHECK, "caution": "only `i2l draw`"}, "mini", "ab", "make")
+    assert "Forge Neo" not in mini and "i2l draw" not in mini
+
+
+@pytest.mark.parametrize(("trainer", "run"), [("diffusers", "start.py"), ("flymyai", "start.py"),
+                                              ("musubi-tuner", "train.sh"), ("ai-toolkit", "train.yaml")])  # fmt: skip
+def test_what_starts_a_training(service, tmp_path, trainer, run):
+    result = {"folder": "i2l-training/x", "run": run, "trainer": trainer, "kept": {"all": 1.0}}
+    page = results.show_export(Job("ab", "export", "x", {}, tmp_path, result=result), service.host)
+    assert str(tmp_path / "i2l-training" / "x") in page  # the whole path, to be copied, on this machine's own page
+    assert ("start(" in page) == (run == "start.py") and "python start.py" not in page
+    assert (f"{tmp_path}/i2l-training/x/{run}" in page) == (run != "start.py")
+    service.host.is_local = False
+    assert str(tmp_path) not in results.show_export(Job("ab", "export", "x", {}, tmp_path, result=result), service.host)

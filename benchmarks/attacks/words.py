@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -95,12 +96,17 @@ def start(folder: Path) -> tuple[Callable[[Random], Any], Callable[[Path, Any], 
     return maker(st.tuples(st.sampled_from(sorted(KINDS)), WILD)), feed
 
 
+def _others(name: str) -> set[str]:
+    """The characters of a name that are no letters of a script, and are not among those that names have besides."""
+    return {char for char in name if unicodedata.category(char)[0] not in "LM"} - ALLOWED
+
+
 def _check(text: str, box: Path, service: Service, preview: Image.Image) -> None:
     better = names.clean_name(text)
-    if names.check_name(better) != better or not set(better) <= ALLOWED or len(better) > names.LONGEST:
+    if names.check_name(better) != better or _others(better) or len(better) > names.LONGEST:
         raise Flaw(f"clean_name gives {better!a}")
     name = names.check_name(text)
-    if not set(name) <= ALLOWED:
+    if _others(name):
         raise Flaw(f"check_name takes {name!a}")
 
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext.converters import atomic
 from i2l_ext.converters.atomic import place
 from i2l_ext.converters.errors import UserError
-from i2l_ext.library.names import LONGEST, check_name
+from i2l_ext.library.names import check_name, with_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,8 +70,7 @@ def fresh_name(folder: Path | str, name: str) -> str:
 def free_name(name: str, taken: Collection[str]) -> str:
     """The same, where ``taken`` has the lower-case names of all files, as names_below gives them."""
     for number in itertools.count(1):
-        tail = "" if number == 1 else f"-{number}"
-        stem = name[: LONGEST - len(tail)] + tail
+        stem = with_number(name, number)
         if not any(stem.lower() + end in taken for end in _OCCUPYING):
             return stem
     raise AssertionError
@@ -124,6 +124,17 @@ def save_lora(
                 undo.pop_all()
                 return target
         raise UserError(f"{name}: other programs keep taking this name in {folder}. Choose another one.")
+
+
+def copy_card(source: Path, lora: Path) -> None:
+    """Give a LoRA the preview and the sidecar of the one that it was written from, where it has none. What the disk
+    refuses is left out: the LoRA itself is there."""
+    for end in (".preview.png", ".json"):
+        old, new = (path.with_name(f"{path.stem}{end}") for path in (source, lora))
+        with suppress(OSError, UserError):
+            if old.is_file() and not new.exists():
+                with atomic.atomic_path(new, overwrite=False) as part:
+                    shutil.copyfile(old, part)
 
 
 def _save_as(
@@ -210,7 +221,8 @@ def _remove_empty(folder: Path) -> None:
 
 
 def names_below(folder: Path) -> set[str]:
-    """Lower-case names of all files and folders in ``folder`` and below. Links are followed, as hosts do."""
+    """Lower-case names of all files and folders in ``folder`` and below, in Unicode's form NFC. Links are followed, as
+    hosts do."""
     names: set[str] = set()
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
@@ -219,7 +231,7 @@ def names_below(folder: Path) -> set[str]:
             folders.clear()
             continue
         seen.add(real)
-        names.update(name.lower() for name in (*folders, *files))
+        names.update(unicodedata.normalize("NFC", name).lower() for name in (*folders, *files))
     return names
 
 

@@ -16,7 +16,7 @@ DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 HIGHEST_RANK = 4096
 """More than any LoRA has; the matrices of the models are 3072 wide and wider."""
 
-HOSTS = ("forge-neo", "forge", "a1111")
+HOSTS = ("forge-neo", "sdnext", "forge", "a1111")
 
 
 @dataclass(frozen=True)

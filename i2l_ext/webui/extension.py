@@ -13,9 +13,10 @@ from i2l_ext.webui.texts import WORDS
 @cache
 def webui_service() -> Any:
     """The Service of this process."""
+    from i2l_ext.webui.hosts.running import running_host
     from i2l_ext.webui.service import Service
 
-    return Service(webui.WebUIHost())
+    return Service(running_host())
 
 
 def register() -> None:

@@ -9,15 +9,16 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui import gradio_versions, html
+from i2l_ext.library.names import NameRefused
+from i2l_ext.webui import actions, gradio_versions, html
 from i2l_ext.webui.access import opened_locally
 from i2l_ext.webui.disk_errors import explain_disk_errors
 from i2l_ext.webui.markup import error_line, quiet_line
 from i2l_ext.webui.page_form import answer_errors, read_form
 from i2l_ext.webui.panes import RANKS, TRAIN_RANK, Components
 from i2l_ext.webui.rank_curve import show_rank_curve
-from i2l_ext.webui.service import Service, tray_pictures
-from i2l_ext.webui.settings import AS_MADE, HUB_TITLES, SETTINGS
+from i2l_ext.webui.service import DownloadNeeded, Service, checked_weights, tray_pictures
+from i2l_ext.webui.settings import AS_MADE, SETTINGS
 from i2l_ext.webui.uploads import received, upload_folders
 
 NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
@@ -85,34 +86,49 @@ def _bind_pictures(service: Service, c: Components) -> None:
         gradio_versions.on(c["add_folder"].click, add_folder, [c["server_folder"], c["form"]], [c["tray"]])
 
 
+def name_told(service: Service, name: object, subfolder: object) -> str:
+    """Where a LoRA of that name will be saved, or why it cannot be."""
+    if not isinstance(name, str) or not name.strip():
+        return ""
+    try:
+        with explain_disk_errors("The LoRA folder cannot be read"):
+            return html.saved_as_line(service.targets.likely_file(name, str(subfolder or "")))
+    except NameRefused as error:
+        return html.name_line(error)
+    except UserError as error:
+        return error_line(str(error))
+
+
 def _bind_make(service: Service, c: Components) -> None:
     def saved_as(name: str, subfolder: str) -> str:
-        if not (name or "").strip():
-            return ""
-        try:
-            with explain_disk_errors("The LoRA folder cannot be read"):
-                stem = service.targets.likely_name(name, subfolder or "")
-        except UserError as error:
-            return error_line(str(error))
-        return quiet_line("saved_as", f"{stem}.safetensors")
+        return name_told(service, name, subfolder)
 
     for control in (c["name"], c["subfolder"]):
         gradio_versions.on(control.change, saved_as, [c["name"], c["subfolder"]], [c["saved_as"]])
 
-    def make(form: str, name: str, subfolder: str, *values: Any) -> None:
+    def make(form: str, name: str, subfolder: str, *values: Any) -> list[Any]:
+        """What is told beside the button: an error, an offer to download the model; and beside the name."""
         gathered = read_form(form)
-        pictures, weights = tray_pictures(gathered)
         fields = {
             key: None if value in ("", AS_MADE) else value for key, value in zip(MAKE_FIELDS, values, strict=True)
         }
         fields["rank"] = int(fields["rank"]) if fields["rank"] in RANKS else None
         model = str(gathered.get("model") or "") or None
-        service.make(
-            pictures, name=name or "", model=model, subfolder=subfolder or "", weights=tuple(weights), **fields
-        )
+        try:
+            with explain_disk_errors("That could not be done"):
+                pictures, shares = tray_pictures(gathered)
+                service.make(pictures, name=name or "", model=model, subfolder=subfolder or "", ask=True,
+                             weights=checked_weights(shares), **fields)  # fmt: skip
+        except NameRefused as error:
+            return ["", "", html.name_line(error)]
+        except DownloadNeeded as error:
+            return ["", actions.offer_download(service, error.model, "make", then_make=True)["make_offer"], gr.update()]
+        except UserError as error:
+            return [error_line(str(error)), "", gr.update()]
+        return ["", "", gr.update()]
 
     inputs = [c[name] for name in ("form", "name", "subfolder", *MAKE_FIELDS)]
-    gradio_versions.on(c["make"].click, answer_errors(make), inputs, [c["make_error"]])
+    gradio_versions.on(c["make"].click, make, inputs, [c["make_error"], c["make_offer"], c["saved_as"]])
 
 
 def _bind_jobs(service: Service, c: Components) -> None:
@@ -127,15 +143,8 @@ def _bind_jobs(service: Service, c: Components) -> None:
             raise UserError("Choose a LoRA of the list, or drop one.")
         return service.lora(shown), shown
 
-    def download(name: str, source: str, form: str) -> None:
-        service.download(name, HUB_TITLES.get(source, source), agreed=read_form(form).get("agreed") == name)
-
-    def repair(target: str) -> None:
-        id, _, consumer = (target or "").partition(" ")
-        service.repair(id, consumer)
-
     inspected, trained = [c["inspect_file"], c["form"]], [c["train_file"]]
-    actions: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
+    starts: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
         "inspect": (lambda file, form: service.inspect(*chosen(file, form)), inspected, "inspect_error"),
         "convert": (
             lambda file, form, to: service.convert(*chosen(file, form), to), [*inspected, c["convert_to"]],
@@ -146,24 +155,23 @@ def _bind_jobs(service: Service, c: Components) -> None:
             lambda file, trainer, rank: service.export(*chosen(file), trainer, slider_rank(rank)),
             [*trained, c["trainer"], c["train_rank"]], "train_error",
         ),
-        "repair": (repair, [c["target"]], "repair_error"),
         "doctor": (service.doctor, [], "models_error"),
-        "download": (download, [c["model_choice"], c["source"], c["form"]], "models_error"),
-        "verify": (service.verify, [c["model_choice"]], "models_error"),
     }  # fmt: skip
-    for id, (act, inputs, told) in actions.items():
+    for id, (act, inputs, told) in starts.items():
         gradio_versions.on(c[id].click, answer_errors(act), inputs, [c[told]])
-    gradio_versions.on(c["train_file"].input, answer_errors(actions["curve"][0]), trained, [c["train_error"]])
+    gradio_versions.on(c["train_file"].input, answer_errors(starts["curve"][0]), trained, [c["train_error"]])
+
+    controls = actions.acted_controls()
+
+    def act(target: str) -> list[Any]:
+        told = actions.act(service, target)
+        return [told.get(name, gr.update()) for name in controls]
+
+    gradio_versions.on(c["act"].click, act, [c["target"]], [c[name] for name in controls])
 
 
 def _bind_lists(service: Service, c: Components) -> None:
     """What changes on the page without a job."""
-
-    def show_download(name: str) -> Any:
-        row = next((row for row in service.models.rows() or () if row["name"] == name), None)
-        return html.download_facts(row, places=service.host.is_local) if row else gr.update()
-
-    gradio_versions.on(c["model_choice"].change, show_download, [c["model_choice"]], [c["to_download"]])
 
     def redraw_curve(rank: float, seen: dict[str, Any]) -> Any:
         job = service.queue.find((seen or {}).get("curve", ""))

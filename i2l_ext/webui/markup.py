@@ -1,13 +1,15 @@
 """HTML from values. Everything is escaped here and nowhere else: a text is shown as it is, unless it is Markup.
 
-Numbers and names get an element of their own (``value``), so that a localisation finds the words (see texts.py).
+Numbers and names get an element of their own (``value``), so that a localisation finds the words (see languages).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from i2l_ext.webui.languages import all_words
 from i2l_ext.webui.texts import WORDS
 
 _VOID = frozenset({"img", "input"})
@@ -44,7 +46,13 @@ def _html(content: object) -> str:
 
 def word(key: str) -> Markup:
     """A text of WORDS, to be translated."""
-    return element("span", WORDS[key])
+    return element("span", WORDS[key], class_="i2l-word")
+
+
+def translations(language: str) -> Markup:
+    """All words of all languages, for the script; and the language that was chosen in the host, or ""."""
+    told = json.dumps(all_words(), ensure_ascii=False)
+    return element("i", told, id="i2l_words", hidden=True, data_i2l_language=language)
 
 
 def value(content: object) -> Markup:
@@ -74,12 +82,29 @@ def facts(*pairs: tuple[str, object]) -> Markup:
     return element("dl", rows, class_="i2l-facts")
 
 
-def button(key: str, action: str, text: str, target: str = "", named: str = "") -> Markup:
+def button(
+    key: str, action: str, text: str, target: str = "", named: str = "", *, primary: bool = False, **more: object
+) -> Markup:
     """A button for the script's ``action`` with ``text`` and ``target``. Its label: a text of WORDS, and a name."""
     return element(
-        "button", word(key), join(" ", value(named)) if named else None, type="button", class_="i2l-button",
-        data_i2l=action, data_i2l_text=text, data_i2l_target=target,
+        "button", word(key), join(" ", value(named)) if named else None, type="button",
+        class_="i2l-button i2l-primary" if primary else "i2l-button", data_i2l=action, data_i2l_text=text,
+        data_i2l_target=target, **more,
     )  # fmt: skip
+
+
+def action_button(
+    key: str, action: str, *, named: str = "", primary: bool = False, goto: str = "", **said: object
+) -> Markup:
+    """A button for one of ACTIONS (actions.py), which is told ``said`` and the fields around the button; then the page
+    goes to the pane ``goto``."""
+    told = json.dumps({"action": action, **said})
+    return button(key, "act", told, goto, named, primary=primary)
+
+
+def sized(count: float, of: float | None = None) -> Markup:
+    """Bytes, perhaps of how many."""
+    return value(format_bytes(count) if of is None else f"{format_bytes(count)} / {format_bytes(of)}")
 
 
 def format_bytes(count: float) -> str:
@@ -92,6 +117,11 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_took(seconds: float) -> str:
+    """4.2 s, and from one minute on as 1:05."""
+    return f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
 
 
 def format_share(share: float) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.engine.process import ROOT
 from i2l_ext.engine.queue import ENDED, Job, Queue, QueueFull
 from i2l_ext.requests import ModelsRequest
+from i2l_ext.webui.settings import HUB_TITLES
 
 MINIATURE = "mini"
+
+HUB_CLIENTS = {"modelscope": "modelscope_hub"}
+"""``source`` of a DownloadRequest -> the package that it needs, where the set-up does not install it."""
 
 
 class ModelList:
@@ -56,6 +64,27 @@ class ModelList:
         names = [row["name"] for row in rows]
         downloaded = [row["name"] for row in rows if row["ready"] and any(part["repo"] for part in row["parts"])]
         return next((name for name in (*wanted, self._preferred(), *downloaded) if name in names), MINIATURE)
+
+
+def with_disk(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, with ``fetched_bytes``: what broken-off downloads have left of it, and ``free_bytes`` of the disk that
+    downloads go to; None where that cannot be read."""
+    folder = Path(row["download_folder"])
+    fetched, free = 0, None
+    with suppress(OSError):
+        for repo in {part["repo"] for part in missing_parts(row)}:
+            fetched += sum(path.stat().st_size for path in (folder / repo).rglob(".*.part"))
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    return {**row, "fetched_bytes": min(fetched, row["download_bytes"]), "free_bytes": free}
+
+
+def available_hubs() -> list[str]:
+    """The titles of the hubs whose client the engine has: in this Python, or among its own packages."""
+    own = ROOT / ".private" / "site-packages"
+    return [
+        title for title, source in HUB_TITLES.items()
+        if source not in HUB_CLIENTS or find_spec(HUB_CLIENTS[source]) or (own / HUB_CLIENTS[source]).is_dir()
+    ]  # fmt: skip
 
 
 def missing_parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from i2l_ext.requests import ExportRequest
 from i2l_ext.webui import html
 from i2l_ext.webui.markup import quiet_line
 from i2l_ext.webui.service import Service
-from i2l_ext.webui.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, HUB_TITLES, SETTINGS, Setting
+from i2l_ext.webui.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, SETTINGS, Setting
 from i2l_ext.webui.texts import CONTROLS, WORDS
 
 Components = dict[str, Any]
@@ -19,6 +19,9 @@ Components = dict[str, Any]
 
 TRAIN_RANK = 16
 """The rank to train that is chosen when the page opens."""
+
+MIN_COLUMN = 300
+"""Pixels below which columns stand one below the other."""
 
 RANKS = (AS_MADE, "4", "8", "16", "32", "64")
 TRAINERS = tuple(ExportRequest.fields()["trainer"].info.choices)
@@ -40,15 +43,15 @@ def make_pane(service: Service, c: Components) -> None:
     """Pictures, model, name; and the LoRA that is made of them."""
     option = service.host.option
     with gr.Row(elem_id="i2l_make_columns"):
-        with gr.Column():
+        with gr.Column(min_width=MIN_COLUMN):
             _html(c, "files", html.drop_zone("files", "drop_pictures", accept="image/*", many=True))
-            if service.host.is_local:
-                with gr.Row(elem_id="i2l_from_folder"):
-                    _add(c, gr.Textbox, "server_folder", lines=1, scale=4)
-                    _button(c, "add_folder", scale=1, min_width=120)
             _html(c, "tray", html.tray([]))
+            if service.host.is_local:
+                with gr.Accordion(CONTROLS["server_folder"].label, open=False, elem_id="i2l_from_folder"):
+                    _add(c, gr.Textbox, "server_folder", lines=1)
+                    _button(c, "add_folder")
             _html(c, "models", quiet_line("looking"))
-        with gr.Column():
+        with gr.Column(min_width=MIN_COLUMN):
             _add(c, gr.Textbox, "name", lines=1)
             _html(c, "saved_as")
             with gr.Accordion(WORDS["advanced"], open=False, elem_id="i2l_advanced"):
@@ -61,7 +64,7 @@ def make_pane(service: Service, c: Components) -> None:
                 _add(c, gr.Textbox, "description", lines=2)
                 _add(c, gr.Textbox, "activation_text", lines=1)
             _button(c, "make", "primary")
-            for id in ("make_error", "make_repaired", "make_result"):
+            for id in ("make_error", "make_offer", "make_activity", "make_fetched", "make_repaired", "make_result"):
                 _html(c, id)
 
 
@@ -74,35 +77,30 @@ def train_pane(service: Service, c: Components) -> None:
     with gr.Row():
         _button(c, "curve")
         _button(c, "export", "primary")
-    for id in ("train_error", "train_curve", "train_result"):
+    for id in ("train_error", "train_activity", "train_result", "train_curve"):
         _html(c, id)
 
 
 def inspect_pane(service: Service, c: Components) -> None:
     """What a LoRA is, and writing it in another key format."""
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=MIN_COLUMN):
             _add(c, gr.Dropdown, "inspect_file", choices=[], value=None)
             _html(c, "inspect_drop", html.drop_zone("inspect_drop", "drop_lora", accept=".safetensors"))
-        with gr.Column():
+        with gr.Column(min_width=MIN_COLUMN):
             _button(c, "inspect", "primary")
             _add(c, gr.Dropdown, "convert_to", choices=list(DIALECT_CHOICES), value=DIALECT_CHOICES[0])
             _button(c, "convert")
             _button(c, "reload_list")
-    for id in ("inspect_error", "inspect_repaired", "convert_result", "inspect_result"):
+    for id in ("inspect_error", "inspect_activity", "inspect_repaired", "convert_result", "inspect_result"):
         _html(c, id)
 
 
 def models_pane(service: Service, c: Components) -> None:
     """What is downloaded, downloads, and the bug report."""
-    _html(c, "catalogue", quiet_line("looking"))
-    with gr.Row():
-        _add(c, gr.Dropdown, "model_choice", choices=[], value=None)
-        _add(c, gr.Dropdown, "source", choices=list(HUB_TITLES), value=next(iter(HUB_TITLES)))
-        _button(c, "download", "primary")
-        _button(c, "verify")
-    for id in ("to_download", "models_error", "models_result"):
+    for id in ("models_error", "models_offer", "models_activity", "models_fetched", "models_result"):
         _html(c, id)
+    _html(c, "catalogue", quiet_line("looking"))
     _button(c, "doctor")
     _html(c, "doctor_result")
 

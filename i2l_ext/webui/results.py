@@ -3,53 +3,107 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from i2l_ext.engine.job import Job
+from i2l_ext.webui.hosts.base import Host
 from i2l_ext.webui.markup import (
     Markup,
+    action_button,
     button,
     element,
     facts,
     format_bytes,
     format_share,
+    format_took,
     join,
     table,
     value,
     word,
 )
+from i2l_ext.webui.model_list import MINIATURE
+from i2l_ext.webui.model_views import word_of
 from i2l_ext.webui.texts import WORDS
 
-INTERPRETERS = {".sh": "sh", ".yaml": "python run.py", ".py": "python"}
+INTERPRETERS = {".sh": "sh", ".yaml": "python run.py"}
 """Suffix of what an export writes to be run -> what runs it."""
 
+BY_HAND = {
+    "diffusers": ("by_hand_diffusers", "from start import start\nstart(transformer)"),
+    "flymyai": ("by_hand_flymyai", "from start import start\nstart(flux_transformer)"),
+}
+"""Trainers whose own script has to be changed -> what to do, and the lines to put there."""
 
-def show_make(job: Job, in_webui: bool) -> Markup:
-    """A LoRA that was made; with buttons for its prompt where there is a WebUI to put it into."""
+STRENGTHS, RANKS = (0.5, 0.75, 1.25, 1.5), (4, 8, 16, 32)
+"""Of the variants that are offered."""
+
+MAX_DOUBLED = 8
+"""Pictures for which a variant is offered."""
+
+
+def show_make(job: Job, earlier: Sequence[Job], host: Host) -> Markup:
+    """A LoRA that was made, what can be done with it, and those before it. Buttons for its prompt where there is a
+    WebUI to put it into."""
     result, cached = job.result, job.view()["cached"]
-    took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result["seconds"].items())
-    from_cache = join(" · ", word("cached"), ": ", value(len(cached))) if cached else None
-    prompt = result["prompt"]
+    took = value(format_took((job.ended or 0) - (job.started or 0)))
+    time = join(took, join(" · ", word("cached"), ": ", value(len(cached))) if cached else None)
+    rows = facts(
+        ("file", value(result["file"])), ("size", value(format_bytes(result["bytes"]))),
+        ("rank", value(result["rank"])), ("modules", value(result["modules"])), ("dialect", value(result["dialect"])),
+        ("time", time),
+    )  # fmt: skip
+    body = element("div", element("h3", value(result["name"])), _prompt(job, host), rows, class_="i2l-made")
+    drawn = _figure(result["drawn"], "drawn", caption=True) if result.get("drawn") else None
+    steps = element(
+        "div", action_button("pane_train", "choose", file=result["file"], goto="train"),
+        action_button("inspect", "choose", file=result["file"], goto="inspect"), class_="i2l-buttons",
+    )  # fmt: skip
+    older = [_earlier(one, host) for one in earlier]
+    return element(
+        "article", element("img", src=result["picture"], alt=""), body, drawn,
+        _loaders(result.get("check"), result["arch"], job.id, "make"), steps, _variants(job),
+        element("details", element("summary", word("made_before")), older) if older else None,
+        class_="i2l-result", data_i2l_id=job.id, data_i2l_made="new", data_i2l_said=f"{job.title}: {WORDS['done']}",
+    )  # fmt: skip
+
+
+def _prompt(job: Job, host: Host) -> Markup:
+    """The words for a prompt, and where they can be put."""
+    prompt = job.result["prompt"]
     buttons = [button("copy", "copy", prompt)]
-    if in_webui:
+    if host.settings_file is None:
         buttons += [button(f"to_{where}", "insert", prompt, where) for where in ("txt2img", "img2img")]
         buttons.append(button("open_lora", "open", ""))
-    rows = facts(
-        ("file", value(result["file"])), ("rank", value(result["rank"])), ("modules", value(result["modules"])),
-        ("size", value(format_bytes(result["bytes"]))), ("time", join(value(took), from_cache)),
-        ("dialect", value(result["dialect"])),
-    )  # fmt: skip
-    body = element(
-        "div", element("h3", value(result["name"])), rows, element("code", prompt, class_="i2l-prompt"),
-        element("div", buttons, class_="i2l-buttons"),
-    )  # fmt: skip
-    drawn = _figure(result["drawn"], "drawn", caption=True) if result.get("drawn") else None
-    return element(
-        "article", element("img", src=result["picture"], alt=""), body, drawn, _consumers(result.get("check"), job.id),
-        class_="i2l-result", data_i2l_id=job.id, data_i2l_made=1,
-    )  # fmt: skip
+    return element("div", element("code", prompt, class_="i2l-prompt"), buttons, class_="i2l-buttons")
+
+
+def _earlier(job: Job, host: Host) -> Markup:
+    """A LoRA in one row."""
+    image = element("img", src=job.result["picture"], alt="")
+    return element("div", image, element("b", value(job.result["name"])), _prompt(job, host), class_="i2l-earlier")
+
+
+def _variants(job: Job) -> Markup | None:
+    """Boxes to tick, and the button that makes what is ticked. The pictures are in the cache: it takes seconds."""
+    if not job.request:
+        return None
+    count = len(job.request.get("pictures") or ())
+    groups = [
+        ("strength", STRENGTHS), ("rank", [rank for rank in RANKS if rank < job.result["rank"]]),
+        ("twice", range(1, min(count, MAX_DOUBLED) + 1) if count > 1 else ()),
+    ]  # fmt: skip
+    boxes = [
+        element("fieldset", element("legend", word(f"vary_{name}")), [
+            element("label", element("input", type="checkbox", name=name, value=f"{one:g}"), value(f"{one:g}"))
+            for one in choices
+        ])
+        for name, choices in groups if choices
+    ]  # fmt: skip
+    make = action_button("make_them", "vary", primary=True, job=job.id)
+    title = element("summary", word("make_variants"))
+    return element("details", title, boxes, make, class_="i2l-variants", data_i2l_fields=True)
 
 
 def _figure(uri: str, key: str, *, caption: bool = False) -> Markup:
@@ -57,20 +111,37 @@ def _figure(uri: str, key: str, *, caption: bool = False) -> Markup:
     return element("figure", element("img", src=uri, alt=WORDS[key]), below)
 
 
-def _consumers(check: Mapping[str, Any] | None, job: str) -> Markup | None:
-    """Which programs load the LoRA of a job, as ``i2l check --json`` has it, with a button where one can be made to."""
+def _loaders(check: Mapping[str, Any] | None, arch: str, job: str, pane: str) -> Markup | None:
+    """Which programs load a LoRA, in one line, with the table behind it. One for whose model there is no program says
+    so, and no table: a program that knows its names has no model of its sizes."""
     if not check:
         return None
+    if check["caution"]:
+        of_mini = arch == MINIATURE
+        return element("p", word("mini_loads") if of_mini else word_of(check["caution"]), class_="i2l-loaders")
+    groups: dict[str, list[str]] = {"loads": [], "loads_converted": [], "loads_not": []}
+    for one in check["consumers"]:
+        key = "loads" if one["status"] == "all" else "loads_converted" if one.get("mend") else "loads_not"
+        groups[key].append(one["title"])
+    line = [
+        element("span", value(", ".join(titles)), ": ", word(key), class_="i2l-loads")
+        for key, titles in groups.items() if titles
+    ]  # fmt: skip
+    summary = element("summary", element("b", word("who_loads")), " ", line)
+    return element("details", summary, _consumers(check, job, pane), class_="i2l-loaders")
+
+
+def _consumers(check: Mapping[str, Any], job: str, pane: str) -> Markup:
+    """What each program does with the LoRA of a job, with a button where one can be made to load it."""
     rows = []
     for one in check["consumers"]:
-        verdict = value(": ".join(filter(None, (one["status"], one["detail"]))))
+        verdict = join(word_of(one["status"]), *([": ", word_of(one["detail"])] if one["detail"] else []))
         repair = None
         if one.get("mend"):
-            named = button("repair_for", "repair", job, one["consumer"], one["title"])
-            repair = join(named, element("code", value(one["mend"])))
+            repair = action_button("repair_for", "repair", named=one["title"], job=job, consumer=one["consumer"],
+                                   pane=pane)  # fmt: skip
         rows.append((element("b", value(one["title"])), verdict, repair))
-    caution = element("p", value(check["caution"])) if check["caution"] else None
-    return join(element("h4", word("who_loads")), caution, table(("program", "verdict", "repairs"), rows))
+    return table(("program", "verdict", "repairs"), rows)
 
 
 def show_inspect(job: Job) -> Markup:
@@ -90,7 +161,8 @@ def show_inspect(job: Job) -> Markup:
     if result.get("maker"):
         pairs.append(("made_by", value(result["maker"])))
     plot = _figure(result["plot"], "heat_map") if result.get("plot") else None
-    return _wide(job, element("h3", value(job.title)), facts(*pairs), plot, _consumers(result.get("check"), job.id))
+    loaders = _loaders(result.get("check"), result["arch"], job.id, "inspect")
+    return _wide(job, element("h3", value(job.title)), facts(*pairs), loaders, plot)
 
 
 def show_file(job: Job) -> Markup:
@@ -98,21 +170,28 @@ def show_file(job: Job) -> Markup:
     return _wide(job, word("saved_as_file"), " ", element("b", value(job.result["file"])), made=True)
 
 
-def show_repair(job: Job) -> Markup:
+def show_repair(job: Job, host: Host) -> Markup:
     """What a repair wrote: a file, or a start folder."""
-    return show_export(job) if job.result["command"] == "export" else show_file(job)
+    return show_export(job, host) if job.result["command"] == "export" else show_file(job)
 
 
-def show_export(job: Job) -> Markup:
-    """A start folder, and the command that starts the training."""
+def show_export(job: Job, host: Host) -> Markup:
+    """A start folder, where it is, and what starts the training. On this machine's own page the folder is a whole path;
+    elsewhere it is told from where it lies: beside the LoRA folder."""
     result = job.result
-    folder = PurePath(result["folder"]).as_posix()
-    command = f"{INTERPRETERS[PurePath(result['run']).suffix]} {shlex.quote(folder + '/' + result['run'])}"
-    line = element("div", element("code", command, class_="i2l-prompt"), button("copy", "copy", command),
-                   class_="i2l-command")  # fmt: skip
-    script = element("details", element("summary", word("script")), element("pre", result.get("said")))
-    pairs = facts(("folder", value(folder)), ("kept", value(format_share(result["kept"]["all"]))))
-    return _wide(job, pairs, element("h4", word("run_this")), line, script if result.get("said") else None)
+    folder = PurePath(result["folder"])
+    folder = host.lora_folder().parent / folder if host.is_local else folder
+    where = join(value(folder.as_posix()), " ", None if host.is_local else join(word("beside_loras"), " "),
+                 button("copy", "copy", folder.as_posix()))  # fmt: skip
+    key, lines = BY_HAND.get(result["trainer"], ("run_this", ""))
+    if not lines:
+        run = (folder / result["run"]).as_posix()
+        lines = f"{INTERPRETERS[PurePath(result['run']).suffix]} {shlex.quote(run)}"
+    code = element("code", lines, class_="i2l-prompt")
+    told = element("div", code, button("copy", "copy", lines), class_="i2l-command")
+    script = element("details", element("summary", word("script")), element("pre", result.get("said"), tabindex=0))
+    pairs = facts(("folder", where), ("kept", value(format_share(result["kept"]["all"]))))
+    return _wide(job, pairs, element("h4", word(key)), told, script if result.get("said") else None)
 
 
 def show_download(job: Job) -> Markup:
@@ -133,5 +212,6 @@ def show_doctor(job: Job) -> Markup:
 
 def _wide(job: Job, *content: object, made: bool = False) -> Markup:
     return element(
-        "article", content, class_="i2l-result i2l-wide", data_i2l_id=job.id, data_i2l_made=1 if made else None
-    )
+        "article", content, class_="i2l-result i2l-wide", data_i2l_id=job.id, data_i2l_made="again" if made else None,
+        data_i2l_said=f"{job.title}: {WORDS['done']}",
+    )  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
@@ -35,6 +37,14 @@ MAX_DESCRIPTION, MAX_ACTIVATION_TEXT = 4000, 1000
 """Characters of the texts for a LoRA's card; what is longer is cut off."""
 
 
+class DownloadNeeded(UserError):
+    """The model that was chosen is not here, nor on its way."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is not downloaded yet. Download it first.", "weights_missing")
+        self.model = model
+
+
 class Service:
     """One for each process. Pictures are ids of uploads; LoRAs are (path, name in the list). Every method that starts a
     job raises UserError where the request is refused, and QueueFull."""
@@ -50,15 +60,21 @@ class Service:
         )  # fmt: skip
         self.models = ModelList(self.queue, lambda: host.option("i2l_model"))
         self.targets = Targets(host, self.queue)
+        self.panes: dict[str, str] = {}
+        """Job -> the pane where it was asked for, where its kind does not tell."""
+        self._after: dict[str, list[str]] = {}
+        """Download -> the jobs that wait for its model."""
 
     def preview(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What the models see in uploads: ``{id, picture}`` or ``{id, error}`` for each."""
         return preview_uploads(self.uploads, self.queue, ids)
 
     def make(
-        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "", **values: Any
-    ) -> Job:
-        """Make a LoRA. ``values``: other fields of a MakeRequest; None stands for the default."""
+        self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "",
+        ask: bool = False, **values: Any,
+    ) -> Job:  # fmt: skip
+        """Make a LoRA. ``values``: other fields of a MakeRequest; None stands for the default. With ``ask`` it raises
+        DownloadNeeded where the model is neither here nor on its way, once all the rest is found good."""
         if not pictures:
             raise UserError("There is no picture yet. Drop at least one.")
         model = self.models.choose() if model is None else model
@@ -76,7 +92,46 @@ class Service:
         )  # fmt: skip
         with self.targets.lock:
             free = self.targets.free_name(name)
-            return self._submit(free, replace(request, name=free), draw=True)
+            fetching = self.fetching().get(model)
+            if (
+                ask
+                and fetching is None
+                and any(row["name"] == model and not row["ready"] for row in self.models.rows() or ())
+            ):
+                raise DownloadNeeded(model)
+            job = self._submit(free, replace(request, name=free), draw=True)
+        if fetching is not None:
+            self._after.setdefault(fetching.id, []).append(job.id)
+        return job
+
+    def fetching(self) -> dict[str, Job]:
+        """The models that are being downloaded, or will be, and their jobs."""
+        return {job.title: job for job in self.queue.active() if job.kind == "download" and job.state != "stopping"}
+
+    def make_variants(
+        self, id: str, strengths: Sequence[float], ranks: Sequence[int], doubled: Sequence[int]
+    ) -> list[Job]:
+        """Make the LoRA of a job again with another strength, another rank, or one picture (from 1) counted twice."""
+        job = self.queue.find(id)
+        if job is None or job.kind != "make" or not job.request or not job.result:
+            raise UserError("How that LoRA was made is no longer known. Make it again.")
+        made = MakeRequest.from_json(job.request)
+        weights = made.weights or (1.0,) * len(made.pictures)
+        changes: list[tuple[str, dict[str, Any]]] = [(f"s{one:g}", {"strength": one}) for one in strengths]
+        changes += [(f"r{one}", {"rank": one}) for one in ranks]
+        for number in doubled:
+            changed = tuple(w * (2 if at == number else 1) for at, w in enumerate(weights, 1))
+            changes.append((f"p{number}", {"weights": changed}))
+        if not changes:
+            raise UserError("Choose at least one variant.")
+        for _, change in changes:
+            replace(made, **change).validate()
+        jobs = []
+        for end, change in changes:
+            with self.targets.lock:
+                free = self.targets.free_name(names.clean_name(f"{job.result['name']}-{end}"))
+                jobs.append(self._submit(free, replace(made, name=free, **change), draw=True))
+        return jobs
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA, by the name that lists show, the newest first."""
@@ -127,7 +182,9 @@ class Service:
         with self.targets.lock:
             name = self.targets.free_name(stem)
             request = RepairRequest(path, consumer, self._lora_file(name), self.targets.start_folder(stem))
-            return self._submit(name, request)
+            asked = self._submit(name, request)
+        self.panes[asked.id] = "make" if job.kind == "make" else "inspect"
+        return asked
 
     def _lora_file(self, stem: str) -> Path:
         return self.host.lora_folder() / f"{stem}.safetensors"
@@ -168,6 +225,7 @@ class Service:
         """No folder of this machine in what a client sees. Where model files lie is in the list of models alone."""
         if job.kind == "models":
             return
+        self._name_pictures(job)
         loras = [folder.absolute() for folder in self.host.lora_folders()]
         known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state,
                  *private_folders(), *upload_folders(),
@@ -175,7 +233,19 @@ class Service:
         job.result = redact_paths(job.result, known)
         job.error, job.tail = (redact_paths(value, known, others=True) for value in (job.error, job.tail))
 
+    def _name_pictures(self, job: Job) -> None:
+        """Uploads lie under their hashes; a person knows the pictures by their numbers."""
+
+        def named(text: str) -> str:
+            for number, path in enumerate(job.request.get("pictures") or (), 1):
+                text = text.replace(str(path), f"picture {number}").replace(Path(path).name, f"picture {number}")
+            return text
+
+        job.error, job.tail = job.error and named(job.error), list(map(named, job.tail))
+
     def _on_end(self, job: Job) -> None:
+        for id in self._after.pop(job.id, ()) if job.state != "done" else ():
+            self.queue.cancel(id)
         if job.kind in WRITES_LORA and job.state == "done":
             self.targets.forget()
             self.host.refresh_loras()
@@ -183,17 +253,29 @@ class Service:
             self.models.rows(refresh=job.kind != "make")
 
 
-def tray_pictures(form: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-    """Ids and weights of the pictures in the page's tray. Raises UserError."""
+def tray_pictures(form: Mapping[str, Any]) -> tuple[list[str], list[float | None]]:
+    """Ids and weights of the pictures in the page's tray; None for a weight that is no number. Raises UserError."""
     tray = form.get("pictures")
     if not isinstance(tray, list):
         raise UserError("The list of pictures is damaged. Reload the page.")
-    ids, weights = [], []
+    ids: list[str] = []
+    weights: list[float | None] = []
     for entry in tray:
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             raise UserError("The list of pictures is damaged. Reload the page.")
-        if isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)):
+        if isinstance(entry[1], bool) or not isinstance(entry[1], (int, float, NoneType)):
             raise UserError("The list of pictures is damaged. Reload the page.")
         ids.append(entry[0])
-        weights.append(float(entry[1]))
+        weights.append(None if entry[1] is None else float(entry[1]))
     return ids, weights
+
+
+def checked_weights(weights: Sequence[float | None]) -> tuple[float, ...]:
+    """The weights, each a number greater than 0. Raises UserError with the numbers of pictures that have another."""
+    wrong = [number for number, one in enumerate(weights, 1) if one is None or not 0 < one < inf]
+    if wrong:
+        named = f"picture {wrong[0]}" if len(wrong) == 1 else f"pictures {', '.join(map(str, wrong))}"
+        raise UserError(
+            f"The share of {named} must be a number greater than 0. To leave a picture out, remove it.", "out_of_range"
+        )
+    return tuple(one for one in weights if one is not None)

@@ -67,8 +67,8 @@ SETTINGS = (
     Setting("i2l_subfolder", "", "Default sub-folder", "Inside the LoRA folder."),
     Setting("i2l_cache_gb", 2, "Cache size in GB", "Encoder cache: making a LoRA from the same pictures again is fast. "
             "0 turns it off."),
-    Setting("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card, "
-            "and is loaded again for the next image that you generate."),
+    Setting("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card "
+            "during a job, and is back for the next image that you generate."),
 )  # fmt: skip
 
 

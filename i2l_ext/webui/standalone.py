@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 import time
@@ -21,8 +20,10 @@ from i2l_ext.webui.alive_route import add_alive_route
 from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from i2l_ext.webui.service import Service
-from i2l_ext.webui.tab import LANGUAGES, build_tab
+from i2l_ext.webui.tab import build_tab
 from i2l_ext.webui.texts import WORDS
+
+SCRIPTS = ("javascript/image_to_lora.js", "javascript/translation.js", "javascript/webui_host.js")
 
 
 def read_asset(name: str) -> str:
@@ -43,10 +44,7 @@ def start_page(
     state = state_folder()
     host = StandaloneHost(state, lora_folder=lora_folder, is_local=address in LOCAL_ADDRESSES, serves_api=api)
     service = Service(host, state, command)
-    words = {code: json.loads(read_asset(f"localizations/{code}.json")) for code in LANGUAGES if code != "en"}
-    told = json.dumps(words, ensure_ascii=False).replace("</", "<\\/")
-    script = read_asset("javascript/image_to_lora.js")
-    head = f"<script>window.i2lWords = {told};</script><script>{script}</script>"
+    head = "".join(f"<script>{read_asset(name)}</script>" for name in SCRIPTS)
     options = {"server_name": address, "server_port": port, "inbrowser": browser, "auth": list(auth) or None}
     policy = AccessPolicy({*LOCAL_NAMES, address, *names, *(() if host.is_local else _machine_names())})
     options["app_kwargs"] = {"middleware": [Middleware(AccessMiddleware, policy)]}

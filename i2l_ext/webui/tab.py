@@ -6,16 +6,16 @@ from typing import Any
 
 import gradio as gr
 
-from i2l_ext.webui import gradio_versions, html
+from i2l_ext.webui import gradio_versions, html, job_views
 from i2l_ext.webui.handlers import bind_panes
+from i2l_ext.webui.languages import LANGUAGES
+from i2l_ext.webui.markup import translations
 from i2l_ext.webui.page_form import read_form
 from i2l_ext.webui.panes import PANES, Components
 from i2l_ext.webui.service import Service
 from i2l_ext.webui.settings import SETTINGS
 from i2l_ext.webui.texts import WORDS
 from i2l_ext.webui.updates import changes, updated_controls
-
-LANGUAGES = {"en": "English", "zh_CN": "简体中文", "ru_RU": "Русский"}
 
 
 def build_tab(service: Service) -> Components:
@@ -24,8 +24,8 @@ def build_tab(service: Service) -> Components:
     note = "standalone" if standalone else None if service.host.applies_loras else "not_applied"
     c: Components = {}
     with gr.Column(elem_id="i2l"):
-        heading = html.heading(note, LANGUAGES if standalone else None)
-        for id, content in (("heading", heading), ("activity", html.activity([], None)), ("repair_error", "")):
+        heading = html.heading(note, LANGUAGES)
+        for id, content in (("heading", heading), ("activity", job_views.overview([], {}))):
             c[id] = gr.HTML(content, elem_id=f"i2l_{id}")
         with gr.Tabs(elem_id="i2l_panes"):
             for id, pane in PANES.items():
@@ -35,9 +35,10 @@ def build_tab(service: Service) -> Components:
         with gr.Group(elem_id="i2l_hidden"):
             for id in ("form", "target", "uploaded"):
                 c[id] = gr.Textbox(value="", label=id, elem_id=f"i2l_{id}")
-            for id in ("poll", "cancel", "take", "repair"):
+            for id in ("poll", "cancel", "take", "act"):
                 c[id] = gr.Button(id, elem_id=f"i2l_{id}")
             c["tips"] = gr.HTML(html.tips(), elem_id="i2l_tips")
+            c["words"] = gr.HTML(translations(service.host.language()))
     c["seen"] = gr.State({})
     for component in c.values():
         component.do_not_save_to_config = True

@@ -49,6 +49,11 @@ class Targets:
         self.folder(subfolder)
         return self.free_name(name, self._names(self._host.lora_folder()))
 
+    def likely_file(self, name: str, subfolder: str = "") -> str:
+        """The file of the same, by its path below the LoRA folder."""
+        folder = self.folder(subfolder).relative_to(self._host.lora_folder())
+        return (folder / f"{self.likely_name(name)}.safetensors").as_posix()
+
     def free_name(self, name: str, existing: Collection[str] | None = None) -> str:
         """The name, or one like it, that no LoRA has and no job was given. ``existing``: names of the LoRAs there are;
         looked up unless given. Raises UserError with a better name."""

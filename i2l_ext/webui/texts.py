@@ -1,6 +1,6 @@
 """Every text of the tab, in one table: labels and tooltips of controls, and words.
 
-The English text is the key in localizations/*.json. So each text has an element of its own, and numbers and names have
+The English text is the key in languages/*.json. So each text has an element of its own, and numbers and names have
 elements beside it.
 """
 
@@ -21,7 +21,7 @@ CONTROLS = {
     "files": Text("Pictures", "Drop pictures here, click to choose them, or paste one. 1 to 5 pictures work best."),
     "server_folder": Text("Folder on this machine", "All pictures in this folder, without uploading them."),
     "add_folder": Text("Add folder", "Add the pictures of that folder."),
-    "name": Text("Name", "The LoRA's name, as it will stand in prompts: letters, digits, '.', '_' and '-'."),
+    "name": Text("Name", "The LoRA's name, as it will stand in prompts: letters of any script, digits, . _ and -"),
     "strength": Text("Strength", "Scales the whole effect: 1 as the model made it, 0.5 half of it."),
     "rank": Text("Rank", "As made keeps everything. A lower rank is a smaller file that keeps the strongest part."),
     "dialect": Text("Key format", "How tensors are named in the file: webui suits the WebUIs and ComfyUI."),
@@ -43,10 +43,6 @@ CONTROLS = {
     "curve": Text("Show what the rank keeps", "Show how much of the LoRA's effect each rank keeps."),
     "export": Text("Write the start folder", "The start file, the command or settings, and a read-me."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
-    "model_choice": Text("Model to download or check", "Its files are listed above."),
-    "source": Text("Download from", "The hub that the files come from. Both have the same."),
-    "download": Text("Download", "Download what is missing; an interrupted download resumes."),
-    "verify": Text("Verify", "Compare every byte on the disk with the hub's checksums."),
     "doctor": Text("Gather what a bug report needs", "Versions, devices and models. Nothing of it is private."),
 }
 """By the id of the control, which in the page is ``i2l_<id>``."""
@@ -152,6 +148,41 @@ WORDS = {
     "decode": "Write the LoRA",
     "saved": "Saved.",
     "saved_as_file": "Saved as",
+    "share_wrong": "A share is a number greater than 0. To leave a picture out, remove it.",
+    "dismiss": "Dismiss",
+    "pause": "Pause",
+    "paused": "paused",
+    "resume": "Resume",
+    "fetching": "downloading",
+    "free": "Free on the disk",
+    "try_it": "Try it",
+    "needs_download": "To be downloaded:",
+    "download_and_make": "Download, then make",
+    "not_now": "Not now",
+    "files_and_licences": "Files and licences",
+    "mini_loads": "A LoRA of the built-in test model: no program loads it.",
+    "loads": "yes",
+    "loads_converted": "after conversion",
+    "loads_not": "no",
+    "made_before": "Made before",
+    "make_variants": "Make variants",
+    "vary_strength": "Strength",
+    "vary_rank": "Rank",
+    "vary_twice": "Twice as much of picture",
+    "make_them": "Make them",
+    "by_hand_diffusers": "In your training script, with start.py beside it, in place of add_adapter(...)",
+    "by_hand_flymyai": "In its train.py, with start.py beside it, in place of flux_transformer.add_adapter(...)",
+    "beside_loras": "(beside the LoRA folder)",
+    "name_empty": "Give the LoRA a name.",
+    "name_long": "This name is too long.",
+    "name_ends": "A name cannot begin with '.' or '-', or end with '.'.",
+    "name_dots": "A name cannot have two dots in a row.",
+    "name_none": "This name means 'no LoRA' to a WebUI.",
+    "name_reserved": "This name is reserved by Windows.",
+    "name_suffix": "A name cannot end like the name of a file.",
+    "name_character": "A name cannot have this character:",
+    "name_scripts": "One word cannot mix letters of two scripts:",
+    "name_better": "Possible is",
 }
 
 STEPS = ("start", "encode", "decode")

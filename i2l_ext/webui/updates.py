@@ -10,58 +10,103 @@ import gradio as gr
 
 from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.queue import BRIEF
-from i2l_ext.webui import html, results
-from i2l_ext.webui.handlers import slider_rank
+from i2l_ext.webui import job_views, model_views, results
+from i2l_ext.webui.actions import LORA_LISTS
+from i2l_ext.webui.handlers import name_told, slider_rank
+from i2l_ext.webui.model_list import with_disk
 from i2l_ext.webui.rank_curve import show_rank_curve
 from i2l_ext.webui.service import Service
 from i2l_ext.webui.settings import SETTINGS
+from i2l_ext.webui.targets import WRITES_LORA
 
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
 
 Show = Callable[[Job, Service, Mapping[str, Any]], str]
 
-RESULTS: Mapping[str, tuple[tuple[str, ...], Show]] = {
-    "make": (("make_result",), lambda job, service, form: results.show_make(job, service.host.settings_file is None)),
-    "inspect": (("inspect_result",), lambda job, service, form: results.show_inspect(job)),
-    "convert": (("convert_result",), lambda job, service, form: results.show_file(job)),
-    "mend": (("make_repaired", "inspect_repaired"), lambda job, service, form: results.show_repair(job)),
-    "curve": (("train_curve",), lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
-    "export": (("train_result",), lambda job, service, form: results.show_export(job)),
-    "download": (("models_result",), lambda job, service, form: results.show_download(job)),
-    "verify": (("models_result",), lambda job, service, form: results.show_verify(job)),
-    "doctor": (("doctor_result",), lambda job, service, form: results.show_doctor(job)),
+RESULTS: Mapping[str, tuple[str, Show]] = {
+    "make": ("make_result", lambda job, service, form: results.show_make(job, _earlier(service, job), service.host)),
+    "inspect": ("inspect_result", lambda job, service, form: results.show_inspect(job)),
+    "convert": ("convert_result", lambda job, service, form: results.show_file(job)),
+    "mend": ("{pane}_repaired", lambda job, service, form: results.show_repair(job, service.host)),
+    "curve": ("train_curve", lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
+    "export": ("train_result", lambda job, service, form: results.show_export(job, service.host)),
+    "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
+    "verify": ("models_result", lambda job, service, form: results.show_verify(job)),
+    "doctor": ("doctor_result", lambda job, service, form: results.show_doctor(job)),
 }
-"""Kind of job -> the blocks that show its result, and how."""
+"""Kind of job -> the block that shows its result, and how; ``{pane}`` is where it was asked for."""
 
-LORA_LISTS = ("inspect_file", "train_file")
+PANES_OF = {
+    "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
+    "download": "models", "verify": "models", "doctor": "models",
+}  # fmt: skip
+"""Kind of job -> the pane that shows it at work, unless the service knows where it was asked for. Jobs of other kinds
+are shown above all panes."""
+
+ACTIVE_PANES = tuple(dict.fromkeys(PANES_OF.values()))
+
+BLOCKS = ("make_repaired", "inspect_repaired", "make_fetched", "models_fetched")
+"""Those of RESULTS with a pane in their names."""
+
+EARLIER = 8
+"""LoRAs that are listed below the one that was made last."""
 
 
 def updated_controls() -> list[str]:
     """The controls that ``changes`` may change, but for the settings."""
-    blocks = dict.fromkeys(block for blocks, _ in RESULTS.values() for block in blocks)
-    return [*DEFAULTS.values(), "activity", "models", "catalogue", "model_choice", "to_download", *LORA_LISTS, *blocks]
+    blocks = [block for block, _ in RESULTS.values() if "{" not in block]
+    activities = [f"{pane}_activity" for pane in ACTIVE_PANES]
+    lists = ["activity", *activities, "models", "catalogue", *LORA_LISTS, "saved_as", *BLOCKS]
+    return [*DEFAULTS.values(), *lists, *blocks]
 
 
 def changes(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
     """New values by control. ``seen`` is what the page was told before, and is brought up to date."""
-    return _jobs(service, seen, form) | _models(service, seen, form) | _greeting(service, seen) | _lists(service, seen)
+    return (
+        _jobs(service, seen, form)
+        | _models(service, seen, form)
+        | _greeting(service, seen)
+        | _lists(service, seen, form)
+    )
+
+
+def pane_of(job: Job, service: Service) -> str | None:
+    """The pane of a job; None: it belongs to no pane."""
+    return service.panes.get(job.id) or PANES_OF.get(job.kind)
 
 
 def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
     """What is at work, and results that the page has not shown yet."""
-    ended = [job for job in service.queue.jobs() if job.state in ENDED and job.kind not in BRIEF]
-    last = max(ended, key=lambda job: job.ended or 0, default=None)
-    failed = last if last and last.state != "done" else None
-    told: dict[str, Any] = {"activity": html.activity(service.queue.active(), failed)}
-    for kind, (blocks, show) in RESULTS.items():
+    jobs = [job for job in service.queue.jobs() if job.kind not in BRIEF]
+    ended = sorted((job for job in jobs if job.state in ENDED), key=lambda job: job.ended or 0)
+    active = service.queue.active()
+    panes = {job.id: pane_of(job, service) for job in (*jobs, *active)}
+    dismissed = form.get("dismissed")
+    hidden = set(map(str, dismissed)) if isinstance(dismissed, list) else set()
+    told: dict[str, Any] = {"activity": job_views.overview(active, panes)}
+    for pane in ACTIVE_PANES:
+        last = next((job for job in reversed(ended) if panes[job.id] == pane), None)
+        failed = last if last and last.state != "done" and last.id not in hidden else None
+        at_work = [job for job in active if panes[job.id] == pane]
+        told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
+    told = {name: value for name, value in told.items() if seen.get(name) != value}
+    seen.update(told)
+    for kind, (block, show) in RESULTS.items():
         done = [job for job in ended if job.kind == kind and job.state == "done"]
         if done and seen.get(kind) != done[-1].id:
             seen[kind] = done[-1].id
-            told |= dict.fromkeys(blocks, show(done[-1], service, form))
-    if [job.kind for job in ended if job.state == "done" and job.kind in ("make", "mend")][-1:] == ["make"]:
-        told["make_repaired"] = ""  # it was of another LoRA
+            told[block.format(pane=panes[done[-1].id])] = show(done[-1], service, form)
+    for block, kinds in {"make_repaired": ("make", "mend"), "inspect_repaired": ("inspect", "mend")}.items():
+        if [job.kind for job in ended if job.state == "done" and job.kind in kinds][-1:] == [kinds[0]]:
+            told[block] = ""  # it was of another LoRA
     return told
+
+
+def _earlier(service: Service, last: Job) -> list[Job]:
+    """The LoRAs that were made before, the newest first."""
+    made = [job for job in service.queue.jobs() if job.kind == "make" and job.state == "done" and job is not last]
+    return sorted(made, key=lambda job: job.ended or 0, reverse=True)[:EARLIER]
 
 
 def _models(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,18 +115,16 @@ def _models(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> 
     failed = models.failed  # read once: another thread may clear it
     if rows is None and failed is not None and seen.get("models") != failed.id:
         seen["models"] = failed.id
-        return dict.fromkeys(("models", "catalogue"), html.failure(failed))
-    state = json.dumps([[row["name"], row["ready"], row["download_bytes"]] for row in rows or ()])
+        return dict.fromkeys(("models", "catalogue"), job_views.failure(failed))
+    fetching = sorted(service.fetching())
+    state = json.dumps([[[row["name"], row["ready"], row["download_bytes"]] for row in rows or ()], fetching])
     if rows is None or seen.get("models") == state:
         return {}
     seen["models"] = state
-    places = service.host.is_local
-    choice = next((row for row in rows if row["name"] == form.get("choice")), rows[0])
+    rows = [with_disk(row) for row in rows]
     return {
-        "models": html.model_choice(rows, models.choose(form.get("picked"))),
-        "catalogue": html.model_table(rows, places=places),
-        "model_choice": gr.update(choices=[row["name"] for row in rows], value=choice["name"]),
-        "to_download": html.download_facts(choice, places=places),
+        "models": model_views.model_choice(rows, models.choose(form.get("picked")), fetching),
+        "catalogue": model_views.model_table(rows, places=service.host.is_local, fetching=fetching),
     }
 
 
@@ -95,12 +138,16 @@ def _greeting(service: Service, seen: dict[str, Any]) -> dict[str, Any]:
     return {name: gr.update(value=value) for name, value in values.items()}  # one for each: gradio empties it
 
 
-def _lists(service: Service, seen: dict[str, Any]) -> dict[str, Any]:
-    """The lists of LoRAs, when a page opens and when a LoRA was written."""
-    written = [seen.get(kind) for kind in ("make", "convert", "mend")]
+def _lists(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists of LoRAs, when a page opens and when a LoRA was written. One that was made is chosen; after a
+    conversion the choice stays. The name that is typed may be taken now."""
+    written = [seen.get(kind) for kind in WRITES_LORA]
     if seen.get("listed") and seen.get("written") == written:
         return {}
     files = list(service.loras())
-    first = {} if seen.get("listed") or not files else {"value": files[0]}  # later, the user's choice stays
-    seen["listed"], seen["written"] = bool(files), written
-    return {name: gr.update(choices=files, **first) for name in LORA_LISTS}
+    new = not seen.get("listed") or seen.get("chosen") != seen.get("make")
+    first = {"value": files[0]} if files and new else {}
+    seen.update(listed=bool(files), written=written, chosen=seen.get("make"))
+    service.targets.forget()
+    told = {"saved_as": name_told(service, form.get("name"), form.get("subfolder"))} if form.get("name") else {}
+    return {name: gr.update(choices=files, **first) for name in LORA_LISTS} | told

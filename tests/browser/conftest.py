@@ -22,6 +22,9 @@ FLAGS = (
     "--disable-component-update --disable-sync --host-resolver-rules=MAP\u0020*.googleapis.com\u0020127.0.0.1"
 ).split(" --")
 PLACES = {"6": ("alone", ""), "4.40": ("fake_host", "forge-neo"), "3.41": ("fake_host", "a1111")}
+SHORT = "6"
+"""The place of the short tests."""
+
 PATIENCE = 240_000
 """Milliseconds. The tests' machine may be busy; a browser that waits costs nothing."""
 
@@ -33,11 +36,17 @@ def python_of(version: str) -> str:
     return sys.executable if version == "6" else str(ROOT / ".private" / f"gradio-{version}" / "bin" / "python")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def asked_for() -> None:
-    """They take minutes and a browser, so they run when they are meant to."""
-    if not os.environ.get("I2L_BROWSER"):
-        pytest.skip("run with `python install.py browser`")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They take minutes, so they run when they are meant to; but for the short ones, under one gradio, where there is
+    a browser."""
+    for item in items:
+        if HERE not in item.path.parents or os.environ.get("I2L_BROWSER"):
+            continue
+        where = getattr(getattr(item, "callspec", None), "params", {}).get("place")
+        if not item.get_closest_marker("short") or where != SHORT:
+            item.add_marker(pytest.mark.skip(reason="run with `python install.py browser`"))
+        elif not Path(CHROMIUM).is_file():
+            item.add_marker(pytest.mark.skip(reason="there is no chromium (apt-get install chromium)"))
 
 
 @dataclass

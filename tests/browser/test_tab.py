@@ -9,79 +9,30 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from steps import (
+    choose_model,
+    drop,
+    finish,
+    images_of,
+    job,
+    look,
+    name_it,
+    no_leftovers,
+    pane,
+    qwen_lora,
+    share,
+    start,
+    stop,
+)
+
+from i2l_ext.webui.languages import read_words
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = os.environ.get("I2L_SCREENSHOTS")
-"""A folder to keep the pictures in. Those of docs/images that show the tab were made with it, alone."""
-
-
 PANES = {
     "Make": "Make the LoRA", "Train from it": "Write the start folder", "Inspect and convert": "Convert",
-    "Models": "Verify", "Settings": "Default model",
+    "Models": "Gather what a bug report needs", "Settings": "Default model",
 }  # fmt: skip
 """A pane, and a text that stands in it."""
-
-
-def drop(page, pictures):
-    before = page.locator("#i2l_tray .i2l-card").count()
-    page.locator('#i2l_files input[type="file"]').first.set_input_files(pictures)
-    page.locator("#i2l_tray .i2l-card").nth(before + len(pictures) - 1).wait_for()
-
-
-def name_it(page, name):
-    page.locator("#i2l_name textarea, #i2l_name input").first.fill(name)
-    page.locator("#i2l_saved_as .i2l-value", has_text=name).wait_for()
-
-
-def start(page, pictures, name):
-    drop(page, pictures)
-    page.locator('#i2l_models input[value="mini"]').check()
-    name_it(page, name)
-    page.locator("#i2l_make").click()
-
-
-def job(page, title):
-    return page.locator(".i2l-job", has_text=title)
-
-
-def share(page, title):
-    return float(job(page, title).locator('[role="progressbar"]').get_attribute("aria-valuenow"))
-
-
-def finish(page, name):
-    page.locator("#i2l_make_result h3", has_text=re.compile(f"^{name}$")).wait_for()
-
-
-def stop(page, title):
-    job(page, title).locator('[data-i2l="cancel"]').click()
-    job(page, title).locator("em", has_text="cancelled").wait_for()
-
-
-def pane(page, title):
-    """gradio 3.41 gives its tabs no role; later ones keep hidden twins of them to measure."""
-    tabs = page.locator('#i2l_panes button[role="tab"], #i2l_panes > .tab-nav > button')
-    tabs.filter(has_text=re.compile(f"^\\s*{title}\\s*$")).first.click()
-
-
-def look(page, place, name, dark=False):
-    """Keep a picture of the page, where that is asked for."""
-    if IMAGES:
-        Path(IMAGES).mkdir(parents=True, exist_ok=True)
-        parts = (name, *([] if place.version == "6" else [place.version]), "dark" if dark else "light")
-        path = Path(IMAGES) / f"{'-'.join(parts)}.png"
-        page.screenshot(path=path, full_page=True)
-        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the bytes
-
-
-def no_leftovers(place):
-    return not list(place.root.rglob("*.part"))
-
-
-def images_of(file):
-    """What the LoRA's metadata tells of the pictures it came from."""
-    header, _ = json.JSONDecoder().raw_decode(file.read_bytes()[8:].decode(errors="replace"))
-    return json.loads(header["__metadata__"]["i2l.images"])
 
 
 def test_pictures_to_a_lora(place, open_page, pictures):
@@ -90,13 +41,13 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     page.locator("#i2l_tray .i2l-card").nth(1).locator('[data-i2l="remove"]').click()
     assert page.locator("#i2l_tray .i2l-card").count() == 2
     page.locator("#i2l_tray input").nth(1).fill("3")
-    page.locator('#i2l_models input[value="mini"]').check()
+    choose_model(page, "mini")
     name_it(page, "my_style")
     page.locator("#i2l_make").click()
     finish(page, "my_style")
     look(page, place, "made")
     told = page.locator("#i2l_make_result").first.inner_text()
-    assert "<lora:my_style:1>" in told and "Who loads it" in told
+    assert "<lora:my_style:1>" in told and "no program loads it" in told  # it is of the miniature
     assert page.locator("#i2l_make_result figure img").count() == 1, "the miniature draws"
     assert (place.lora / "my_style.safetensors").is_file() and (place.lora / "my_style.preview.png").is_file()
     card = json.loads((place.lora / "my_style.json").read_text())
@@ -124,7 +75,7 @@ def test_pictures_to_a_lora(place, open_page, pictures):
 def test_make_waits_for_pictures_on_their_way(place, open_page, pictures):
     page = open_page()
     name_it(page, "eager")
-    page.locator('#i2l_models input[value="mini"]').check()
+    choose_model(page, "mini")
 
     def later(route):
         page.wait_for_timeout(1500)
@@ -156,6 +107,7 @@ def test_pictures_pasted_and_from_a_folder(place, open_page, pictures):
     folder.mkdir()
     for path in (pictures[1], pictures[2]):
         shutil.copy(path, folder)
+    page.locator("#i2l_from_folder button").first.click()
     page.locator("#i2l_server_folder textarea, #i2l_server_folder input").first.fill("some pictures")
     page.locator("#i2l_add_folder").click()
     page.locator("#i2l_tray .i2l-error", has_text="whole path").first.wait_for()
@@ -170,23 +122,25 @@ def test_models_and_the_bug_report(place, open_page):
     pane(page, "Models")
     page.locator("#i2l_catalogue details", has_text="z-image-style").first.locator("summary").click()
     assert "not downloaded" in page.locator("#i2l_catalogue").first.inner_text()
-    page.locator("#i2l_verify").click()  # mini is the first of the list
+    page.locator("#i2l_catalogue .i2l-model-row", has_text="mini-coarse-fine-bias").locator("summary").click()
+    page.locator("#i2l_catalogue .i2l-model-row", has_text="mini-coarse-fine-bias").get_by_text("Verify").click()
     page.locator("#i2l_models_result table").wait_for()
-    assert "mini" in page.locator("#i2l_models_result h4").inner_text()
-    choice = page.locator("#i2l_model_choice input").first
-    choice.click()
-    options = page.locator('[role="option"], [data-testid="dropdown-option"]')  # the second in gradio 3.41
-    options.filter(has_text="z-image-style").first.click()
-    facts = page.locator("#i2l_to_download")
-    facts.locator("[data-i2l-choice=z-image-style]").wait_for()
-    for told in ("19.0 GB", "DiffSynth-Studio/Z-Image-i2L", "DINOv3 licence", str(place.root)):
-        assert told in facts.inner_text()
-    page.locator("#i2l_download").click()
+    assert "mini-coarse-fine-bias" in page.locator("#i2l_models_result h4").inner_text()
+    page.locator("#i2l_catalogue .i2l-model-row", has_text="z-image-style").get_by_role("button").click()
+    offer = page.locator("#i2l_models_offer .i2l-offer")
+    offer.locator(".i2l-primary").wait_for()
+    offer.locator("summary").click()
+    for told in ("19.0 GB", "DiffSynth-Studio/Z-Image-i2L", "DINOv3 licence", str(place.root), "Free on the disk"):
+        assert told in offer.inner_text(), told
+    offer.locator(".i2l-primary").click()
     page.locator("#i2l_models_error", has_text="agree to the licences").first.wait_for()
-    facts.locator("input[type=checkbox]").check()
-    page.locator("#i2l_download").click()
+    offer.locator("input[type=checkbox]").check()
+    offer.locator(".i2l-primary").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
-    stop(page, "z-image-style")
+    job(page, "z-image-style").get_by_role("button", name="Pause").click()
+    job(page, "z-image-style").locator("em", has_text="paused").wait_for()
+    job(page, "z-image-style").get_by_role("button", name="Dismiss").click()
+    job(page, "z-image-style").wait_for(state="detached")
     page.locator("#i2l_doctor").click()
     report = page.locator("#i2l_doctor_result pre")
     report.wait_for()
@@ -232,7 +186,7 @@ def test_every_pane_in_every_language(place, browser, language):
     """A pane that opens is translated once; the page goes on answering."""
     if place.version != "6":
         return  # the host's localisation does it
-    words = {} if language == "en" else json.loads((ROOT / "localizations" / f"{language}.json").read_text("utf-8"))
+    words = {} if language == "en" else read_words(language)
     context = browser.new_context(locale=language.replace("_", "-"))
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -292,7 +246,9 @@ def test_refusals_are_one_line(place, open_page, pictures):
     page.locator("#i2l_tray .i2l-error").wait_for()
     assert "Traceback" not in page.content()
     page.locator("#i2l_name textarea, #i2l_name input").first.fill("a/b")
-    page.locator("#i2l_saved_as .i2l-error", has_text="contains '/'").wait_for()
+    page.locator("#i2l_saved_as .i2l-error", has_text="A name cannot have this character: '/'").wait_for()
+    page.locator("#i2l_saved_as button", has_text="a-b").click()
+    page.locator("#i2l_saved_as .i2l-value", has_text="a-b.safetensors").wait_for()
 
 
 def test_progress_cancel_two_windows_and_a_reload(place, open_page, pictures):
@@ -331,16 +287,16 @@ def test_a_closed_page_does_not_stop_the_job(place, open_page, pictures):
 
 def test_inspect_convert_and_train(place, open_page, pictures):
     page = open_page()
-    start(page, pictures[:1], "looked_at")
-    finish(page, "looked_at")
+    qwen_lora(place.root / "looked_at.safetensors")
     pane(page, "Inspect and convert")
     page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(
-        str(place.lora / "looked_at.safetensors")
+        str(place.root / "looked_at.safetensors")
     )
     page.locator("#i2l_inspect_drop .i2l-dropped", has_text="looked_at").first.wait_for()
     page.locator("#i2l_inspect").click()
     page.locator("#i2l_inspect_result figure img").wait_for()
     result = page.locator("#i2l_inspect_result").first
+    result.locator(".i2l-loaders summary", has_text="after conversion").click()
     assert "ComfyUI" in result.inner_text() and str(place.root) not in result.inner_html()
     result.get_by_role("button", name="Repair for musubi-tuner").click()
     page.locator("#i2l_inspect_repaired b", has_text="looked_at-musubi-tuner.safetensors").first.wait_for()
@@ -356,9 +312,7 @@ def test_train_from_it(place, open_page, pictures):
     page = open_page()
     start(page, pictures[:1], "start_here")
     finish(page, "start_here")
-    page.reload(wait_until="domcontentloaded")  # the newest LoRA is chosen when a page opens
-    open_page.show(page)
-    pane(page, "Train from it")
+    page.locator("#i2l_make_result button", has_text="Train from it").click()  # it is chosen there
     page.locator("#i2l_curve").click()
     page.locator("#i2l_train_curve svg polyline.i2l-line-all").wait_for()
     whole = page.locator("#i2l_train_curve dd").nth(1)
@@ -371,12 +325,12 @@ def test_train_from_it(place, open_page, pictures):
     page.locator("#i2l_export").click()
     command = page.locator("#i2l_train_result code.i2l-prompt")
     command.wait_for()
-    page.locator("#i2l_train_result button", has_text="Copy").click()
+    page.locator("#i2l_train_result .i2l-command button", has_text="Copy").click()
     page.locator("#i2l_train_result button", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == command.inner_text()
-    folder, name = command.inner_text().removeprefix("sh ").rsplit("/", 1)
-    assert folder == "i2l-training/start_here-musubi-tuner-rank4"
-    assert (place.lora.parent / folder / name).is_file() and list((place.lora.parent / folder).glob("*.safetensors"))
+    folder, name = map(Path, os.path.split(command.inner_text().removeprefix("sh ")))
+    assert folder == place.lora.parent / "i2l-training" / "start_here-musubi-tuner-rank4"
+    assert (folder / name).is_file() and list(folder.glob("*.safetensors"))
     look(page, place, "train")
 
 

@@ -1,14 +1,18 @@
-"""A stand-in for a WebUI: what was seen of the three, and nothing else. python webui.py PORT, with FAKE_ROOT.
+"""A stand-in for a WebUI: what was seen of the real ones, and nothing else. python webui.py PORT, with FAKE_ROOT.
 
-Its extension lies in FAKE_ROOT/extensions/; FAKE_FLAVOUR is a1111, forge or forge-neo.
+Its extension lies in FAKE_ROOT/extensions/; FAKE_FLAVOUR is a1111, forge, forge-neo or sdnext; FAKE_LANGUAGE is the
+language that its user has chosen. As in the real ones: reading the checkpoint loads it, the dictionary of LoRAs is
+emptied and filled without a lock, one dictionary translates the whole page, and the style sheet colours inner elements.
 """
 
 import importlib.util
+import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(os.environ["FAKE_ROOT"])
 sys.path.insert(0, str(HERE))
@@ -21,17 +25,46 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response  # noqa: E402
 from modules import script_callbacks, shared  # noqa: E402
 
 EXTENSIONS = sorted((ROOT / "extensions").iterdir())
+IS_SDNEXT = shared.FLAVOUR == "sdnext"
+TITLES = {
+    "sdnext": {"txt2img": "Text", "img2img": "Image"},
+    "a1111": {"txt2img": "txt2img", "img2img": "img2img"},
+}.get(shared.FLAVOUR, {"txt2img": "Txt2img", "img2img": "Img2img"})
+A_FILE = 0.02
+"""Seconds in which the header of a LoRA is read, for the list."""
+
 networks = ModuleType("networks")
-networks.available, networks.listed = {}, 0
+networks.available_networks, networks.listed = {}, 0
+
+
+def process_network_files(names=None):
+    for path in sorted(Path(shared.cmd_opts.lora_dir).rglob("*.safetensors")):
+        if names and path.stem not in names:
+            continue
+        time.sleep(A_FILE)
+        networks.available_networks[path.stem] = SimpleNamespace(filename=str(path))
 
 
 def list_available_networks():
     networks.listed += 1
-    networks.available = {path.stem: path for path in Path(shared.cmd_opts.lora_dir).rglob("*.safetensors")}
+    networks.available_networks.clear()
+    process_network_files()
 
 
 networks.list_available_networks = list_available_networks
-sys.modules["networks"] = networks
+if IS_SDNEXT:
+    lora_load = ModuleType("modules.lora.lora_load")
+    lora_load.available_networks, lora_load.list_available_networks = (
+        networks.available_networks,
+        list_available_networks,
+    )
+    package = ModuleType("modules.lora")
+    package.__path__, package.lora_load = [], lora_load
+    package.__spec__ = importlib.util.spec_from_loader("modules.lora", None, is_package=True)
+    sys.modules |= {"modules.lora": package, "modules.lora.lora_load": lora_load}
+else:
+    networks.update_available_networks_by_names = process_network_files
+    sys.modules["networks"] = networks
 
 
 def load_scripts():
@@ -46,48 +79,93 @@ def load_scripts():
 
 
 def cards():
+    return "".join(f'<div class="card" data-name="{name}">{name}</div>' for name in sorted(networks.available_networks))
+
+
+def refresh():
     list_available_networks()
-    return "".join(f'<div class="card" data-name="{name}">{name}</div>' for name in sorted(networks.available))
+    return cards()
+
+
+def build_networks(name):
+    """A tab of LoRA cards; in SD.Next a part of the page that a button opens."""
+    if not IS_SDNEXT:
+        with gr.Tabs(elem_id=f"{name}_extra_tabs"):
+            with gr.Tab("Generation"):
+                gr.HTML("")
+            with gr.Tab("Lora"):
+                shown = gr.HTML(cards(), elem_id=f"{name}_lora_cards")
+                again = gr.Button("refresh", elem_id=f"{name}_lora_extra_refresh_internal")
+                again.click(refresh, inputs=[], outputs=[shown])
+        return
+    show = gr.Button("Networks", elem_id=f"{name}_extra_networks_btn")
+    with gr.Column(visible=False, elem_id=f"{name}_extra_networks") as networks_part:
+        with gr.Tabs(elem_id=f"{name}_extra_tabs"):
+            with gr.Tab("Model"):
+                gr.HTML("")
+            with gr.Tab("Lora"):
+                shown = gr.HTML(cards(), elem_id=f"{name}_lora_cards")
+        again = gr.Button("refresh", elem_id=f"{name}_extra_refresh")
+        again.click(refresh, inputs=[], outputs=[shown])
+    is_shown = gr.State(False)
+    show.click(lambda now: (not now, gr.update(visible=not now)), inputs=[is_shown], outputs=[is_shown, networks_part])
 
 
 def build():
     for options in script_callbacks.settings:
         options()
+    list_available_networks()
     interfaces = [entry for function in script_callbacks.tabs for entry in function()]  # outside of any Blocks
     with gr.Blocks(title="Stand-in", analytics_enabled=False) as demo:
         with gr.Tabs(elem_id="tabs"):
-            for name in ("txt2img", "img2img"):
-                title = name.capitalize() if shared.FLAVOUR.startswith("forge") else name
+            for name, title in TITLES.items():
                 with gr.Tab(title, elem_id=f"tab_{name}"):
                     gr.Textbox(label="Prompt", elem_id=f"{name}_prompt", lines=2)
-                    with gr.Tabs(elem_id=f"{name}_extra_tabs"):
-                        with gr.Tab("Generation"):
-                            gr.HTML("")
-                        with gr.Tab("Lora"):
-                            shown = gr.HTML(cards(), elem_id=f"{name}_lora_cards")
-                            again = gr.Button("refresh", elem_id=f"{name}_lora_extra_refresh_internal")
-                            again.click(cards, inputs=[], outputs=[shown])
+                    gr.HTML("<span>left</span> <span>Cancel</span> <span>File</span>", elem_id=f"{name}_words")
+                    build_networks(name)
             for blocks, title, id in interfaces:
                 with gr.Tab(title, elem_id=f"tab_{id}"):
                     blocks.render()
     return demo
 
 
-BRIDGE = "<script>function gradioApp(){return document}</script>"
+CSS = ".gradio-container .prose span { color: rgb(1, 2, 3); }"
+BRIDGE = "function gradioApp(){return document}"
+TRANSLATES = """
+window.localization = WORDS;
+const hostWalk = (root) => {
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const told = localization[walker.currentNode.textContent.trim()];
+        if (told !== undefined) walker.currentNode.textContent = told;
+    }
+};
+document.addEventListener("DOMContentLoaded", () => {
+    const observer = new MutationObserver((all) => all.forEach((one) => one.addedNodes.forEach(hostWalk)));
+    observer.observe(document.body, {childList: true, subtree: true});
+});
+"""
+
+
+def words():
+    """What every extension brings for the chosen language, in one dictionary for the whole page."""
+    found = {}
+    for extension in EXTENSIONS:
+        path = extension / "localizations" / f"{shared.opts.localization}.json"
+        if path.is_file():
+            found |= json.loads(path.read_text(encoding="utf-8"))
+    return json.dumps(found)
 
 
 def head():
-    scripts = "".join(
-        f"<script>{path.read_text(encoding='utf-8')}</script>"
+    ours = [
+        path.read_text(encoding="utf-8")
         for extension in EXTENSIONS
         for path in sorted((extension / "javascript").glob("*.js"))
-    )
-    styles = "".join(
-        f"<style>{(extension / 'style.css').read_text(encoding='utf-8')}</style>"
-        for extension in EXTENSIONS
-        if (extension / "style.css").is_file()
-    )
-    return BRIDGE + scripts + styles
+    ]
+    scripts = "".join(f"<script>{script}</script>" for script in (BRIDGE, TRANSLATES.replace("WORDS", words()), *ours))
+    sheets = [path.read_text(encoding="utf-8") for one in EXTENSIONS if (path := one / "style.css").is_file()]
+    return scripts + "".join(f"<style>{sheet}</style>" for sheet in (*sheets, CSS))
 
 
 def main(port):
@@ -108,9 +186,11 @@ def main(port):
         import modules.sd_models as models
 
         weights = [name for name in ("torch", "transformers") if name in sys.modules]
+        model = models.model_data.sd_model
         return JSONResponse({
-            "listed": networks.listed, "loras": sorted(networks.available), "hash": shared.sd_model.current_lora_hash,
-            "unloaded": len(models.unloaded), "heavy": weights, "options": sorted(shared.opts.data_labels),
+            "listed": networks.listed, "loras": sorted(networks.available_networks), "hash": model.current_lora_hash,
+            "unloaded": models.moves.count("unloaded"), "moves": models.moves, "device": model.device, "heavy": weights,
+            "loaded_by_reading": models.model_data.loaded_by_reading, "options": sorted(shared.opts.data_labels),
             "gradio": gr.__version__,
         })  # fmt: skip
 

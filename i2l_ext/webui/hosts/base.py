@@ -41,6 +41,9 @@ class Host(Protocol):
     def option(self, key: str) -> Any:
         """The value of one of SETTINGS."""
 
+    def language(self) -> str:
+        """The language that was chosen in the host, such as ``zh_CN`` or ``ru: Russian``; "" where none was."""
+
     def lora_folder(self) -> Path:
         """Where LoRAs are written; absolute."""
 

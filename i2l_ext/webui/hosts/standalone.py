@@ -31,6 +31,9 @@ class StandaloneHost:
     def option(self, key: str) -> Any:
         return self._file.read()[key]
 
+    def language(self) -> str:
+        return ""
+
     def lora_folder(self) -> Path:
         named = self.option("i2l_lora_folder")
         return (Path(named) if named else self._folder).absolute()

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111, Forge and Forge Neo. The only file that imports a WebUI's own modules.
+"""What all WebUIs of AUTOMATIC1111's kind share. Only the files of this folder import a WebUI's own modules.
 
 Which one it is, and what it can do, is found by looking for the modules and attributes that make the difference. The
 names of modules that a WebUI may lack are looked up in ``sys.modules``.
@@ -11,31 +11,35 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from i2l_ext.engine.job import Job
 from i2l_ext.webui.hosts.base import LOCAL_ADDRESSES, named_models_folders
 from i2l_ext.webui.settings import SETTINGS, SettingsFile
 
-TITLES = {"forge-neo": "Forge Neo", "forge": "Forge", "a1111": "AUTOMATIC1111"}
-
 
 class WebUIHost:
-    """A Host that is a WebUI, in whose process we run."""
+    """A Host that is a WebUI, in whose process we run. Each WebUI has a subclass, which says how it differs."""
 
+    name = ""
+    title = "WebUI"
+    applies_loras = False
     settings_file: SettingsFile | None = None
+
+    credential_flags: ClassVar = ("api_auth", "gradio_auth")
+    credential_files: ClassVar = ("gradio_auth_path",)
+    language_option: ClassVar = "localization"
+
+    @classmethod
+    def is_running(cls) -> bool:
+        """Whether this process is that WebUI."""
+        return False
 
     def __init__(self) -> None:
         from modules import paths, shared
 
         self._shared, self._paths = shared, paths
         flags = shared.cmd_opts
-        runs_qwen_image = hasattr(flags, "lora_dirs")  # an option of Forge Neo alone
-        manages_memory = "modules_forge" in sys.modules or (Path(paths.script_path) / "modules_forge").is_dir()
-        self.name = "forge-neo" if runs_qwen_image else "forge" if manages_memory else "a1111"
-        self.title = TITLES[self.name]
-        self.applies_loras = runs_qwen_image
-        self._manages_memory = runs_qwen_image or manages_memory
         exposed = getattr(flags, "listen", False) or getattr(flags, "share", False) or getattr(flags, "ngrok", None)
         server = getattr(flags, "server_name", None)
         self.is_local = not exposed and (not server or server in LOCAL_ADDRESSES)
@@ -45,13 +49,16 @@ class WebUIHost:
         setting = next(one for one in SETTINGS if one.key == key)
         return setting.valid_or_default(getattr(self._shared.opts, key, setting.default))
 
+    def language(self) -> str:
+        named = str(getattr(self._shared.opts, self.language_option, None) or "")
+        return "" if named in ("None", "Auto") else named
+
     def lora_folder(self) -> Path:
         named = self.option("i2l_lora_folder")
         return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora").absolute()
 
     def lora_folders(self) -> list[Path]:
-        more = getattr(self._shared.cmd_opts, "lora_dirs", None) or ()
-        return list(dict.fromkeys((self.lora_folder(), *(Path(folder).absolute() for folder in more))))
+        return [self.lora_folder()]
 
     def models_folders(self) -> list[Path]:
         return [*named_models_folders(self.option("i2l_models_folder")), self._models() / "i2l"]
@@ -60,16 +67,19 @@ class WebUIHost:
         return Path(self._paths.models_path)
 
     def refresh_loras(self) -> None:
+        """Add to the WebUI's own dictionary what is new, and drop what is gone. Its own refresh empties the dictionary
+        first, without a lock: one that runs at the same time, from a page, would show cards of half of it."""
         networks: Any = sys.modules.get("networks")
         if networks is None:
             return
-        cached: Any = getattr(networks, "load_lora_state_dict", None)
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
-        model: Any = getattr(self._shared, "sd_model", None)
-        if hasattr(model, "current_lora_hash"):
-            model.current_lora_hash = None
-        networks.list_available_networks()
+        add = getattr(networks, "update_available_networks_by_names", None)
+        if add is None:
+            networks.list_available_networks()
+            return
+        add([])  # no names: all
+        for name, entry in list(networks.available_networks.items()):
+            if not Path(entry.filename).is_file():
+                networks.available_networks.pop(name, None)
 
     @contextmanager
     def exclusive_gpu(self, job: Job) -> Iterator[None]:
@@ -80,29 +90,45 @@ class WebUIHost:
         from modules import call_queue
 
         with call_queue.queue_lock:
-            if job.state == "waiting":  # it may have been cancelled while it waited for the lock
-                self._free_vram()
-            yield
+            # it may have been cancelled while it waited for the lock
+            model = self._free_vram() if job.state == "waiting" else None
+            try:
+                yield
+            finally:
+                if model is not None:
+                    self._bring_back(model)
 
-    def _free_vram(self) -> None:
-        from modules import devices, sd_models
+    def _free_vram(self) -> Any:
+        """Take the WebUI's model off the card. What has to be brought back; None where the WebUI does that itself."""
+        from modules import devices
 
-        unload = getattr(sd_models, "unload_model_weights", None)
-        # A1111, which does not manage memory itself, raises where no model is loaded
-        if unload is not None and (self._manages_memory or getattr(sd_models.model_data, "sd_model", None) is not None):
-            unload()
+        model = self._unload()
         gc.collect()
         devices.torch_gc()
+        return model
+
+    def _unload(self) -> Any:
+        """As ``_free_vram``, but for the memory that Python and torch still hold."""
+
+    def _bring_back(self, model: Any) -> None:
+        """Put on the card again what ``_unload`` gave."""
+
+    def _model(self) -> Any:
+        """The checkpoint that is loaded, or None. ``shared.sd_model`` is not read: that loads one."""
+        from modules import sd_models
+
+        return getattr(sd_models.model_data, "sd_model", None)
 
     def credentials(self) -> list[tuple[str, str]]:
         """User names and passwords of the WebUI's own API, and of its page."""
         flags = self._shared.cmd_opts
         texts: list[str] = []
-        for flag in ("api_auth", "gradio_auth"):
+        for flag in self.credential_flags:
             texts += (getattr(flags, flag, None) or "").split(",")
-        if path := getattr(flags, "gradio_auth_path", None):
-            for line in Path(path).read_text(encoding="utf8").splitlines():
-                texts += line.split(",")
+        for flag in self.credential_files:
+            if path := getattr(flags, flag, None):
+                for line in Path(path).read_text(encoding="utf8").splitlines():
+                    texts += line.split(",")
         pairs = [text.strip().partition(":") for text in texts if ":" in text]
         return [(user, password) for user, _, password in pairs]
 

@@ -1,9 +1,34 @@
+"""A1111: a checkpoint goes to the computer's memory and stays there until it is sent to the card. SD.Next and Forge Neo
+drop it, and load it again by themselves."""
+
 from types import SimpleNamespace
 
-model_data = SimpleNamespace(sd_model=object())
-unloaded = []
+from modules import shared
+
+moves = []
+"""What became of the checkpoint, in order."""
 
 
-def unload_model_weights():
-    unloaded.append(1)
-    model_data.sd_model = None
+class ModelData:
+    def __init__(self):
+        self.sd_model = SimpleNamespace(current_lora_hash="stale", device="cuda")
+        self.loaded_by_reading = 0
+
+    def get_sd_model(self):
+        self.loaded_by_reading += 1
+        return self.sd_model
+
+
+model_data = ModelData()
+
+
+def unload_model_weights(sd_model=None, info=None, op=None):
+    model = sd_model or (shared.sd_model if shared.FLAVOUR == "a1111" else model_data.sd_model)
+    model.device = "cpu" if shared.FLAVOUR == "a1111" else None
+    moves.append("unloaded")
+
+
+def send_model_to_device(model):
+    if shared.FLAVOUR == "a1111":
+        model.device = "cuda"
+    moves.append("sent")

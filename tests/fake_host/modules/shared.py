@@ -1,4 +1,5 @@
 import os
+import sys
 from types import SimpleNamespace
 
 from modules import paths
@@ -11,7 +12,6 @@ cmd_opts = SimpleNamespace(
 )  # fmt: skip
 if FLAVOUR == "forge-neo":
     cmd_opts.lora_dirs = []
-sd_model = SimpleNamespace(current_lora_hash="stale")
 
 
 class OptionInfo:
@@ -34,7 +34,22 @@ class Options:
     def __getattr__(self, key):
         if key in self.data_labels:
             return self.data_labels[key].default
+        if key in ("localization", "ui_locale"):
+            return os.environ.get("FAKE_LANGUAGE", "None")
         raise AttributeError(key)
 
 
 opts = Options()
+
+
+class Shared(type(sys.modules[__name__])):
+    """Reading ``sd_model`` loads the checkpoint."""
+
+    @property
+    def sd_model(self):
+        from modules import sd_models
+
+        return sd_models.model_data.get_sd_model()
+
+
+sys.modules[__name__].__class__ = Shared

@@ -1,0 +1,128 @@
+"""What the page's own buttons do: those that stand inside pictures, models, jobs and results (``action_button``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from i2l_ext.converters.errors import UserError
+from i2l_ext.webui import model_views
+from i2l_ext.webui.disk_errors import explain_disk_errors
+from i2l_ext.webui.markup import element, error_line
+from i2l_ext.webui.model_list import available_hubs, with_disk
+from i2l_ext.webui.page_form import read_form
+from i2l_ext.webui.service import Service
+
+OFFERS = ("make", "models")
+"""The panes where a download can be offered."""
+
+LORA_LISTS = ("inspect_file", "train_file")
+
+ERRORS = ("make_error", "train_error", "inspect_error", "models_error")
+
+Said = Mapping[str, Any]
+Told = Mapping[str, Any]
+"""New values by control."""
+
+
+def acted_controls() -> list[str]:
+    """The controls that ``act`` may change."""
+    return [*ERRORS, *(f"{pane}_offer" for pane in OFFERS), *LORA_LISTS]
+
+
+def act(service: Service, text: str) -> Told:
+    """Do what a button says: the JSON ``{"action": …}``, with what the script has gathered around it in ``fields``."""
+    said = read_form(text)
+    action = ACTIONS.get(str(said.get("action")))
+    if action is None:
+        return {}
+    act, error = action
+    told = f"{_pane(said)}_error" if error is None else error
+    try:
+        with explain_disk_errors("That could not be done"):
+            return {told: "", **act(service, said)}
+    except UserError as refused:
+        return {told: error_line(str(refused))}
+
+
+def offer_download(service: Service, model: str, pane: str, *, then_make: bool = False) -> Told:
+    """The offer to download a model, in a pane."""
+    row = with_disk(service.models.find(model))
+    offer = model_views.download_offer(
+        row, pane, places=service.host.is_local, then_make=then_make, hubs=available_hubs()
+    )
+    return {f"{pane}_offer": offer}
+
+
+def _offer(service: Service, said: Said) -> Told:
+    return offer_download(service, str(said.get("model")), _pane(said))
+
+
+def _close_offer(service: Service, said: Said) -> Told:
+    return {f"{_pane(said)}_offer": ""}
+
+
+def _fetch(service: Service, said: Said) -> Told:
+    """Start a download; where a LoRA is to be made after it, the page then presses that button once more."""
+    model, pane = str(said.get("model")), _pane(said)
+    source = _field(said, "source")
+    job = service.download(model, source[0] if source else "huggingface", agreed=model in _field(said, "agreed"))
+    service.panes[job.id] = pane
+    then = element("i", data_i2l_then="i2l_make", data_i2l_id=job.id) if said.get("make") is True else ""
+    return {f"{pane}_offer": then}
+
+
+def _verify(service: Service, said: Said) -> Told:
+    service.verify(str(said.get("model")))
+    return {}
+
+
+def _repair(service: Service, said: Said) -> Told:
+    service.repair(str(said.get("job")), str(said.get("consumer")))
+    return {}
+
+
+def _vary(service: Service, said: Said) -> Told:
+    service.make_variants(
+        str(said.get("job")), [float(one) for one in _numbers(said, "strength")],
+        [int(one) for one in _numbers(said, "rank")], [int(one) for one in _numbers(said, "twice")],
+    )  # fmt: skip
+    return {}
+
+
+def _choose(service: Service, said: Said) -> Told:
+    """Put a LoRA into the lists of the panes that work on one."""
+    file = str(said.get("file"))
+    service.lora(file)
+    files = list(service.loras())
+    return {name: gr.update(choices=files, value=file) for name in LORA_LISTS}
+
+
+ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
+    "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
+    "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
+    "choose": (_choose, "make_error"),
+}  # fmt: skip
+"""What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
+
+
+def _pane(said: Said) -> str:
+    pane = said.get("pane")
+    return pane if isinstance(pane, str) and f"{pane}_error" in ERRORS else "make"
+
+
+def _field(said: Said, name: str) -> list[str]:
+    """What the fields of that name hold."""
+    fields = said.get("fields")
+    held = fields.get(name) if isinstance(fields, Mapping) else None
+    return [one for one in held if isinstance(one, str)] if isinstance(held, list) else []
+
+
+def _numbers(said: Said, name: str) -> list[float]:
+    try:
+        return [float(json.loads(one)) for one in _field(said, name)]
+    except (ValueError, TypeError, OverflowError):
+        raise UserError("That is no number. Reload the page.") from None

@@ -1,0 +1,270 @@
+"""The page as a person finds it: what it says and where, in one glance, with keyboard and reader, light and dark."""
+
+import json
+import re
+import shutil
+
+import pytest
+from steps import choose_model, drop, finish, job, look, name_it, pane, qwen_lora, start, stop
+
+SIZES = [(1400, 900), (900, 900)]
+
+CONTRAST = """() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const rgba = (colour) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const over = (top, under) => [0, 1, 2].map((n) => top[n] * top[3] + under[n] * (1 - top[3])).concat(1);
+    const behind = (item) => {
+        const layers = [];
+        for (; item; item = item.parentElement) {
+            const style = getComputedStyle(item), colour = rgba(style.backgroundColor);
+            if (style.backgroundImage !== "none") return null;
+            if (colour[3]) layers.push(colour);
+            if (colour[3] === 1) break;
+        }
+        return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]);
+    };
+    const light = (colour) => {
+        const [r, g, b] = colour.map((part) => part / 255)
+            .map((part) => part <= .03928 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b;
+    };
+    const found = [];
+    const walker = document.createTreeWalker(document.getElementById("i2l"), NodeFilter.SHOW_TEXT);
+    let seen = 0;
+    while (walker.nextNode()) {
+        const text = walker.currentNode.nodeValue.trim(), item = walker.currentNode.parentElement;
+        if (!text || !item.getClientRects().length) continue;
+        if (item.closest("#i2l_hidden, .i2l-unseen, svg, :disabled")) continue;
+        const style = getComputedStyle(item), back = behind(item);
+        if (style.visibility === "hidden" || +style.opacity < 1 || !back) continue;
+        const [one, other] = [light(over(rgba(style.color), back)), light(back)].sort((a, b) => b - a);
+        const ratio = (one + .05) / (other + .05);
+        seen += 1;
+        if (ratio < 4.5) found.push([text.slice(0, 40), ratio.toFixed(2), style.color, back.join(), item.className]);
+    }
+    return {seen, found};
+}"""
+
+
+def sized(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    page.wait_for_timeout(400)
+
+
+def in_sight(page, selector):
+    """Whether all of a place is in the window as it is, without scrolling."""
+    box = page.locator(selector).first.bounding_box()
+    size = page.viewport_size
+    return box is not None and box["y"] >= 0 and box["y"] + box["height"] <= size["height"] + 1
+
+
+@pytest.mark.short
+def test_a_share_that_is_no_share_is_told_before_the_job(place, open_page, pictures):
+    page = open_page()
+    drop(page, pictures[:2])
+    choose_model(page, "mini")
+    name_it(page, "shares")
+    field = page.locator("#i2l_tray input").nth(1)
+    for wrong in ("0", "-2", ""):
+        field.fill(wrong)
+        page.locator("#i2l_share_wrong").wait_for()
+        assert field.get_attribute("aria-invalid") == "true"
+        page.locator("#i2l_make").click()
+        page.locator("#i2l_make_error", has_text="share of picture 2").first.wait_for()
+    assert page.locator(".i2l-job").count() == 0
+    field.fill("2.5")
+    page.locator("#i2l_share_wrong").wait_for(state="hidden")
+
+
+@pytest.mark.short
+def test_names_in_any_script(place, open_page, pictures):
+    page = open_page()
+    field = page.locator("#i2l_name textarea, #i2l_name input").first
+    for name in ("水彩", "стиль", "ガラス絵"):
+        field.fill(name)
+        page.locator("#i2l_saved_as .i2l-value", has_text=f"{name}.safetensors").wait_for()
+    field.fill("水:彩")
+    told = page.locator("#i2l_saved_as .i2l-error")
+    told.filter(has_text="A name cannot have this character: ':'").wait_for()
+    drop(page, pictures[:1])
+    choose_model(page, "mini")
+    page.locator("#i2l_make").click()
+    page.wait_for_timeout(1500)
+    assert page.locator("#i2l .i2l-error:visible").count() == 1  # said once, beside the name
+    told.locator("button", has_text="水-彩").click()
+    page.locator("#i2l_saved_as .i2l-value", has_text="水-彩.safetensors").wait_for()
+    page.locator("#i2l_make").click()
+    finish(page, "水-彩")
+    assert (place.lora / "水-彩.safetensors").is_file()
+    assert "<lora:水-彩:1>" in page.locator("#i2l_make_result").first.inner_text()
+    page.locator("#i2l_saved_as .i2l-value", has_text="水-彩-2.safetensors").wait_for()  # the name is taken now
+    pane(page, "Train from it")
+    held = page.locator("#i2l_train_file input").first
+    page.wait_for_function("(held) => held.value === '水-彩.safetensors'", arg=held.element_handle())
+
+
+def test_a_name_is_refused_in_the_pages_language(place, browser):
+    context = browser.new_context(locale="zh-CN", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(place.url, wait_until="domcontentloaded")
+    page.locator("#i2l_panes").wait_for(state="attached")
+    if place.version != "6":
+        page.locator("#tabs button", has_text="Image to LoRA").first.click()
+    page.locator("#i2l_name textarea, #i2l_name input").first.fill("水:彩")
+    page.locator("#i2l_saved_as .i2l-error", has_text="名称不能包含此字符").wait_for()
+    context.close()
+
+
+@pytest.mark.short
+def test_progress_and_failures_stand_by_their_button(place, open_page, pictures):
+    page = open_page()
+    sized(page, 1400, 900)
+    start(page, pictures[:1], "slow_here")
+    card = job(page, "slow_here")
+    card.wait_for()
+    assert in_sight(page, "#i2l_make") and in_sight(page, ".i2l-job")
+    above = page.locator("#i2l_make").first.bounding_box()
+    below = page.locator(".i2l-job").first.bounding_box()
+    assert 0 <= below["y"] - above["y"] - above["height"] < 60, "not at the button"
+    pane(page, "Models")
+    brief = page.locator("#i2l_jobs .i2l-brief", has_text="slow_here")
+    brief.click()  # it leads back
+    card.wait_for()
+    card.locator("[data-i2l=cancel]").focus()
+    page.wait_for_timeout(2500)
+    assert page.evaluate("document.activeElement.dataset.i2l") == "cancel", "the keyboard lost its place"
+    stop(page, "slow_here")
+    card.get_by_role("button", name="Dismiss").click()
+    card.wait_for(state="detached")
+    page.wait_for_timeout(5000)
+    assert card.count() == 0
+
+
+@pytest.mark.short
+def test_a_model_that_is_absent_is_downloaded_where_make_is_pressed(place, open_page, pictures):
+    page = open_page()
+    drop(page, pictures[:1])
+    name_it(page, "absent")
+    first = page.locator("#i2l_models .i2l-model").first
+    assert "qwen-image-style" in first.inner_text() and "20.6 GB" in first.inner_text()
+    first.locator("input").check()
+    page.locator("#i2l_make").click()
+    offer = page.locator("#i2l_make_offer .i2l-offer")
+    offer.wait_for()
+    assert "Free on the disk" in offer.inner_text()
+    offer.locator("input[type=checkbox]").check()
+    offer.get_by_role("button", name="Download, then make").click()
+    job(page, "qwen-image-style").first.wait_for()
+    job(page, "absent").locator("em", has_text="waiting").wait_for()
+    page.locator("#i2l_models .i2l-missing", has_text="downloading").first.wait_for()
+    job(page, "qwen-image-style").get_by_role("button", name="Pause").click()
+    page.locator(".i2l-job em", has_text="paused").or_(
+        page.locator(".i2l-job em", has_text="cancelled")
+    ).first.wait_for()
+    page.wait_for_timeout(1500)
+    assert page.locator(".i2l-job [data-i2l=cancel]").count() == 0  # what waited for it has gone, too
+
+
+@pytest.mark.short
+def test_the_result_and_what_follows_from_it(place, open_page, pictures):
+    page = open_page()
+    start(page, pictures[:2], "shown")
+    finish(page, "shown")
+    result = page.locator("#i2l_make_result .i2l-result").first
+    for width, height in SIZES:
+        sized(page, width, height)
+        heading = result.locator("h3").bounding_box()
+        assert heading["height"] < 40 and result.locator("code").first.bounding_box()["height"] < 40, "it wraps"
+        page.mouse.wheel(0, -5000)
+        assert (
+            in_sight(page, "#i2l_make")
+            and in_sight(page, "#i2l_make_result h3")
+            and in_sight(page, "#i2l_models .i2l-model")
+        )
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the window"
+        look(page, place, f"made-{width}")
+    result.locator(".i2l-variants summary").click()
+    result.locator(".i2l-variants label", has_text="1.5").first.click()
+    result.locator(".i2l-variants fieldset", has_text="Rank").locator("label").first.click()
+    result.get_by_role("button", name="Make them").click()
+    finish(page, "shown-r4")
+    result.locator("summary", has_text="Made before").click()
+    result.locator(".i2l-earlier", has_text="shown-s1.5").wait_for()
+    assert {"shown-s1.5.safetensors", "shown-r4.safetensors"} <= {path.name for path in place.lora.iterdir()}
+    result.locator("button", has_text="Train from it").click()
+    page.locator("#i2l_export").first.wait_for()
+    held = page.locator("#i2l_train_file input").first
+    page.wait_for_function("(held) => held.value === 'shown-r4.safetensors'", arg=held.element_handle())
+
+
+def test_a_start_folder_for_a_script_of_ones_own(place, open_page):
+    qwen_lora(place.lora / "to_train.safetensors")
+    page = open_page()
+    pane(page, "Train from it")
+    for control, choice in (("train_file", "to_train.safetensors"), ("trainer", "diffusers")):
+        page.locator(f"#i2l_{control} input").first.click()
+        page.locator('[role="option"], [data-testid="dropdown-option"]').filter(has_text=choice).first.click()
+    page.locator("#i2l_export").click()
+    result = page.locator("#i2l_train_result .i2l-result")
+    result.locator("code", has_text="start(transformer)").first.wait_for()
+    assert str(place.lora.parent / "i2l-training" / "to_train-diffusers-rank16") in result.inner_text()
+    assert "python start.py" not in result.inner_text()
+
+
+def test_what_is_converted_keeps_its_preview(place, open_page):
+    qwen_lora(place.lora / "seen.safetensors")
+    shutil.copy(next(place.lora.glob("*.preview.png"), place.lora / "none"), place.lora / "seen.preview.png")
+    (place.lora / "seen.json").write_text(json.dumps({"description": "mine", "sd version": "Unknown"}))
+    page = open_page()
+    pane(page, "Inspect and convert")
+    page.locator("#i2l_inspect_file input").first.click()
+    options = page.locator('[role="option"], [data-testid="dropdown-option"]')
+    options.filter(has_text=re.compile("^\\W*seen.safe")).first.click()
+    page.locator("#i2l_convert").click()
+    page.locator("#i2l_convert_result b", has_text="seen-webui").first.wait_for()
+    assert (place.lora / "seen-webui.preview.png").is_file()
+    assert json.loads((place.lora / "seen-webui.json").read_text())["description"] == "mine"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_contrast_in_every_pane(place, open_page, pictures, dark):
+    page = open_page(dark)
+    drop(page, pictures[:2])
+    page.locator("#i2l_tray input").first.fill("0")
+    page.locator("#i2l_name textarea, #i2l_name input").first.fill("a/b")
+    page.locator("#i2l_saved_as .i2l-error").wait_for()
+    page.locator("#i2l_models .i2l-model button").first.click()
+    page.locator("#i2l_make_offer .i2l-offer").wait_for()
+    for title in ("Make", "Train from it", "Inspect and convert", "Models", "Settings"):
+        if title == "Settings" and place.version != "6":
+            continue
+        pane(page, title)
+        page.wait_for_timeout(700)
+        measured = page.evaluate(CONTRAST)
+        assert measured["seen"] > 5 and measured["found"] == [], (title, measured)
+        look(page, place, f"pane-{title.split()[0].lower()}", dark)
+
+
+def test_the_keyboard_reaches_everything_and_it_has_names(place, open_page, pictures):
+    page = open_page()
+    drop(page, pictures[:1])
+    nameless = page.evaluate("""() => [...document.querySelectorAll("#i2l button, #i2l input, #i2l select, #i2l textarea")]
+        .filter((item) => item.getClientRects().length && !item.closest("#i2l_hidden"))
+        .filter((item) => !(item.textContent.trim() || item.title || item.getAttribute("aria-label") || item.placeholder
+            || (item.labels && [...item.labels].some((label) => label.textContent.trim())) || item.closest("label")
+            || item.getAttribute("aria-labelledby")))
+        .map((item) => item.outerHTML.slice(0, 120))""")
+    assert nameless == []
+    reached = set()
+    page.locator("#i2l_files input").first.focus()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("(document.activeElement.closest('[id^=i2l_]') || {}).id || ''"))
+    assert {"i2l_tray", "i2l_models", "i2l_name", "i2l_make"} <= reached, reached
