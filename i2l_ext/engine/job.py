@@ -11,10 +11,11 @@ from typing import Any
 
 ENDED = frozenset({"done", "failed", "cancelled"})
 
-LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look"}
+LANES = {"look": "pictures", "models": "look", "inspect": "look", "curve": "look", "doctor": "look",
+         "library": "look"}  # fmt: skip
 """Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
 
-BRIEF = frozenset({"look", "models"})
+BRIEF = frozenset({"look", "models", "library"})
 """Kinds whose results are read once, by who asked."""
 
 WINDOW = 20.0

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.library.folder import copy_card
 from i2l_ext.operations import Context, perform
 from i2l_ext.operations.previews import data_uri
 from i2l_ext.requests import CheckRequest, InspectRequest
@@ -18,7 +17,7 @@ from i2l_ext.worker.messages import Message
 
 if TYPE_CHECKING:
     from i2l_ext.operations.doctor import DoctorResult
-    from i2l_ext.operations.lora_files import ExportResult, InspectResult, RepairResult, WriteResult
+    from i2l_ext.operations.lora_files import ExportResult, InspectResult
     from i2l_ext.operations.models import VerifyResult
     from i2l_ext.pipeline import MakeResult
 
@@ -89,13 +88,6 @@ def _check(file: Path, context: Context) -> Any:
     return perform(CheckRequest(file), context).json()
 
 
-def _rewritten(result: WriteResult | RepairResult, message: Message, context: Context) -> dict[str, Any]:
-    """A LoRA that was written from another has its card, too."""
-    if getattr(result, "command", None) != "export":
-        copy_card(message.request.file, Path(result.json()["file"]))  # type: ignore[attr-defined]
-    return result.json()
-
-
 def _export(written: ExportResult, message: Message, context: Context) -> dict[str, Any]:
     """What the script says from which the training starts."""
     export = written.written
@@ -115,7 +107,7 @@ def _doctor(found: DoctorResult, message: Message, context: Context) -> dict[str
 
 
 PAGES: Mapping[str, Callable[[Any, Message, Context], dict[str, Any]]] = {
-    "make": _make, "inspect": _inspect, "convert": _rewritten, "mend": _rewritten, "export": _export, "verify": _verify, "doctor": _doctor,
+    "make": _make, "inspect": _inspect, "export": _export, "verify": _verify, "doctor": _doctor,
 }  # fmt: skip
 """Kind of request -> what the page is shown, where that is not the result alone."""
 
