@@ -81,13 +81,14 @@ def export(
     seed: int = 0,
     overwrite: bool = False,
     progress: Callable[[float], None] = lambda share: None,
+    begin_saving: Callable[[], None] = lambda: None,
 ) -> StartFolder:
     """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``. See `TRAINERS` for the ids.
 
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``progress``: told often what share is done, 0 to
-    1. The folder appears whole or not at all; in one that
-    exists, files of other names stay.
+    1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
+    all; in one that exists, files of other names stay.
 
     Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
     where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
@@ -149,6 +150,7 @@ def export(
         )
         for file, text in {**texts, "README.md": readme(trainer, written)}.items():
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
+        begin_saving()
     return written
 
 

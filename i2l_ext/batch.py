@@ -176,7 +176,8 @@ def _make_together(
                 own = [_of_pictures(part, first, count, len(scales)) for part in parts]
                 first += count
                 try:
-                    yield save_result(one, finish(own, one, files, opened), clock.portion(count / len(scales)))
+                    lora = finish(own, one, files, opened)
+                    yield save_result(one, lora, clock.portion(count / len(scales)), callbacks)
                 except UserError as error:
                     yield SkippedMake(one.name, str(error))
 

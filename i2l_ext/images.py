@@ -143,6 +143,11 @@ def collect(paths: Sequence[Path | str]) -> list[Path]:
     return found
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a picture's file, by which it is known. Raises UserError where it cannot be read."""
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
 def cover(image: Image.Image, size: int) -> Image.Image:
     """Scale until ``size`` x ``size`` is covered (bilinear, antialiased), and crop the centre square.
 

@@ -145,7 +145,7 @@ def make_prepared(
         callbacks.step("decode")
         parts = decode(model, files, embeddings, prepared.scales, callbacks, opened)
         lora = finish(parts, prepared, files, opened)
-        return save_result(prepared, clock.watch(lora, callbacks), clock)
+        return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
 
 
 def prepare(request: MakeRequest) -> PreparedMake:
@@ -273,8 +273,10 @@ def finish(
     return lora.cast(dtype)
 
 
-def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeResult:
-    """Write the LoRA, its preview and its sidecar. Raises UserError; then nothing is left behind."""
+def save_result(
+    prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks = NO_CALLBACKS
+) -> MakeResult:
+    """Write the LoRA, its preview and its sidecar. Raises UserError, Cancelled; then nothing is left behind."""
     request, model = prepared.request, prepared.model
     sidecar = metadata.sidecar(
         description=request.description,
@@ -297,10 +299,12 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             images=prepared.origins,
             strength=request.strength,
             request=prepared.digest,
+            options={name: getattr(request, name) for name in metadata.OPTIONS},
             heads=prepared.own_heads,
             pair=f"{stem}{GREY}" if request.grey else None,
         )
         loss = lora.write(path, request.dialect, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
+        callbacks.begin_saving()
 
     with clock.phase("save"):
         saved = library.save_lora(

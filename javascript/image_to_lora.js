@@ -66,7 +66,7 @@
     function fields(item) {
         const around = item.closest("[data-i2l-fields]"), told = {};
         if (!around) return told;
-        for (const field of around.querySelectorAll("input:checked, select")) {
+        for (const field of around.querySelectorAll('input:checked, input[type="number"], input[type="search"], select')) {
             (told[field.name] = told[field.name] || []).push(field.value);
         }
         return told;

@@ -214,13 +214,68 @@ def test_a_killed_owner_leaves_no_engine_and_the_next_one_knows(tmp_path, monkey
     owner.wait()
     until(lambda: not alive(engine), 15)
     heir = Queue(state, SMALL)
-    states = {job.title: job.state for job in heir.jobs()}
-    # the slow one heard that nobody listens any more, and could say so; of the deaf one nothing more is known
-    assert states == {"Cut off": "cancelled" if kind == "slow" else "failed", "Never begun": "failed"}
+    cut_off, waiting = heir.jobs()
+    assert (cut_off.title, waiting.title) == ("Cut off", "Never begun")
+    assert (cut_off.state, cut_off.code) == ("failed", "cut_off"), "nobody has cancelled it"
+    assert "closed or stopped while this was at work" in cut_off.error
+    until(lambda: waiting.state == "running" and waiting.total > 0)
     assert not records.exists()
     heir.close()
     other.close()
     assert list(state.iterdir()) == []
+
+
+def left_by(folder, id, message=None, outcome=None, **view):
+    """What a process that has ended left of a job in its folder."""
+    old = folder / "1-x"
+    old.mkdir(parents=True, exist_ok=True)
+    (old / "lock").touch()
+    own = {"protocol": queues.PROTOCOL, "message": message}
+    record = queues.Job(id, "slow", f"Job {id}", {}, old / id, **view).view() | own
+    (old / f"{id}.json").write_text(json.dumps(record | {"was_cancelled": view.get("was_cancelled", False)}))
+    if outcome:
+        (old / f"{id}.outcome.json").write_text(json.dumps(outcome))
+    return old
+
+
+def test_what_waited_is_taken_up_and_runs(tmp_path):
+    state, message = tmp_path / "state", {"request": {"times": 2}}
+    for number in range(3):
+        left_by(state, f"a{number}", message, created=float(number))
+    queue = Queue(state, SMALL)
+    assert [job.title for job in queue.jobs()] == ["Job a0", "Job a1", "Job a2"]
+    for job in queue.jobs():
+        assert queue.wait(job.id, 30).result == {"slept": True}
+    assert [job.started for job in queue.jobs()] == sorted(job.started for job in queue.jobs())
+    queue.close()
+
+
+@pytest.mark.parametrize("harm", [{"protocol": 1}, {"message": None}, {"message": [1]}, {"kind": "models"}])
+def test_what_waited_and_cannot_be_taken_up_is_told(tmp_path, harm):
+    file = left_by(tmp_path / "state", "ab", {"request": {}}) / "ab.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | harm))
+    queue = Queue(tmp_path / "state", SMALL)
+    [job] = queue.jobs()
+    assert (job.state, job.code) == ("failed", "lost") and "Start it again" in job.error
+    queue.close()
+
+
+@pytest.mark.parametrize("by_user", [True, False])
+def test_cancelled_is_what_somebody_cancelled(tmp_path, by_user):
+    """An engine whose WebUI has gone says that it was stopped. Why, only the record knows."""
+    outcome = {"event": "cancelled"}
+    left_by(tmp_path / "state", "ab", None, outcome, state="running", started=1.0, was_cancelled=by_user)
+    [job] = Queue(tmp_path / "state", SMALL).jobs()
+    assert job.state == ("cancelled" if by_user else "failed")
+    assert by_user or (job.code == "cut_off" and "closed or stopped" in job.error)
+
+
+def test_a_job_that_is_being_cancelled_has_that_in_its_record(queue):
+    job = queue.submit("deaf", "Long", {})
+    until(lambda: job.progress.steps)
+    queue.cancel(job.id)
+    assert json.loads((queue.folder / f"{job.id}.json").read_text())["was_cancelled"] is True
+    assert queue.wait(job.id, 5).state == "cancelled"
 
 
 def test_what_an_engine_finished_alone_is_done(tmp_path):

@@ -287,11 +287,13 @@ def test_an_engine_that_outlives_its_webui_is_waited_for(tmp_path, monkeypatch, 
     owner.wait()
     monkeypatch.setattr(queues, "ORPHAN_SECONDS", queues.ORPHAN_SECONDS if patient else 0)
     heir = Queue(state, SMALL, on_end=told.append)
-    [asked] = heir.active()
+    asked, waiting = heir.active()
+    assert waiting.title == "Never begun"
     assert asked.state == "stopping" and asked.view()["title"] == "Cut off" and old.exists()
     assert Queue(state, SMALL).jobs() == [], "its jobs are the heir's"
     assert heir.wait(asked.id, 10).state == ("done" if patient else "failed")
     assert asked.result == ("in time" if patient else None)
     until(lambda: told == [asked] and not old.exists())
+    assert waiting.state in ("waiting", "running")
     assert records.read_job(heir.folder / f"{asked.id}.json").result == asked.result
     heir.close()

@@ -21,6 +21,8 @@ EXAMPLES = {
     "merge": {"parts": ["a.safetensors:0.5"]},
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
     "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
+    "library": {"folders": [PICTURE]},
+    "discard": {"files": [PICTURE]},
     "download": {"model": "mini"},
     "draw": {"prompts": ["a circle"]},
 }

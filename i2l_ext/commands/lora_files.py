@@ -1,4 +1,4 @@
-"""The commands on LoRA files: inspect, check, convert, rank, merge, export.
+"""The commands on LoRA files: inspect, check, convert, rank, merge, export, library, discard.
 
 Nothing heavy is imported before a command runs: `i2l inspect --header` is over within a tenth of torch's import.
 """
@@ -20,6 +20,7 @@ from i2l_ext.operations.bars import Bars, bars
 from i2l_ext.requests import Request
 
 if TYPE_CHECKING:
+    from i2l_ext.operations.library import DiscardResult, LibraryResult
     from i2l_ext.operations.lora_files import CheckResult, ExportResult, InspectResult, WriteResult
     from i2l_ext.operations.lora_folders import FileOutcome
 
@@ -158,6 +159,27 @@ def export_lines(result: ExportResult) -> list[str]:
     ]
 
 
+def library_lines(result: LibraryResult) -> list[str]:
+    """The LoRAs of folders, a line each."""
+    lines = []
+    for row in result.rows:
+        if "error" in row:
+            lines.append(f"{row['file']}: {row['error']}")
+            continue
+        loading = [name for name, status in row["loads"].items() if status == "all"]
+        made = f", made with {row['made']['model']}" if row["made"] else ""
+        lines.append(
+            f"{row['file']}: {row['model']}, {row['dialect']}, rank {row['rank']}, {row['bytes'] / 1e6:.1f} MB{made}; "
+            f"{'loads in ' + ', '.join(loading) if loading else 'no program here loads all of it'}"
+        )
+    return [*lines, f"{len(result.rows)} LoRAs, {result.read} headers read, the others remembered"]
+
+
+def discard_lines(result: DiscardResult) -> list[str]:
+    """What was moved, and where it is."""
+    return [f"{len(result.files)} LoRAs are in {', '.join(map(str, result.folders))}"]
+
+
 COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     "inspect": (
         requests.InspectRequest, "what a LoRA file is: model, dialect, ranks, values, maker", inspection_lines
@@ -171,6 +193,8 @@ COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     "export": (
         requests.ExportRequest, "a head start for a training run: init file, command, self-check", export_lines
     ),
+    "library": (requests.LibraryRequest, "the LoRAs of folders: model, rank, dialect, who loads each", library_lines),
+    "discard": (requests.DiscardRequest, "move LoRAs with their previews into the trash", discard_lines),
 }  # fmt: skip
 """Command -> its request, its help, and its result for a person."""
 

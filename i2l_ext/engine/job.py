@@ -13,8 +13,12 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 
 LANES = {
     "look": "pictures", "models": "look", "inspect": "look", "check": "look", "curve": "look", "doctor": "look",
+    "library": "look",
 }  # fmt: skip
 """Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
+
+BRIEF = frozenset({"look", "models", "library"})
+"""Kinds whose results are read once, by who asked."""
 
 WINDOW = 20.0
 """Seconds of past progress from which the time left is estimated."""
@@ -97,7 +101,8 @@ def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
 class Job:
     """One piece of work. ``message`` is what the engine is sent (see queue.py). ``state``: waiting, running, stopping,
     and then done, failed or cancelled. ``code`` names the kind of failure and ``hint`` says what usually helps
-    (failures.py). ``folder`` is the job's own, for files that it makes. Times are seconds since the epoch."""
+    (failures.py). ``folder`` is the job's own, for files that it makes. ``was_cancelled``: somebody asked for its end,
+    whatever came of that. Times are seconds since the epoch."""
 
     id: str
     kind: str
@@ -114,6 +119,7 @@ class Job:
     code: str | None = None
     hint: str | None = None
     tail: list[str] = field(default_factory=list)
+    was_cancelled: bool = False
 
     @property
     def request(self) -> Mapping[str, Any]:

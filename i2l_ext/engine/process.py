@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from threading import Event, Thread, Timer
 from typing import IO, Any, cast
 
 import i2l_ext
+from i2l_ext.engine.locks import SAVING_SECONDS, Claim
 
 ROOT = Path(i2l_ext.__file__).resolve().parent.parent
 
@@ -69,6 +71,8 @@ class EngineProcess:
         pipes = self.process.stdin, self.process.stdout, self.process.stderr
         self._stdin, self._stdout, self._stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
         self._stopped = Event()
+        self._claim = Claim.on_saving(Path(message["folder"])) if message.get("folder") else None
+        self._killed = False
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._stderr_reader = Thread(target=self._read_stderr, name="i2l-stderr", daemon=True)
         self._stderr_reader.start()
@@ -104,16 +108,28 @@ class EngineProcess:
         return code
 
     def stop(self) -> None:
-        """Close its stdin, which asks it to stop; kill it after STOP_SECONDS."""
+        """Close its stdin, which asks it to stop; kill it after STOP_SECONDS, but not while it gives files their
+        names (see Claim)."""
         self._stopped.set()
         timer = Timer(STOP_SECONDS, self._kill)
         timer.daemon = True
         timer.start()
 
     def _kill(self) -> None:
+        end = time.monotonic() + SAVING_SECONDS
         with suppress(OSError):
-            if self.process.poll() is None:
-                self.process.kill()
+            while self.process.poll() is None:
+                late = time.monotonic() > end
+                if self._claim is None or self._claim.take() or late:
+                    self._killed = not late
+                    self.process.kill()
+                    return
+                time.sleep(0.05)
+
+    @property
+    def ended_saving(self) -> bool:
+        """Of one that has ended: whether that was while it gave files their names, so that some may be there."""
+        return self._claim is not None and not self._killed and self._claim.is_held
 
     def _write_message(self, line: bytes) -> None:
         """Write the message, and close stdin when it is time. On a thread: an engine that does not read blocks it."""

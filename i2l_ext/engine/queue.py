@@ -1,7 +1,8 @@
 """The queue of jobs in the WebUI's process: progress, cancelling, results.
 
 One job of a lane runs at a time, each in an engine process of its own (process.py); the others wait. Every job has a
-record on disk (records.py), so that the next process knows which jobs were cut off. Standard library only.
+record on disk (records.py), so that the next process knows which jobs were cut off, and goes on with those that
+waited. Standard library only.
 
 The message to an engine is one JSON object: ``protocol``, ``kind``, ``request`` and ``options`` (the JSON of a request
 and of EngineOptions), ``folder`` (the job's own), ``outcome`` (the file for its last event), and what else the caller
@@ -27,18 +28,18 @@ from typing import Any
 
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.engine import failures, process, records
-from i2l_ext.engine.job import ENDED, Job
+from i2l_ext.engine.job import BRIEF, ENDED, Job
 from i2l_ext.engine.locks import Lock
 from i2l_ext.engine.turns import machines_turn
 from i2l_ext.requests import PROTOCOL
 
-__all__ = ["ENDED", "Job", "Queue", "QueueFull", "state_folder"]
+__all__ = ["BRIEF", "ENDED", "Job", "Queue", "QueueFull", "state_folder"]
 
 MAX_WAITING, MAX_KEPT = 20, 60
 """Jobs that may wait, and ended ones that are remembered."""
 
-BRIEF, MAX_KEPT_BRIEF = frozenset({"look", "models"}), 10
-"""Kinds whose results are read once, and how many ended ones are remembered: they do not displace the others."""
+MAX_KEPT_BRIEF = 10
+"""Ended jobs of brief kinds that are remembered: they do not displace the others."""
 
 ORPHAN_SECONDS = 30.0
 """Seconds for an engine that has outlived its WebUI to end; it gives itself 10."""
@@ -78,12 +79,16 @@ class Queue:
         for job in sorted((job for _, jobs in left for job in jobs), key=lambda job: job.created):
             self._redact_safely(job)
             self._jobs[job.id] = job
+            if job.state == "waiting":
+                job.folder = self.folder / job.id
             records.write_job(job, self.folder)
         for lock, jobs in left:  # only now that their jobs are recorded in our own folder
-            if all(job.state in ENDED for job in jobs):
-                records.remove_folder(lock)
+            if orphans := [job for job in jobs if job.state == "stopping"]:
+                Thread(target=self._adopt, args=(lock, orphans), name="i2l-adopt", daemon=True).start()
             else:
-                Thread(target=self._adopt, args=(lock, jobs), name="i2l-adopt", daemon=True).start()
+                records.remove_folder(lock)
+        for lane in dict.fromkeys(job.lane for job in self._jobs.values() if job.state == "waiting"):
+            self._start_lane(lane)
 
     def submit(self, kind: str, title: str, message: Mapping[str, Any]) -> Job:
         """Put a job at the end of its lane. ``message``: ``request`` and ``options``; the queue adds the rest.
@@ -95,10 +100,7 @@ class Queue:
         with self._changed:
             if sum(other.state == "waiting" for other in self._jobs.values()) >= MAX_WAITING:
                 raise QueueFull
-            if job.lane not in self._lanes:
-                runner = Thread(target=self._run_lane, args=(job.lane,), name="i2l-jobs", daemon=True)
-                runner.start()
-                self._lanes[job.lane] = runner
+            self._start_lane(job.lane)
             self._jobs[id] = job
             self._forget()
             records.write_job(job, self.folder)
@@ -118,15 +120,18 @@ class Queue:
         return [job for job in self.jobs() if job.state not in ENDED]
 
     def cancel(self, id: str) -> bool:
-        """Whether there was something to stop. A running job is over within a second."""
+        """Whether there was something to stop. A running job is over within a second, unless it is giving its files
+        their names: then it is too late, and it will be done."""
         with self._changed:
             job = self._jobs.get(id)
             if job is None or job.state in ENDED:
                 return False
+            job.was_cancelled = True
             if job.state == "waiting":
                 self._end(job, "cancelled")
             else:
                 job.state = "stopping"
+                records.write_job(job, self.folder)  # who finds it cut off knows that it was to be
                 if engine := self._engines.get(id):
                     engine.stop()
             return True
@@ -148,6 +153,11 @@ class Queue:
                 self.wait(job.id, 5)
         self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start_lane(self, lane: str) -> None:
+        if lane not in self._lanes:
+            self._lanes[lane] = Thread(target=self._run_lane, args=(lane,), name="i2l-jobs", daemon=True)
+            self._lanes[lane].start()
 
     def _run_lane(self, lane: str) -> None:
         while True:
@@ -200,7 +210,9 @@ class Queue:
         # a result that is too long for a line, or that a kill cut short, is in the file
         outcome = records.parse_outcome(last) if last else records.read_outcome(job.outcome)
         with self._changed:
-            if outcome is None:
+            if outcome is None and engine.ended_saving:
+                outcome = dict(records.CUT_OFF_SAVING)
+            elif outcome is None:
                 stopped = job.state == "stopping"
                 outcome = {"state": "cancelled"} if stopped else _unexpected_end(exit_code, engine.tail)
             self._end(job, **outcome, tail=list(engine.tail))

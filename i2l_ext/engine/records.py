@@ -18,13 +18,28 @@ from typing import Any
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import one_line
 from i2l_ext.engine import process
-from i2l_ext.engine.job import ENDED, Job
-from i2l_ext.engine.locks import Lock
+from i2l_ext.engine.job import BRIEF, ENDED, Job
+from i2l_ext.engine.locks import Claim, Lock
+from i2l_ext.requests import PROTOCOL
 
 CUT_OFF: Mapping[str, Any] = {
     "state": "failed",
     "error": "The WebUI was closed or stopped while this was at work; nothing half-written was left. Start again.",
     "code": "cut_off",
+}
+
+CUT_OFF_SAVING: Mapping[str, Any] = {
+    "state": "failed",
+    "error": "This was stopped from outside while its files were being saved. Look into their folder: "
+    "if they are there, they are whole.",
+    "code": "cut_off",
+}
+
+LOST: Mapping[str, Any] = {
+    "state": "failed",
+    "error": "The WebUI was closed or stopped while this was waiting, and it could not be taken up again. "
+    "Start it again.",
+    "code": "lost",
 }
 
 
@@ -51,7 +66,13 @@ def recovered_outcome(job: Job) -> Mapping[str, Any] | None:
     lock = Lock(job.folder / "lock")  # held by the engine (worker/main.py) as long as it lives
     alive = lock.path.is_file() and not lock.acquire()
     lock.release()
-    return read_outcome(job.outcome) or (None if alive else CUT_OFF)
+    outcome = read_outcome(job.outcome)
+    if outcome is None and alive:
+        return None
+    if outcome is None:
+        return CUT_OFF_SAVING if Claim.on_saving(job.folder).is_held else CUT_OFF
+    # an engine whose WebUI has gone stops by itself: then nobody had cancelled it
+    return CUT_OFF if outcome["state"] == "cancelled" and not job.was_cancelled else outcome
 
 
 def new_folder(folder: Path) -> tuple[Path, Lock]:
@@ -93,7 +114,9 @@ def remove_folder(lock: Lock) -> None:
 def write_job(job: Job, folder: Path) -> None:
     """Write its record, whole. If the disk refuses, the job goes on without one."""
     with suppress(OSError):
-        atomic.replace_text(folder / f"{job.id}.json", json.dumps(job.view()))
+        own = {"was_cancelled": job.was_cancelled, "protocol": PROTOCOL}
+        message = {"message": job.message} if job.state == "waiting" else {}  # for who takes it up
+        atomic.replace_text(folder / f"{job.id}.json", json.dumps(job.view() | own | message))
 
 
 _STATES = ENDED | {"waiting", "running", "stopping"}
@@ -114,7 +137,8 @@ _RECORDED: Mapping[str, Callable[[Any], bool]] = {
 
 
 def read_job(record: Path) -> Job:
-    """The job of a record. Raises ValueError, LookupError or TypeError where it is damaged."""
+    """The job of a record; one that was waiting still waits. Raises ValueError, LookupError or TypeError where it is
+    damaged."""
     view = process.loads_finite_json(record.read_bytes())
     if not isinstance(view, dict):
         raise ValueError(f"{record}: no object")
@@ -123,7 +147,12 @@ def read_job(record: Path) -> Job:
     job = Job(view["id"], view["kind"], view["title"], {}, record.with_suffix(""))
     for name in ("state", "created", "started", "ended", "result", "error", "code", "hint", "tail"):
         setattr(job, name, view.get(name))
-    if job.state not in ENDED:
+    job.was_cancelled = view.get("was_cancelled") is True
+    message = view.get("message") if view.get("protocol") == PROTOCOL else None
+    if job.state == "waiting" and isinstance(message, dict) and job.kind not in BRIEF:
+        job.message = message
+    elif job.state not in ENDED:
         job.ended = record.stat().st_mtime
-        vars(job).update(recovered_outcome(job) or {"state": "stopping", "ended": None})
+        outcome = LOST if job.state == "waiting" else recovered_outcome(job)
+        vars(job).update(outcome or {"state": "stopping", "ended": None})
     return job

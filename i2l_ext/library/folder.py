@@ -129,17 +129,6 @@ def save_lora(
         raise UserError(f"{name}: other programs keep taking this name in {folder}. Choose another one.")
 
 
-def copy_card(source: Path, lora: Path) -> None:
-    """Give a LoRA the preview and the sidecar of the one that it was written from, where it has none. What the disk
-    refuses is left out: the LoRA itself is there."""
-    for end in (".preview.png", ".json"):
-        old, new = (path.with_name(f"{path.stem}{end}") for path in (source, lora))
-        with suppress(OSError, UserError):
-            if old.is_file() and not new.exists():
-                with atomic.atomic_path(new, overwrite=False) as part:
-                    shutil.copyfile(old, part)
-
-
 def _save_as(
     target: SavedLora,
     write: Callable[[Path, str], None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -57,6 +58,7 @@ def lora_metadata(
     images: Sequence[Mapping[str, Any]],
     strength: float = 1.0,
     request: str | None = None,
+    options: Mapping[str, Any] | None = None,
     heads: str | None = None,
     pair: str | None = None,
     description: str = "",
@@ -67,6 +69,7 @@ def lora_metadata(
     ``images``: ``sha256`` and ``weight`` of each; anything else, such as a file name, is left out.
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
+    ``options``: fields of the request by OPTIONS, so that it can be made anew.
     ``heads``: the id of heads other than the model's own.
     ``pair``: the name of the LoRA for the negative branch, if there is one.
     ``made``: with its time zone; now if not given.
@@ -90,6 +93,26 @@ def lora_metadata(
         "i2l.strength": f"{strength:g}",
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
         **({"i2l.request": request} if request else {}),
+        **({"i2l.options": json.dumps(dict(options))} if options else {}),
         **({"i2l.heads": heads} if heads else {}),
         **({"i2l.grey": pair} if pair else {}),
     }
+
+
+OPTIONS = ("dialect", "dtype", "rank", "blocks", "kinds")
+"""Fields of the request that a LoRA remembers, beside model, pictures and strength."""
+
+
+def how_made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Of a LoRA that i2L has made: ``model``, ``strength``, ``images`` (``sha256`` and ``weight`` of each) and
+    ``options`` (by OPTIONS). None of another, or where its metadata are damaged."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        images = [
+            {"sha256": str(one["sha256"]), "weight": float(one["weight"])} for one in json.loads(metadata["i2l.images"])
+        ]
+        options = json.loads(metadata.get("i2l.options", "{}"))
+        return {
+            "model": metadata["i2l.model"], "strength": float(metadata["i2l.strength"]), "images": images,
+            "options": {name: options[name] for name in OPTIONS if options.get(name) is not None},
+        }  # fmt: skip
+    return None

@@ -28,7 +28,7 @@ def callbacks(reporter: Reporter) -> Callbacks:
     """The reporter, as what computes knows it."""
     from i2l_ext.weights.compute import Callbacks
 
-    return Callbacks(reporter.begin, reporter.progress, reporter.cancelled)
+    return Callbacks(reporter.begin, reporter.progress, reporter.cancelled, reporter.begin_saving)
 
 
 def embedding_cache(options: EngineOptions) -> EmbeddingCache | None:

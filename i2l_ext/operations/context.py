@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.requests import EngineOptions
@@ -49,6 +50,15 @@ class Reporter:
         """Raises Cancelled when the user wants to stop."""
         if self.cancelled():
             raise Cancelled
+
+    def begin_saving(self) -> None:
+        """Files are about to get their names: until ``end_saving`` it is too late to stop. Raises Cancelled when the
+        user wanted to stop before."""
+        self.check()
+
+    def end_saving(self, result: Mapping[str, Any]) -> None:
+        """They have their names. ``result``, as JSON, is what has come of the operation so far, should it be stopped
+        now."""
 
 
 @dataclass(frozen=True)

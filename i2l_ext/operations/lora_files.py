@@ -201,7 +201,9 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
         resizer = ranks.resizer_of(lora)
     lora = select(lora, request.blocks, request.kinds)
     output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
-    return _write(request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer)
+    return _write(
+        request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer, card=request.file
+    )
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
@@ -226,7 +228,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
     dialect, resizer = request.dialect or _dialect_of(lora), ranks.resizer_of(resized)
-    return _write(request, resized, output, dialect, progress, context, fields, resizer)
+    return _write(request, resized, output, dialect, progress, context, fields, resizer, request.file)
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
@@ -249,7 +251,8 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     output = request.output or _beside(named[0][0], "merged.safetensors")
     dialect, progress = request.dialect or _dialect_of(loras[0]), _progress(request, context)
-    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer)
+    largest = max(named, key=lambda one: abs(one[1]))[0]
+    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer, largest)
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
@@ -262,6 +265,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
         write(
             lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite, progress=_progress(request, context),
+            begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip
 
@@ -373,15 +377,19 @@ def _write(
     context: Context,
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
+    card: Path | None = None,
 ) -> WriteResult:
+    """Write the file, and beside it copies of the preview and the sidecar of the LoRA ``card``."""
+    from i2l_ext.converters import atomic
     from i2l_ext.converters.metadata import updated_metadata
+    from i2l_ext.library import cards
 
     if request.dtype:
         lora = lora.cast(DTYPES[request.dtype])
     metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
-    line = lora.save(
-        output, dialect, metadata=metadata, overwrite=request.overwrite, lossy=request.lossy, progress=progress
-    )
+    with cards.carried_over(card, output), atomic.atomic_path(output, overwrite=request.overwrite) as part:
+        line = lora.write(part, dialect, name=output.name, metadata=metadata, lossy=request.lossy, progress=progress)
+        context.reporter.begin_saving()
     text = f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(dialect)}" if lora.text_encoders else ""
     for note in (line, text):
         if note:

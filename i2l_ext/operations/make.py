@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import i2l_ext
 from i2l_ext import library
-from i2l_ext.converters.errors import UserError
-from i2l_ext.library import names
+from i2l_ext.converters.errors import UserError, printable
+from i2l_ext.library import metadata, names
 from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
@@ -94,11 +94,44 @@ def with_defaults(request: MakeRequest) -> MakeRequest:
     Raises UserError where a value is out of its range, or where no LoRA folder is found.
     """
     request.validate()
+    request = as_like(request)
     folder = request.folder or library.find_lora_folder(Path(i2l_ext.__file__).resolve().parents[1])
     if folder is None:
         raise UserError("Say where to save the LoRA: --lora-dir PATH. No models/Lora folder was found from here.")
     name = names.suggest_name(request.pictures) if request.name is None else request.name
     return replace(request, name=name, folder=folder, model=request.model or default_model())
+
+
+def as_like(request: MakeRequest) -> MakeRequest:
+    """The same with what was not said taken from the LoRA ``like``: model, strength, options, and of the same pictures
+    the weights. Raises UserError where that LoRA does not say how it was made, or has other pictures."""
+    from i2l_ext import images
+    from i2l_ext.converters.files import TensorFile
+
+    if request.like is None:
+        return request
+    with TensorFile(request.like) as file:
+        made, heads = metadata.how_made(file.header.metadata), file.header.metadata.get("i2l.heads")
+    if heads and request.heads is None:
+        raise UserError(f"{request.like.name}: was made with heads of its own ({printable(heads)}). Give --heads.")
+    if made is None:
+        raise UserError(f"{request.like.name}: does not say how it was made. Name a LoRA that i2l has made.")
+    known = {one["sha256"]: one["weight"] for one in made["images"]}
+    paths = images.collect(request.pictures)
+    digests = [images.file_digest(path) for path in paths]
+    if strange := [path.name for path, digest in zip(paths, digests, strict=True) if digest not in known]:
+        raise UserError(f"{printable(strange[0])}: {request.like.name} was not made of it. Give its own pictures.")
+    told = {"model": made["model"], "strength": made["strength"], **made["options"]}
+    told["weights"] = [known[digest] for digest in digests]
+    fields = MakeRequest.fields()
+    taken = {
+        name: fields[name].parse(value)
+        for name, value in told.items()
+        if getattr(request, name) == fields[name].default and fields[name].accepts(value)
+    }
+    liked = replace(request, **taken)
+    liked.validate()
+    return liked
 
 
 def default_model() -> str:

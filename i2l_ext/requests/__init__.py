@@ -6,6 +6,7 @@ function for each. Standard library only.
 
 from i2l_ext.requests.draw import DrawRequest
 from i2l_ext.requests.fields import Field, FieldInfo, Request, bad_request
+from i2l_ext.requests.library import DiscardRequest, LibraryRequest
 from i2l_ext.requests.lora_files import (
     ADVICE,
     CheckRequest,
@@ -28,16 +29,17 @@ REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
         MakeRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
-        RankRequest, MergeRequest, ExportRequest, RepairRequest, ModelsRequest, DownloadRequest, TrustRequest,
+        RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
+        ModelsRequest, DownloadRequest, TrustRequest,
         VerifyRequest, CacheRequest, DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
 
 __all__ = [
-    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS",
-    "CacheRequest", "CheckRequest", "ConvertRequest", "DoctorRequest", "DownloadRequest", "DrawRequest",
-    "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
-    "VerifyRequest", "bad_request", "parse_size",
+    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "CacheRequest", "CheckRequest", "ConvertRequest",
+    "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions", "ExportRequest", "Field",
+    "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
+    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",
+    "bad_request", "parse_size",
 ]  # fmt: skip

@@ -53,6 +53,10 @@ class MakeRequest(Request):
     overwrite: bool = option("replace a LoRA of that name", False, local=True)
     description: str = option("shown on the LoRA's card", "", prose=True)
     activation_text: str = option("put into the prompt with the LoRA", "", prose=True)
+    like: Path | None = option(
+        "a LoRA that i2l has made: what is not said is as there, and the same pictures weigh the same",
+        None, metavar="LORA", local=True,
+    )  # fmt: skip
     host: str | None = option("the WebUI whose model names the card has", None, choices=HOSTS, local=True)
 
     def validate(self) -> None:

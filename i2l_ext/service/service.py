@@ -32,10 +32,11 @@ from i2l_ext.requests import (
     VerifyRequest,
 )
 from i2l_ext.service.host import Host, list_loras
+from i2l_ext.service.library import Library
 from i2l_ext.service.model_list import ModelList, missing_parts
 from i2l_ext.service.previews import preview_uploads
 from i2l_ext.service.redaction import private_folders, redact_paths
-from i2l_ext.service.targets import WRITES_LORA, Targets
+from i2l_ext.service.targets import CHANGES_LIBRARY, Targets
 from i2l_ext.service.uploads import Uploads, upload_folders
 
 MAX_DESCRIPTION, MAX_ACTIVATION_TEXT = 4000, 1000
@@ -65,6 +66,7 @@ class Service:
         )  # fmt: skip
         self.models = ModelList(self.queue, lambda: host.option("i2l_model"))
         self.targets = Targets(host, self.queue)
+        self.library = Library(self)
         self.panes: dict[str, str] = {}
         """Job -> the pane where it was asked for, where its kind does not tell."""
         self._after: dict[str, list[str]] = {}
@@ -105,7 +107,7 @@ class Service:
                 and any(row["name"] == model and not row["ready"] for row in self.models.rows() or ())
             ):
                 raise DownloadNeeded(model)
-            job = self._submit(free, replace(request, name=free), draw=draw)
+            job = self.submit(free, replace(request, name=free), draw=draw)
         if fetching is not None:
             self._after.setdefault(fetching.id, []).append(job.id)
         return job
@@ -136,7 +138,7 @@ class Service:
         for end, change in changes:
             with self.targets.lock:
                 free = self.targets.free_name(names.clean_name(f"{job.result['name']}-{end}"))
-                jobs.append(self._submit(free, replace(made, name=free, **change), draw=True))
+                jobs.append(self.submit(free, replace(made, name=free, **change), draw=True))
         return jobs
 
     def loras(self) -> dict[str, Path]:
@@ -152,15 +154,15 @@ class Service:
 
     def inspect(self, path: Path, name: str) -> Job:
         """Look into a LoRA: what it is, its plot, who loads it."""
-        return self._submit(name, InspectRequest(path))
+        return self.submit(name, InspectRequest(path))
 
     def rank_curve(self, path: Path, name: str) -> Job:
         """How much of a LoRA each rank keeps."""
-        return self._submit(name, RankCurveRequest(path))
+        return self.submit(name, RankCurveRequest(path))
 
     def check(self, path: Path, name: str) -> Job:
         """Who loads a LoRA, who does not, and what repairs it."""
-        return self._submit(name, CheckRequest(path))
+        return self.submit(name, CheckRequest(path))
 
     def convert(self, path: Path, name: str, dialect: str, save_as: str = "", **values: Any) -> Job:
         """Write a LoRA in another dialect. ``values``: other fields of a ConvertRequest."""
@@ -183,13 +185,13 @@ class Service:
         request.validate()
         with self.targets.lock:
             stem = self.targets.free_name(name)
-            return self._submit(stem, replace(request, output=self._lora_file(stem)))
+            return self.submit(stem, replace(request, output=self._lora_file(stem)))
 
     def draw(self, prompts: Sequence[str], loras: Sequence[tuple[Path, float]], seed: int, size: int) -> Job:
         """Draw with the miniature: an image for each prompt."""
         request = DrawRequest(tuple(prompts), tuple(f"{path}:{weight!r}" for path, weight in loras), seed, size)
         request.validate()
-        return self._submit("", request)
+        return self.submit("", request)
 
     def export(self, path: Path, name: str, trainer: str, rank: int | None) -> Job:
         """Write a start folder for a trainer. ``rank`` None: that of the LoRA."""
@@ -198,7 +200,7 @@ class Service:
         stem = names.clean_name(f"{Path(name).stem}-{trainer}{f'-rank{rank}' if rank else ''}")
         with self.targets.lock:
             folder = self.targets.start_folder(stem)
-            return self._submit(folder.name, replace(request, output=folder))
+            return self.submit(folder.name, replace(request, output=folder))
 
     def repair(self, id: str, consumer: str) -> Job:
         """Write anew, so that ``consumer`` loads it, the LoRA that the job ``id`` made or inspected."""
@@ -212,7 +214,7 @@ class Service:
         with self.targets.lock:
             name = self.targets.free_name(stem)
             request = RepairRequest(path, consumer, self._lora_file(name), self.targets.start_folder(stem))
-            asked = self._submit(name, request)
+            asked = self.submit(name, request)
         self.panes[asked.id] = "make" if job.kind == "make" else "inspect"
         return asked
 
@@ -227,7 +229,7 @@ class Service:
         if parts and not agreed:
             licences = "; ".join(dict.fromkeys(part["licence"] for part in parts))
             raise UserError(f"{model}: agree to the licences before the download ({licences}).", "licences")
-        return self._submit(model, request)
+        return self.submit(model, request)
 
     def trust(self, model: str, digest: str = "") -> Job:
         """See whose code a v2 model brings; with its ``digest``, agree to run it. That is for those who sit at this
@@ -235,18 +237,19 @@ class Service:
         self.models.find(model)
         if digest and not self.host.is_local:
             raise UserError(f"Agree to that at the machine itself: i2l models trust {model}", "forbidden")
-        return self._submit(model, TrustRequest(model, digest or None))
+        return self.submit(model, TrustRequest(model, digest or None))
 
     def verify(self, model: str) -> Job:
         """Read every byte of a model's files."""
         self.models.find(model)
-        return self._submit(model, VerifyRequest(model))
+        return self.submit(model, VerifyRequest(model))
 
     def doctor(self) -> Job:
         """What a bug report needs."""
-        return self._submit("", DoctorRequest(self.host.title))
+        return self.submit("", DoctorRequest(self.host.title))
 
-    def _submit(self, title: str, request: Request, **more: Any) -> Job:
+    def submit(self, title: str, request: Request, **more: Any) -> Job:
+        """Put a request into the queue, to be computed as the settings say."""
         gigabytes = self.host.option("i2l_cache_gb")
         options = EngineOptions(
             device=self.host.option("i2l_device"), precision=self.host.option("i2l_precision"),
@@ -285,8 +288,9 @@ class Service:
     def _on_end(self, job: Job) -> None:
         for id in self._after.pop(job.id, ()) if job.state != "done" else ():
             self.queue.cancel(id)
-        if job.kind in WRITES_LORA and job.state == "done":
+        if job.kind in CHANGES_LIBRARY and job.state == "done":
             self.targets.forget()
+            self.library.refresh()
             self.host.refresh_loras()
         if job.kind in ("download", "verify", "make"):
             self.models.rows(refresh=job.kind != "make")

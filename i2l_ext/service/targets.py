@@ -19,6 +19,9 @@ LISTING_SECONDS = 5.0
 WRITES_LORA = frozenset({"make", "convert", "rank", "merge", "mend"})
 """Kinds of jobs that write a LoRA, whose name is the job's title."""
 
+CHANGES_LIBRARY = WRITES_LORA | {"discard"}
+"""Kinds of jobs after which the LoRA folder holds other files."""
+
 
 class Targets:
     """Chooses where jobs write. Hold ``lock`` from the choice until the job is in the queue: requests come in many

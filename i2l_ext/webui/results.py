@@ -206,6 +206,11 @@ def show_download(job: Job) -> Markup:
     return element("p", word("downloaded"), " ", element("b", value(job.title)), class_="i2l-result i2l-wide")
 
 
+def show_discard(job: Job) -> Markup:
+    """How many LoRAs were moved into the trash."""
+    return _wide(job, word("discarded"), " ", element("b", value(len(job.result["files"]))))
+
+
 def show_verify(job: Job) -> Markup:
     """What each file of a model was compared with."""
     rows = [(value(part["id"]), value(part["found"])) for part in job.result["parts"]]

@@ -17,6 +17,7 @@ from i2l_ext.service.targets import WRITES_LORA
 from i2l_ext.webui import job_views, model_views, results
 from i2l_ext.webui.actions import LORA_LISTS
 from i2l_ext.webui.handlers import name_told, slider_rank
+from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
 
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
@@ -29,6 +30,9 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "inspect": ("inspect_result", lambda job, service, form: results.show_inspect(job)),
     "convert": ("convert_result", lambda job, service, form: results.show_file(job)),
     "mend": ("{pane}_repaired", lambda job, service, form: results.show_repair(job, service.host)),
+    "rank": ("library_result", lambda job, service, form: results.show_file(job)),
+    "merge": ("library_result", lambda job, service, form: results.show_file(job)),
+    "discard": ("library_result", lambda job, service, form: results.show_discard(job)),
     "curve": ("train_curve", lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
     "export": ("train_result", lambda job, service, form: results.show_export(job, service.host)),
     "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
@@ -39,14 +43,15 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 
 PANES_OF = {
     "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
-    "download": "models", "verify": "models", "doctor": "models",
+    "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
+    "discard": "library",
 }  # fmt: skip
 """Kind of job -> the pane that shows it at work, unless the service knows where it was asked for. Jobs of other kinds
 are shown above all panes."""
 
 ACTIVE_PANES = tuple(dict.fromkeys(PANES_OF.values()))
 
-BLOCKS = ("make_repaired", "inspect_repaired", "make_fetched", "models_fetched")
+BLOCKS = ("library_list", "library_repaired", "make_repaired", "inspect_repaired", "make_fetched", "models_fetched")
 """Those of RESULTS with a pane in their names."""
 
 EARLIER = 8
@@ -68,6 +73,7 @@ def changes(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> 
         | _models(service, seen, form)
         | _greeting(service, seen)
         | _lists(service, seen, form)
+        | library_news(service, seen)
     )
 
 

@@ -38,12 +38,14 @@ class Callbacks:
     """Who is told how far a computation is, and who may stop it.
 
     ``step`` gets the id of a step that begins, ``progress`` the share of it that is done, 0 to 1. ``cancelled`` says
-    whether to stop, and is called many times a second. All are called on the thread that computes.
+    whether to stop, and is called many times a second. ``begin_saving`` is called when files are about to get their
+    names, and may raise Cancelled. All are called on the thread that computes.
     """
 
     step: Callable[[str], None] = lambda id: None
     progress: Callable[[float], None] = lambda share: None
     cancelled: Callable[[], bool] = lambda: False
+    begin_saving: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         """Raises Cancelled when the user wants to stop."""

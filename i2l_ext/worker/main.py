@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from i2l_ext import private_packages, runtime
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.engine.locks import Lock
+from i2l_ext.engine.locks import Claim, Lock
 from i2l_ext.operations import Context
 from i2l_ext.worker.failures import failure_of
 from i2l_ext.worker.messages import outcome_of, read_message
@@ -37,15 +37,20 @@ def main() -> int:
     reporter = EventReporter(_own_stdout())
     line = sys.stdin.buffer.readline()
     outcome = outcome_of(line)
+    reporter.keep = lambda result: _write_outcome(outcome, "done", result=result)
     try:
         message = read_message(line)
         if message.folder:
             alive = Lock(message.folder / "lock")
             alive.acquire()
+            reporter.claim = Claim.on_saving(message.folder)
         threading.Thread(target=_watch, args=(reporter,), daemon=True).start()
         result = run_task(message, Context(message.options, reporter))
         return _end(outcome, reporter, "done", result=result)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the page is to show it
+        if reporter.saved is not None:  # its files are there: whatever was to follow is not what was asked for
+            traceback.print_exc()
+            return _end(outcome, reporter, "done", result=reporter.saved)
         if not isinstance(error, UserError):
             if isinstance(error, Cancelled | KeyboardInterrupt) or reporter.cancelled():
                 return _end(outcome, reporter, "cancelled")
@@ -55,11 +60,15 @@ def main() -> int:
 
 
 def _end(outcome: Path | None, reporter: EventReporter, event: str, **facts: Any) -> int:
+    _write_outcome(outcome, event, **facts)
+    reporter.send(event, **facts)
+    return int(event == "failed")
+
+
+def _write_outcome(outcome: Path | None, event: str, **facts: Any) -> None:
     if outcome:
         with suppress(OSError):
             atomic.replace_text(outcome, json.dumps({"event": event, **facts}))
-    reporter.send(event, **facts)
-    return int(event == "failed")
 
 
 def _own_stdout() -> BinaryIO:
@@ -76,6 +85,7 @@ def _watch(reporter: EventReporter) -> None:
             pass
     reporter.stop.set()
     time.sleep(PATIENCE)
+    reporter.wait_for_saving()
     os._exit(3)
 
 

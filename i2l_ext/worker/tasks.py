@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.library.folder import copy_card
 from i2l_ext.operations import Context, perform
 from i2l_ext.operations.previews import data_uri
 from i2l_ext.requests import CheckRequest, InspectRequest
@@ -18,7 +17,7 @@ from i2l_ext.worker.messages import Message
 
 if TYPE_CHECKING:
     from i2l_ext.operations.doctor import DoctorResult
-    from i2l_ext.operations.lora_files import ExportResult, InspectResult, RepairResult, WriteResult
+    from i2l_ext.operations.lora_files import ExportResult, InspectResult
     from i2l_ext.operations.models import VerifyResult
     from i2l_ext.pipeline import MakeResult
 
@@ -30,26 +29,35 @@ SHOWN, DRAWN = 384, 128
 
 
 def run_task(message: Message, context: Context) -> Any:
-    """Do what a message asks; the JSON of the result. Raises UserError, Cancelled."""
+    """Do what a message asks; the JSON of the result. Raises UserError, Cancelled: then nothing was saved, unless the
+    reporter was told."""
     request = message.request
     if isinstance(request, InspectRequest) and message.folder:
         request = replace(request, plot=message.folder / "plot.png")
     result = perform(request, context)
     show = PAGES.get(request.kind)
-    return result.json() if show is None else show(result, message, context)
+    told = result.json() if show is None else show(result, message, context)
+    context.reporter.end_saving(told)
+    more = LATER.get(request.kind)
+    return told if more is None or context.reporter.cancelled() else {**told, **more(result, message)}
 
 
 def _make(made: MakeResult, message: Message, context: Context) -> dict[str, Any]:
-    """The preview, what the miniature draws with the LoRA, and who loads it."""
+    """The preview, and who loads it."""
     from PIL import Image
 
     with Image.open(made.preview) as preview:
         shown = data_uri(preview.convert("RGB").resize((SHOWN, SHOWN)))
+    return {**made.json(), "picture": shown, "drawn": None, "check": _check(Path(made.file), context)}
+
+
+def _drawn(made: MakeResult, message: Message) -> dict[str, Any]:
+    """What the miniature draws with its LoRA."""
     drawn = None
     if made.arch == "mini" and message.draw:
-        with suppress(ImportError):  # the LoRA is made; without a diffusers that knows the model it is not drawn with
+        with suppress(ImportError):  # without a diffusers that knows the model it is not drawn with
             drawn = _draw(Path(made.file))
-    return {**made.json(), "picture": shown, "drawn": drawn, "check": _check(Path(made.file), context)}
+    return {"drawn": drawn}
 
 
 def _draw(file: Path) -> str:
@@ -80,13 +88,6 @@ def _check(file: Path, context: Context) -> Any:
     return perform(CheckRequest(file), context).json()
 
 
-def _rewritten(result: WriteResult | RepairResult, message: Message, context: Context) -> dict[str, Any]:
-    """A LoRA that was written from another has its card, too."""
-    if getattr(result, "command", None) != "export":
-        copy_card(message.request.file, Path(result.json()["file"]))  # type: ignore[attr-defined]
-    return result.json()
-
-
 def _export(written: ExportResult, message: Message, context: Context) -> dict[str, Any]:
     """What the script says from which the training starts."""
     export = written.written
@@ -106,7 +107,9 @@ def _doctor(found: DoctorResult, message: Message, context: Context) -> dict[str
 
 
 PAGES: Mapping[str, Callable[[Any, Message, Context], dict[str, Any]]] = {
-    "make": _make, "inspect": _inspect, "convert": _rewritten, "mend": _rewritten, "export": _export, "verify": _verify,
-    "doctor": _doctor,
+    "make": _make, "inspect": _inspect, "export": _export, "verify": _verify, "doctor": _doctor,
 }  # fmt: skip
 """Kind of request -> what the page is shown, where that is not the result alone."""
+
+LATER: Mapping[str, Callable[[Any, Message], dict[str, Any]]] = {"make": _drawn}
+"""Kind of request -> what else the page is shown, which takes its time. Nobody who cancels waits for it."""
