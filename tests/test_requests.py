@@ -24,6 +24,7 @@ EXAMPLES = {
     "library": {"folders": [PICTURE]},
     "discard": {"files": [PICTURE]},
     "download": {"model": "mini"},
+    "trust": {"model": "mini"},
     "draw": {"prompts": ["a circle"]},
 }
 """By kind, a JSON object that is right; of those with a file alone, and of those with nothing, none is needed."""

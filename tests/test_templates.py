@@ -19,7 +19,7 @@ from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models import catalogue
 from i2l_ext.templates import consent, run
-from i2l_ext.templates.cage import BOUNDS, Run, strongest_cage
+from i2l_ext.templates.cage import BOUNDS, CagedProcess, strongest_cage
 from i2l_ext.templates.python import find_python
 from i2l_ext.templates.repository import TemplateRepository
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks
@@ -243,7 +243,9 @@ def caged_run(tmp_path, code, bounds=None, callbacks=NO_CALLBACKS, cage=None):
     scratch.mkdir()
     reads = [Path(sys.prefix), Path(sys.base_prefix)]
     command = [sys.executable, "-I", "-c", code]
-    run.run_caged(Run(command, reads, scratch), cage or strongest_cage(), bounds or run.Bounds(), callbacks, "they")
+    run.run_caged(
+        CagedProcess(command, reads, scratch), cage or strongest_cage(), bounds or run.Bounds(), callbacks, "they"
+    )
     return scratch
 
 

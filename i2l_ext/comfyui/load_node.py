@@ -148,20 +148,14 @@ class BranchWrapper:
     def __call__(self, predict: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
         """``predict``: ComfyUI's executor, whose ``class_obj`` is the model. ``x``: [B, ...]."""
         from i2l_ext.branch import adapter_of
+        from i2l_ext.branch.guidance import positive_rows
 
         options = next(one for one in (*args, *kwargs.values()) if isinstance(one, dict) and "cond_or_uncond" in one)
         adapter = adapter_of(predict.class_obj.diffusion_model, [path for path, _ in self.loras])  # type: ignore[attr-defined]
         strengths = [strength for _, strength in self.loras]
-        with adapter.active(strengths, positive_rows(options, len(x))):
+        rows = positive_rows(len(x), options["cond_or_uncond"], len(options["sigmas"]))
+        with adapter.active(strengths, rows):
             return predict(x, *args, **kwargs)
-
-
-def positive_rows(options: Mapping[str, Any], rows: int) -> list[bool]:
-    """For each row of a batch whether it is of the positive branch. ``options``: ComfyUI's ``transformer_options``:
-    ``cond_or_uncond`` has a 0 for each positive part of the batch, and ``sigmas`` one number a row of a part. A batch
-    of tiles repeats the parts."""
-    parts, size = options["cond_or_uncond"], len(options["sigmas"])
-    return [parts[row % (size * len(parts)) // size] == 0 for row in range(rows)]
 
 
 NODES: Mapping[str, tuple[type, str]] = {"I2LLoad": (LoadI2LLora, "Load i2L LoRA")}

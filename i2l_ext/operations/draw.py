@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from i2l_ext import requests
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.context import Context, Step
-from i2l_ext.operations.lora_files import weighted_file
+from i2l_ext.requests import weighted_file
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,6 @@ Heavy imports are made where they are needed: to inspect a header takes a tenth 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -238,7 +237,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     from i2l_ext.converters.metadata import common_metadata
     from i2l_ext.converters.select import select, weighted
 
-    named = [weighted_file(part) for part in request.parts]
+    named = [requests.weighted_file(part) for part in request.parts]
     loras = [_read(path, request.dtype, context, text_encoders=False) for path, _ in named]
     weights = [weight for _, weight in named]
     parts = [weighted(lora, dict.fromkeys(lora, weight)) for lora, weight in zip(loras, weights, strict=True)]
@@ -284,21 +283,6 @@ def repair_lora(request: requests.RepairRequest, context: Context) -> RepairResu
 
 REPAIRS: Mapping[str, Any] = {"convert": convert_lora, "rank": resize_lora, "export": export_lora}
 """Kind of request -> what does it."""
-
-
-def weighted_file(part: str) -> tuple[Path, float]:
-    """FILE:WEIGHT, or FILE, which has weight 1. A Windows drive's colon belongs to the file.
-
-    Raises UserError for a weight that is not finite.
-    """
-    name, colon, number = part.rpartition(":")
-    try:
-        weight = float(number) if colon and name else 1.0
-    except ValueError:
-        return Path(part), 1.0
-    if not math.isfinite(weight):
-        raise UserError(f"{part}: {number} is not a weight.")
-    return Path(name if colon and name else part), weight
 
 
 def _dialect_of(lora: Lora) -> str:

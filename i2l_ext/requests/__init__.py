@@ -17,6 +17,7 @@ from i2l_ext.requests.lora_files import (
     RankCurveRequest,
     RankRequest,
     RepairRequest,
+    weighted_file,
 )
 from i2l_ext.requests.make import DTYPES, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
@@ -41,5 +42,5 @@ __all__ = [
     "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions", "ExportRequest", "Field",
     "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
     "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",
-    "bad_request", "parse_size",
+    "bad_request", "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,3 +188,18 @@ class RepairRequest(Request):
 
 ADVICE: Mapping[str, type[Request]] = {"convert": ConvertRequest, "rank": RankRequest, "export": ExportRequest}
 """What ``check`` may advise."""
+
+
+def weighted_file(part: str) -> tuple[Path, float]:
+    """FILE:WEIGHT, or FILE, which has weight 1. A Windows drive's colon belongs to the file.
+
+    Raises UserError for a weight that is not finite.
+    """
+    name, colon, number = part.rpartition(":")
+    try:
+        weight = float(number) if colon and name else 1.0
+    except ValueError:
+        return Path(part), 1.0
+    if not math.isfinite(weight):
+        raise UserError(f"{part}: {number} is not a weight.")
+    return Path(name if colon and name else part), weight

@@ -26,7 +26,7 @@ PASSED = ("PATH", "LANG", "SYSTEMROOT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS
 
 
 @dataclass(frozen=True)
-class Run:
+class CagedProcess:
     """A process to shut in. ``command``: what it runs; ``reads``: what it may read beside the system's own folders;
     ``scratch``: the only folder that it may write to; ``device``: cpu, or a graphics card's."""
 
@@ -58,7 +58,7 @@ class Cage:
         lets = f"; it does not stop: {', '.join(self.lets)}" if self.lets else ""
         return f"{self.name}: stops {', '.join(self.stops)}{lets}"
 
-    def command(self, run: Run) -> list[str]:
+    def command(self, run: CagedProcess) -> list[str]:
         """The command line that starts the process shut in."""
         return [*_WRAPPERS[self.name](run), *run.command]
 
@@ -75,7 +75,7 @@ def strongest_cage() -> Cage:
     if sys.platform == "linux":
         scratch = Path(tempfile.gettempdir())
         for cage in (BUBBLEWRAP, NAMESPACE):
-            if _works(cage.command(Run(["/bin/sh", "-c", "exit 7"], (), scratch))):
+            if _works(cage.command(CagedProcess(["/bin/sh", "-c", "exit 7"], (), scratch))):
                 return cage
     return BOUNDS
 
@@ -89,11 +89,11 @@ def _works(command: Sequence[str]) -> bool:
         return False
 
 
-def _bubblewrap(run: Run) -> list[str]:
+def _bubblewrap(run: CagedProcess) -> list[str]:
     return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *_mounts(run), "--"]
 
 
-def _mounts(run: Run) -> Iterator[str]:
+def _mounts(run: CagedProcess) -> Iterator[str]:
     for folder in SYSTEM_FOLDERS:
         if Path(folder).is_symlink():
             yield from ("--symlink", str(Path(folder).readlink()), folder)
@@ -109,11 +109,11 @@ def _mounts(run: Run) -> Iterator[str]:
     yield from ("--bind", str(run.scratch), str(run.scratch), "--chdir", str(run.scratch))
 
 
-def _namespace(run: Run) -> list[str]:
+def _namespace(run: CagedProcess) -> list[str]:
     return ["unshare", "--user", "--map-current-user", "--net", "--pid", "--fork", "--kill-child", "--"]
 
 
-_WRAPPERS: Mapping[str, Callable[[Run], list[str]]] = {
+_WRAPPERS: Mapping[str, Callable[[CagedProcess], list[str]]] = {
     "bubblewrap": _bubblewrap,
     "network namespace": _namespace,
     "bounds only": lambda run: [],

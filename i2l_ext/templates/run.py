@@ -18,7 +18,7 @@ from i2l_ext.converters.files import TensorFile, all_finite
 from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import from_file
 from i2l_ext.templates import child
-from i2l_ext.templates.cage import Cage, Run, strongest_cage
+from i2l_ext.templates.cage import Cage, CagedProcess, strongest_cage
 from i2l_ext.templates.consent import has_consent
 from i2l_ext.templates.processes import Tree, end_tree
 from i2l_ext.templates.python import DiffSynthPython
@@ -80,14 +80,14 @@ def template_lora(
         arguments = [str(repository.folder.resolve()), str(scratch), device, str(bounds.memory)]
         command = [str(python.executable), "-I", str(script), *arguments]
         reads = (*python.reads, repository.folder.resolve(), script)
-        run_caged(Run(command, reads, scratch, device), cage, bounds, callbacks, repository.repo)
+        run_caged(CagedProcess(command, reads, scratch, device), cage, bounds, callbacks, repository.repo)
         result = folder / RESULT
         take_result(scratch / RESULT, result)
     return checked_lora(result, arch, repository.repo)
 
 
-def run_caged(run: Run, cage: Cage, bounds: Bounds, callbacks: Callbacks, whose: str) -> None:
-    """Run to the end; ``whose`` code it is, for messages.
+def run_caged(run: CagedProcess, cage: Cage, bounds: Bounds, callbacks: Callbacks, whose: str) -> None:
+    """Run it to the end; ``whose`` code it is, for messages.
 
     Raises UserError where it fails or takes too much, Cancelled; then all its processes are gone.
     """
