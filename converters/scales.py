@@ -115,7 +115,7 @@ def _name_of(path: str, slot: keys.Slot | None, network: networks.Network | None
 
 def _rank_of(file: files.TensorFile, network: networks.Network | None) -> int | None:
     """The rank of another network's factors; None where it has none, so that only its configuration tells it."""
-    return network and networks.rank_of_factors(network.kind, network.shapes(file.header.shapes))
+    return networks.rank_of_factors(network.kind, network.shapes(file.header.shapes)) if network else None
 
 
 def _harmful(file: files.TensorFile, reading: keys.Reading, values: Mapping[str, float]) -> list[str]:

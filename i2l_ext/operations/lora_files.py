@@ -382,9 +382,10 @@ def _write(
     line = lora.save(
         output, dialect, metadata=metadata, overwrite=request.overwrite, lossy=request.lossy, progress=progress
     )
-    text = lora.text_encoders and f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(dialect)}"
-    for note in filter(None, (line, text)):
-        context.reporter.note(one_line(note))
+    part = lora.text_encoders
+    for note in (line, part and f"{part.file.path.name}: {part.line(dialect)}"):
+        if note:
+            context.reporter.note(one_line(str(note)))
     kept = resizer.effect_kept() if resizer else None
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
