@@ -177,14 +177,15 @@ def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
 
 def _possible_dialects(key: _Key, spelling: Spelling) -> list[str]:
     """The dialects in which a key may be: several where a name is the same in them. Other networks' suffixes are the
-    same in all dialects."""
-    return [
+    same in all dialects, also beside factors of a pair of suffixes that has no name."""
+    named = [
         dialect.name
         for dialect in (*DIALECTS.values(), *VARIANTS)
         if key.prefix == dialect.prefix
         and (key.suffix in (dialect.down, dialect.up) or key.part not in ("down", "up"))
         and spelling.suits(dialect)
-    ] or ["other"]
+    ]
+    return named if named and key.part in ("down", "up") else [*named, "other"]
 
 
 def _misfit(

@@ -310,6 +310,14 @@ def test_several_networks_in_one_file(tmp_path, capsys):
     assert close(out.delta(first), up @ down)
 
 
+@pytest.mark.parametrize("names", [("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")])
+def test_a_dora_is_in_one_key_format(tmp_path, names):
+    parts = dora()
+    down, up = (parts.pop(f"lora_{part}.weight") for part in ("down", "up"))
+    found = inspect(write(tmp_path / "f", parts | dict(zip(names, (down, up), strict=True)), prefix="diffusion_model."))
+    assert len(found.reading.dialects) == 1 and not [line for line in found.problems if "key formats" in line]
+
+
 NETWORKS = {
     "LoKr": lambda: made(LOKR["w2 in factors"]),
     "whole LoKr": lambda: made(LOKR["both whole"]),
@@ -433,11 +441,11 @@ def test_two_networks_of_one_module_are_refused(tmp_path, capsys):
 
 
 def test_the_scale_of_a_network_is_said_or_asked_for(tmp_path, capsys):
-    """A configuration of PEFT beside the file says it in words that are not read: nothing is guessed."""
+    """The configuration of PEFT beside the file is of another network: nothing is guessed."""
     parts = made(LOKR["no alpha"])
     path = write(tmp_path / "adapter_model.safetensors", parts, prefix="base_model.model.")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6}))
-    with pytest.raises(UserError, match=r"LoKr, whose alpha is not read from its adapter_config\.json.*--alpha"):
+    with pytest.raises(UserError, match=r"is LoKr, not LoRA as its adapter_config\.json says.*--alpha"):
         Lora.read(path)
     assert close(Lora.read(path, alpha=6).delta(PATH), expected(parts | {"alpha": torch.tensor(6.0)}))
     with pytest.raises(UserError, match="says its scale itself"):

@@ -27,6 +27,9 @@ seeds start at 1,000,000. The row `kinds` needs `--weights` with the folder of a
 that measured worse. LoRAs are made as by `i2l make`, from PNG to bf16 factors. `a ± b` is the mean and the standard
 deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two unrelated
 styles.
+
+The row `start` claims less than it seems to: it holds at the learning rate in it, which is too low for a random start.
+With each start at its own best rate the share is larger; that is not measured in this table.
 """
 
 CAPTIONS = {
