@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from . import files, spellings
 from .architectures import ARCHITECTURES, Architecture
 from .errors import UserError
+from .generation import OMNI_SETTINGS, QWEN_SETTINGS, Z_SETTINGS
 from .gguf import read_gguf
 from .headers import TENSOR_LIMIT, read_json
 
@@ -43,9 +44,8 @@ class KnownBase:
 
 
 _EDIT = "A LoRA for pictures from text works on editing models too, better on its own task (LightX2V, issue 26)."
-_QWEN = "Settings of the authors of i2L: 50 steps, cfg 4, 1024x1024."
-_Z = (
-    "Settings of the authors of i2L: 50 steps, cfg 4, shift 8, a negative prompt, the LoRA on the positive branch only."
+_QWEN, _Z, _OMNI = (
+    f"Settings of the authors of i2L: {settings.line}." for settings in (QWEN_SETTINGS, Z_SETTINGS, OMNI_SETTINGS)
 )
 _BRANCH = "A plain <lora:...> acts on both branches, which differs from their results."
 
@@ -83,8 +83,8 @@ BASES: tuple[KnownBase, ...] = (
     KnownBase(
         "Z-Image-Omni-Base", "z-image", r"z.?image.?omni", r"siglip_(embedder|refiner)", "siglip_feat_dim",
         (
-            "Another i2L model is made for it: DiffSynth-Studio/Z-Image-Omni-Base-i2L, at cfg 7, shift 8, 50 steps "
-            "(DiffSynth-Studio's example).",
+            "An i2L model of its own is made for it: z-image-omni-base-style.",
+            _OMNI,
             _BRANCH,
         ),
     ),

@@ -181,9 +181,15 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
     if first is None:
         first = next(iter(shapes), None)
         raise UserError(f"{name}: not a LoRA: " + (f"no LoRA keys (first key {first!r})." if first else "it is empty."))
-    candidates = [_parse_as(arch, split) for arch in ARCHITECTURES.values()]
-    readings = [reading for reading in candidates if reading.modules or reading.halves or reading.mixed]
-    fitting = [r for r in readings if not _misfits(r, shapes) and not _other_model(r)]
+    readings, fitting = list[Reading](), list[Reading]()
+    for arch in ARCHITECTURES.values():
+        reading = _parse_as(arch, split)
+        if reading.modules or reading.halves or reading.mixed:
+            readings.append(reading)
+            if not _misfits(reading, shapes) and not _other_model(reading):
+                fitting.append(reading)
+                if not reading.foreign:  # no other can explain more; a full file takes 30 ms for each
+                    break
     if not fitting:
         only_text = all(key.startswith(TEXT_ENCODER) for key, ways in split.items() if ways)
         raise UserError(_unknown_model(readings, shapes, only_text, first, name))

@@ -20,7 +20,8 @@ from i2l_ext import images
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.inspection import inspect
 from i2l_ext.library import names
-from i2l_ext.models import catalogue, store
+from i2l_ext.models import store
+from i2l_ext.models.heads import requested_model
 from i2l_ext.pipeline import MakeResult, PhaseClock, PreparedMake, decode, finish, prepare, save_result
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
@@ -94,10 +95,10 @@ def make_each(
 ) -> Iterator[MakeResult | SkippedMake]:
     """Make what is not made yet. A request that fails, because of its picture say, does not stop the others.
 
-    All requests are for one model. Raises UserError for what fails for all, Cancelled when the user wants to stop.
+    All requests are for the model of the first. Raises UserError for what fails for all, Cancelled when the user wants
+    to stop.
     """
-    [model] = {request.model for request in requests}
-    files = store.require(catalogue.find(model or ""))
+    files = store.require(requested_model(requests[0]))
     rest = iter(requests)
     while some := list(islice(rest, ENCODED_TOGETHER)):
         prepared: list[PreparedMake] = []

@@ -16,7 +16,8 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
 from i2l_ext.library import metadata, names
-from i2l_ext.models import catalogue, store
+from i2l_ext.models import store
+from i2l_ext.models.heads import requested_model
 from i2l_ext.requests import DTYPES, MakeRequest
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MakeResult:
-    """The LoRA that was made; the fields of ``i2l make --json``."""
+    """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with."""
 
     file: str
     name: str
@@ -44,6 +45,7 @@ class MakeResult:
     sidecar: str
     images: list[dict[str, Any]]
     seconds: dict[str, float]
+    settings: dict[str, Any] | None = None
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,6 +68,11 @@ class PreparedMake:
         return [self.request.strength * share for share in self.shares]
 
     @property
+    def own_heads(self) -> str | None:
+        """The id of heads that the user named; None where they are the model's."""
+        return self.model.experts[0].heads.id if self.request.heads else None
+
+    @property
     def dtype(self) -> str | None:
         """The number format of the file, by safetensors' name; None: as made."""
         return DTYPES[self.request.dtype] if self.request.dtype else None
@@ -84,7 +91,8 @@ class PreparedMake:
         """
         request = self.request
         shape = [request.dialect, self.dtype, request.rank, request.blocks, request.kinds]
-        facts = [self.model.name, self.origins, float(request.strength), *shape]
+        heads = [self.own_heads] if self.own_heads else []
+        facts = [self.model.name, *heads, self.origins, float(request.strength), *shape]
         return sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -122,7 +130,7 @@ def prepare(request: MakeRequest) -> PreparedMake:
         raise ValueError("name, folder and model of the request must be set")
     names.check_name(request.name)
     library.check_folder(request.folder)
-    model = catalogue.find(request.model)
+    model = requested_model(request)
     paths = images.collect(request.pictures)
     shares = shares_of(request.weights, len(paths))
     pictures = [images.open_image(path, sizes=model.views) for path in paths]
@@ -203,6 +211,8 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         description=request.description,
         sd_version=metadata.sd_version(model.arch.id, request.host),
         activation_text=request.activation_text,
+        negative_text=model.settings.negative_prompt if model.settings else "",
+        notes=f"Settings of the authors: {model.settings.line}." if model.settings else "",
     )
     preview = images.collage([picture.square for picture in prepared.pictures])
 
@@ -216,6 +226,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
             images=prepared.origins,
             strength=request.strength,
             request=prepared.digest,
+            heads=prepared.own_heads,
         )
         lora.write(path, request.dialect, metadata=facts)
 
@@ -237,6 +248,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock) -> MakeRe
         sidecar=str(saved.sidecar),
         images=prepared.origins,
         seconds=clock.seconds,
+        settings=model.settings.json() if model.settings else None,
     )
 
 

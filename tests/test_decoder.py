@@ -13,6 +13,7 @@ from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.lora import Lora, concatenate
 from i2l_ext.decoder import DecoderSpec, ResidualSpec
 from i2l_ext.decoder.decode import Decoder
+from i2l_ext.decoder.spec import spec_of
 from i2l_ext.models import catalogue
 from peers import diffsynth
 
@@ -43,6 +44,17 @@ def qwen_peer(**config):
     return diffsynth("models.qwen_image_image2lora").QwenImageImage2LoRAModel(num_blocks=1, **config)
 
 
+def compressed_peer(embed=EMBED, rank=32):
+    """Of the real class, the first block of each stack: it has no argument for its depths."""
+    module = diffsynth("models.z_image_image2lora")
+    peer, one = torch.nn.Module.__new__(module.ZImageImage2LoRAModelCompressed), module.ImageEmb2LoRAWeightCompressed
+    torch.nn.Module.__init__(peer)
+    spec = DecoderSpec(shallow(Z_IMAGE), embed, 0, rank, kind="compressed")
+    made = {path.replace(".", "___"): one(*head.module.shape[::-1], embed, rank) for path, head in spec.heads.items()}
+    peer.module_dict = torch.nn.ModuleDict(made)
+    return peer
+
+
 CASES = {
     "style": (
         DecoderSpec(shallow(QWEN_IMAGE), EMBED, 64),
@@ -57,6 +69,7 @@ CASES = {
         lambda: qwen_peer(use_residual=True, compress_dim=128, residual_length=37 * 37 + 7, residual_mid_dim=64),
     ),
     "z-image": (DecoderSpec(shallow(Z_IMAGE), EMBED, 128), z_image_peer),
+    "compressed": (DecoderSpec(shallow(Z_IMAGE), EMBED, 0, 32, kind="compressed"), compressed_peer),
 }
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -98,6 +111,38 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
             assert down.dtype == up.dtype == dtype
             assert close(down, theirs[f"{path}.lora_A.default.weight"], TOLERANCE[dtype])
             assert close(up, theirs[f"{path}.lora_B.default.weight"], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_compressed_heads_are_the_authors_bit_for_bit(tmp_path, dtype):
+    torch.manual_seed(0)
+    peer = compressed_peer(embed=48, rank=8).to(dtype)
+    save_file(peer.state_dict(), tmp_path / "heads.safetensors")
+    x = torch.randn(1, 48).to(dtype)
+    with (
+        torch.no_grad(),
+        Decoder(tmp_path / "heads.safetensors", DecoderSpec(shallow(Z_IMAGE), 48, 0, 8, kind="compressed")) as decoder,
+    ):
+        theirs, ours = peer(x), decoder.lora(x, [1])
+        assert len(theirs) == 2 * len(ours)
+        for path in ours:
+            for factor, side in zip(ours[path], "AB", strict=True):
+                assert torch.equal(factor, theirs[f"{path}.lora_{side}.default.weight"])
+
+
+def test_the_compressed_class_has_our_structure():
+    with torch.device("meta"):
+        peer = diffsynth("models.z_image_image2lora").ZImageImage2LoRAModelCompressed()
+    shapes = {key: tuple(tensor.shape) for key, tensor in peer.state_dict().items()}
+    assert spec_of(shapes) == DecoderSpec(Z_IMAGE, EMBED, 0, 32, kind="compressed")
+
+
+@pytest.mark.parametrize("part", [p for m in catalogue.MODELS.values() for p in m.parts if p.kind == "heads"])
+def test_heads_are_recognised_by_their_keys(part):
+    assert spec_of(part.spec.shapes) == part.spec
+    first = next(iter(part.spec.shapes))
+    assert spec_of({key: shape for key, shape in part.spec.shapes.items() if key != first}) is None
+    assert spec_of(part.spec.shapes | {"more": (1,)}) is None
 
 
 def test_modules_may_be_asked_for_in_any_order(tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from i2l_ext.commands.main import main
+from i2l_ext.converters.architectures import Z_IMAGE
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.generation import Z_SETTINGS
 from i2l_ext.converters.lora import Lora
+from i2l_ext.models import catalogue
 from i2l_ext.pipeline import shares_of
 
 KEYS = {
     "file", "name", "model", "arch", "dialect", "rank", "modules", "bytes", "prompt", "preview", "sidecar", "images",
-    "seconds",
+    "seconds", "settings",
 }  # fmt: skip
 
 
@@ -53,6 +58,41 @@ def assert_same(ours, theirs, tolerance=1e-5):
     assert ours.keys() == theirs.keys()
     for path in ours:
         assert (ours[path] - theirs[path]).norm() <= tolerance * theirs[path].norm(), path
+
+
+def test_the_authors_settings_stand_in_sidecar_and_result(make, monkeypatch, capsys):
+    assert make()["settings"] is None
+    monkeypatch.setitem(catalogue.MODELS, "small", replace(catalogue.MODELS["small"], settings=Z_SETTINGS))
+    made = make("--name", "advised")
+    assert (made["settings"]["cfg"], made["settings"]["shift"], made["settings"]["branch"]) == (4, 8, "positive")
+    card = json.loads(Path(made["sidecar"]).read_text(encoding="utf-8"))
+    assert card["negative text"] == Z_SETTINGS.negative_prompt
+    assert card["notes"].startswith("Settings of the authors: 50 steps, cfg 4, shift 8, a negative prompt, the LoRA on")
+
+
+def test_heads_of_ones_own(make, world, tmp_path, capsys):
+    usual = make()
+    path = tmp_path / "mine.safetensors"
+    spec = catalogue.MODELS["small"].experts[0].heads.spec
+    own = replace(spec, kind="compressed", compress=0, rank=3)
+    save_file({key: torch.randn(shape) for key, shape in own.shapes.items()}, path)
+    made = make("--heads", path, "--name", "own")
+    assert (made["rank"], usual["rank"]) == (3, 4)
+    with TensorFile(made["file"]) as file, TensorFile(usual["file"]) as other:
+        assert file.header.metadata["i2l.heads"].startswith("heads-") and "i2l.heads" not in other.header.metadata
+        assert file.header.metadata["i2l.request"] != other.header.metadata["i2l.request"]
+    for change, told in (
+        ({"embed": 7}, "take embeddings of 7"),
+        ({"arch": Z_IMAGE}, "write for Z-Image"),
+    ):
+        wrong = replace(own, **change)
+        save_file({key: torch.zeros(shape) for key, shape in wrong.shapes.items()}, path)
+        code, error = make("--heads", path, "--name", "wrong")
+        assert code == 1 and told in error and error.count("\n") == 1
+    assert make("--heads", usual["file"], "--name", "wrong")[0] == 1
+    assert make("--heads", tmp_path / "none.safetensors", "--name", "wrong")[0] == 1
+    code, error = make("--heads", path, "--name", "wrong", model="small-all")
+    assert code == 1 and "has several heads" in error
 
 
 def test_one_picture(make, world):

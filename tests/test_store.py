@@ -106,6 +106,18 @@ def test_a_renamed_file_is_recognised_by_its_tensors(tmp_path, folders):
     assert locate(replace(TINY, structure_md5=None), folders) is None
 
 
+def test_of_two_checkpoints_of_one_structure_each_finds_its_own(tmp_path, folders):
+    """Z-Image-i2L and Z-Image-Omni-Base-i2L have the same tensors, and the same name in their repositories."""
+    other = replace(TINY, id="omni", repo="Some/Repo-Omni-1.0", renamed="omni")
+    plain = replace(TINY, renamed=r"\A(?!.*omni)")
+    theirs = save(tmp_path / "webui/Some/Repo-Omni-1.0/sub/model.safetensors")
+    assert (locate(plain, folders), locate(other, folders)) == (None, [theirs])
+    renamed = save(tmp_path / "webui/more/it.safetensors")
+    assert (locate(plain, replace(folders)), locate(other, replace(folders))) == ([renamed], [theirs])
+    store.note_path(renamed).write_text(json.dumps({"repo": "Some/Other"}))
+    assert locate(plain, replace(folders)) is None
+
+
 def test_other_folders_are_not_scanned(tmp_path, folders):
     save(tmp_path / "other/renamed.safetensors")
     assert locate(TINY, folders) is None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from i2l_ext.commands.arguments import add_arguments, add_engine_options, engine_options_of, request_of
 from i2l_ext.converters import consumers
+from i2l_ext.converters.generation import GenerationSettings
 from i2l_ext.operations.bars import bars
 from i2l_ext.requests import MakeRequest
 
@@ -52,4 +53,6 @@ def print_made(made: MakeResult, as_json: bool) -> None:
     print(f"{made.file}\n{made.prompt}")
     took = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in made.seconds.items())
     print(f"{made.model}: rank {made.rank}, {made.modules} modules, {made.bytes / 1e6:.1f} MB; {took}")
+    if made.settings:
+        print(f"settings of the authors: {GenerationSettings(**made.settings).line}")
     print(consumers.summary(made.file), flush=True)

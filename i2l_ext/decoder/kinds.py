@@ -1,8 +1,10 @@
 """The kinds of heads: which tensors a head has, and how it writes the factors of one module.
 
-All maps are linear, without bias or activation. A *direct* head maps embedding -> compress -> rank x d_in for down,
-and embedding -> compress -> rank x d_out for up. A *core* head (arXiv 2606.13809) has a learned pair of factors, and
-maps embedding -> compress -> rank x rank for the square matrix between them. Importing this does not import torch.
+All maps are linear, without activation. A *direct* head maps embedding -> compress -> rank x d_in for down, and
+embedding -> compress -> rank x d_out for up. A *core* head (arXiv 2606.13809) has a learned pair of factors, and maps
+embedding -> compress -> rank x rank for the square matrix between them. A *compressed* head (DiffSynth-Studio's
+ZImageImage2LoRAModelCompressed) is the same with one matrix and a bias for the map. Importing this does not import
+torch.
 """
 
 from __future__ import annotations
@@ -49,14 +51,18 @@ class HeadProjector:
 class HeadKind:
     """A kind of head.
 
-    ``marker``: a tensor that every head of the kind has. ``layout``(rank, d_out, d_in): the widths of its maps,
+    ``marker``: a tensor that every head of the kind has. ``layout``(rank, d_out, d_in, embed): the widths of its maps,
     {name: width}, and the shapes of its other tensors. ``write``(projector, key, rank, down, up): puts the factors of
     the head ``key`` into down [N x rank, d_in], which carries the scales, and up [d_out, N x rank].
+    ``measure``(shapes of a head, d_in): (embed, compress, rank). ``by_path``: heads are named after their module's
+    path, not by block and layer; then they have no residual.
     """
 
     marker: str
-    layout: Callable[[int, int, int], tuple[dict[str, int], Shapes]]
+    layout: Callable[[int, int, int, int], tuple[dict[str, int], Shapes]]
     write: Callable[[HeadProjector, str, int, torch.Tensor, torch.Tensor], None]
+    measure: Callable[[Shapes, int], tuple[int, ...]]
+    by_path: bool = False
 
 
 def _direct(project: HeadProjector, key: str, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
@@ -72,16 +78,43 @@ def _core(project: HeadProjector, key: str, rank: int, down: torch.Tensor, up: t
     _write_up(project.weights[f"{key}.query_b"] @ core, up)
 
 
+def _compressed(project: HeadProjector, key: str, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
+    import torch
+
+    inputs, weights = project.inputs, project.weights
+    core = torch.nn.functional.linear(inputs.embeddings, weights[f"{key}.proj.weight"], weights[f"{key}.proj.bias"])
+    core = core.view(-1, rank, rank) * inputs.scales[:, None, None]
+    torch.matmul(core, weights[f"{key}.lora_a"], out=down.view(-1, rank, down.shape[1]))
+    up.view(len(up), -1, rank).copy_(weights[f"{key}.lora_b"][:, None])
+
+
 HEAD_KINDS = {
     "direct": HeadKind(
         "proj_a.proj_in.weight",
-        lambda rank, d_out, d_in: ({"proj_a": rank * d_in, "proj_b": rank * d_out}, {}),
+        lambda rank, d_out, d_in, embed: ({"proj_a": rank * d_in, "proj_b": rank * d_out}, {}),
         _direct,
+        lambda shapes, d_in: (*shapes["proj_a.proj_in.weight"][::-1], shapes["proj_a.proj_out.weight"][0] // d_in),
     ),
     "core": HeadKind(
         "query_a",
-        lambda rank, d_out, d_in: ({"core": rank * rank}, {"query_a": (rank, d_in), "query_b": (d_out, rank)}),
+        lambda rank, d_out, d_in, embed: ({"core": rank * rank}, {"query_a": (rank, d_in), "query_b": (d_out, rank)}),
         _core,
+        lambda shapes, d_in: (*shapes["core.proj_in.weight"][::-1], shapes["query_a"][0]),
+    ),
+    "compressed": HeadKind(
+        "lora_a",
+        lambda rank, d_out, d_in, embed: (
+            {},
+            {
+                "lora_a": (rank, d_in),
+                "lora_b": (d_out, rank),
+                "proj.weight": (rank * rank, embed),
+                "proj.bias": (rank * rank,),
+            },
+        ),
+        _compressed,
+        lambda shapes, d_in: (shapes["proj.weight"][1], 0, shapes["lora_a"][0]),
+        by_path=True,
     ),
 }
 

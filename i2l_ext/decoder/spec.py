@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 
-from i2l_ext.converters.architectures import Architecture, Module
-from i2l_ext.decoder.kinds import HEAD_KINDS
+from i2l_ext.converters.architectures import ARCHITECTURES, Architecture, Module
+from i2l_ext.decoder.kinds import HEAD_KINDS, Shapes
 
 RESIDUAL_SCALE = 0.05
 """The factor on the residual's tokens. The published models were trained with it."""
@@ -38,7 +38,7 @@ class HeadSpec:
 @dataclass(frozen=True)
 class DecoderSpec:
     """The dimensions of a decoder: the architecture it writes for, and the width of the embeddings it takes. ``kind``
-    is one of HEAD_KINDS."""
+    is one of HEAD_KINDS. ``compress``: the width in the middle of its maps; 0 where the kind has none."""
 
     arch: Architecture
     embed: int
@@ -62,7 +62,12 @@ class DecoderSpec:
                     block = f"{prefix}blocks.{group * stack.depth + number}"
                     for layer, name in enumerate(names):
                         module = self.arch.modules[f"{stack.name}.{number}.{name}"]
-                        yield HeadSpec(module, f"{block}.layers.{layer}", block)
+                        yield HeadSpec(module, self._key(module, block, layer), block)
+
+    def _key(self, module: Module, block: str, layer: int) -> str:
+        if HEAD_KINDS[self.kind].by_path:
+            return f"module_dict.{module.path.replace('.', '___')}"
+        return f"{block}.layers.{layer}"
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -75,7 +80,7 @@ class DecoderSpec:
         group share, by ``HeadSpec.block``."""
         tensors: dict[str, dict[str, tuple[int, ...]]] = {}
         for head in self.heads.values():
-            maps, others = HEAD_KINDS[self.kind].layout(self.rank, *head.module.shape)
+            maps, others = HEAD_KINDS[self.kind].layout(self.rank, *head.module.shape, self.embed)
             own = tensors[head.key] = {f"{head.key}.{name}": shape for name, shape in others.items()}
             for name, width in maps.items():
                 own[f"{head.key}.{name}.proj_in.weight"] = (self.compress, self.embed)
@@ -87,3 +92,26 @@ class DecoderSpec:
                     f"{head.block}.proj_residual.proj_out.weight": (self.compress, length * mid),
                 }
         return tensors
+
+
+def spec_of(shapes: Shapes) -> DecoderSpec | None:
+    """The decoder whose checkpoint has exactly these tensors, {key: shape}; None where it is of no known kind, or for
+    no architecture that i2L models write."""
+    for arch, kind in product(ARCHITECTURES.values(), HEAD_KINDS):
+        if not arch.i2l_modules:
+            continue
+        first = next(iter(DecoderSpec(arch, 1, 1, kind=kind).heads.values()))
+        own = {key.removeprefix(first.key + "."): shape for key, shape in shapes.items() if key.startswith(first.key)}
+        try:
+            embed, compress, rank = HEAD_KINDS[kind].measure(own, first.module.shape[1])
+            spec = DecoderSpec(arch, embed, compress, rank, _residual_of(shapes, first.block), kind)
+        except (LookupError, TypeError, ValueError, ZeroDivisionError):
+            continue
+        if rank and spec.shapes == shapes:
+            return spec
+    return None
+
+
+def _residual_of(shapes: Shapes, block: str) -> ResidualSpec | None:
+    mid, dim = shapes.get(f"{block}.proj_residual.proj_in.weight", (0, 0))
+    return ResidualSpec(shapes[f"{block}.proj_residual.proj_out.weight"][1] // mid, dim, mid) if mid else None

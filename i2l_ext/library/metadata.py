@@ -55,6 +55,7 @@ def lora_metadata(
     images: Sequence[Mapping[str, Any]],
     strength: float = 1.0,
     request: str | None = None,
+    heads: str | None = None,
     description: str = "",
     made: datetime | None = None,
 ) -> dict[str, str]:
@@ -63,6 +64,7 @@ def lora_metadata(
     ``images``: ``sha256`` and ``weight`` of each; anything else, such as a file name, is left out.
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
+    ``heads``: the id of heads other than the model's own.
     ``made``: with its time zone; now if not given.
     There is no ss_network_module, since no trainer made the file, and no modelspec.hash_sha256, since the header is
     written before the tensors.
@@ -84,4 +86,5 @@ def lora_metadata(
         "i2l.strength": f"{strength:g}",
         "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
         **({"i2l.request": request} if request else {}),
+        **({"i2l.heads": heads} if heads else {}),
     }

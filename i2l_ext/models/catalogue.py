@@ -4,13 +4,14 @@ WebUI's own process reads it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE, Architecture
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
+from i2l_ext.converters.generation import OMNI_SETTINGS, QWEN_SETTINGS, Z_SETTINGS, GenerationSettings
 from i2l_ext.decoder import DecoderSpec, ResidualSpec
 from i2l_ext.encoders import dims, encoder_module
 
@@ -23,7 +24,8 @@ class Checkpoint:
     """One set of weights. ``kind``: siglip2, dinov3, qwen-vl, heads or bias. ``spec`` says how large it is: the dims of
     an encoder, a DecoderSpec, or for a bias, which is a plain LoRA, the architecture. ``files`` are exact names in
     ``repo``; one that ends in ``.index.json`` stands for the shards it lists. ``repo`` is None for weights that we
-    ship. ``parameters`` and ``structure_md5`` are the published figures, where there are any."""
+    ship. ``parameters`` and ``structure_md5`` are the published figures, where there are any. ``renamed``:
+    pattern on the path of a file that is known by its structure only, where several checkpoints have the same."""
 
     id: str
     kind: str
@@ -34,6 +36,7 @@ class Checkpoint:
     structure_md5: str | None = None
     dtype: str = "BF16"
     licence: str = APACHE
+    renamed: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +65,8 @@ class Expert:
 
 @dataclass(frozen=True)
 class I2LModel:
-    """What a user chooses: encoders, experts, and perhaps a bias, a LoRA that is always added."""
+    """What a user chooses: encoders, experts, and perhaps a bias, a LoRA that is always added. ``settings``: how to
+    generate with what it makes; None for the miniature, whose command knows them."""
 
     name: str
     line: str
@@ -72,6 +76,7 @@ class I2LModel:
     experts: tuple[Expert, ...]
     qwen_vl: Checkpoint | None = None
     bias: Checkpoint | None = None
+    settings: GenerationSettings | None = None
 
     @property
     def parts(self) -> tuple[Checkpoint, ...]:
@@ -130,7 +135,10 @@ BIAS = Checkpoint(
 )  # fmt: skip
 Z_STYLE = Checkpoint(
     "z-image-i2l-style", "heads", DecoderSpec(Z_IMAGE, EMBED, compress=128), "DiffSynth-Studio/Z-Image-i2L",
-    ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510",
+    ("model.safetensors",), 1_613_234_176, "9510cb8cd1dd34ee0e4f111c24905510", renamed=r"\A(?!.*omni)",
+)  # fmt: skip
+OMNI_STYLE = replace(
+    Z_STYLE, id="z-image-omni-i2l-style", repo="DiffSynth-Studio/Z-Image-Omni-Base-i2L", renamed="omni",
 )  # fmt: skip
 
 MINI_EMBED = dims.SIGLIP2_MINI.hidden + dims.DINOV3_MINI.hidden
@@ -179,15 +187,17 @@ MODELS: dict[str, I2LModel] = {
         I2LModel("mini-coarse-fine-bias", "the same, drawn nearer to the miniature base's own pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE, _MINI_FINE), MINI_QWEN_VL, MINI_BIAS),
         I2LModel("qwen-image-style", "the style of the pictures, for any content", QWEN_IMAGE,
-              SIGLIP2, DINOV3, (Expert(STYLE),)),
+              SIGLIP2, DINOV3, (Expert(STYLE),), settings=QWEN_SETTINGS),
         I2LModel("qwen-image-coarse", "style and rough content", QWEN_IMAGE,
-              SIGLIP2, DINOV3, (_COARSE,), QWEN_VL),
+              SIGLIP2, DINOV3, (_COARSE,), QWEN_VL, settings=QWEN_SETTINGS),
         I2LModel("qwen-image-coarse-fine", "style, content and its details", QWEN_IMAGE,
-              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL),
+              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, settings=QWEN_SETTINGS),
         I2LModel("qwen-image-coarse-fine-bias", "the same, drawn nearer to the base model's own pictures", QWEN_IMAGE,
-              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, BIAS),
+              SIGLIP2, DINOV3, (_COARSE, _FINE), QWEN_VL, BIAS, QWEN_SETTINGS),
         I2LModel("z-image-style", "the style of the pictures, for Z-Image (base, not Turbo)", Z_IMAGE,
-              SIGLIP2, DINOV3, (Expert(Z_STYLE),)),
+              SIGLIP2, DINOV3, (Expert(Z_STYLE),), settings=Z_SETTINGS),
+        I2LModel("z-image-omni-base-style", "the style of the pictures, for Z-Image-Omni-Base", Z_IMAGE,
+              SIGLIP2, DINOV3, (Expert(OMNI_STYLE),), settings=OMNI_SETTINGS),
     )
 }  # fmt: skip
 """By name, in the order in which they are shown. v2 models would be entries with heads of another kind. Their

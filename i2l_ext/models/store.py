@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -228,11 +229,18 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
         try:
             paths = _expand([path])
             size = sum(part.stat().st_size for part in paths or ())
-            if any(0 <= size - least <= HEADER_SLACK for least in sizes) and _structure(paths or ()) == structure:
+            likely = _may_be(checkpoint, path) and any(0 <= size - least <= HEADER_SLACK for least in sizes)
+            if likely and _structure(paths or ()) == structure:
                 return paths
         except (UserError, OSError):  # another program's file, or one that is just being written
             continue
     return None
+
+
+def _may_be(checkpoint: Checkpoint, path: Path) -> bool:
+    """Whether a file of that place and name may be the checkpoint's: others can have the same structure."""
+    repo = read_note(path).get("repo")
+    return repo in (None, checkpoint.repo) and bool(re.search(checkpoint.renamed, "/".join(path.parts[-3:]).lower()))
 
 
 def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,8 @@ import i2l_ext
 from i2l_ext import library
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library import names
-from i2l_ext.models import catalogue, store
+from i2l_ext.models import store
+from i2l_ext.models.heads import requested_model
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import MakeRequest
@@ -39,7 +40,7 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
     options = compute_options(context.options)
-    context.reporter.plan([Step("start", "start"), *steps(catalogue.find(complete.model or MINIATURE))])
+    context.reporter.plan([Step("start", "start"), *steps(requested_model(complete))])
     note_other_dtypes(complete.model or MINIATURE, options, context)
     made = pipeline.make(complete, options, callbacks(context.reporter), embedding_cache(context.options))
     _note_miniature(request, complete, context)
@@ -61,7 +62,7 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
     complete = with_defaults(request)
     options = compute_options(context.options)
     requests = batch.share_of_process(batch.requests_of(request.pictures, complete))
-    context.reporter.plan(steps(catalogue.find(complete.model or MINIATURE)))
+    context.reporter.plan(steps(requested_model(complete)))
     note_other_dtypes(complete.model or MINIATURE, options, context)
     if requests:
         yield from batch.make_each(requests, options, callbacks(context.reporter), embedding_cache(context.options))

@@ -36,6 +36,7 @@ class MakeRequest(Request):
         "the folder it goes to (default: the WebUI's models/Lora)", None, flags=("--lora-dir",), local=True
     )
     model: str | None = option("see `i2l models` (default: the first that is downloaded, else mini)", None)
+    heads: Path | None = option("heads of your own in place of the model's: a .safetensors file", None, local=True)
     weights: tuple[float, ...] | None = option("how much each picture counts", None, metavar="W")
     strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
     dialect: str = option(
