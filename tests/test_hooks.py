@@ -242,7 +242,7 @@ print("KEPT" if musubi._kept else "NOT KEPT")
 def run_through(tmp_path, *arguments):
     (tmp_path / "train.py").write_text(SCRIPT % str(Path(i2l_ext.hooks.__file__).parents[2]))
     command = [sys.executable, "-m", "i2l_ext.hooks.musubi", tmp_path / "train.py", "--dit", "x", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(

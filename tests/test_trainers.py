@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import json
 import math
 import os
@@ -16,6 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10: pytest brings tomli
+    tomllib = None
 
 import musubi_contract
 from i2l_ext.commands.main import parser
@@ -107,7 +113,7 @@ def run_script(script, work):
         (work / program).write_text(STUB)
     write_launcher(work, STUB)
     environment = os.environ | {"SEEN": str(work / "seen")}
-    done = subprocess.run([sys.executable, script], cwd=work, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, script], cwd=work, env=environment, capture_output=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, b"")
     return [launched(json.loads(line)) for line in (work / "seen").read_text(encoding="utf-8").splitlines()]
 
@@ -406,7 +412,82 @@ def diffsynth_rules(folder, unet):
     return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
 
 
+def simpletuner_rules(folder, unet):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = read_config(folder / "config.json")["peft_lora_target_modules"]
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=targets), unet)
+    return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
+
+
+def onetrainer_rules(folder, unet):
+    """Its filter: one of the patterns between commas is found in the name."""
+    patterns = [pattern.strip() for pattern in read_config(folder / "config.json")["layer_filter"].split(",")]
+    return [
+        name
+        for name, layer in unet.named_modules()
+        if isinstance(layer, torch.nn.Linear) and any(re.search(pattern, name) for pattern in patterns)
+    ]
+
+
+def diffusion_pipe_rules(folder, unet):
+    """All linear layers of the blocks, by their whole names, less what is excluded."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    adapter = read_config(folder / "config.toml")["adapter"]
+    blocks = {
+        name: block for name, block in unet.named_modules() if type(block).__name__ == "QwenImageTransformerBlock"
+    }
+    linear = [
+        f"{name}.{child}"
+        for name, block in blocks.items()
+        for child, layer in block.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    options = {"target_modules": linear, "exclude_modules": adapter.get("exclude_modules")}
+    inject_adapter_in_model(LoraConfig(r=adapter["rank"], **options), unet)
+    return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
+
+
+def read_config(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".toml":
+        return (tomllib or importlib.import_module("tomli")).loads(text)
+    return json.loads(text)
+
+
+@pytest.mark.parametrize(("trainer", "family"), [(t, f) for t, f in PAIRS if t in ("simpletuner", "diffusion-pipe")])
+def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
+    """The prefix goes, ``.default`` comes, and what is left must be a parameter; no alpha is taken."""
+    lora = style(ARCHS[family])
+    told = export(lora, trainer, 5, tmp_path / "out")
+    model = base(family)
+    RULES[trainer](tmp_path / "out", model)
+    config = read_config(tmp_path / "out" / told.run)
+    if trainer == "simpletuner":
+        assert (config["lora_rank"], config["lora_alpha"], config["init_lora"]) == (5, 5, told.init)
+    else:
+        assert config["adapter"]["rank"] == 5 and "alpha" not in config["adapter"]
+        assert [*Path(config["adapter"]["init_from_existing"]).glob("*.safetensors")] == [Path(told.init)]
+    parameters = {name for name, _ in model.named_parameters()}
+    keys = {key.removeprefix("transformer.").replace(".weight", ".default.weight") for key in state_of(told)}
+    assert keys <= parameters and len(keys) == 2 * len(lora)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_onetrainers_filter_chooses_what_is_in_the_file_and_nothing_else(tmp_path, name):
+    """It raises where a chosen layer has no key; also where only some blocks are in the file."""
+    arch, lora = chosen(name)
+    told = export(lora, "onetrainer", 5, tmp_path / "out")
+    config = read_config(tmp_path / "out" / "config.json")
+    assert (config["lora_rank"], config["lora_alpha"], config["lora_model_name"]) == (5, 5, told.init)
+    assert "," not in config["layer_filter"] and config["layer_filter_regex"] is True and told.fresh == {}
+    paths = [path for path in arch.modules if re.search(config["layer_filter"], path)]
+    assert sorted(paths) == sorted(lora)
+
+
 RULES = {
+    "simpletuner": simpletuner_rules, "onetrainer": onetrainer_rules, "diffusion-pipe": diffusion_pipe_rules,
     "musubi-tuner": musubi_rules, "ai-toolkit": ai_toolkit_rules, "diffsynth": diffsynth_rules,
     "diffusers": peft_rules, "flymyai": peft_rules,
 }  # fmt: skip
@@ -433,7 +514,7 @@ def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "fill in the paths" not in readme and told.name not in readme and "from start import start" in readme
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and f"{told.modules} modules of rank 4" in done.stdout
     assert "in place of `add_adapter(...)`" in done.stdout
 
@@ -447,6 +528,22 @@ def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family
     model = base(family)
     scope["start"](model)
     assert sum(hasattr(layer, "lora_A") for layer in model.modules()) == told.modules
+
+
+def test_a_lora_saved_by_diffusers_is_known_by_its_maker(tmp_path):
+    from diffusers import QwenImagePipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    from i2l_ext.converters.inspection import inspect
+
+    model = base("qwen-image")
+    config = LoraConfig(r=2, target_modules=["to_q"])
+    model.add_adapter(config)
+    state = get_peft_model_state_dict(model)
+    QwenImagePipeline.save_lora_weights(tmp_path / "plain", state)
+    QwenImagePipeline.save_lora_weights(tmp_path / "told", state, transformer_lora_adapter_metadata=config.to_dict())
+    makers = {name: inspect(next((tmp_path / name).iterdir())).maker for name in ("plain", "told")}
+    assert makers == {"plain": "diffusers or a trainer built on it", "told": "diffusers"}
 
 
 def test_modules_without_a_place_are_told(tmp_path):
@@ -468,6 +565,8 @@ def test_wrong_orders(tmp_path):
         export(lora, "nonsense", 4, tmp_path / "x")
     with pytest.raises(UserError, match=r"does not train Z-Image"):
         export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
+    with pytest.raises(UserError, match=r"does not train Z-Image"):
+        export(style(Z_IMAGE), "diffusion-pipe", 4, tmp_path / "x")
     with pytest.raises(UserError, match="from 1 to 4096"):
         export(lora, "diffusers", 0, tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -552,6 +651,13 @@ def names_in(folder, told, work):
     if text.suffix == ".yaml":
         config = yaml.safe_load(text.read_text(encoding="utf-8"))["config"]
         return config["process"][0]["network"]["pretrained_lora_path"], config["name"]
+    if text.suffix in (".json", ".toml"):
+        config = read_config(text)
+        name = (config.get("output_dir") or config["output_model_destination"]).removesuffix(".safetensors")
+        init = config.get("init_lora") or config.get("lora_model_name")
+        if init is None:
+            init = f"{config['adapter']['init_from_existing']}/{Path(told.init).name}"
+        return init, name.partition("/")[2]
     return next(
         ast.literal_eval(node.value)
         for node in ast.parse(text.read_text(encoding="utf-8")).body

@@ -102,22 +102,37 @@ def missing_kinds(start: TrainingStart, support: ModelSupport) -> list[str]:
     return [kind for kind in kinds if kind not in start.kinds]
 
 
-def target_pattern(start: TrainingStart) -> str:
+def target_pattern(start: TrainingStart, *, exact: bool = False) -> str:
     """The LoRA's modules as PEFT takes them for targets: a regular expression of whole paths, by kind of layer.
 
-    Ends of names are not enough: Z-Image has a SiLU that ends as its modulation's layer does. Nor is a list safe:
-    DiffSynth-Studio takes one of one name for a regular expression.
+    ``exact``: of the blocks that the LoRA has; else of all blocks. Ends of names are not enough: Z-Image has a SiLU
+    that ends as its modulation's layer does. Nor is a list safe: DiffSynth-Studio takes one of one name for a regular
+    expression.
     """
-    kinds: dict[str, list[str]] = {}
+    blocks: dict[tuple[str, str], list[int]] = {}
     for path in start.paths:
         module = start.arch.modules[path]
-        stack = rf"{re.escape(module.stack)}\.\d+\." if module.stack else ""
-        found = kinds.setdefault(stack, [])
-        if module.kind.name not in found:
-            found.append(module.kind.name)
-    return "|".join(rf"{stack}({'|'.join(map(re.escape, names))})" for stack, names in kinds.items())
+        blocks.setdefault((module.stack or "", module.kind.name), []).append(module.block or 0)
+    kinds: dict[str, list[str]] = {}
+    for (stack, kind), numbers in blocks.items():
+        whole = not exact or len(numbers) == start.arch.depths.get(stack)
+        number = r"\d+" if whole else f"({'|'.join(map(str, sorted(numbers)))})"
+        kinds.setdefault(rf"{re.escape(stack)}\.{number}\." if stack else "", []).append(kind)
+    return "|".join(rf"{place}({'|'.join(map(re.escape, names))})" for place, names in kinds.items())
 
 
 def matching_targets(start: TrainingStart) -> list[str]:
     """The paths of the modules that PEFT adapts for `target_pattern`."""
     return modules_matching(start.arch, target_pattern(start))
+
+
+def target_names(start: TrainingStart) -> list[str]:
+    """The LoRA's modules as PEFT takes them in a list: kinds of layers, which are ends of paths, or whole paths where a
+    layer that is not linear ends like that."""
+    return [*dict.fromkeys(path if "adaLN" in path else start.arch.modules[path].kind.name for path in start.paths)]
+
+
+def named_by_end(start: TrainingStart) -> list[str]:
+    """The paths of the modules that PEFT adapts for `target_names`."""
+    names = tuple(f".{name}" for name in target_names(start))
+    return [path for path in start.arch.modules if f".{path}".endswith(names)]

@@ -18,8 +18,7 @@ def _module(start: TrainingStart, *, family: str, title: str) -> Mapping[str, st
     text = f'''"""Starts {title} from an i2L LoRA: `from start import start`, then `start(transformer)` in place of
 its `add_adapter(...)`. Run by itself, it checks the file."""
 
-from peft import LoraConfig, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 INIT = {start.init.as_posix()!r}
 RANK = {start.rank}
@@ -28,6 +27,9 @@ TARGETS = r"{target_pattern(start)}"
 
 def start(transformer, adapter_name="default"):
     """Add the adapter to a {FAMILIES[family]} and set it to the init file; raises where a key has no place."""
+    from peft import LoraConfig, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), adapter_name=adapter_name)
     state = {{key.removeprefix("transformer."): value for key, value in load_file(INIT).items()}}
     outcome = set_peft_model_state_dict(transformer, state, adapter_name=adapter_name)
@@ -37,7 +39,8 @@ def start(transformer, adapter_name="default"):
 
 
 if __name__ == "__main__":
-    print(f"{{INIT}}: {{len(load_file(INIT)) // 2}} modules of rank {{RANK}}. This module trains nothing by itself.")
+    with safe_open(INIT, "np") as file:
+        print(f"{{INIT}}: {{len(file.keys()) // 2}} modules of rank {{RANK}}. This module trains nothing by itself.")
     print("In your training script: `from start import start`, `start(transformer)` in place of `add_adapter(...)`.")
 '''
     return {"start.py": text}

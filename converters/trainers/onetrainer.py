@@ -1,0 +1,86 @@
+"""OneTrainer: diffusers' keys, ``lora_model_name`` and a filter of the layers that chooses exactly those in the file.
+
+It raises where the filter chooses a layer that the file does not have. It splits the filter at commas. Found in
+modules/module/LoRAModule.py and modules/util/config/TrainConfig.py (August 2026).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+
+from .base import ModelSupport, Trainer, TrainingStart, modules_matching, target_pattern
+
+FAMILIES = {
+    "qwen-image": (
+        "QWEN",
+        "Qwen/Qwen-Image",
+        "transformer_block",
+        r"transformer_blocks\.\d+\.(attn|img_mlp|txt_mlp)\..*",
+    ),
+    "z-image": ("Z_IMAGE", "Tongyi-MAI/Z-Image", "layers", r"layers\.\d+\.(attention|feed_forward)\..*"),
+}
+"""Family -> its name there, its base model, the layers to quantize and those that the presets train."""
+
+CONFIG_VERSION = 11
+"""Of the format of TrainConfig: without it every migration since the first would run."""
+
+
+def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
+    kind, base, quantized, _ = FAMILIES[family]
+    frozen = {"train": False, "weight_dtype": "FLOAT_8"}
+    config = {
+        "__version": CONFIG_VERSION,
+        "training_method": "LORA",
+        "model_type": kind,
+        "base_model_name": base,
+        "lora_model_name": start.init.as_posix(),
+        "lora_rank": start.rank,
+        "lora_alpha": float(start.rank),
+        "layer_filter": f"^({target_pattern(start, exact=True)})$",
+        "layer_filter_preset": "custom",
+        "layer_filter_regex": True,
+        "workspace_dir": f"workspace/{start.name}",
+        "cache_dir": f"workspace-cache/{start.name}",
+        "output_model_format": "DIFFUSERS_LORA",
+        "output_model_destination": f"models/{start.name}.safetensors",
+        "concept_file_name": "training_concepts/concepts.json",
+        "resolution": "1024",
+        "batch_size": 1,
+        "epochs": 100,
+        "learning_rate": 1e-4,
+        "timestep_distribution": "LOGIT_NORMAL",
+        "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
+        "text_encoder": frozen,
+        "vae": {"weight_dtype": "FLOAT_32"},
+        "quantization": {"layer_filter": quantized, "layer_filter_preset": "blocks"},
+        "train_dtype": "BFLOAT_16",
+        "weight_dtype": "BFLOAT_16",
+        "output_dtype": "BFLOAT_16",
+    }
+    return {"config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n"}
+
+
+ONETRAINER = Trainer(
+    "onetrainer",
+    "OneTrainer",
+    "diffusers",
+    {
+        family: ModelSupport(
+            trained,
+            r".*",
+            partial(_config, family=family),
+            lambda start: modules_matching(start.arch, target_pattern(start, exact=True)),
+        )
+        for family, (_, _, _, trained) in FAMILIES.items()
+    },
+    "config.json",
+    "python scripts/train.py --config-path",
+    (
+        "`concept_file_name` is OneTrainer's own list of your pictures. It can also be loaded in its window.",
+        "`layer_filter` must stay: OneTrainer stops where it chooses a layer that is not in the file.",
+        "To resume, set `continue_last_backup` to true: OneTrainer then takes its backup and not the LoRA.",
+    ),
+    usage="fill in the path at `concept_file_name`. `{start}` starts the run `{name}`.",
+)
