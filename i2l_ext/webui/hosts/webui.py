@@ -1,4 +1,4 @@
-"""AUTOMATIC1111, Forge and Forge Neo. Beside generation.py the only file that imports a WebUI's own modules.
+"""AUTOMATIC1111, Forge and Forge Neo. The only file that imports a WebUI's own modules.
 
 Which one it is, and what it can do, is found by looking for the modules and attributes that make the difference. The
 names of modules that a WebUI may lack are looked up in ``sys.modules``.
@@ -116,6 +116,21 @@ def register_callbacks(
     script_callbacks.on_ui_tabs(tabs)
     script_callbacks.on_ui_settings(settings)
     script_callbacks.on_app_started(started)
+
+
+def generation_bases() -> tuple[Any, Any, Any]:
+    """The WebUI's classes of a network that prompts can name and of a script, and what a script's ``show`` gives to be
+    always on."""
+    from modules import extra_networks, scripts
+
+    return extra_networks.ExtraNetwork, scripts.Script, scripts.AlwaysVisible
+
+
+def register_network(network: Any) -> None:
+    """Tell the WebUI of a network that prompts can name, each time its page is built."""
+    from modules import extra_networks, script_callbacks
+
+    script_callbacks.on_before_ui(lambda: extra_networks.register_extra_network(network))
 
 
 def add_settings(settings: Mapping[str, tuple[Any, str, Any, Any, str]]) -> None:
