@@ -10,6 +10,7 @@ import torch
 
 from branch_models import MINI, hooks_of, lora_of, merged, qwen
 from i2l_ext.converters import UserError
+from i2l_ext.webui.hosts import webui
 from i2l_ext.webui.prompt_tags import BranchTag, parse_tag
 from test_branch_guidance import PICTURES, HostModel, call
 
@@ -98,7 +99,7 @@ class Host:
             import_module, ("modules.extra_networks", "modules.script_callbacks")
         )
         self.generation = import_module("i2l_ext.webui.hosts.generation")
-        self.generation.register_network(True)
+        webui.register_network(self.generation.BranchNetwork(True))
         for function in script_callbacks.before_ui:
             function()
         self.script = self.generation.BranchScript()

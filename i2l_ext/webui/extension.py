@@ -31,7 +31,7 @@ def generation_script() -> Any:
         return None
     from i2l_ext.webui.hosts import generation
 
-    generation.register_network(webui.WebUIHost().applies_loras)
+    webui.register_network(generation.BranchNetwork(webui.WebUIHost().applies_loras))
     return generation.BranchScript
 
 

@@ -1,5 +1,4 @@
-"""``<i2l:...>`` in the prompts of Forge Neo: the LoRAs act while it samples. Beside webui.py the only file that imports
-a WebUI's own modules.
+"""``<i2l:...>`` in the prompts of Forge Neo: the LoRAs act while it samples. Imported inside a WebUI only.
 
 The order of calls there: tags are handed over (`BranchNetwork.activate`), then, before each pass of sampling, what the
 pass uses is set (`BranchScript.process_before_every_sampling`). Errors in either would be swallowed, so they become
@@ -13,21 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modules import extra_networks, scripts
-
 from i2l_ext.converters.errors import UserError
+from i2l_ext.webui.hosts import webui
 from i2l_ext.webui.prompt_tags import GREY_SUFFIX, NETWORK, BranchTag, parse_tag
 
 if TYPE_CHECKING:
     from i2l_ext.branch import Strength
 
+_ExtraNetwork, _Script, _ALWAYS_VISIBLE = webui.generation_bases()
 INFOTEXT = "i2l LoRAs"
 """The infotext's line that says which files acted; the tags themselves stand in its prompt."""
 TAGS = "i2l_tags"
 """The attribute of a generation that holds its tags, each as its parts."""
 
 
-class BranchNetwork(extra_networks.ExtraNetwork):
+class BranchNetwork(_ExtraNetwork):
     """Takes the tags from the prompt. ``applies_loras``: whether this WebUI runs models that these LoRAs are for."""
 
     def __init__(self, applies_loras: bool) -> None:
@@ -44,14 +43,14 @@ class BranchNetwork(extra_networks.ExtraNetwork):
         """Nothing: the next pass sets what it uses."""
 
 
-class BranchScript(scripts.Script):
+class BranchScript(_Script):
     """Sets the LoRAs of the tags for each pass of sampling. It has no controls."""
 
     def title(self) -> str:
         return "Image to LoRA on one branch"
 
     def show(self, is_img2img: bool) -> Any:
-        return scripts.AlwaysVisible
+        return _ALWAYS_VISIBLE
 
     def after_extra_networks_activate(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """The refiner changes the model in the middle of a pass, and activates again."""
@@ -160,10 +159,3 @@ def _comment(p: Any, text: str) -> None:
     """A line under the picture, once however often it is said; on the console where the WebUI has no such place."""
     line = f"Image to LoRA: {text}"
     p.comment(line) if hasattr(p, "comment") else print(line, flush=True)
-
-
-def register_network(applies_loras: bool) -> None:
-    """Tell the WebUI of the tag, each time its page is built."""
-    from modules import script_callbacks
-
-    script_callbacks.on_before_ui(lambda: extra_networks.register_extra_network(BranchNetwork(applies_loras)))
