@@ -3,3 +3,4 @@
 from i2l_ext.webui import extension
 
 extension.register()
+BranchScript = extension.generation_script()  # the WebUI looks for such classes among this file's names

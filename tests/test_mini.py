@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from i2l_ext import images
+from i2l_ext.branch import Strength
 from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
@@ -170,6 +171,46 @@ def test_the_draw_command(tmp_path, capsys):
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1
         assert not (tmp_path / "none.png").exists()
+
+
+def test_the_draw_command_with_a_negative_branch(tmp_path, capsys):
+    """Each choice draws what the sampler generates with those strengths; what cannot be is said."""
+    loras = {name: random_lora(seed=seed) for name, seed in (("mine", 1), ("mine-grey", 2))}
+    loras["mine"].save(tmp_path / "mine.safetensors")
+    line = ["draw", "--prompt", "a star <lora:mine:0.8>", "--lora-dir", str(tmp_path), "--size", "32", "--overwrite"]
+
+    def drawn(*options):
+        assert main([*line, *options, "-o", str(tmp_path / "out.png")]) == 0, capsys.readouterr().err
+        return Image.open(tmp_path / "out.png").tobytes()
+
+    for wrong, words in (
+        (["--branch", "grey"], "no mine-grey.safetensors beside mine.safetensors"),
+        (["--branch", "both", "--cfg", "1"], "--cfg 1 has no negative branch"),
+        (["--cfg", "0.5"], "choose 1 to 30"),
+        (["--negative", "a dragon"], "'dragon'"),
+    ):
+        capsys.readouterr()
+        assert main([*line, *wrong, "-o", str(tmp_path / "none.png")]) == 1
+        assert words in capsys.readouterr().err and not (tmp_path / "none.png").exists()
+    loras["mine-grey"].save(tmp_path / "mine-grey.safetensors")
+    base = sampler.Sampler()
+    adapter = base.adapter(list(loras.values()))
+    found = {branch: drawn("--branch", branch, "--cfg", "2") for branch in ("positive", "both", "grey")}
+    for branch, (negative, grey) in {"positive": (0.0, 0.0), "both": (0.8, 0.0), "grey": (0.0, 0.8)}.items():
+        strengths = [Strength(0.8, negative), Strength(0.0, grey)]
+        pixels = base.generate_guided(adapter, strengths, ["a star"], [0], 2.0)
+        assert found[branch] == sampler.as_image(pixels[0]).tobytes()
+    assert len({*found.values(), drawn()}) == 4
+    assert drawn("--negative", "a circle") == drawn("--negative", "a circle", "--cfg", "4", "--branch", "both")
+
+
+def test_guidance_of_one_is_the_base_alone():
+    """Without a negative branch, and with one whose prompt is the same, the image is the prompt's own."""
+    base = sampler.Sampler()
+    plain = base.generate(["a star", "a ring"], [1, 2])
+    for scale, negative in ((1.0, "a picture"), (3.0, "a star")):
+        guided = base.generate_guided(base.adapter([]), [], ["a star"], [1], scale, negative)
+        assert torch.allclose(guided[0], plain[0], atol=1e-4)
 
 
 def test_the_shipped_weights_are_what_the_catalogue_says():

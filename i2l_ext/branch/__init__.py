@@ -8,8 +8,12 @@ Guided generation predicts twice, with the prompt and with the negative prompt. 
 changes both predictions. Here no weight is changed, so layers may be quantized, and afterwards nothing is left.
 """
 
-from i2l_ext.branch.adapter import BranchAdapter, adapter_of, forget_adapter
+from i2l_ext.branch.adapter import BranchAdapter, adapter_of, check_file, forget_adapter, read_adapter
+from i2l_ext.branch.guidance import OPTION, GuidedLoras, follow, unfollow
 from i2l_ext.branch.match import LoraMatch, match_lora
 from i2l_ext.branch.rows import Strength
 
-__all__ = ["BranchAdapter", "LoraMatch", "Strength", "adapter_of", "forget_adapter", "match_lora"]
+__all__ = [
+    "OPTION", "BranchAdapter", "GuidedLoras", "LoraMatch", "Strength", "adapter_of", "check_file", "follow",
+    "forget_adapter", "match_lora", "read_adapter", "unfollow",
+]  # fmt: skip

@@ -34,6 +34,7 @@ class BranchAdapter:
         self.matches: tuple[LoraMatch, ...] = tuple(
             match_lora(model, lora, name) for lora, name in zip(loras, names, strict=True)
         )
+        self._was_on = False
         self._handles: list[RemovableHandle] = []
         self._layers: list[tuple[nn.Module, LayerTerm]] = []
         for layer_name, layer in model.named_modules():
@@ -52,9 +53,9 @@ class BranchAdapter:
 
     @property
     def uncalled(self) -> list[str]:
-        """Names of layers that computed nothing since the adapter was made, although it was switched on: a program that
-        computes past its layers, such as a compiled or a fused model. All of them before the first prediction."""
-        return [term.name for _, term in self._layers if not term.called]
+        """Names of layers that did not run since the adapter was first switched on: those of a compiled or a fused
+        model, which computes past them. Empty before, and meaningful after a prediction."""
+        return [term.name for _, term in self._layers if not term.called] if self._was_on else []
 
     def switch_on(self, strengths: Sequence[Strength], positive: Sequence[bool], progress: float = 0.0) -> None:
         """From now on the layers' outputs have the LoRAs' terms, until `switch_off`.
@@ -68,6 +69,7 @@ class BranchAdapter:
         self.switch_off()
         weights = row_weights(strengths, positive, progress)
         if weights.runs:
+            self._was_on = True
             self._handles = [layer.register_forward_hook(term_hook(term, weights)) for layer, term in self._layers]
 
     def switch_off(self) -> None:
@@ -103,14 +105,33 @@ def adapter_of(model: nn.Module, files: Sequence[Path]) -> BranchAdapter:
     if kept and kept[0] == identity:
         return kept[1]
     forget_adapter(model)  # its memory is free before the next is read
-    loras = [Lora.read(file) for file in files]
+    adapter = read_adapter(model, files)
+    _adapters[model] = identity, adapter
+    return adapter
+
+
+def read_adapter(model: nn.Module, files: Sequence[Path]) -> BranchAdapter:
+    """An adapter of these LoRA files beside ``model``. The files are not needed afterwards.
+
+    Raises UserError where a file cannot be read, is not a LoRA, or does not fit the model.
+    """
+    loras: list[Lora] = []
     try:
-        adapter = BranchAdapter(model, loras, [file.name for file in files])
+        loras += (Lora.read(file) for file in files)
+        return BranchAdapter(model, loras, [file.name for file in files])
     finally:
         for lora in loras:
             lora.read_from.file.close()
-    _adapters[model] = identity, adapter
-    return adapter
+
+
+def check_file(model: nn.Module, file: Path) -> LoraMatch:
+    """The layers of ``model`` that a LoRA file changes, by its names and shapes; no factor is read.
+
+    Raises UserError where it cannot be read, is not a LoRA, or does not fit the model.
+    """
+    lora = Lora.read(file)
+    lora.read_from.file.close()
+    return match_lora(model, lora, file.name)
 
 
 def forget_adapter(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.spellings import layer_names
@@ -72,9 +72,9 @@ def shape_of(layer: nn.Module) -> tuple[int, int] | None:
     d_out, d_in = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
     if isinstance(d_out, int) and isinstance(d_in, int):
         return d_out, d_in
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     if getattr(weight, "ndim", 0) == 2 and weight.is_floating_point():
-        return tuple(weight.shape)
+        return weight.shape[0], weight.shape[1]
     return None
 
 
@@ -92,8 +92,8 @@ def _parts(lora: Lora, paths: tuple[str, ...]) -> tuple[LayerPart, ...]:
 def _check_shape(layer: nn.Module, layer_name: str, lora: Lora, paths: tuple[str, ...], name: str) -> None:
     shape = shape_of(layer)
     expected = sum(lora.arch.modules[path].shape[0] for path in paths), lora.arch.modules[paths[0]].shape[1]
-    if shape not in (None, expected):
+    if shape is not None and shape != expected:
         raise UserError(
-            f"{name}: {layer_name} of the loaded model is {list(shape or ())}, in {lora.arch.title} "
+            f"{name}: {layer_name} of the loaded model is {list(shape)}, in {lora.arch.title} "
             f"{list(expected)}. Load the base model that the LoRA was made for."
         )

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
 
+BRANCHES = ("positive", "both", "grey")
+CFG = 4.0
+"""The scale of guidance that the authors advise."""
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add ``draw`` and ``report``."""
@@ -24,6 +28,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--lora-dir", type=Path, default=Path("models/Lora"), help="where <lora:NAME> looks (default: models/Lora)"
     )
+    parser.add_argument(
+        "--branch",
+        choices=BRANCHES,
+        help="where the LoRAs act: on the positive branch of guidance, on both, or with NAME-grey on the negative one",
+    )
+    parser.add_argument("--negative", metavar="PROMPT", help="the negative branch's prompt (default: a picture)")
+    parser.add_argument("--cfg", type=float, help="scale of guidance (default: 4 with --branch or --negative, else 1)")
     parser.add_argument("--grid", metavar="W,W,…", help="an image for each factor on the LoRA weights")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels (default: 256)")
@@ -69,10 +80,11 @@ def _parse_weighted(text: str) -> tuple[Path, float]:
 def _draw(args: argparse.Namespace) -> int:
     """Raises UserError for an unknown word, a missing LoRA, and a LoRA of another base model."""
     _needs_diffusers()
+    from i2l_ext.branch import Strength
     from i2l_ext.converters.atomic import atomic_path
     from i2l_ext.converters.lora import Lora
     from i2l_ext.mini.prompts import find_lora_file, split_lora_tags
-    from i2l_ext.mini.sampler import Sampler
+    from i2l_ext.mini.sampler import NEGATIVE_PROMPT, Sampler, as_image
     from i2l_ext.mini.sheets import image_grid
 
     prompt, tags = split_lora_tags(args.prompt)
@@ -88,11 +100,28 @@ def _draw(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a seed is 0 or greater.")
 
+    cfg = args.cfg if args.cfg is not None else CFG if args.branch or args.negative else 1.0
+    if not 1 <= cfg <= 30:
+        raise UserError(f"--cfg {cfg:g}: choose 1 to 30; 1 has no negative branch.")
+    if cfg == 1 and (args.branch or args.negative):
+        raise UserError("--cfg 1 has no negative branch: leave --branch and --negative out, or choose another --cfg.")
+    greys = [(Lora.read(_grey_file(path)), weight) for path, weight in files] if args.branch == "grey" else []
+
     sampler = Sampler()
-    images = [
-        sampler.images([prompt], [args.seed], [(lora, weight * factor) for lora, weight in loras], args.size)[0]
-        for factor in factors
-    ]
+    adapter = sampler.adapter([lora for lora, _ in (*loras, *greys)]) if cfg != 1 else None
+    images = []
+    for factor in factors:
+        if adapter is None:
+            images += sampler.images(
+                [prompt], [args.seed], [(lora, weight * factor) for lora, weight in loras], args.size
+            )
+            continue
+        on_both = args.branch in (None, "both")
+        strengths = [Strength(weight * factor, weight * factor * on_both) for _, weight in loras]
+        strengths += [Strength(0.0, weight * factor) for _, weight in greys]
+        negative = args.negative or NEGATIVE_PROMPT
+        pixels = sampler.generate_guided(adapter, strengths, [prompt], [args.seed], cfg, negative)
+        images.append(as_image(pixels[0], args.size))
     image = images[0] if len(images) == 1 else image_grid([images], args.grid.split(","), args.size)
     if not args.out.parent.is_dir():
         raise UserError(f"The folder {args.out.parent} does not exist.")
@@ -100,6 +129,17 @@ def _draw(args: argparse.Namespace) -> int:
         image.save(part, format="PNG")
     print(args.out)
     return 0
+
+
+def _grey_file(path: Path) -> Path:
+    """The grey LoRA of a LoRA. Raises UserError where there is none."""
+    grey = path.with_name(f"{path.stem}-grey.safetensors")
+    if not grey.is_file():
+        raise UserError(
+            f"There is no {grey.name} beside {path.name}. Make it of a grey picture: "
+            f"i2l make GREY.png --name {grey.stem}."
+        )
+    return grey
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -81,13 +81,30 @@ class MiniBase(nn.Module):
         return (x - image.to(x)) / t.clamp(min=1 / 20).view(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS) -> torch.Tensor:
-        """An image for each prompt and seed, float32 [N, 3, 32, 32] in 0..1. It does not depend on the others."""
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = STEPS,
+        *,
+        negative_prompt: str | None = None,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
+        """An image for each of N prompts and seeds, float32 [N, 3, 32, 32] in 0..1. It does not depend on the others.
+
+        With a ``negative_prompt`` each step predicts twice, in one batch of 2 N: first the N rows of the positive
+        branch, then those of the negative one. ``scale``: of guidance (cfg).
+        """
         shape = (3, world.PIXELS, world.PIXELS)
         x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        text, mask = self.encode_prompts(prompts)
+        guided = negative_prompt is not None
+        text, mask = self.encode_prompts([*prompts, *[negative_prompt or ""] * len(prompts)] if guided else prompts)
         even = torch.linspace(1, 0, steps + 1)
         timesteps = SHIFT * even / (1 + (SHIFT - 1) * even)
         for now, then in pairwise(timesteps):
-            x = x + (then - now) * self(x, now.expand(len(x)), text, mask)
+            velocity = self(torch.cat([x, x]) if guided else x, now.expand(len(text)), text, mask)
+            if guided:
+                positive, negative = velocity.chunk(2)
+                velocity = negative + scale * (positive - negative)
+            x = x + (then - now) * velocity
         return (x / 2 + 0.5).clamp(0, 1)

@@ -14,6 +14,7 @@ from i2l_ext.converters.lora import Lora
 from i2l_ext.training.config import ExpertConfig, Schedule
 
 from . import measures, start, world
+from .branch_claims import SCALES, grey_lora, images_by_branch
 from .evaluation import (
     NEUTRAL_PROMPT,
     PROMPTS,
@@ -254,6 +255,21 @@ class ClaimMeasurements:
             )
         ]  # fmt: skip
 
+    def branch(self) -> list[ClaimRow]:
+        grey, rows = grey_lora(self.evaluator, "mini"), []
+        for scale in (1.0, 4.0) if self.quick else SCALES:
+            by_branch = images_by_branch(self.evaluator, self.style_loras, grey, scale)
+            far = [f"{_style_distances(images, self.pictures).mean():.3f}" for images in by_branch.values()]
+            shapes = [f"{self._accuracy(images):.3f}" for images in by_branch.values()]
+            rows.append(
+                ClaimRow(
+                    "branch", f"the LoRA on one branch, cfg {scale:g}",
+                    f"style distance; prompted shape recognised: {' / '.join(by_branch)}", "report",
+                    f"{' / '.join(far)}; {' / '.join(shapes)}", None, self._count("x 8 prompts"),
+                )
+            )  # fmt: skip
+        return rows
+
     def start(self) -> list[ClaimRow]:
         seeds = {start.RATES[0]: 1} if self.quick else dict(zip(start.RATES, (5, 2), strict=True))
         by_rate = {
@@ -336,7 +352,19 @@ NOTES = {
 OTHER_HEADS = ExpertConfig("style", Schedule(0), compress=32)
 CLAIMS: dict[str, Callable[[ClaimMeasurements], list[ClaimRow]]] = {
     name: getattr(ClaimMeasurements, name)
-    for name in ("style", "content", "strength", "several", "coarse", "fine", "bias", "start", "apart", "kinds")
+    for name in (
+        "style",
+        "content",
+        "strength",
+        "several",
+        "coarse",
+        "fine",
+        "bias",
+        "branch",
+        "start",
+        "apart",
+        "kinds",
+    )
 }
 
 

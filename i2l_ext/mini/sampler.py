@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from i2l_ext.branch import BranchAdapter, Strength
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.lora import Lora
@@ -17,6 +18,9 @@ from .base import MiniBase
 
 WEIGHTS = Path(__file__).with_name("weights")
 SAMPLES = Path(__file__).with_name("samples")
+
+NEGATIVE_PROMPT = "a picture"
+"""What the negative branch is told unless something else is: it describes nothing."""
 
 WeightedLoras = Sequence[tuple[Lora, float]]
 
@@ -37,6 +41,29 @@ class Sampler:
                 [base.generate(prompts[i : i + 64], seeds[i : i + 64]) for i in range(0, len(prompts), 64)]
             )
 
+    def adapter(self, loras: Sequence[Lora]) -> BranchAdapter:
+        """LoRAs beside the base, for `generate_guided`. Raises UserError for a LoRA of another base model."""
+        for lora in loras:
+            _check_base(lora)
+        return BranchAdapter(self.base.transformer, loras)
+
+    def generate_guided(
+        self,
+        adapter: BranchAdapter,
+        strengths: Sequence[Strength],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        scale: float,
+        negative_prompt: str = NEGATIVE_PROMPT,
+    ) -> torch.Tensor:
+        """An image for each prompt and seed as `generate`, with a negative branch whose prompt is its own, and with the
+        adapter's LoRAs on the branches that their strengths say. ``scale`` (cfg) 1: no negative branch."""
+        branches = [True] * len(prompts) + [False] * len(prompts) * (scale != 1)
+        with adapter.active(strengths, branches):
+            return self.base.generate(
+                prompts, seeds, negative_prompt=None if scale == 1 else negative_prompt, scale=scale
+            )
+
     def images(
         self, prompts: Sequence[str], seeds: Sequence[int], loras: WeightedLoras = (), size: int | None = None
     ) -> list[Image.Image]:
@@ -52,8 +79,7 @@ class Sampler:
         before: dict[str, torch.Tensor] = {}
         try:
             for lora, weight in loras:
-                if lora.arch is not MINI:
-                    raise UserError(f"This LoRA is for {lora.arch.title}; mini can use only its own.")
+                _check_base(lora)
                 for path in lora:
                     layer = self.base.transformer.get_submodule(path)
                     before.setdefault(path, layer.weight.data)
@@ -62,6 +88,11 @@ class Sampler:
         finally:
             for path, original in before.items():
                 self.base.transformer.get_submodule(path).weight.data = original
+
+
+def _check_base(lora: Lora) -> None:
+    if lora.arch is not MINI:
+        raise UserError(f"This LoRA is for {lora.arch.title}; mini can use only its own.")
 
 
 def as_image(pixels: torch.Tensor, size: int | None = None) -> Image.Image:

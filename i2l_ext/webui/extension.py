@@ -23,6 +23,17 @@ def register() -> None:
     webui.register_callbacks(_tabs, _settings, _started)
 
 
+def generation_script() -> Any:
+    """The script class for ``<i2l:...>`` in prompts, with its network registered; None where a WebUI has no such
+    modules."""
+    if not (find_spec("modules.extra_networks") and find_spec("modules.scripts")):
+        return None
+    from i2l_ext.webui.hosts import generation
+
+    generation.register_network(webui.WebUIHost().applies_loras)
+    return generation.BranchScript
+
+
 def _tabs() -> list[tuple[Any, str, str]]:
     import gradio as gr
 

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111, Forge and Forge Neo. The only file that imports a WebUI's own modules.
+"""AUTOMATIC1111, Forge and Forge Neo. Beside generation.py the only file that imports a WebUI's own modules.
 
 Which one it is, and what it can do, is found by looking for the modules and attributes that make the difference. The
 names of modules that a WebUI may lack are looked up in ``sys.modules``.

@@ -1,4 +1,4 @@
-tabs, settings, started = [], [], []
+tabs, settings, started, before_ui = [], [], [], []
 
 
 def on_ui_tabs(function):
@@ -11,3 +11,7 @@ def on_ui_settings(function):
 
 def on_app_started(function):
     started.append(function)
+
+
+def on_before_ui(function):
+    before_ui.append(function)
