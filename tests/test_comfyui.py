@@ -446,13 +446,6 @@ def test_on_the_positive_branch_alone(patcher, saved, parts, size):
     assert torch.equal(model(**inputs)[0], without), "nothing is left on the model"
 
 
-def test_a_batch_of_tiles_repeats_its_parts():
-    options = {"cond_or_uncond": [1, 0], "sigmas": torch.ones(1)}
-    assert load_node.positive_rows(options, 6) == [False, True] * 3
-    options["sigmas"] = torch.ones(2)
-    assert load_node.positive_rows(options, 8) == [False, False, True, True] * 2
-
-
 def test_grey_on_the_negative_branch_and_loras_one_after_the_other(patcher, saved):
     one, grey = saved(seed=1), saved(seed=2)
     first, second, model = lora_of(MINI, seed=1), lora_of(MINI, seed=2), patcher.model.diffusion_model

@@ -8,7 +8,7 @@ patch all weights anew for each branch in each step, and predict the branches on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +102,11 @@ def on_both(model: Any, name: str, path: Path, strength: float) -> Any:
     if status == "untried":
         return load_as_comfyui_does(model, name, strength)
     lora = Lora.read(path)
-    match_lora(model.model.diffusion_model, lora, path.name)
-    if status == "all" and not scales_apart(lora):
-        return load_as_comfyui_does(model, name, strength)
-    return patch_weights(model, plain_tensors(lora), strength)
+    with closing(lora.read_from.file):
+        match_lora(model.model.diffusion_model, lora, path.name)
+        if status == "all" and not scales_apart(lora):
+            return load_as_comfyui_does(model, name, strength)
+        return patch_weights(model, plain_tensors(lora), strength)
 
 
 def scales_apart(lora: Any) -> bool:
@@ -148,20 +149,14 @@ class BranchWrapper:
     def __call__(self, predict: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
         """``predict``: ComfyUI's executor, whose ``class_obj`` is the model. ``x``: [B, ...]."""
         from i2l_ext.branch import adapter_of
+        from i2l_ext.branch.guidance import positive_rows
 
         options = next(one for one in (*args, *kwargs.values()) if isinstance(one, dict) and "cond_or_uncond" in one)
         adapter = adapter_of(predict.class_obj.diffusion_model, [path for path, _ in self.loras])  # type: ignore[attr-defined]
         strengths = [strength for _, strength in self.loras]
-        with adapter.active(strengths, positive_rows(options, len(x))):
+        rows = positive_rows(len(x), options["cond_or_uncond"], len(options["sigmas"]))
+        with adapter.active(strengths, rows):
             return predict(x, *args, **kwargs)
-
-
-def positive_rows(options: Mapping[str, Any], rows: int) -> list[bool]:
-    """For each row of a batch whether it is of the positive branch. ``options``: ComfyUI's ``transformer_options``:
-    ``cond_or_uncond`` has a 0 for each positive part of the batch, and ``sigmas`` one number a row of a part. A batch
-    of tiles repeats the parts."""
-    parts, size = options["cond_or_uncond"], len(options["sigmas"])
-    return [parts[row % (size * len(parts)) // size] == 0 for row in range(rows)]
 
 
 NODES: Mapping[str, tuple[type, str]] = {"I2LLoad": (LoadI2LLora, "Load i2L LoRA")}

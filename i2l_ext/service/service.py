@@ -61,9 +61,9 @@ class Service:
 
     def make(
         self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "",
-        draw: bool = True, **values: Any,
+        draw: bool | None = None, **values: Any,
     ) -> Job:  # fmt: skip
-        """Make a LoRA. ``draw``: with one of the miniature it is shown what it draws. ``values``: other fields of a
+        """Make a LoRA. ``draw``: show what one of the miniature draws, unless False. ``values``: other fields of a
         MakeRequest; None stands for the default."""
         if not pictures:
             raise UserError("There is no picture yet. Drop at least one.")
@@ -82,7 +82,7 @@ class Service:
         )  # fmt: skip
         with self.targets.lock:
             free = self.targets.free_name(name)
-            return self._submit(free, replace(request, name=free), draw=draw)
+            return self._submit(free, replace(request, name=free), draw=draw is not False)
 
     def loras(self) -> dict[str, Path]:
         """Every LoRA, by the name that lists show, the newest first."""
