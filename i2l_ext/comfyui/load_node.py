@@ -8,7 +8,7 @@ patch all weights anew for each branch in each step, and predict the branches on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +102,11 @@ def on_both(model: Any, name: str, path: Path, strength: float) -> Any:
     if status == "untried":
         return load_as_comfyui_does(model, name, strength)
     lora = Lora.read(path)
-    match_lora(model.model.diffusion_model, lora, path.name)
-    if status == "all" and not scales_apart(lora):
-        return load_as_comfyui_does(model, name, strength)
-    return patch_weights(model, plain_tensors(lora), strength)
+    with closing(lora.read_from.file):
+        match_lora(model.model.diffusion_model, lora, path.name)
+        if status == "all" and not scales_apart(lora):
+            return load_as_comfyui_does(model, name, strength)
+        return patch_weights(model, plain_tensors(lora), strength)
 
 
 def scales_apart(lora: Any) -> bool:
