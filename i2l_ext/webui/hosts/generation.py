@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modules import extra_networks, scripts
+
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.hosts import webui
 from i2l_ext.webui.prompt_tags import GREY_SUFFIX, NETWORK, BranchTag, parse_tag
 
 if TYPE_CHECKING:
     from i2l_ext.branch import Strength
 
-_ExtraNetwork, _Script, _ALWAYS_VISIBLE = webui.generation_bases()
 INFOTEXT = "i2l LoRAs"
 """The infotext's line that says which files acted; the tags themselves stand in its prompt."""
 TAGS = "i2l_tags"
 """The attribute of a generation that holds its tags, each as its parts."""
 
 
-class BranchNetwork(_ExtraNetwork):
+class BranchNetwork(extra_networks.ExtraNetwork):
     """Takes the tags from the prompt. ``applies_loras``: whether this WebUI runs models that these LoRAs are for."""
 
     def __init__(self, applies_loras: bool) -> None:
@@ -43,14 +43,14 @@ class BranchNetwork(_ExtraNetwork):
         """Nothing: the next pass sets what it uses."""
 
 
-class BranchScript(_Script):
+class BranchScript(scripts.Script):
     """Sets the LoRAs of the tags for each pass of sampling. It has no controls."""
 
     def title(self) -> str:
         return "Image to LoRA on one branch"
 
     def show(self, is_img2img: bool) -> Any:
-        return _ALWAYS_VISIBLE
+        return scripts.AlwaysVisible
 
     def after_extra_networks_activate(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """The refiner changes the model in the middle of a pass, and activates again."""

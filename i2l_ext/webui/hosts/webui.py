@@ -144,14 +144,6 @@ def register_callbacks(
     script_callbacks.on_app_started(started)
 
 
-def generation_bases() -> tuple[Any, Any, Any]:
-    """The WebUI's classes of a network that prompts can name and of a script, and what a script's ``show`` gives to be
-    always on."""
-    from modules import extra_networks, scripts
-
-    return extra_networks.ExtraNetwork, scripts.Script, scripts.AlwaysVisible
-
-
 def register_network(network: Any) -> None:
     """Tell the WebUI of a network that prompts can name, each time its page is built."""
     from modules import extra_networks, script_callbacks
