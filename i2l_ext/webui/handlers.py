@@ -157,8 +157,8 @@ def _bind_jobs(service: Service, c: Components) -> None:
         ),
         "doctor": (service.doctor, [], "models_error"),
     }  # fmt: skip
-    for id, (act, inputs, told) in starts.items():
-        gradio_versions.on(c[id].click, answer_errors(act), inputs, [c[told]])
+    for id, (start, inputs, told) in starts.items():
+        gradio_versions.on(c[id].click, answer_errors(start), inputs, [c[told]])
     gradio_versions.on(c["train_file"].input, answer_errors(starts["curve"][0]), trained, [c["train_error"]])
 
     controls = actions.acted_controls()
