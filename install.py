@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
@@ -32,12 +34,32 @@ LOCKS = {"mini": ("mini",), "mini,ui": ("mini", "ui"), "test": ("mini", "ui", "t
 PRIVATE = ROOT / ".private" / "site-packages"
 A_DAY = 24 * 3600
 
-OLDEST = {
-    "transformers": "4.56", "huggingface-hub": "0.34", "safetensors": "0.4.3", "platformdirs": "3", "tqdm": "4",
-    "diffusers": "0.37",
+
+class Need(NamedTuple):
+    """What the engine needs of a host's Python: from which version on, and what comes with a newer one because it has
+    to fit."""
+
+    oldest: str
+    brings: tuple[str, ...] = ()
+
+
+NEEDS = {
+    "transformers": Need("4.56", ("tokenizers", "huggingface-hub", "hf-xet", "safetensors", "regex", "tqdm")),
+    "huggingface-hub": Need("0.34", ("hf-xet",)),
+    "safetensors": Need("0.4.3"),
+    "platformdirs": Need("3"),
+    "tqdm": Need("4"),
+    "diffusers": Need("0.37", ("importlib-metadata", "zipp", "accelerate", "peft")),
+}
+"""Diffusers is there to draw with the miniature: from 0.37 on it heeds the mask of the words."""
+
+MEGABYTES = {
+    "accelerate": (0.4, 1.6), "diffusers": (5.6, 24.7), "hf-xet": (3.3, 8.3), "huggingface-hub": (0.6, 2.3),
+    "importlib-metadata": (0.1, 0.1), "peft": (0.5, 1.8), "platformdirs": (0.1, 0.2), "regex": (0.8, 3.0),
+    "safetensors": (0.5, 1.2), "tokenizers": (3.3, 10.3), "tqdm": (0.1, 0.2), "transformers": (12.0, 52.4),
+    "zipp": (0.1, 0.1),
 }  # fmt: skip
-"""What the engine needs of a host's Python; diffusers to draw with the miniature: from 0.37 on it heeds the
-mask of the words."""
+"""Of what requirements/host.txt names: to download, and on the disk, before Python compiles what it uses."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,10 +87,13 @@ def host(_: Sequence[str]) -> int:
     sys.path.insert(0, str(ROOT))  # an embedded Python, as WebUIs bring, does not look beside the script
     from i2l_ext import private_packages
 
-    lacking = [name for name, oldest in OLDEST.items() if _version(name) < _numbers(oldest)]
-    if not lacking or private_packages.is_current(PRIVATE):
+    lacking = [name for name, need in NEEDS.items() if _version(name) < _numbers(need.oldest)]
+    taken = sorted({*lacking, *(one for name in lacking for one in NEEDS[name].brings)})
+    if not lacking or private_packages.is_current(PRIVATE, taken):
         return 0
+    down, kept = (sum(MEGABYTES[name][at] for name in taken) for at in (0, 1))
     print(f"Image to LoRA: installing newer {', '.join(lacking)} into a folder of its own", flush=True)
+    print(f"Image to LoRA: {down:.1f} MB to download, {kept:.1f} MB on the disk: {', '.join(taken)}", flush=True)
     try:
         PRIVATE.parent.mkdir(parents=True, exist_ok=True)
         for left in PRIVATE.parent.glob("new-*"):  # of a set-up that was killed
@@ -76,11 +101,12 @@ def host(_: Sequence[str]) -> int:
                 shutil.rmtree(left, ignore_errors=True)
         # a fresh folder takes the place of the old one when it is whole: nobody ever sees half of one
         with tempfile.TemporaryDirectory(dir=PRIVATE.parent, prefix="new-", ignore_cleanup_errors=True) as aside:
-            fresh = Path(aside) / "new"
+            fresh, wanted = Path(aside) / "new", Path(aside) / "wanted.txt"
             fresh.mkdir()
-            command = ("install", "--quiet", "--no-deps", "--target", fresh, *_hashed(private_packages.PINS))
+            wanted.write_text(_pins_of(taken, private_packages.PINS.read_text(encoding="utf-8")), encoding="utf-8")
+            command = ("install", "--quiet", "--no-deps", "--no-compile", "--target", fresh, *_hashed(wanted))
             subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
-            (fresh / private_packages.STAMP).write_text(private_packages.expected_stamp(), encoding="utf-8")
+            (fresh / private_packages.STAMP).write_text(private_packages.stamp(taken), encoding="utf-8")
             if PRIVATE.exists():
                 PRIVATE.rename(Path(aside) / "old")
             fresh.rename(PRIVATE)
@@ -185,6 +211,12 @@ def _hashed(*files: Path) -> list[str]:
     """For pip: take what is in ``files`` and nothing else, hold each file that comes against its hashes, and run no
     code of it: no source that would have to be built."""
     return ["--require-hashes", "--only-binary=:all:", *(word for file in files for word in ("-r", str(file)))]
+
+
+def _pins_of(names: Collection[str], pins: str) -> str:
+    """The lines of a requirements file that are about these packages."""
+    blocks = re.findall(r"^([a-z0-9._-]+)(==.*(?:\n .*)*)", pins, re.MULTILINE)
+    return "".join(f"{name}{rest}\n" for name, rest in blocks if name in names)
 
 
 def _digest(*files: Path) -> str:

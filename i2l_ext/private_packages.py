@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,10 +20,18 @@ def expected_stamp() -> str:
     return "\n".join((sys.prefix, sys.version.replace("\n", " "), digest.hexdigest()))
 
 
-def is_current(folder: Path) -> bool:
-    """Whether a folder was filled for the Python that runs, from the pins as they are, to its end."""
+def stamp(names: Iterable[str]) -> str:
+    """What is written there: as expected, and the packages that are in the folder."""
+    return "\n".join((expected_stamp(), *names))
+
+
+def is_current(folder: Path, names: Collection[str] = ()) -> bool:
+    """Whether a folder was filled for the Python that runs, from the pins as they are, to its end, and has these
+    packages."""
     with suppress(OSError, ValueError):
-        return (folder / STAMP).read_text(encoding="utf-8") == expected_stamp()
+        written = (folder / STAMP).read_text(encoding="utf-8").split("\n")
+        expected = expected_stamp().split("\n")
+        return written[: len(expected)] == expected and set(names) <= set(written[len(expected) :])
     return False
 
 

@@ -96,8 +96,14 @@ def install(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "PRIVATE", tmp_path / "private")
-    module.calls = []
-    monkeypatch.setattr(module.subprocess, "run", lambda command, **_: module.calls.append(command))
+    module.calls, module.wanted = [], set()
+
+    def run(command, **_):
+        module.calls.append(command)
+        if "--target" in command:
+            module.wanted = {pin.name for pin, _ in pins(Path(command[command.index("-r") + 1]))}
+
+    monkeypatch.setattr(module.subprocess, "run", run)
     return module
 
 
@@ -118,9 +124,28 @@ def test_an_old_host_gets_a_private_folder_once(install, monkeypatch):
     assert target.parent.parent == install.PRIVATE.parent and not target.parent.exists()
     assert private_packages.is_current(install.PRIVATE)
     assert {"--require-hashes", "--only-binary=:all:"} <= set(command)
-    wanted = {pin.name for pin, _ in pins(Path(command[command.index("-r") + 1]))}
-    assert {"transformers", "tokenizers"} <= wanted
-    assert wanted.isdisjoint({"torch", "numpy", "pillow", "protobuf", "gradio", "pydantic"})
+    assert {"transformers", "tokenizers"} <= install.wanted
+    assert install.wanted.isdisjoint({"torch", "numpy", "pillow", "protobuf", "gradio", "pydantic"})
+
+
+def test_only_what_is_missing_is_fetched_and_its_size_is_told_before(install, monkeypatch, capsys):
+    version, lacking = metadata.version, {"platformdirs"}
+    monkeypatch.setattr(install.metadata, "version", lambda name: "0.1" if name in lacking else version(name))
+    assert install.main([]) == 0
+    assert install.wanted == {"platformdirs"}
+    assert "newer platformdirs" in (told := capsys.readouterr().out) and "0.1 MB to download" in told
+    assert install.main([]) == 0 and len(install.calls) == 1
+    lacking.add("transformers")  # the host has gone back to an older one
+    assert install.main([]) == 0 and len(install.calls) == 2
+    assert {"platformdirs", "transformers", "tokenizers"} <= install.wanted and "diffusers" not in install.wanted
+    lacking.clear()
+    assert install.main([]) == 0 and len(install.calls) == 2
+
+
+def test_the_sizes_of_all_pins_are_known(install):
+    pinned = {pin.name for pin, _ in pins(ROOT / "requirements" / "host.txt")}
+    assert set(install.MEGABYTES) == pinned
+    assert pinned == {*install.NEEDS, *(one for need in install.NEEDS.values() for one in need.brings)}
 
 
 @pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "pip"), KeyboardInterrupt(), OSError("disk full")])

@@ -51,8 +51,8 @@ WORDS = {
     "title": "Image to LoRA",
     "line": "Turns a few pictures of one style into a LoRA, without training. This usually takes minutes; "
     "the first use downloads 19 to 63 GB.",
-    "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo and ComfyUI can.",
-    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo and ComfyUI apply it.",
+    "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo, SD.Next and ComfyUI can.",
+    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo, SD.Next and ComfyUI apply it.",
     "pane_make": "Make",
     "pane_train": "Train from it",
     "pane_inspect": "Inspect and convert",
