@@ -263,7 +263,8 @@
 
     function tidy() {
         all(EMPTY.concat("#i2l_activity, #i2l_saved_as, #i2l_train_curve").join()).forEach((block) => {
-            block.style.display = block.textContent.trim() || find("img", block) ? "" : "none";
+            const shown = find(".prose", block) || block;  // gradio 3 has times of its own around it
+            block.style.display = shown.textContent.trim() || find("img", shown) ? "" : "none";
         });
     }
 

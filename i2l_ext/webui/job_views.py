@@ -23,7 +23,7 @@ def overview(active: Sequence[Job], places: Mapping[str, str | None]) -> Markup:
 
 
 def _brief(job: Job, pane: str) -> Markup:
-    percent = value(f"{100 * job.view()['share']:.0f} %") if job.state != "waiting" else word("waiting")
+    percent = value(f"{min(100 * job.view()['share'], 99):.0f} %") if job.state != "waiting" else word("waiting")
     return element(
         "button", _title(job), percent, type="button", class_="i2l-brief", data_i2l="goto", data_i2l_target=pane
     )

@@ -130,6 +130,7 @@ def test_progress_and_failures_stand_by_their_button(place, open_page, pictures)
     card = job(page, "slow_here")
     card.wait_for()
     assert in_sight(page, "#i2l_make") and in_sight(page, ".i2l-job")
+    page.wait_for_timeout(500)
     above = page.locator("#i2l_make").first.bounding_box()
     below = page.locator(".i2l-job").first.bounding_box()
     assert 0 <= below["y"] - above["y"] - above["height"] < 60, "not at the button"
