@@ -3,7 +3,7 @@
     python install.py          the WebUI's part: the WebUI runs it at every launch
     python install.py demo     makes .venv, installs, turns sample pictures into a LoRA and draws with it
     python install.py test     makes .venv, installs what the tests need, runs the checks and all tests
-    python install.py browser  the same for the tests of the tab in a real browser, in three gradios
+    python install.py browser  the same for the tests of the tab in a real browser, in four gradios
     python install.py ui       makes .venv, installs, serves the tab without a WebUI
 
 Versions are exact, and files are held against their hashes (requirements/), but for torch, whose builds differ. The
@@ -124,7 +124,7 @@ in PowerShell
     $env:I2L_TORCH_INDEX = "https://download.pytorch.org/whl/cu130"
 or another index that fits the card: https://pytorch.org/get-started/locally. It is remembered."""
 
-GRADIOS = ("3.41", "4.40")
+GRADIOS = ("3.41", "3.43", "4.40")
 """The hosts' versions, as the browser tests need them (requirements/gradio-*.txt)."""
 
 TASKS = {"host": host, "demo": demo, "test": test, "browser": browser, "ui": ui}

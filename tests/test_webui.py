@@ -76,6 +76,25 @@ def test_what_is_said_in_the_tab_is_translated(language):
     assert lacking == [], "translate them in i2l_ext/webui/languages/*-phrases.json"
 
 
+def test_the_tab_advises_no_commands():
+    """What the rooms below advise somebody at a terminal is told otherwise in the tab, in every language."""
+    paths = (
+        "i2l_ext/models/download.py",
+        "i2l_ext/models/hubs.py",
+        "i2l_ext/models/store.py",
+        "converters/consumers.py",
+    )
+    said = "".join((ROOT / path).read_text("utf-8") for path in paths)
+    commands = r"with --(?:to|from)\.|pip install|i2l models download \{|`i2l (?:export|convert)[^`]*`"
+    assert len(re.findall(commands, said)) == 8  # with one in a comment
+    english = all_words()["en"]
+    for words in all_words().values():
+        assert english.keys() <= words.keys()
+        told = " ".join(words[key] for key in english)
+        assert not re.search(r"--|\bi2l |pip ", told), told
+        assert all("i2l draw" not in text for text in WORDS.values())
+
+
 def test_a_phrase_has_as_many_places_in_every_language():
     chinese, russian = (read_words(f"{code}-phrases") for code in ("zh_CN", "ru_RU"))
     assert list(chinese) == list(russian)

@@ -23,7 +23,7 @@ def overview(active: Sequence[Job], places: Mapping[str, str | None]) -> Markup:
 
 
 def _brief(job: Job, pane: str) -> Markup:
-    percent = value(f"{100 * job.view()['share']:.0f} %") if job.state != "waiting" else word("waiting")
+    percent = value(f"{min(100 * job.view()['share'], 99):.0f} %") if job.state != "waiting" else word("waiting")
     return element(
         "button", _title(job), percent, type="button", class_="i2l-brief", data_i2l="goto", data_i2l_target=pane
     )
@@ -75,7 +75,8 @@ def _progress(view: Mapping[str, Any]) -> Markup:
         parts.append(value(format_seconds(view["seconds"])))
     if view["left"] is not None and view["left"] >= 1:  # less is no estimate: the file is still to be written
         parts.append(join(value(format_seconds(view["left"])), " ", word("left")))
-    parts += [join(value(title), " ", word("cached")) for title in view["cached"]]
+    if view["cached"]:
+        parts.append(join(word("cached"), ": ", value(len(view["cached"]))))
     return element("p", [join(" · " if number else None, part) for number, part in enumerate(parts)], class_="i2l-step")
 
 

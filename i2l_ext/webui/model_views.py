@@ -74,7 +74,7 @@ def download_offer(
     if not missing:
         return element("div", quiet_line("all_here"), class_="i2l-offer")
     parts = [(value(part["id"]), sized(part["bytes"]), value(part["repo"]), value(part["licence"])) for part in missing]
-    pairs: list[tuple[str, object]] = [("to_download", sized(row["download_bytes"] - row.get("fetched_bytes", 0)))]
+    pairs: list[tuple[str, object]] = [("size", sized(row["download_bytes"] - row.get("fetched_bytes", 0)))]
     if row.get("free_bytes") is not None:
         pairs.append(("free", sized(row["free_bytes"])))
     if places:

@@ -70,7 +70,6 @@ WORDS = {
     "remove": "Remove",
     "model": "Model",
     "ready": "ready",
-    "to_download": "download",
     "looking": "Looking for models …",
     "saved_as": "will be saved as",
     "as_made": AS_MADE,

@@ -1,4 +1,4 @@
-"""A browser, and the three places where the tab is to work, each with its own gradio in an environment of its own."""
+"""A browser, and the four places where the tab is to work, each with its own gradio in an environment of its own."""
 
 import os
 import shutil
@@ -21,7 +21,10 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --host-resolver-rules=MAP\u0020*.googleapis.com\u0020127.0.0.1"
 ).split(" --")
-PLACES = {"6": ("alone", ""), "4.40": ("fake_host", "forge-neo"), "3.41": ("fake_host", "a1111")}
+PLACES = {
+    "6": ("alone", ""), "4.40": ("fake_host", "forge-neo"), "3.41": ("fake_host", "a1111"),
+    "3.43": ("fake_host", "sdnext"),
+}  # fmt: skip
 SHORT = "6"
 """The place of the short tests."""
 

@@ -255,7 +255,8 @@ def test_contrast_in_every_pane(place, open_page, pictures, dark):
 def test_the_keyboard_reaches_everything_and_it_has_names(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:1])
-    nameless = page.evaluate("""() => [...document.querySelectorAll("#i2l button, #i2l input, #i2l select, #i2l textarea")]
+    nameless = page.evaluate("""() => ["button", "input", "select", "textarea"]
+        .flatMap((kind) => [...document.querySelectorAll("#i2l " + kind)])
         .filter((item) => item.getClientRects().length && !item.closest("#i2l_hidden"))
         .filter((item) => !(item.textContent.trim() || item.title || item.getAttribute("aria-label") || item.placeholder
             || (item.labels && [...item.labels].some((label) => label.textContent.trim())) || item.closest("label")

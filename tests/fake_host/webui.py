@@ -188,7 +188,8 @@ def main(port):
         weights = [name for name in ("torch", "transformers") if name in sys.modules]
         model = models.model_data.sd_model
         return JSONResponse({
-            "listed": networks.listed, "loras": sorted(networks.available_networks), "hash": model.current_lora_hash,
+            "listed": networks.listed, "loras": sorted(networks.available_networks),
+            "hash": getattr(model, "current_lora_hash", None),
             "unloaded": models.moves.count("unloaded"), "moves": models.moves, "device": model.device, "heavy": weights,
             "loaded_by_reading": models.model_data.loaded_by_reading, "options": sorted(shared.opts.data_labels),
             "gradio": gr.__version__,

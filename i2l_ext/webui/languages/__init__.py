@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 LANGUAGES = {"en": "English", "zh_CN": "简体中文", "ru_RU": "Русский"}
-"""Code -> name. English needs no file."""
+"""Code -> name. English has phrases only: advice for the tab in place of commands, which only a terminal has."""
 
 
 @cache
 def all_words() -> dict[str, dict[str, str]]:
     """{code: {English: translation}}."""
-    return {code: {**read_words(code), **read_words(f"{code}-phrases")} for code in LANGUAGES if code != "en"}
+    words = {code: {**read_words(code), **read_words(f"{code}-phrases")} for code in LANGUAGES if code != "en"}
+    return {"en": read_words("en-phrases"), **words}
 
 
 def read_words(name: str) -> dict[str, str]:

@@ -11,7 +11,9 @@ moves = []
 
 class ModelData:
     def __init__(self):
-        self.sd_model = SimpleNamespace(current_lora_hash="stale", device="cuda")
+        self.sd_model = SimpleNamespace(device="cuda")
+        if shared.FLAVOUR.startswith("forge"):
+            self.sd_model.current_lora_hash = "stale"
         self.loaded_by_reading = 0
 
     def get_sd_model(self):
