@@ -365,9 +365,7 @@ def test_a_model_that_is_absent_is_offered_and_then_waited_for(service, tmp_path
         "parts": [{"id": "p", "repo": "r", "present": False, "bytes": 7, "licence": "L"}],
     }
     monkeypatch.setattr(service.models, "rows", lambda refresh=False: [row])
-    monkeypatch.setattr(
-        service, "submit", lambda title, request, **more: service.queue.submit(request.kind, title, {})
-    )
+    monkeypatch.setattr(service, "submit", lambda title, request, **more: service.queue.submit(request.kind, title, {}))
     monkeypatch.setattr(service.queue, "_next", lambda lane: None)
     monkeypatch.setattr("i2l_ext.webui.service.MakeRequest.validate", lambda self: None)
     (tmp_path / "a").write_bytes(b"one")

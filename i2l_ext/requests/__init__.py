@@ -17,7 +17,7 @@ from i2l_ext.requests.lora_files import (
     RankRequest,
     RepairRequest,
 )
-from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, MakeRequest, PreviewRequest
+from i2l_ext.requests.make import DTYPES, HIGHEST_RANK, BatchRequest, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, VerifyRequest
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
@@ -27,17 +27,17 @@ PROTOCOL = 2
 REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
-        MakeRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest, RankRequest,
-        MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest, ModelsRequest, DownloadRequest,
-        VerifyRequest, CacheRequest, DoctorRequest,
+        MakeRequest, BatchRequest, PreviewRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
+        RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest, ModelsRequest,
+        DownloadRequest, VerifyRequest, CacheRequest, DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
 
 __all__ = [
     "ADVICE", "DTYPES", "HIGHEST_RANK", "PRECISIONS", "PROTOCOL", "REQUESTS",
-    "CacheRequest", "CheckRequest", "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest",
-    "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest",
-    "MergeRequest", "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request",
-    "VerifyRequest", "bad_request", "parse_size",
+    "BatchRequest", "CacheRequest", "CheckRequest", "ConvertRequest", "DiscardRequest", "DoctorRequest",
+    "DownloadRequest", "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest",
+    "MakeRequest", "MergeRequest", "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest",
+    "RepairRequest", "Request", "VerifyRequest", "bad_request", "parse_size",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.library.names import NameRefused
 from i2l_ext.webui import actions, gradio_versions, html
 from i2l_ext.webui.access import opened_locally
+from i2l_ext.webui.batch_pane import bind_batch
 from i2l_ext.webui.disk_errors import explain_disk_errors
 from i2l_ext.webui.markup import error_line, quiet_line
 from i2l_ext.webui.page_form import answer_errors, read_form
@@ -34,6 +35,7 @@ def bind_panes(service: Service, c: Components) -> None:
     _bind_jobs(service, c)
     _bind_lists(service, c)
     _bind_settings(service, c)
+    bind_batch(service, c)
 
 
 def slider_rank(value: object) -> int:
@@ -157,8 +159,8 @@ def _bind_jobs(service: Service, c: Components) -> None:
         ),
         "doctor": (service.doctor, [], "models_error"),
     }  # fmt: skip
-    for id, (act, inputs, told) in starts.items():
-        gradio_versions.on(c[id].click, answer_errors(act), inputs, [c[told]])
+    for id, (start, inputs, told) in starts.items():
+        gradio_versions.on(c[id].click, answer_errors(start), inputs, [c[told]])
     gradio_versions.on(c["train_file"].input, answer_errors(starts["curve"][0]), trained, [c["train_error"]])
 
     controls = actions.acted_controls()

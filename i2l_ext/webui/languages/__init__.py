@@ -25,4 +25,4 @@ def all_words() -> dict[str, dict[str, str]]:
 
 def read_words(name: str) -> dict[str, str]:
     """The words of one of the files."""
-    return json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads(Path(__file__).with_name(f"{name}.json").read_text(encoding="utf-8"))
