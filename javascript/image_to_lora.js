@@ -214,7 +214,7 @@
             return;
         }
         if (item && actions[item.dataset.i2l]) actions[item.dataset.i2l](item);
-        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor")) {
+        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_each_of_folder, #i2l_each_of_tray")) {
             gather();
             soon(200);
         }

@@ -21,6 +21,7 @@ EXAMPLES = {
     "merge": {"parts": ["a.safetensors:0.5"]},
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
     "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
+    "batch": {"pictures": [PICTURE]},
     "library": {"folders": [PICTURE]},
     "discard": {"files": [PICTURE]},
     "download": {"model": "mini"},

@@ -16,6 +16,7 @@ __all__ = ["OPERATIONS", "Context", "Reporter", "Step", "perform"]
 
 OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "make": make.make_lora,
+    "batch": make.make_batch,
     "look": previews.preview_pictures,
     "draw": draw.draw_pictures,
     "inspect": lora_files.inspect_lora,

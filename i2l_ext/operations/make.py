@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import i2l_ext
 from i2l_ext import library
@@ -15,7 +15,7 @@ from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
-from i2l_ext.requests import MakeRequest
+from i2l_ext.requests import BatchRequest, MakeRequest
 from i2l_ext.templates.python import find_python
 
 if TYPE_CHECKING:
@@ -59,7 +59,54 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     return made
 
 
-def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
+@dataclass(frozen=True)
+class BatchResult:
+    """What came of ``asked`` LoRAs. Of one that was stopped, the rest is in neither list."""
+
+    made: Sequence[MakeResult]
+    skipped: Sequence[SkippedMake]
+    asked: int
+
+    def json(self) -> dict[str, Any]:
+        made, skipped = ([asdict(one) for one in some] for some in (self.made, self.skipped))
+        return {"made": made, "skipped": skipped, "asked": self.asked}
+
+
+def make_batch(request: BatchRequest, context: Context) -> BatchResult:
+    """The same as ``make_loras``, at its end. Whoever stops it keeps what was made, and what fails for all the rest is
+    told with it; raises UserError and Cancelled before that."""
+    from i2l_ext.batch import SkippedMake
+    from i2l_ext.pipeline import MakeResult
+
+    made: list[MakeResult] = []
+    skipped: list[SkippedMake] = []
+    asked = len(_requests_of(request, request))
+    try:
+        for one in make_loras(request, context):
+            made += [one] if isinstance(one, MakeResult) else []
+            skipped += [one] if isinstance(one, SkippedMake) else []
+            if made:
+                context.reporter.end_saving(BatchResult(made, skipped, asked).json())
+    except UserError as error:
+        if not made:
+            raise
+        skipped.append(SkippedMake("", str(error)))
+    return BatchResult(made, skipped, asked)
+
+
+def _requests_of(request: MakeRequest, template: MakeRequest) -> list[MakeRequest]:
+    """A request for each LoRA, as ``template`` but for name and pictures."""
+    from i2l_ext import batch
+
+    if not isinstance(request, BatchRequest) or request.names is None:
+        return batch.requests_of(request.pictures, template)
+    groups: dict[str, list[Path]] = {}
+    for name, path in zip(request.names, request.pictures, strict=True):
+        groups.setdefault(name, []).append(path)
+    return [replace(template, pictures=tuple(paths), name=name, names=None) for name, paths in groups.items()]  # type: ignore[call-arg]
+
+
+def make_loras(request: BatchRequest | MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
     """A LoRA for each picture and each sub-folder of ``request.pictures``; what is made already is skipped.
 
     Of several processes started by ``accelerate launch`` each takes its share. Raises UserError for what fails for
@@ -73,7 +120,7 @@ def make_loras(request: MakeRequest, context: Context) -> Iterator[MakeResult | 
         images.collect(named)
     complete = with_defaults(request)
     options = compute_options(context.options)
-    requests = batch.share_of_process(batch.requests_of(request.pictures, complete))
+    requests = batch.share_of_process(_requests_of(request, complete))
     model = requested_model(complete)
     if model.template or complete.grey:
         raise UserError("--each goes with the models of the first kind and without --grey: make these one by one.")

@@ -19,7 +19,7 @@ from i2l_ext.requests.lora_files import (
     RepairRequest,
     weighted_file,
 )
-from i2l_ext.requests.make import DTYPES, MakeRequest, PreviewRequest
+from i2l_ext.requests.make import DTYPES, BatchRequest, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
@@ -29,7 +29,7 @@ PROTOCOL = 2
 REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
-        MakeRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
+        MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
         RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
         ModelsRequest, DownloadRequest, TrustRequest,
         VerifyRequest, CacheRequest, DoctorRequest,
@@ -38,9 +38,9 @@ REQUESTS: dict[str, type[Request]] = {
 """By kind."""
 
 __all__ = [
-    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "CacheRequest", "CheckRequest", "ConvertRequest",
-    "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions", "ExportRequest", "Field",
-    "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest", "ModelsRequest",
-    "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest", "VerifyRequest",
-    "bad_request", "parse_size", "weighted_file",
+    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
+    "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
+    "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
+    "VerifyRequest", "bad_request", "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -70,6 +70,24 @@ class MakeRequest(Request):
 
 
 @dataclass(frozen=True)
+class BatchRequest(MakeRequest):
+    """A LoRA for each picture and sub-folder; or, with ``names``, one for each name: of the pictures that have it, in
+    their order."""
+
+    kind: ClassVar[str] = "batch"
+
+    names: tuple[str, ...] | None = option("for each picture the LoRA that it is for", None, local=True)
+
+    def validate(self) -> None:
+        """Raises UserError where a value is out of its range, or where there is not one name for each picture."""
+        super().validate()
+        if self.name is not None or self.weights is not None:
+            raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
+        if self.names is not None and len(self.names) != len(self.pictures):
+            raise bad_request("'names'")
+
+
+@dataclass(frozen=True)
 class PreviewRequest(Request):
     """What the models see in pictures: the centre square of each."""
 

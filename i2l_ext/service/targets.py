@@ -16,7 +16,7 @@ from i2l_ext.service.short_cache import ShortCache
 LISTING_SECONDS = 5.0
 """Seconds for which the names in the LoRA folder are taken to be unchanged while a name is typed."""
 
-WRITES_LORA = frozenset({"make", "convert", "rank", "merge", "mend"})
+WRITES_LORA = frozenset({"make", "batch", "convert", "mend", "rank", "merge"})
 """Kinds of jobs that write a LoRA, whose name is the job's title."""
 
 CHANGES_LIBRARY = WRITES_LORA | {"discard"}

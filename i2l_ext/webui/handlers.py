@@ -16,6 +16,7 @@ from i2l_ext.service.settings import AS_MADE, SETTINGS
 from i2l_ext.service.uploads import received, upload_folders
 from i2l_ext.webui import actions, gradio_versions, html
 from i2l_ext.webui.access import opened_locally
+from i2l_ext.webui.batch_pane import bind_batch
 from i2l_ext.webui.markup import error_line, quiet_line
 from i2l_ext.webui.page_form import answer_errors, read_form
 from i2l_ext.webui.panes import RANKS, TRAIN_RANK, Components
@@ -34,6 +35,7 @@ def bind_panes(service: Service, c: Components) -> None:
     _bind_jobs(service, c)
     _bind_lists(service, c)
     _bind_settings(service, c)
+    bind_batch(service, c)
 
 
 def slider_rank(value: object) -> int:

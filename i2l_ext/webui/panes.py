@@ -11,6 +11,7 @@ from i2l_ext.requests import ExportRequest
 from i2l_ext.service.service import Service
 from i2l_ext.service.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, SETTINGS, Setting
 from i2l_ext.webui import html
+from i2l_ext.webui.batch_pane import batch_pane
 from i2l_ext.webui.library_pane import library_pane
 from i2l_ext.webui.markup import quiet_line
 from i2l_ext.webui.texts import CONTROLS, WORDS
@@ -129,7 +130,8 @@ def setting_component(setting: Setting) -> tuple[Callable[..., Any], dict[str, A
 
 
 PANES: Mapping[str, Callable[[Service, Components], None]] = {
-    "make": make_pane, "library": library_pane, "train": train_pane, "inspect": inspect_pane, "models": models_pane,
+    "make": make_pane, "batch": batch_pane, "library": library_pane, "train": train_pane,
+    "inspect": inspect_pane, "models": models_pane,
     "settings": settings_pane,
 }  # fmt: skip
 """In the order of their tabs."""

@@ -42,6 +42,11 @@ CONTROLS = {
     ),
     "curve": Text("Show what the rank keeps", "Show how much of the LoRA's effect each rank keeps."),
     "export": Text("Write the start folder", "The start file, the command or settings, and a read-me."),
+    "batch_folder": Text(
+        "Folder of styles", "The whole path of a folder on this machine: its pictures and sub-folders."
+    ),
+    "each_of_folder": Text("One LoRA for each in the folder", "What was made before is skipped."),
+    "each_of_tray": Text("One LoRA for each picture of Make", "Each picture makes a LoRA of its own."),
     "reload_list": Text("Reload the list", "Look for LoRAs again."),
     "doctor": Text("Gather what a bug report needs", "Versions, devices and models. Nothing of it is private."),
 }
@@ -183,6 +188,11 @@ WORDS = {
     "name_character": "A name cannot have this character:",
     "name_scripts": "One word cannot mix letters of two scripts:",
     "name_better": "Possible is",
+    "pane_batch": "Several styles",
+    "batch_line": "One LoRA for each picture, or for each sub-folder of a folder, with the model that is chosen in "
+    "Make. It can be stopped and started again: what is made is kept.",
+    "batch": "Several styles",
+    "batch_made": "LoRAs made:",
     "pane_library": "Library",
     "looking_loras": "Looking for LoRAs …",
     "no_loras": "No LoRA here fits.",

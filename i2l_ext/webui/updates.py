@@ -16,6 +16,7 @@ from i2l_ext.service.settings import SETTINGS
 from i2l_ext.service.targets import WRITES_LORA
 from i2l_ext.webui import job_views, model_views, results
 from i2l_ext.webui.actions import LORA_LISTS
+from i2l_ext.webui.batch_pane import show_batch
 from i2l_ext.webui.handlers import name_told, slider_rank
 from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
@@ -30,6 +31,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "inspect": ("inspect_result", lambda job, service, form: results.show_inspect(job)),
     "convert": ("convert_result", lambda job, service, form: results.show_file(job)),
     "mend": ("{pane}_repaired", lambda job, service, form: results.show_repair(job, service.host)),
+    "batch": ("batch_result", lambda job, service, form: show_batch(job)),
     "rank": ("library_result", lambda job, service, form: results.show_file(job)),
     "merge": ("library_result", lambda job, service, form: results.show_file(job)),
     "discard": ("library_result", lambda job, service, form: results.show_discard(job)),
@@ -44,7 +46,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 PANES_OF = {
     "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
     "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
-    "discard": "library",
+    "discard": "library", "batch": "batch",
 }  # fmt: skip
 """Kind of job -> the pane that shows it at work, unless the service knows where it was asked for. Jobs of other kinds
 are shown above all panes."""

@@ -18,6 +18,7 @@ from i2l_ext.worker.messages import Message
 if TYPE_CHECKING:
     from i2l_ext.operations.doctor import DoctorResult
     from i2l_ext.operations.lora_files import ExportResult, InspectResult
+    from i2l_ext.operations.make import BatchResult
     from i2l_ext.operations.models import VerifyResult
     from i2l_ext.pipeline import MakeResult
 
@@ -106,8 +107,19 @@ def _doctor(found: DoctorResult, message: Message, context: Context) -> dict[str
     return {"text": found.text}
 
 
+def _batch(made: BatchResult, message: Message, context: Context) -> dict[str, Any]:
+    """The previews of all that were made."""
+    from PIL import Image
+
+    told = made.json()
+    for one in told["made"]:
+        with Image.open(one["preview"]) as preview:
+            one["picture"] = data_uri(preview.convert("RGB").resize((DRAWN, DRAWN)))
+    return told
+
+
 PAGES: Mapping[str, Callable[[Any, Message, Context], dict[str, Any]]] = {
-    "make": _make, "inspect": _inspect, "export": _export, "verify": _verify, "doctor": _doctor,
+    "make": _make, "batch": _batch, "inspect": _inspect, "export": _export, "verify": _verify, "doctor": _doctor,
 }  # fmt: skip
 """Kind of request -> what the page is shown, where that is not the result alone."""
 
