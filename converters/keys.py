@@ -274,7 +274,7 @@ def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str]
     parts = [one.key.part for one in ones]
     if len({*parts}) < len(parts) or len(networks.kinds_of(parts)) > 1:
         for native in (False, True):
-            whole = [one for one in ones if bool(one.spelling.native) == native]
+            whole = [one for one in ones if (bool(one.spelling.native) or one.rows is not None) == native]
             if _network_of(one.key.part for one in whole):
                 ones = whole
                 break
