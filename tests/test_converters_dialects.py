@@ -16,6 +16,7 @@ from i2l_ext.converters.dialects import DIALECTS, PREFIXES
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import Lora
+from spellings import QWEN, Spelling, Z
 
 PAIRS = [
     (".lora_A.weight", ".lora_B.weight"),
@@ -437,3 +438,16 @@ def test_a_file_that_one_architecture_explains_is_not_held_against_the_others(mo
         shapes |= {f"diffusion_model.{path}.lora_B.weight": (d_out, 4)}
     assert parse_keys(shapes, "f").arch is QWEN_IMAGE
     assert tried == ["qwen-image"]
+
+
+@pytest.mark.parametrize("alpha", ["none", "half"])
+@pytest.mark.parametrize("family", [QWEN, Z])
+def test_a_fused_layer_beside_its_parts_is_taken_once(tmp_path, family, alpha):
+    """Qwen-Image's fused names are aliases, Z-Image's those of its first implementation."""
+    spelling = Spelling(family, "diffusion_model.", "A/B", "both", alpha)
+    lora, scales = Lora.read(spelling.save(tmp_path / "f", full=True)), spelling.scales()
+    parts = [layer for layer in spelling.layers(full=True) if len(layer.paths) == 1]
+    assert {*lora} == {layer.paths[0] for layer in parts} and lora.read_from.reading.doubled
+    for layer in parts:
+        down, up = lora[layer.paths[0]]
+        assert torch.equal(down, layer.down) and torch.equal(up, scales[layer.paths[0]] * layer.up)
