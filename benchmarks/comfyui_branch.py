@@ -88,18 +88,14 @@ def random_model(args: argparse.Namespace, is_z: bool) -> Any:
     import torch
 
     torch.manual_seed(0)
-    dtype = torch.float32 if args.weights == "fp32" else torch.bfloat16
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[args.weights]
     config = comfy.supported_models.ZImage(Z_IMAGE) if is_z else comfy.supported_models.QwenImage(QWEN_IMAGE)
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, torch.bfloat16 if args.weights == "fp8" else None)
     model = config.get_model({})
     transformer = model.diffusion_model.to(dtype)
     with torch.no_grad():
         for weight in transformer.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.02 if weight.ndim == 1 else weight.shape[-1] ** -0.5))
-    if args.weights == "fp8":
-        for name, layer in transformer.named_modules():
-            if isinstance(layer, torch.nn.Linear) and name.startswith(BLOCKS):
-                layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
     processor = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, processor, processor)
 

@@ -136,8 +136,8 @@ GUARDS = (
          "found = self.loras().get(shown, self.host.lora_folder() / shown)", "other_places"),
         ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{dialect}")',
          'f"{Path(name).stem}-{dialect}"', "uploaded_file"),
-        ("what an exported upload is called", 'stem = names.clean_name(f"{Path(name).stem}-{trainer}',
-         'stem = str(f"{Path(name).stem}-{trainer}', "uploaded_file"),
+        ("what an exported upload is called", 'names.clean_name(f"{Path(name).stem}-{start}")',
+         'f"{Path(name).stem}-{start}"', "uploaded_file"),
     ),
     *_of(
         "i2l_ext/requests/fields.py", "test_access",

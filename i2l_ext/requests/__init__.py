@@ -29,8 +29,8 @@ PROTOCOL = 2
 REQUESTS: dict[str, type[Request]] = {
     request.kind: request
     for request in (
-        MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest, ConvertRequest,
-        RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
+        MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
+        ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
         ModelsRequest, DownloadRequest, TrustRequest,
         VerifyRequest, CacheRequest, DoctorRequest,
     )

@@ -197,7 +197,8 @@ class Service:
         """Write a start folder for a trainer. ``rank`` None: that of the LoRA."""
         request = ExportRequest(path, trainer, rank)
         request.validate()
-        stem = names.clean_name(f"{Path(name).stem}-{trainer}{f'-rank{rank}' if rank else ''}")
+        start = f"{trainer}-rank{rank}" if rank else trainer
+        stem = names.clean_name(f"{Path(name).stem}-{start}")
         with self.targets.lock:
             folder = self.targets.start_folder(stem)
             return self.submit(folder.name, replace(request, output=folder))
