@@ -19,7 +19,15 @@ from i2l_ext.webui.prompt_tags import GREY_SUFFIX, NETWORK, BranchTag, parse_tag
 if TYPE_CHECKING:
     from i2l_ext.branch import Strength
 
-_ExtraNetwork, _Script, _ALWAYS_VISIBLE = webui.generation_bases()
+    class _ExtraNetwork:
+        def __init__(self, name: str) -> None: ...
+
+    class _Script: ...
+
+    _ALWAYS_VISIBLE: Any = None
+else:
+    _ExtraNetwork, _Script, _ALWAYS_VISIBLE = webui.generation_bases()
+
 INFOTEXT = "i2l LoRAs"
 """The infotext's line that says which files acted; the tags themselves stand in its prompt."""
 TAGS = "i2l_tags"
