@@ -452,7 +452,7 @@ def test_who_loads_a_lora_is_one_line_with_the_table_behind_it():
 
 
 @pytest.mark.parametrize(("trainer", "run"), [("diffusers", "start.py"), ("flymyai", "start.py"),
-                                              ("musubi-tuner", "train.sh"), ("ai-toolkit", "train.yaml")])  # fmt: skip
+                                              ("musubi-tuner", "train.py"), ("ai-toolkit", "config.yaml")])  # fmt: skip
 def test_what_starts_a_training(service, tmp_path, trainer, run):
     result = {"folder": "i2l-training/x", "run": run, "trainer": trainer, "kept": {"all": 1.0}}
     page = results.show_export(Job("ab", "export", "x", {}, tmp_path, result=result), service.host)
