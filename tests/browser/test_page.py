@@ -52,6 +52,13 @@ CONTRAST = """() => {
 }"""
 
 
+BY_THE_BUTTON = """() => {
+    const job = document.querySelector("#i2l_make_activity .i2l-job"), place = job && job.getBoundingClientRect();
+    const below = document.querySelector("#i2l_make").getBoundingClientRect().bottom;
+    return place && place.height && place.top >= below && place.top - below < 60 && place.bottom <= innerHeight;
+}"""
+
+
 def sized(page, width, height):
     page.set_viewport_size({"width": width, "height": height})
     page.wait_for_timeout(400)
@@ -129,11 +136,7 @@ def test_progress_and_failures_stand_by_their_button(place, open_page, pictures)
     start(page, pictures[:1], "slow_here")
     card = job(page, "slow_here")
     card.wait_for()
-    assert in_sight(page, "#i2l_make") and in_sight(page, ".i2l-job")
-    page.wait_for_timeout(500)
-    above = page.locator("#i2l_make").first.bounding_box()
-    below = page.locator(".i2l-job").first.bounding_box()
-    assert 0 <= below["y"] - above["y"] - above["height"] < 60, "not at the button"
+    page.wait_for_function(BY_THE_BUTTON)  # a poll draws it anew: both places at one moment
     pane(page, "Models")
     brief = page.locator("#i2l_jobs .i2l-brief", has_text="slow_here")
     brief.click()  # it leads back
