@@ -1,7 +1,5 @@
-"""The meaning of a LoRA file's keys: which module of which architecture each names, and in which dialect.
-
-Only names and shapes are needed, neither torch nor the data.
-"""
+"""The meaning of a LoRA file's keys: which module of which architecture each names, and in which dialect. Only names
+and shapes are needed, neither torch nor the data."""
 
 from __future__ import annotations
 
