@@ -357,8 +357,6 @@ def test_the_miniature_draws(made):
     drawn = run("I2LDraw", lora_name=made["result"][0], **lines)
     assert drawn["result"][0].shape == without.shape == (2, 64, 64, 3)
     assert not torch.equal(drawn["result"][0], without) and len(drawn["ui"]["images"]) == 2
-    with pytest.raises(UserError):
-        run("I2LDraw", lora_name="none", **{**lines, "prompt": "a spaceship"})
     with pytest.raises(UserError, match="1 to 64 prompts"):
         run("I2LDraw", lora_name="none", **{**lines, "prompt": " \n"})
 
