@@ -12,8 +12,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from attacks import shelf  # noqa: E402
 from i2l_ext.engine.job import ENDED  # noqa: E402
 from i2l_ext.engine.queue import MAX_WAITING  # noqa: E402
+from i2l_ext.service import library  # noqa: E402
 from i2l_ext.service.service import Service  # noqa: E402
-from i2l_ext.webui import actions, library  # noqa: E402
+from i2l_ext.webui import actions  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
 from i2l_ext.webui.library_pane import library_news, show_library  # noqa: E402
 from test_queue import SMALL, until  # noqa: E402
