@@ -331,7 +331,7 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     [text] = run("I2LCheck", lora_name=name)["result"]
     assert "ComfyUI: all, 36 modules" in text
     [folder] = run("I2LExport", lora_name=name, trainer="musubi-tuner", rank=0)["result"]
-    assert (Path(folder) / "train.sh").is_file()
+    assert (Path(folder) / "train.py").is_file()
 
 
 def test_a_lora_that_is_gone_is_one_line(comfy):
@@ -499,7 +499,10 @@ def test_a_job_that_waits_for_another_program_can_be_cancelled(comfy):
     from i2l_ext.engine.turns import lock_path
 
     other, queue = Lock(lock_path()), host.comfy_service().queue
-    assert other.acquire()
+    end = time.monotonic() + 20
+    while not other.acquire():  # the job of the test before is done a moment before its turn is over
+        assert time.monotonic() < end
+        time.sleep(0.05)
     try:
         job = ask("note")()
         time.sleep(0.3)

@@ -286,8 +286,8 @@ def test_identity_by_the_known_sha256(tmp_path):
 @pytest.mark.parametrize("part", PARTS.values(), ids=lambda part: part.id)
 def test_our_modules_have_the_published_structure(part):
     """Hash and size of every checkpoint, from our own module definitions, against the published ones."""
-    if part.kind == "bias":
-        with pytest.raises(ValueError, match="rank"):
+    if part.kind in ("bias", "template"):
+        with pytest.raises(ValueError, match="not known"):
             part.shapes  # noqa: B018
         return
     assert sum(map(prod, part.shapes.values())) == part.parameters

@@ -256,9 +256,9 @@ def diffsynth_training():
         "utils.controlnet": ("ControlNetInput",),
         "diffusion.base_pipeline": ("PipelineUnit",),
     }.items():
-        module = types.ModuleType(f"peer_diffsynth.{name}")
-        module.__dict__.update({name: type(name, (), {}) for name in names})
-        sys.modules.setdefault(module.__name__, module)
+        module = sys.modules.setdefault(f"peer_diffsynth.{name}", types.ModuleType(f"peer_diffsynth.{name}"))
+        for one in names:  # other tests may have loaded a part of it
+            module.__dict__.setdefault(one, type(one, (), {}))
     return diffsynth("diffusion.training_module").DiffusionTrainingModule()
 
 

@@ -287,4 +287,4 @@ def test_what_fp16_loses_is_told_and_refused_unless_asked_for(served, picture, l
         return
     assert done["state"] == "done" and done["result"]["lost"] > 0.01
     job = served.service.queue.find(done["id"])
-    assert done["result"]["loss"] in str(results.show_make(job, in_webui=False))
+    assert done["result"]["loss"] in str(results.show_make(job, [], served.service.host))
