@@ -175,7 +175,7 @@ def _in_fp16(lora):
     """What comes of starting a network in fp16 from ``lora``, whose module it is."""
     unet, path = small(), next(iter(MINI.i2l_modules))
     module = Module(path, unet.get_submodule(path).half(), 4, 4, 1.0).half()
-    report = i2l_ext.hooks.ai_toolkit.initialize(types.SimpleNamespace(unet_loras=[module]), lora)
+    report = initialize_network(kohya_modules([module]), lora)
     return (
         report,
         act(module.lora_down.weight.detach().float(), module.lora_up.weight.detach().float()),
