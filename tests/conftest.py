@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,16 @@ def breakable(world, tmp_path, monkeypatch):
     shutil.copytree(world.models, tmp_path / "models")
     monkeypatch.setenv("I2L_MODELS", str(tmp_path / "models"))
     return replace(world, models=tmp_path / "models")
+
+
+class RootIsNoPackage:
+    """ComfyUI wants an ``__init__.py`` at the root. For pytest that is a package, whose parent it would put first into
+    ``sys.path``, so that whatever lies beside the checkout could be imported."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).resolve().parents[1] else None
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RootIsNoPackage())
