@@ -41,7 +41,9 @@ def python_of(version: str) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """They take minutes, so they run when they are meant to; but for the short ones, under one gradio, where there is
-    a browser."""
+    a browser. They run after all others: the browser's client keeps an event loop running in this thread, and others
+    start one of their own."""
+    items.sort(key=lambda item: HERE in item.path.parents)
     for item in items:
         if HERE not in item.path.parents or os.environ.get("I2L_BROWSER"):
             continue
