@@ -156,6 +156,8 @@ def prepare(request: MakeRequest) -> PreparedMake:
     if request.name is None or request.folder is None or request.model is None:
         raise ValueError("name, folder and model of the request must be set")
     name = names.check_name(request.name)
+    if request.grey:
+        names.check_name(name + GREY)
     library.check_folder(request.folder)
     model = requested_model(request)
     paths = images.collect(request.pictures)
@@ -233,13 +235,12 @@ def by_template(
     return lora.scaled(prepared.request.strength)
 
 
-def grey_pair(prepared: PreparedMake) -> PreparedMake:
-    """The request for the LoRA of grey pictures, as many as there are: NAME-grey, for the negative branch. The authors
-    take the value 128 (DiffSynth-Studio's examples)."""
-    request, name = prepared.request, f"{prepared.name}{GREY}"
-    names.check_name(name)
+def grey_pair(prepared: PreparedMake, made: str) -> PreparedMake:
+    """The request for the LoRA of grey pictures, as many as there are, for the negative branch: its name is that of the
+    LoRA ``made`` and "-grey". The authors take the value 128 (DiffSynth-Studio's examples)."""
+    request, name = prepared.request, f"{made}{GREY}"
     grey = images.plain((128, 128, 128), prepared.model.views)
-    note = f"For the negative branch, beside {prepared.name}."
+    note = f"For the negative branch, beside {made}."
     request = replace(request, name=name, grey=False, weights=None, activation_text="", description=note)
     count = len(prepared.pictures)
     return replace(prepared, request=request, name=name, pictures=[grey] * count, shares=shares_of(None, count))

@@ -1,6 +1,7 @@
 """Models with code of their own: consent, the cage, and what comes back, through the registry's diffsynth."""
 
 import json
+import os
 import pickle
 import socket
 import sys
@@ -18,6 +19,7 @@ from i2l_ext.converters import Lora, inspect
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models import catalogue
+from i2l_ext.models.store import note_path
 from i2l_ext.templates import consent, run
 from i2l_ext.templates.cage import BOUNDS, CagedProcess, strongest_cage
 from i2l_ext.templates.python import find_python
@@ -109,6 +111,18 @@ def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
     assert "negative branch" in json.loads((tmp_path / "Lora/it-grey.json").read_text())["description"]
 
 
+def test_a_pair_belongs_to_the_name_that_was_free(tmp_path, capsys):
+    asked = ("make", tmp_path / "red.png", "--model", "mini", "--name", "it", "--lora-dir", tmp_path / "Lora", "--grey")
+    assert i2l(capsys, *asked)[0] == i2l(capsys, *asked)[0] == 0
+    for name in ("it", "it-2"):
+        assert inspect(tmp_path / "Lora" / f"{name}.safetensors").metadata["i2l.grey"] == f"{name}-grey"
+        assert (tmp_path / "Lora" / f"{name}-grey.safetensors").is_file()
+    (tmp_path / "Lora/it-3-grey.safetensors").write_bytes(b"another's")
+    code, _, error = i2l(capsys, *asked)
+    assert code == 0 and "it-3-grey was another file" in error
+    assert (tmp_path / "Lora/it-3-grey.safetensors").read_bytes() == b"another's"
+
+
 def test_the_grey_pair_of_a_model_of_the_first_kind(tmp_path, capsys):
     for name, pictures in (("it", [tmp_path / "red.png", tmp_path / "blue.png"]),):
         code, out, _ = i2l(capsys, "make", *pictures, "--model", "mini", "--name", name, "--lora-dir",
@@ -161,6 +175,21 @@ def test_consent_is_to_one_hash(tmp_path, capsys):
     assert not consent.has_consent(repository)
     assert i2l(capsys, "models", "trust", "mini")[0] == 1
     assert i2l(capsys, "models", "trust", "klein-4b-v2")[0] == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ".hidden", "x.sha256", "x.part", "deep/x.lock", "x.pyc"])
+def test_every_file_counts_whatever_a_note_beside_it_says(tmp_path, name):
+    """The code can read, and run, whatever lies there."""
+    repository = template(tmp_path)
+    path = repository.folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"good")
+    note = {"sha256": "0" * 64, "size": 4, "mtime_ns": path.stat().st_mtime_ns}
+    note_path(path).write_text(json.dumps(note))
+    before, times = TemplateRepository(repository.folder, "", "").digest, path.stat()
+    path.write_bytes(b"evil")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert TemplateRepository(repository.folder, "", "").digest != before
 
 
 @pytest.mark.parametrize("damage", ["link", "many", "none"])

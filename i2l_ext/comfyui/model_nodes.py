@@ -67,7 +67,8 @@ def model_lines() -> Iterator[str]:
     """The models, and what of each is missing."""
     for row in model_rows():
         missing = [part for part in row["parts"] if part["repo"] and not part["present"]]
-        state = "ready" if row["ready"] else f"{row['download_bytes'] / 1e9:.1f} GB to download"
+        size = f"{row['download_bytes'] / 1e9:.1f} GB" if row["download_bytes"] else "unknown size"
+        state = "ready" if row["ready"] else f"{size} to download"
         yield f"{row['name']}: {row['line']} ({state})"
         yield from (f"    {part['id']} from {part['repo']}, licence: {part['licence']}" for part in missing)
     if rows := model_rows():

@@ -149,11 +149,11 @@ Z_V2, KLEIN_V2, HIDREAM_V2 = (
                licence="unknown: see its page")
     for name, arch, repo, parameters in (
         ("z-image-v2", Z_IMAGE, "ZImage-i2L-v2", 1_800_000_000),
-        ("klein-4b-v2", KLEIN_4B, "KleinBase4B-i2L-v2", 1_800_000_000),
-        ("hidream-o1-v2", HIDREAM_O1, "HidreamO1-i2L-v2", 1_800_000_000),
+        ("klein-4b-v2", KLEIN_4B, "KleinBase4B-i2L-v2", 0),
+        ("hidream-o1-v2", HIDREAM_O1, "HidreamO1-i2L-v2", 0),
     )
 )  # fmt: skip
-"""The authors' later models. A user gave 3.6 GB for the first; of the others the size is not known."""
+"""The authors' later models. A user gave 3.6 GB for the first; the size of the others is not known: 0."""
 
 MINI_EMBED = dims.SIGLIP2_MINI.hidden + dims.DINOV3_MINI.hidden
 

@@ -289,8 +289,8 @@ def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[P
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as text, such as 20.6 GB; in powers of ten, as disks are sold."""
-    return f"{count / 1e9:.1f} GB" if count >= 50e6 else f"{count / 1e6:.1f} MB"
+    """Bytes as text, such as 20.6 GB; in powers of ten, as disks are sold. 0 is a size that is not known."""
+    return f"{count / 1e9:.1f} GB" if count >= 50e6 else f"{count / 1e6:.1f} MB" if count else "unknown size"
 
 
 def note_path(path: Path) -> Path:

@@ -47,14 +47,14 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     python = find_python(context.options.diffsynth) if model.template else None
     rest = (options, callbacks(context.reporter), embedding_cache(context.options), python)
     prepared = pipeline.prepare(complete)
-    pair = pipeline.grey_pair(prepared) if complete.grey else None
-    if pair:  # first, so that a LoRA that names its pair has one
-        pipeline.make_prepared(pair, *rest)
     made = pipeline.make_prepared(prepared, *rest)
     if made.loss:
         context.reporter.note(made.loss)
-    if pair:
-        context.reporter.note(f"{pair.name} is the LoRA of grey pictures, for the negative branch.")
+    if complete.grey:
+        pair = pipeline.make_prepared(pipeline.grey_pair(prepared, made.name), *rest)
+        note = f"{pair.name} is the LoRA of grey pictures, for the negative branch."
+        taken = pair.name != f"{made.name}{pipeline.GREY}"
+        context.reporter.note(note + f" {made.name}{pipeline.GREY} was another file: rename one." * taken)
     _note_miniature(request, complete, context)
     return made
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.models.store import known_sha256, read_note
+from i2l_ext.models.store import read_note
 
 CODE = "model.py"
 """The file that DiffSynth-Studio imports; it may import every other."""
@@ -30,10 +30,10 @@ class TemplateRepository:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """The sha256 of every file by its name in the folder, sorted: whatever lies there, the code can read.
+        """The sha256 of every file by its name in the folder, sorted, without exception and always computed: whatever
+        lies there, the code can read and run.
 
-        That of code is always computed; that of other files is taken from the download where they have not changed
-        since. Raises UserError for links and special files, and for more files than a template has.
+        Raises UserError for links and special files, and for more files than a template has.
         """
         found: dict[str, str] = {}
         try:
@@ -41,12 +41,11 @@ class TemplateRepository:
                 name = path.relative_to(self.folder).as_posix()
                 if path.is_symlink() or not (path.is_file() or path.is_dir()):
                     raise UserError(f"{self.folder.name}: {name} is a link or no plain file, and a template has none.")
-                if path.is_dir() or name.endswith((".sha256", ".part", ".lock")) or name.startswith("."):
+                if path.is_dir():
                     continue
                 if len(found) == MOST_FILES:
                     raise UserError(f"{self.folder.name}: more than {MOST_FILES} files: not a template.")
-                known = None if path.suffix in (".py", ".so", ".pyd") else known_sha256(path)
-                found[name] = known or self._sha256(path)
+                found[name] = self._sha256(path)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be read ({error.strerror}).") from None
         if CODE not in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 import time
@@ -143,10 +144,7 @@ def take_result(source: Path, target: Path) -> None:
     if source.stat().st_size > RESULT_LIMIT:
         raise UserError("The template's LoRA is larger than any LoRA is.", "template_failed")
     try:
-        target.write_bytes(b"")
-        with source.open("rb") as stream, target.open("wb") as sink:
-            while piece := stream.read(8 << 20):
-                sink.write(piece)
+        shutil.copyfile(source, target, follow_symlinks=False)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}).") from None
 

@@ -103,7 +103,9 @@ def action_button(
 
 
 def sized(count: float, of: float | None = None) -> Markup:
-    """Bytes, perhaps of how many."""
+    """Bytes, perhaps of how many; a size that is not known, 0, is "?"."""
+    if not count and of is None:
+        return value("?")
     return value(format_bytes(count) if of is None else f"{format_bytes(count)} / {format_bytes(of)}")
 
 
