@@ -175,7 +175,7 @@ GUARDS = (
         ("the name that means no LoRA", 'lambda name: name.lower() == "none"', "lambda name: False", "bad_names"),
     ),
     *_of(
-        "i2l_ext/engine/queue.py", "test_access",
+        "i2l_ext/engine/temp_folder.py", "test_access",
         ("something else in the place of our folder in temp", "stat.S_ISDIR(status.st_mode)", "True", "in_temp"),
         ("our folder in temp: somebody else's", "status.st_uid == user", "True", "in_temp"),
         ("our folder in temp: open to others", "not status.st_mode & 0o022", "True", "in_temp"),

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -306,7 +307,7 @@ def test_a_picture_that_does_not_end(service, monkeypatch):
 def test_the_folder_in_temp_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("I2L_STATE", raising=False)
     monkeypatch.setattr(queue.process, "ROOT", tmp_path / "nowhere")
-    monkeypatch.setattr(queue.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     folder, other = tmp_path / f"i2l-{os.getuid()}", tmp_path / "other"
     other.mkdir()
     folder.symlink_to(other)  # laid by somebody else before our first start

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -520,6 +522,21 @@ def test_where_the_disk_has_no_locks_nobody_waits(comfy, monkeypatch):
     with turns.machines_turn(lambda: True):
         pass
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and owners of POSIX")
+def test_another_user_keeps_nobody_waiting(comfy, tmp_path, monkeypatch):
+    """What he lays where our lock would be is not opened, and its folder is not used."""
+    from i2l_ext.engine import turns
+
+    monkeypatch.delenv(turns.VARIABLE, raising=False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "his").mkdir()
+    (tmp_path / f"i2l-{os.getuid()}").symlink_to(tmp_path / "his")
+    (tmp_path / f"i2l-engine-{os.getuid()}.lock").mkdir()  # the lock lay there once, in a folder that is everybody's
+    with turns.machines_turn(lambda: pytest.fail("waited")):
+        pass
+    assert list((tmp_path / "his").iterdir()) == []
 
 
 def test_the_command_line_in_custom_nodes_finds_comfyuis_folders(tmp_path, monkeypatch):

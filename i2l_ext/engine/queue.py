@@ -16,8 +16,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -30,6 +28,7 @@ from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.engine import failures, process, records
 from i2l_ext.engine.job import BRIEF, ENDED, Job
 from i2l_ext.engine.locks import Lock
+from i2l_ext.engine.temp_folder import own_temp_folder
 from i2l_ext.engine.turns import machines_turn
 from i2l_ext.requests import PROTOCOL
 
@@ -291,18 +290,7 @@ def state_folder() -> Path:
     own = process.ROOT / ".private"
     if (process.ROOT / "install.py").is_file() and os.access(own if own.exists() else process.ROOT, os.W_OK):
         return own / "state"
-    user = getattr(os, "getuid", lambda: "user")()
-    folder = Path(tempfile.gettempdir()) / f"i2l-{user}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if os.name == "posix" and not _is_own(folder.lstat(), user):
-        raise UserError(f"{folder} belongs to somebody else. Name a folder of your own in I2L_STATE.")
-    return folder
-
-
-def _is_own(status: os.stat_result, user: object) -> bool:
-    """Whether it is a folder, not a link, that belongs to the user and that nobody else can write to."""
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == user and not status.st_mode & 0o022
+    return own_temp_folder()
 
 
 def _unexpected_end(exit_code: int, tail: Iterable[str]) -> dict[str, Any]:
