@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import IO, TYPE_CHECKING
@@ -39,12 +40,21 @@ RESULT = "lora.safetensors"
 RESULT_LIMIT = 4 << 30
 
 
+def _memory_of_this_machine() -> int:
+    """Bytes; where the system does not tell (Windows), as many as many machines have."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 16 << 30
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """What a template may take: ``seconds`` of time, bytes of ``memory`` over all its processes, and ``processes``."""
+    """What a template may take: ``seconds`` of time, bytes of ``memory`` over all its processes (as many as the machine
+    has), and ``processes``."""
 
     seconds: float = 1800
-    memory: int = 24 << 30
+    memory: int = field(default_factory=_memory_of_this_machine)
     processes: int = 32
 
 
