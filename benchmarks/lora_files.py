@@ -101,7 +101,7 @@ def measure_convert(folder: Path, rounds: int) -> list[dict[str, object]]:
                 "ours s": round(best["convert"], 3),
                 "of copy's rate": round(best["copy"] / best["convert"], 2),
                 "median": round(middle["copy"] / middle["convert"], 2),
-                "bound": ">= 0.7",
+                "bound": ">= 0.8",
             }
         )
         rows.append({"work": f"convert {label}: peak anonymous memory, MB", "bound": "<= 300", **folded})
@@ -139,7 +139,7 @@ def peak_of_convert(folder: Path, source: Path, target: Path) -> dict[str, objec
 
 def measure_inspect(folder: Path, rounds: int) -> list[dict[str, object]]:
     rows = []
-    for title, extra, bound in (("inspect --header", ["--header"], 0.6), ("inspect", [], 5)):
+    for title, extra, bound in (("inspect --header", ["--header"], 0.3), ("inspect", [], 5)):
         command = [sys.executable, "-X", "importtime", "-m", "i2l_ext", "inspect", str(folder / "rank48.safetensors")]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
 

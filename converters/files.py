@@ -213,12 +213,13 @@ def all_finite(data: bytes | bytearray | memoryview, dtype: str) -> bool:
 
     size, limit = FLOAT_LIMITS[dtype]
     positive, negative = numpy.frombuffer(data, f"<i{size}"), numpy.frombuffer(data, f"<u{size}")
-    step = CHUNK // size
-    return all(
-        positive[start : start + step].max() < limit
-        and negative[start : start + step].max() < limit + (1 << 8 * size - 1)
-        for start in range(0, positive.size, step)
-    )
+    step, largest = CHUNK // size, numpy.maximum.reduce
+    for start in range(0, positive.size, step):
+        if largest(positive[start : start + step]) >= limit:
+            return False
+        if largest(negative[start : start + step]) >= limit + (1 << 8 * size - 1):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

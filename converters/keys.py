@@ -6,14 +6,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from . import networks
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import DIALECTS, OTHER_MODELS, PREFIXES, SUFFIXES, TEXT_ENCODER, UNSUPPORTED, VARIANTS, WRAPPER
+from .dialects import DIALECTS, OTHER_MODELS, TEXT_ENCODER, UNSUPPORTED, VARIANTS
 from .errors import UserError
+from .key_parts import KeyParts, split_key, stems, without_wrapper
 from .spellings import Spelling, spelling_of
 from .text_encoders import describe_text_encoder
 
@@ -91,53 +92,9 @@ class Layer:
     spelling: Spelling
 
 
-class _Key(NamedTuple):
-    """A key, split. A tuple, because a file has thousands. ``form``: the suffix with the same text for down and up."""
-
-    key: str
-    prefix: str
-    stem: str
-    suffix: str
-    part: str
-    form: str
-
-
-PARTS = SUFFIXES | networks.SUFFIXES
-"""What may follow the module's name -> which of its tensors that is, of any network."""
-
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, PARTS))})((?:\.[^.]+)?\.weight)?\Z")
-_PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
-_WRAPPER = re.compile(WRAPPER)
+_UNSUPPORTED = re.compile("|".join(UNSUPPORTED), re.MULTILINE)
 _UP = re.compile(r"(?<=_)B\b|(?<=[._])up\b")
 _DOWN = {"B": "A", "up": "down"}
-MOST_PREFIXES = 6
-"""One after another. The longest chain seen has four."""
-
-
-def stems(name: str) -> Iterator[tuple[str, str]]:
-    """Every way to take prefixes off a name: (prefix, rest), the longest prefix first."""
-    cuts = [0]
-    while len(cuts) <= MOST_PREFIXES and (found := _PREFIX.match(name, cuts[-1])):
-        cuts.append(found.end())
-    for cut in reversed(cuts):
-        yield name[:cut], name[cut:]
-
-
-def _split(key: str) -> list[_Key]:
-    """Every way to split a key, the longest prefix first; empty if it is not a LoRA key.
-
-    The suffix is the longest that fits: the first match from the left.
-    """
-    suffix = _SUFFIX.search(key)
-    if suffix is None:
-        return []
-    part = PARTS[suffix[1]]
-    factor = part in ("down", "up")
-    form = re.sub("_[AB]$|down$|up$", "", suffix[1]) + (suffix[2] or "") if factor else ""
-    name, wrapped = key[: suffix.start()], ""
-    if "_orig_mod" in name:
-        name, wrapped = _WRAPPER.sub("", name), "_orig_mod."
-    return [_Key(key, wrapped + prefix, stem, suffix[0], part, form) for prefix, stem in stems(name)]
 
 
 def module_path(name: str, arch: Architecture) -> str | None:
@@ -145,7 +102,7 @@ def module_path(name: str, arch: Architecture) -> str | None:
 
     None where there is no such module, or where the name is a fused layer's.
     """
-    for _, stem in stems(_WRAPPER.sub("", name)):
+    for _, stem in stems(without_wrapper(name)):
         spelling = spelling_of(arch.id, stem)
         if spelling and len(spelling.targets) == 1:
             return spelling.targets[0][0]
@@ -158,7 +115,7 @@ def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
     layers: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     spellings: dict[str, Spelling] = {}
     for name in names:
-        ways = ((way, spelling) for way in _split(name) if (spelling := spelling_of(arch.id, way.stem)))
+        ways = ((way, spelling) for way in split_key(name) if (spelling := spelling_of(arch.id, way.stem)))
         way, spelling = next(ways, (None, None))
         if way is None or spelling is None or way.part not in ("down", "up", "alpha"):
             continue
@@ -173,7 +130,7 @@ def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
     return found
 
 
-def _possible_dialects(key: _Key, spelling: Spelling) -> list[str]:
+def _possible_dialects(key: KeyParts, spelling: Spelling) -> list[str]:
     """The dialects in which a key may be: several where a name is the same in them. Other networks' suffixes are the
     same in all dialects, also beside factors of a pair of suffixes that has no name."""
     named = [
@@ -209,12 +166,11 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
 
     Raises UserError where it is not a LoRA, or one of an unsupported kind or an unknown model.
     """
-    unsupported = re.compile("|".join(UNSUPPORTED))
-    for key in shapes:
-        if unsupported.search(key):
-            kind = next(kind for mark, kind in UNSUPPORTED.items() if re.search(mark, key))
-            raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
-    split = {key: _split(key) for key in shapes}
+    if _UNSUPPORTED.search("\n".join(shapes)):  # one search, as a file has thousands of keys
+        key = next(filter(_UNSUPPORTED.search, shapes))
+        kind = next(kind for mark, kind in UNSUPPORTED.items() if re.search(mark, key, re.MULTILINE))
+        raise UserError(f"{name}: holds {kind}, which is not supported (key {key!r}). Only plain LoRA is.")
+    split = {key: split_key(key) for key in shapes}
     first = next((key for key, ways in split.items() if ways), None)
     if first is None:
         first = next(iter(shapes), None)
@@ -237,12 +193,12 @@ def parse_keys(shapes: Mapping[str, Shape], name: str) -> Reading:
 class _Found(NamedTuple):
     """A key of a module: how it is split, and what its name means."""
 
-    key: _Key
+    key: KeyParts
     spelling: Spelling
     rows: tuple[int, int] | None
 
 
-def _parse_as(arch: Architecture, split: Mapping[str, list[_Key]]) -> Reading:
+def _parse_as(arch: Architecture, split: Mapping[str, list[KeyParts]]) -> Reading:
     found: dict[str, list[_Found]] = defaultdict(list)
     foreign, text_encoder, biases = list[str](), list[str](), list[str]()
     for key, ways in split.items():
@@ -330,7 +286,13 @@ def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str]
 
 def _dialects_of(ones: Iterable[_Found]) -> dict[str, str]:
     """Key -> dialect. A name that several dialects share counts for the one that explains the whole file."""
-    possible = {one.key.key: _possible_dialects(one.key, one.spelling) for one in ones}
+    alike: dict[tuple[object, ...], list[str]] = {}  # the same for thousands of keys
+    possible: dict[str, list[str]] = {}
+    for key, spelling, _ in ones:
+        mark = (key.prefix, key.suffix, key.part, spelling.dotted, spelling.native, spelling.exact)
+        if mark not in alike:
+            alike[mark] = _possible_dialects(key, spelling)
+        possible[key.key] = alike[mark]
     options = iter(possible.values())
     common = [name for name in next(options, ()) if all(name in others for others in possible.values())]
     return {key: (common or names)[0] for key, names in possible.items()}
