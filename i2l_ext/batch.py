@@ -75,9 +75,9 @@ def _sources(paths: Sequence[Path]) -> Iterator[Path]:
             continue
         for inside in sorted(path.iterdir()):
             if inside.is_dir():
-                if any(file.suffix.lower() in images.SUFFIXES for file in inside.iterdir()):
+                if any(file.suffix.lower() in images.suffixes() for file in inside.iterdir()):
                     yield inside
-            elif inside.suffix.lower() in images.SUFFIXES and not inside.name.startswith("."):
+            elif inside.suffix.lower() in images.suffixes() and not inside.name.startswith("."):
                 yield inside
 
 

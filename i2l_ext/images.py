@@ -11,7 +11,8 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
@@ -21,9 +22,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from i2l_ext.converters.errors import UserError, printable
+from i2l_ext.image_plugins import PLUGIN_FORMATS, PluginFormat, installed_formats, jxl_size, registered_formats
+from i2l_ext.requests import Square
 
 SIDE = 1024
-"""Pixels. The side of the centre square that every encoder takes, except Qwen-VL for Coarse."""
+"""Pixels. The side of the square that every encoder takes, except Qwen-VL for Coarse."""
 
 COARSE_SIDE = 224
 """Pixels. The side of the square for Qwen-VL and Coarse, cropped from the original and not from the other square."""
@@ -34,12 +37,13 @@ MAX_RATIO = 40
 """Of the long side to the short one. The scaled picture is SIDE x SIDE x this: 170 MB, of which the square is used."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF")
-SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif"})
-"""The files that are taken from a folder. A file that is named itself may have any suffix."""
+
+_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".avif"})
 
 _SIGNATURES = (
     (0, b"\x89PNG", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (8, b"WEBP", "WEBP"), (0, b"BM", "BMP"),
-    (0, b"GIF8", "GIF"), (4, b"ftypavi", "AVIF"), (4, b"ftyp", "HEIC or a film"),
+    (0, b"GIF8", "GIF"), (4, b"ftypavi", "AVIF"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"hei", b"hev", b"mif1", b"msf1")), (4, b"ftyp", "a film"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"8BPS", "a Photoshop file"), (0, b"%PDF", "PDF"),
     (0, b"<svg", "SVG"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL ", "JPEG XL"), (4, b"jP  ", "JPEG 2000"),
     (0, b"\0\0\1\0", "an icon"),
@@ -72,44 +76,76 @@ _TO_EIGHT_BITS: np.ndarray = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture, read and cropped. ``name``: the file's, for messages; ``sha256``: hex, of the file's bytes."""
+    """One picture, read and cropped. ``name``: the file's, for messages; ``sha256``: hex, of the file's bytes;
+    ``crop``: which square of it, None for the centre."""
 
     name: str
     sha256: str
     views: Mapping[int, Image.Image] = field(repr=False)
+    crop: Square | None = None
 
     @property
     def square(self) -> Image.Image:
-        """The centre square, RGB 1024 x 1024."""
+        """The square, RGB 1024 x 1024."""
         return self.views[SIDE]
 
     def view(self, size: int) -> Image.Image:
-        """The centre square of the original, RGB ``size`` x ``size``. KeyError for a size it was not opened with."""
+        """The square of the original, RGB ``size`` x ``size``. KeyError for a size it was not opened with."""
         return self.views[size]
 
 
+@dataclass(frozen=True, eq=False)
+class WholePicture:
+    """A picture before it is cropped: upright, RGB. ``name`` and ``sha256`` as of Picture."""
+
+    name: str
+    sha256: str
+    image: Image.Image = field(repr=False)
+
+    def cropped(self, crop: Square | None = None, sizes: Iterable[int] = (SIDE, COARSE_SIDE)) -> Picture:
+        """A square of it; None: the centre. Raises UserError for a square that is not inside."""
+        image = self.image
+        if crop is not None:
+            left, top, side = crop
+            if left + side > image.width or top + side > image.height:
+                raise UserError(
+                    f"{self.name}: the square {crop} does not lie inside the picture, which is {image.width} x "
+                    f"{image.height}. Give LEFT,TOP,SIDE inside it.",
+                    "out_of_range",
+                )
+            image = image.crop((left, top, left + side, top + side))
+        return Picture(self.name, self.sha256, {size: cover(image, size) for size in {SIDE, *sizes}}, crop)
+
+
 def open_image(
-    source: Path | str | bytes, *, name: str | None = None, sizes: Sequence[int] = (SIDE, COARSE_SIDE)
+    source: Path | str | bytes,
+    *,
+    name: str | None = None,
+    sizes: Sequence[int] = (SIDE, COARSE_SIDE),
+    crop: Square | None = None,
 ) -> Picture:
     """Read a picture from a file, or from a file's bytes (then ``name`` is its name in messages).
 
-    ``sizes``: the sides in pixels of the squares to keep. Memory peaks at 4 to 9 bytes a pixel of the original. Raises
-    UserError for a picture that cannot be used.
+    ``sizes``: the sides in pixels of the squares to keep. ``crop``: which square; a crop gives what the picture would
+    give if it were cropped and saved before. Memory peaks at 4 to 9 bytes a pixel of the original. Raises UserError
+    for a picture that cannot be used.
     """
+    whole = open_whole(source, name=name)
+    with _room_for(whole.name):
+        return whole.cropped(crop, sizes)
+
+
+def open_whole(source: Path | str | bytes, *, name: str | None = None) -> WholePicture:
+    """The same before it is cropped."""
     data = source if isinstance(source, bytes) else _read(Path(source))
     name = printable(name or ("the picture" if isinstance(source, bytes) else Path(source).name))
     if not data:
         raise UserError(f"{name}: the file is empty. Copy or download it again.")
     if len(data) > MAX_BYTES:
         raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MB. Save it as JPEG, or make it smaller.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of size and of odd files: both are checked here
-            upright = _upright(_decode(data, name), name)
-        views = {size: cover(upright, size) for size in {SIDE, *sizes}}
-    except MemoryError:
-        raise UserError(f"{name}: not enough memory to open it. Make the picture smaller.") from None
-    return Picture(name, hashlib.sha256(data).hexdigest(), views)
+    with _room_for(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of size and of odd files: both are checked here
+        return WholePicture(name, hashlib.sha256(data).hexdigest(), _upright(_decode(data, name), name))
 
 
 def plain(colour: tuple[int, int, int], sizes: Iterable[int] = (COARSE_SIDE,)) -> Picture:
@@ -194,6 +230,15 @@ def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
     return sheet
 
 
+@contextmanager
+def _room_for(name: str) -> Iterator[None]:
+    """Raises UserError where the memory is not enough for what is done inside."""
+    try:
+        yield
+    except MemoryError:
+        raise UserError(f"{name}: not enough memory to open it. Make the picture smaller.") from None
+
+
 def _read(path: Path) -> bytes:
     """The file's bytes; of one that is too large, one byte more than allowed. Raises UserError."""
     name = printable(path.name)
@@ -209,15 +254,23 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, name: str) -> Image.Image:
     """The first frame as it is in the file. Raises UserError."""
+    kind = next((kind for at, mark, kind in _SIGNATURES if data[at:].startswith(mark)), None)
+    plugin = next((one for one in PLUGIN_FORMATS if one.title == kind), None)
     try:
+        if plugin is not None and plugin.pillow == "JXL" and plugin in registered_formats():
+            stated = jxl_size(data)
+            if stated is None:
+                raise UserError(_damaged(name))
+            _check_size(stated, name)
         image = Image.open(BytesIO(data), formats=_formats())
         _check_size(image.size, name)
         image.load()
         return image
     except Image.UnidentifiedImageError:
-        kind = next((kind for at, mark, kind in _SIGNATURES if data[at:].startswith(mark)), None)
-        if kind in _formats():
+        if kind in _formats() or plugin in registered_formats():
             raise UserError(_damaged(name)) from None
+        if plugin is not None:
+            raise UserError(_needs_plugin(name, plugin)) from None
         known = f"this is {kind}, " if kind else ""
         raise UserError(f"{name}: {known}not {_readable()}. Save the picture as PNG or JPEG.") from None
     except Image.DecompressionBombError:
@@ -239,7 +292,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """RGB, on white, turned as EXIF says. Raises UserError where the palette is damaged."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = None if _is_upright(image) else _TURNS.get(image.getexif().get(_ORIENTATION))
     except _BROKEN:
         turn = None  # the EXIF data is damaged, the picture is not
     try:
@@ -247,6 +300,12 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     except _BROKEN:
         raise UserError(_damaged(name)) from None
     return image if turn is None else image.transpose(turn)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    """Whether the decoder has turned it already: JPEG XL says itself how it stands, and its EXIF data do not count. A
+    JPEG that lies in one as it was is not turned."""
+    return image.format == "JXL" and not getattr(image, "jpeg", False)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -287,15 +346,34 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """The allowed formats that this Pillow has."""
+def _pillows_own() -> tuple[str, ...]:
+    """The allowed formats that this Pillow has without plugins."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _formats() -> tuple[str, ...]:
+    """The allowed formats that can be read here."""
+    return (*_pillows_own(), *(one.pillow for one in registered_formats()))
+
+
+def suffixes() -> frozenset[str]:
+    """The files that are taken from a folder. A file that is named itself may have any suffix."""
+    return _SUFFIXES.union(*(one.suffixes for one in installed_formats()))
+
+
 def _readable() -> str:
-    *most, last = ("WebP" if name == "WEBP" else name for name in _formats())
+    """The formats that can be read here, in words. No plugin is imported for it."""
+    own = ("WebP" if name == "WEBP" else name for name in _pillows_own())
+    *most, last = (*own, *(one.title for one in installed_formats()))
     return f"{', '.join(most)} or {last}"
+
+
+def _needs_plugin(name: str, plugin: PluginFormat) -> str:
+    return (
+        f"{name}: this is {plugin.title}. Save the picture as PNG or JPEG, or install what reads it: "
+        f"pip install {plugin.package}."
+    )
 
 
 def _damaged(name: str) -> str:
@@ -308,7 +386,7 @@ def _too_large(name: str) -> str:
 
 def _is_picture(file: Path) -> bool:
     # macOS writes a file with a leading dot beside every file that it copies
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    return file.suffix.lower() in suffixes() and not file.name.startswith(".") and file.is_file()
 
 
 def _natural(file: Path) -> tuple[list[int | str], str]:

@@ -19,7 +19,7 @@ from i2l_ext.converters.select import select
 from i2l_ext.library import metadata, names
 from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
-from i2l_ext.requests import DTYPES, MakeRequest
+from i2l_ext.requests import DTYPES, MakeRequest, Square, parse_crop
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
@@ -89,8 +89,12 @@ class PreparedMake:
 
     @property
     def origins(self) -> list[dict[str, Any]]:
-        """Of each picture its ``sha256`` and its ``weight`` (share). File names are private and left out."""
-        return [{"sha256": p.sha256, "weight": share} for p, share in zip(self.pictures, self.shares, strict=True)]
+        """Of each picture its ``sha256``, its ``weight`` (share) and, where it is not the centre, its ``crop``. File
+        names are private and left out."""
+        return [
+            {"sha256": one.sha256, "weight": share, **({"crop": str(one.crop)} if one.crop else {})}
+            for one, share in zip(self.pictures, self.shares, strict=True)
+        ]
 
     @property
     def digest(self) -> str:
@@ -164,7 +168,8 @@ def prepare(request: MakeRequest) -> PreparedMake:
     shares = shares_of(request.weights, len(paths))
     if model.template and len(set(shares)) > 1:
         raise UserError(f"{model.name} sees all pictures together: leave out --weights.")
-    pictures = [images.open_image(path, sizes=model.views) for path in paths]
+    crops = crops_of(request.crops, len(paths))
+    pictures = [images.open_image(path, sizes=model.views, crop=crop) for path, crop in zip(paths, crops, strict=True)]
     return PreparedMake(request, name, request.folder, model, pictures, shares)
 
 
@@ -181,6 +186,15 @@ def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
     if len(set(weights)) == 1:
         return [1 / count] * count
     return [weight / sum(weights) for weight in weights]
+
+
+def crops_of(crops: Sequence[str] | None, count: int) -> list[Square | None]:
+    """The square of each of ``count`` pictures; None: the centre. Raises UserError unless there is one for each."""
+    if crops is None:
+        return [None] * count
+    if len(crops) != count:
+        raise UserError(f"{len(crops)} crops for {count} pictures: give one square for each picture.")
+    return list(map(parse_crop, crops))
 
 
 def decode(
@@ -241,7 +255,7 @@ def grey_pair(prepared: PreparedMake, made: str) -> PreparedMake:
     request, name = prepared.request, f"{made}{GREY}"
     grey = images.plain((128, 128, 128), prepared.model.views)
     note = f"For the negative branch, beside {made}."
-    request = replace(request, name=name, grey=False, weights=None, activation_text="", description=note)
+    request = replace(request, name=name, grey=False, weights=None, crops=None, activation_text="", description=note)
     count = len(prepared.pictures)
     return replace(prepared, request=request, name=name, pictures=[grey] * count, shares=shares_of(None, count))
 

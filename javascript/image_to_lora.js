@@ -83,10 +83,14 @@
         return (await answer.json())[0];
     }
 
-    function queue(id, files) {
+    function queue(does) {
         sending += 1;
-        uploads = uploads.then(() => upload(id, files)).catch(console.error).finally(() => { sending -= 1; });
+        uploads = uploads.then(does).catch(console.error).finally(() => { sending -= 1; });
+        return uploads;
     }
+
+    // The cards of the tray are drawn anew; a job that is asked for meanwhile waits for it.
+    window.imageToLoraTray = {redraw: () => queue(() => take([]))};
 
     // If the button is pressed while pictures are uploading, the job starts after the last of them.
     function afterUploads(button) {
@@ -228,13 +232,14 @@
         const files = zone ? Array.from(event.target.files) : [];
         if (!files.length) return;
         event.target.value = "";
-        queue(zone.dataset.i2lDrop, files);
+        const id = zone.dataset.i2lDrop;
+        queue(() => upload(id, files));
     }, true);
     document.addEventListener("paste", (event) => {
         const files = Array.from((event.clipboardData || {}).files || []).filter((file) => file.type.startsWith("image/"));
         if (!files.length || !shown("i2l_files")) return;
         event.preventDefault();
-        queue("files", files);
+        queue(() => upload("files", files));
     });
     for (const kind of ["dragenter", "dragleave", "drop"]) {
         document.addEventListener(kind, (event) => {
@@ -286,6 +291,7 @@
             window.imageToLoraHost.refresh();
             if (!early && made.dataset.i2lMade === "new") all(".i2l-dropped [data-i2l=undrop]").forEach((item) => item.click());
         });
+        once("data-i2l-card", (item) => window.imageToLoraCrop.open(item));
         once("data-i2l-then", (item) => press(item.dataset.i2lThen));
         once("data-i2l-said", (item) => {
             const place = root("i2l_said");

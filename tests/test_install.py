@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from i2l_ext import private_packages
+from i2l_ext.webui import standalone
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,7 +66,7 @@ def test_the_wheel_holds_everything(tmp_path, picture):
         url = next(word for word in page.stdout.readline().split() if word.startswith("http"))
         with urllib.request.urlopen(url) as answer:
             shown = answer.read().decode()
-        for asset in ("javascript/image_to_lora.js", "javascript/translation.js", "javascript/webui_host.js"):
+        for asset in standalone.SCRIPTS:
             assert (site / "i2l_ext" / "webui" / "assets" / Path(asset).name).read_bytes() == (
                 ROOT / asset
             ).read_bytes()

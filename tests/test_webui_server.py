@@ -269,12 +269,15 @@ def test_a_preview_goes_with_its_picture(tmp_path, monkeypatch):
     for number in range(4):
         (tmp_path / "a").write_bytes(bytes([number]) * 100)
         ids.append(kept.take(tmp_path / "a"))
-        kept.keep_preview(ids[-1], "data:image/jpeg;base64," + "A" * 77)
+        kept.keep_preview(ids[-1], {"p": "A" * 41})
+        kept.keep_preview(ids[-1], {"p": "A" * 41}, "0,0,9")
         os.utime(kept.folder / ids[-1], (number, number))
     monkeypatch.setattr(uploads, "MAX_KEPT", 500)  # the new one and two of them, with previews of 100 bytes each
     (tmp_path / "a").write_bytes(b"new")
     new = kept.take(tmp_path / "a")
-    assert {path.name for path in kept.folder.iterdir()} == {new, *ids[2:], *(f"{id}.preview" for id in ids[2:])}
+    assert {path.name for path in kept.folder.iterdir()} == {
+        new, *ids[2:], *(f"{id}{end}" for id in ids[2:] for end in (".preview", "@0,0,9.preview"))
+    }  # fmt: skip
     kept.sweep()
     assert [path.name for path in kept.folder.iterdir()] == [new]
 

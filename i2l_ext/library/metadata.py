@@ -66,7 +66,7 @@ def lora_metadata(
 ) -> dict[str, str]:
     """The metadata of a LoRA file: sd-scripts' names, ModelSpec 1.0.0, and ``i2l.*``: how it was made.
 
-    ``images``: ``sha256`` and ``weight`` of each; anything else, such as a file name, is left out.
+    ``images``: ``sha256``, ``weight`` and perhaps ``crop`` of each; anything else, such as a file name, is left out.
     ``alpha``: None where the file has none, which means alpha = rank.
     ``request``: the digest of what was asked for (``pipeline.PreparedMake.digest``).
     ``options``: fields of the request by OPTIONS, so that it can be made anew.
@@ -91,7 +91,9 @@ def lora_metadata(
         "i2l.version": __version__,
         "i2l.model": model,
         "i2l.strength": f"{strength:g}",
-        "i2l.images": json.dumps([{"sha256": one["sha256"], "weight": one["weight"]} for one in images]),
+        "i2l.images": json.dumps(
+            [{key: one[key] for key in ("sha256", "weight", "crop") if key in one} for one in images]
+        ),
         **({"i2l.request": request} if request else {}),
         **({"i2l.options": json.dumps(dict(options))} if options else {}),
         **({"i2l.heads": heads} if heads else {}),
@@ -99,17 +101,21 @@ def lora_metadata(
     }
 
 
+_OF_IMAGE = ("sha256", "weight", "crop")
+
 OPTIONS = ("dialect", "dtype", "rank", "blocks", "kinds")
 """Fields of the request that a LoRA remembers, beside model, pictures and strength."""
 
 
 def how_made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """Of a LoRA that i2L has made: ``model``, ``strength``, ``images`` (``sha256`` and ``weight`` of each) and
-    ``options`` (by OPTIONS). None of another, or where its metadata are damaged."""
+    """Of a LoRA that i2L has made: ``model``, ``strength``, ``images`` (``sha256`` and ``weight`` of each, and ``crop``
+    where it is not the centre) and ``options`` (by OPTIONS). None of another, or where its metadata are damaged."""
     with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         images = [
-            {"sha256": str(one["sha256"]), "weight": float(one["weight"])} for one in json.loads(metadata["i2l.images"])
-        ]
+            {"sha256": str(one["sha256"]), "weight": float(one["weight"]),
+             **({"crop": str(one["crop"])} if "crop" in one else {})}
+            for one in json.loads(metadata["i2l.images"])
+        ]  # fmt: skip
         options = json.loads(metadata.get("i2l.options", "{}"))
         return {
             "model": metadata["i2l.model"], "strength": float(metadata["i2l.strength"]), "images": images,

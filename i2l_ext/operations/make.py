@@ -15,7 +15,7 @@ from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
-from i2l_ext.requests import BatchRequest, MakeRequest
+from i2l_ext.requests import CENTRE, BatchRequest, MakeRequest
 from i2l_ext.templates.python import find_python
 
 if TYPE_CHECKING:
@@ -100,10 +100,15 @@ def _requests_of(request: MakeRequest, template: MakeRequest) -> list[MakeReques
 
     if not isinstance(request, BatchRequest) or request.names is None:
         return batch.requests_of(request.pictures, template)
-    groups: dict[str, list[Path]] = {}
-    for name, path in zip(request.names, request.pictures, strict=True):
-        groups.setdefault(name, []).append(path)
-    return [replace(template, pictures=tuple(paths), name=name, names=None) for name, paths in groups.items()]  # type: ignore[call-arg]
+    groups: dict[str, list[tuple[Path, str]]] = {}
+    crops = request.crops or (CENTRE,) * len(request.pictures)
+    for name, path, crop in zip(request.names, request.pictures, crops, strict=True):
+        groups.setdefault(name, []).append((path, crop))
+    return [
+        replace(template, pictures=tuple(path for path, _ in group), crops=tuple(crop for _, crop in group), name=name,
+                names=None)  # type: ignore[call-arg]
+        for name, group in groups.items()
+    ]  # fmt: skip
 
 
 def make_loras(request: BatchRequest | MakeRequest, context: Context) -> Iterator[MakeResult | SkippedMake]:
@@ -116,6 +121,8 @@ def make_loras(request: BatchRequest | MakeRequest, context: Context) -> Iterato
 
     if request.name is not None or request.weights is not None:
         raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
+    if request.crops is not None and not isinstance(request, BatchRequest):
+        raise UserError("--each takes the centre of each picture: leave out --crops.")
     if named := [path for path in request.pictures if not path.is_dir()]:
         images.collect(named)
     complete = with_defaults(request)
@@ -141,17 +148,19 @@ def with_defaults(request: MakeRequest) -> MakeRequest:
     Raises UserError where a value is out of its range, or where no LoRA folder is found.
     """
     request.validate()
+    named = request.pictures
     request = as_like(request)
     folder = request.folder or library.find_lora_folder(Path(i2l_ext.__file__).resolve().parents[1])
     if folder is None:
         raise UserError("Say where to save the LoRA: --lora-dir PATH. No models/Lora folder was found from here.")
-    name = names.suggest_name(request.pictures) if request.name is None else request.name
+    name = names.suggest_name(named) if request.name is None else request.name
     return replace(request, name=name, folder=folder, model=request.model or default_model())
 
 
 def as_like(request: MakeRequest) -> MakeRequest:
     """The same with what was not said taken from the LoRA ``like``: model, strength, options, and of the same pictures
-    the weights. Raises UserError where that LoRA does not say how it was made, or has other pictures."""
+    the weights and squares: a picture that gave several squares gives them again. Raises UserError where that LoRA does
+    not say how it was made, or has other pictures."""
     from i2l_ext import images
     from i2l_ext.converters.files import TensorFile
 
@@ -163,13 +172,22 @@ def as_like(request: MakeRequest) -> MakeRequest:
         raise UserError(f"{request.like.name}: was made with heads of its own ({printable(heads)}). Give --heads.")
     if made is None:
         raise UserError(f"{request.like.name}: does not say how it was made. Name a LoRA that i2l has made.")
-    known = {one["sha256"]: one["weight"] for one in made["images"]}
+    known: dict[str, list[dict[str, Any]]] = {}
+    for one in made["images"]:
+        known.setdefault(one["sha256"], []).append(one)
     paths = images.collect(request.pictures)
     digests = [images.file_digest(path) for path in paths]
     if strange := [path.name for path, digest in zip(paths, digests, strict=True) if digest not in known]:
         raise UserError(f"{printable(strange[0])}: {request.like.name} was not made of it. Give its own pictures.")
     told = {"model": made["model"], "strength": made["strength"], **made["options"]}
-    told["weights"] = [known[digest] for digest in digests]
+    if request.crops is None:  # each picture once, with all its squares
+        uses = [(path, one) for digest, path in dict(zip(digests, paths, strict=True)).items() for one in known[digest]]
+        request = replace(request, pictures=tuple(path for path, _ in uses))
+        if any("crop" in one for _, one in uses):
+            told["crops"] = [one.get("crop", CENTRE) for _, one in uses]
+        told["weights"] = [one["weight"] for _, one in uses]
+    else:
+        told["weights"] = [known[digest][0]["weight"] for digest in digests]
     fields = MakeRequest.fields()
     taken = {
         name: fields[name].parse(value)

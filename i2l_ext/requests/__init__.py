@@ -4,6 +4,7 @@ Command line, tab, HTTP, ComfyUI and the engine's messages are doors to these re
 function for each. Standard library only.
 """
 
+from i2l_ext.requests.crops import CENTRE, Square, parse_crop
 from i2l_ext.requests.draw import DrawRequest
 from i2l_ext.requests.fields import Field, FieldInfo, Request, bad_request
 from i2l_ext.requests.library import DiscardRequest, LibraryRequest
@@ -38,9 +39,9 @@ REQUESTS: dict[str, type[Request]] = {
 """By kind."""
 
 __all__ = [
-    "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
+    "ADVICE", "CENTRE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
-    "VerifyRequest", "bad_request", "parse_size", "weighted_file",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "Square",
+    "TrustRequest", "VerifyRequest", "bad_request", "parse_crop", "parse_size", "weighted_file",
 ]  # fmt: skip

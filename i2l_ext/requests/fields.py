@@ -87,7 +87,7 @@ class Field:
         return tuple(map(_PARSE[self.type], value)) if self.many else _PARSE[self.type](value)
 
     def check(self, value: Any) -> None:
-        """Raises UserError where the value is out of range or no choice."""
+        """Raises UserError where the value is out of range, no choice, or a text of the wrong form."""
         info = self.info
         for one in value if self.many and value is not None else (value,):
             if one is None:
@@ -97,6 +97,8 @@ class Field:
                     f"There is no {self.name} {str(one)[:80]!r}. There are: {', '.join(info.choices)}.",
                     "unknown_choice",
                 )
+            if info.syntax is not None:
+                info.syntax(one)
             if self.type not in (int, float):
                 continue
             low = info.minimum is not None and one < info.minimum

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import RANK_LIMIT
+from i2l_ext.requests.crops import parse_crop
 from i2l_ext.requests.fields import Request, bad_request, option
 
 DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -23,7 +25,8 @@ HOSTS = ("forge-neo", "sdnext", "forge", "a1111")
 class MakeRequest(Request):
     """A LoRA from one or several pictures.
 
-    The pictures' updates are averaged by ``weights``; ``strength`` scales the whole update. ``name`` None: after the
+    A picture may be named several times, with another square of ``crops`` each time. The pictures' updates are averaged
+    by ``weights``; ``strength`` scales the whole update. ``name`` None: after the
     first picture or folder. ``folder`` None: the WebUI's LoRA folder. ``model`` None: the first that is downloaded,
     else the miniature. ``dtype`` and ``rank`` None: as made.
     """
@@ -38,6 +41,10 @@ class MakeRequest(Request):
     model: str | None = option("see `i2l models` (default: the first that is downloaded, else mini)", None)
     heads: Path | None = option("heads of your own in place of the model's: a .safetensors file", None, local=True)
     weights: tuple[float, ...] | None = option("how much each picture counts", None, metavar="W")
+    crops: tuple[str, ...] | None = option(
+        "the square of each picture: LEFT,TOP,SIDE in pixels, or centre (default: centre)", None, metavar="SQUARE",
+        syntax=parse_crop,
+    )  # fmt: skip
     strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
     dialect: str = option(
         f"key names for whom (default: {DEFAULT})", DEFAULT, choices=tuple(DIALECTS), flags=("--to", "--format")
@@ -85,19 +92,33 @@ class BatchRequest(MakeRequest):
             raise UserError("--each names and weighs each LoRA by itself: leave out --name and --weights.")
         if self.names is not None and len(self.names) != len(self.pictures):
             raise bad_request("'names'")
+        if self.crops is not None and (self.names is None or len(self.crops) != len(self.names)):
+            raise UserError("--each takes the centre of each picture: leave out --crops.")
 
 
 @dataclass(frozen=True)
 class PreviewRequest(Request):
-    """What the models see in pictures: the centre square of each."""
+    """What the models see in pictures: a square of each; or, with ``whole``, all of each."""
 
     kind: ClassVar[str] = "look"
 
     pictures: tuple[Path, ...] = option("the pictures", flags=(), local=True)
     numbers: tuple[int, ...] | None = option("what messages call them; 1, 2, … unless told otherwise", None)
+    crops: tuple[str, ...] | None = option("the square of each; its centre unless told otherwise", None,
+                                           syntax=parse_crop)  # fmt: skip
+    whole: bool = option("show the whole pictures", False)
 
     def validate(self) -> None:
-        """Raises UserError where there is not one number for each picture."""
+        """Raises UserError where there is not one number and one square for each picture."""
         super().validate()
-        if self.numbers is not None and len(self.numbers) != len(self.pictures):
-            raise bad_request("'numbers'")
+        for name in ("numbers", "crops"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.pictures):
+                raise bad_request(repr(name))
+
+    def of(self, chosen: Sequence[int]) -> PreviewRequest:
+        """The same of some of its pictures only, by their index from 0."""
+        lists = {name: getattr(self, name) for name in ("pictures", "numbers", "crops")}
+        return replace(
+            self, **{name: tuple(one[at] for at in chosen) for name, one in lists.items() if one is not None}
+        )

@@ -13,6 +13,7 @@ from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.queue import MAX_WAITING
 from i2l_ext.library import cards, names
 from i2l_ext.requests import (
+    CENTRE,
     ConvertRequest,
     DiscardRequest,
     LibraryRequest,
@@ -170,7 +171,8 @@ class Library:
             ) from None
         return self._service.make(
             [one["sha256"] for one in images], name=Path(file).stem, model=made["model"], strength=made["strength"],
-            weights=tuple(one["weight"] for one in images), **made["options"],
+            weights=tuple(one["weight"] for one in images), crops=tuple(one.get("crop", CENTRE) for one in images),
+            **made["options"],
         )  # fmt: skip
 
     def _each(self, files: Sequence[str], end: str, request: Callable[[Path, Path], Request]) -> list[Job]:

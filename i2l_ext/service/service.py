@@ -34,7 +34,7 @@ from i2l_ext.requests import (
 from i2l_ext.service.host import Host, list_loras
 from i2l_ext.service.library import Library
 from i2l_ext.service.model_list import ModelList, missing_parts
-from i2l_ext.service.previews import preview_uploads
+from i2l_ext.service.previews import preview_uploads, whole_upload
 from i2l_ext.service.redaction import private_folders, redact_paths
 from i2l_ext.service.targets import CHANGES_LIBRARY, Targets
 from i2l_ext.service.uploads import Uploads, upload_folders
@@ -73,8 +73,12 @@ class Service:
         """Download -> the jobs that wait for its model."""
 
     def preview(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What the models see in uploads: ``{id, picture}`` or ``{id, error}`` for each."""
+        """What the models see in uploads, by ids of a tray: ``{id, picture, width, height}`` or ``{id, error}``."""
         return preview_uploads(self.uploads, self.queue, ids)
+
+    def whole_picture(self, id: str) -> dict[str, Any]:
+        """The whole picture of an upload, to choose a square in: ``{picture, width, height}``."""
+        return whole_upload(self.uploads, self.queue, id)
 
     def make(
         self, pictures: Sequence[str], *, name: str = "", model: str | None = None, subfolder: str = "",
@@ -93,6 +97,8 @@ class Service:
         request.validate()
         if request.weights is not None and len(request.weights) != len(pictures):
             raise UserError("Give one weight for each picture.")
+        if request.crops is not None and len(request.crops) != len(pictures):
+            raise UserError("Give one square for each picture.")
         request = replace(
             request, pictures=tuple(path.absolute() for path in self.uploads.paths(pictures)),
             folder=self.targets.folder(subfolder).absolute(), description=request.description[:MAX_DESCRIPTION],

@@ -6,17 +6,19 @@ Nothing that the browser says is believed: not that a path is an upload, not a n
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
+from i2l_ext.requests import CENTRE
 from i2l_ext.service.disk_errors import explain_disk_errors
 
 MAX_PICTURES = 64
@@ -30,6 +32,7 @@ KEPT_SECONDS = 7 * 24 * 3600
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PREVIEW = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
+_KIND, _ENDING = "@", ".preview"
 
 
 class Uploads:
@@ -85,46 +88,67 @@ class Uploads:
             found.append(path)
         return found
 
-    def preview(self, id: str) -> str | None:
-        """The data URI that is kept with a picture; None where there is none."""
-        with suppress(OSError, ValueError):
-            uri = self._preview(id).read_text(encoding="ascii")
-            return uri if _PREVIEW.fullmatch(uri) else None
+    def preview(self, id: str, kind: str = "") -> dict[str, Any] | None:
+        """What is kept with a picture under a ``kind``: ``{picture: data URI, width, height}``; None where there is
+        nothing."""
+        with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError):
+            kept = json.loads(self._preview(id, kind).read_text(encoding="ascii"))
+            told = {"picture": str(kept["picture"]), "width": int(kept["width"]), "height": int(kept["height"])}
+            return told if _PREVIEW.fullmatch(kept["picture"]) else None
         return None
 
-    def keep_preview(self, id: str, uri: str) -> None:
-        """Keep a data URI as long as the picture is kept. Where the disk refuses, it is made again next time."""
+    def keep_preview(self, id: str, preview: Mapping[str, Any], kind: str = "") -> None:
+        """Keep that as long as the picture is kept. Where the disk refuses, it is made again next time."""
         with suppress(OSError):
-            atomic.replace_text(self._preview(id), uri)
+            atomic.replace_text(self._preview(id, kind), json.dumps(dict(preview)))
 
-    def _preview(self, id: str) -> Path:
-        return self.folder / f"{id}.preview"
+    def _preview(self, id: str, kind: str) -> Path:
+        return self.folder / f"{id}{_KIND if kind else ''}{kind}{_ENDING}"
 
     def _trim(self) -> None:
-        found = []
-        for path in self.folder.glob("*"):
-            with suppress(OSError):  # another process may take it away as well
-                if _HASH.fullmatch(path.name):
-                    status, preview = path.stat(), self._preview(path.name)
-                    size = status.st_size + (preview.stat().st_size if preview.exists() else 0)
-                    found.append((status.st_mtime, size, path))
+        """Let go the pictures that were not used for the longest time, with their previews, where there are too many
+        bytes."""
+        groups = []
+        for files in self._groups().values():
+            with suppress(OSError):  # another process may take them away as well
+                status = [file.stat() for file in files]
+                groups.append((status[0].st_mtime, sum(one.st_size for one in status), files))
         kept = 0
-        for _, size, path in sorted(found, reverse=True):
+        for _, size, files in sorted(groups, reverse=True):
             kept += size
             if kept > MAX_KEPT:
-                self._let_go(path)
-
-    def _let_go(self, path: Path) -> None:
-        for file in (self._preview(path.name), path):
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+                _unlink(files)
 
     def sweep(self) -> None:
         """Let go what nobody has used for a week."""
-        for path in self.folder.glob("*") if self.folder.is_dir() else ():
+        groups = self._groups()
+        for file in self.folder.glob("*") if self.folder.is_dir() else ():
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
-                    self._let_go(path)
+                if time.time() - file.stat().st_mtime > KEPT_SECONDS:
+                    _unlink([file, *groups.get(file.name, [])])
+
+    def _groups(self) -> dict[str, list[Path]]:
+        """By its id each picture, and after it its previews."""
+        files = list(self.folder.glob("*"))
+        groups: dict[str, list[Path]] = {file.name: [file] for file in files if _HASH.fullmatch(file.name)}
+        for file in files:
+            if file.name.endswith(_ENDING) and file.name[:64] in groups:
+                groups[file.name[:64]].append(file)
+        return groups
+
+
+def _unlink(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def split_crops(ids: Sequence[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """From ids of a tray, ``ID`` or ``ID@LEFT,TOP,SIDE``: the ids of the uploads, and the square of each; None where
+    all are the centre. A square is checked by the request that has it."""
+    parts = [id.partition(_KIND) for id in ids]
+    crops = tuple(crop if mark else CENTRE for _, mark, crop in parts)
+    return [id for id, _, _ in parts], None if set(crops) <= {CENTRE} else crops
 
 
 def upload_folders() -> list[Path]:

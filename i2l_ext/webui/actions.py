@@ -13,6 +13,7 @@ from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.service.model_list import available_hubs, with_disk
 from i2l_ext.service.service import Service
 from i2l_ext.webui import model_views
+from i2l_ext.webui.crop_view import open_crop
 from i2l_ext.webui.library_pane import LIBRARY_ACTIONS
 from i2l_ext.webui.markup import element, error_line
 from i2l_ext.webui.page_form import read_form
@@ -31,7 +32,7 @@ Told = Mapping[str, Any]
 
 def acted_controls() -> list[str]:
     """The controls that ``act`` may change."""
-    return ["library_list", *ERRORS, *(f"{pane}_offer" for pane in OFFERS), *LORA_LISTS]
+    return ["library_list", "crop", *ERRORS, *(f"{pane}_offer" for pane in OFFERS), *LORA_LISTS]
 
 
 def act(service: Service, text: str) -> Told:
@@ -105,7 +106,7 @@ def _choose(service: Service, said: Said) -> Told:
 ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
     "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
-    "choose": (_choose, "make_error"), **LIBRARY_ACTIONS,
+    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), **LIBRARY_ACTIONS,
 }  # fmt: skip
 """What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
 

@@ -14,6 +14,7 @@ from i2l_ext.library import free_name, names, names_below
 from i2l_ext.requests import BatchRequest
 from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.service.service import Service, tray_pictures
+from i2l_ext.service.uploads import split_crops
 from i2l_ext.webui import gradio_versions
 from i2l_ext.webui.access import opened_locally
 from i2l_ext.webui.markup import Markup, element, error_line, join, quiet_line, value, word
@@ -41,9 +42,9 @@ def bind_batch(service: Service, c: dict[str, Any]) -> None:
     def of_tray(form: str, subfolder: str) -> str:
         def act() -> None:
             told = read_form(form)
-            ids, _ = tray_pictures(told)
+            ids, crops = split_crops(tray_pictures(told)[0])
             numbered = [f"style-{number}" for number in range(1, len(ids) + 1)]
-            start_batch(service, service.uploads.paths(ids), numbered, str(told.get("model") or ""), subfolder)
+            start_batch(service, service.uploads.paths(ids), numbered, str(told.get("model") or ""), subfolder, crops)
 
         return _told(act)
 
@@ -72,9 +73,10 @@ def checked_folder(folder: str, local: bool) -> Path:
 
 
 def start_batch(
-    service: Service, pictures: Sequence[Path], named: Sequence[str] | None, model: str = "", subfolder: str = ""
-) -> Job:
-    """A LoRA for each name of ``named``, one for each picture; None: for each picture and sub-folder of the one
+    service: Service, pictures: Sequence[Path], named: Sequence[str] | None, model: str = "", subfolder: str = "",
+    crops: tuple[str, ...] | None = None,
+) -> Job:  # fmt: skip
+    """A LoRA for each name of ``named``, one for each picture and its square of ``crops``; None: for each picture and sub-folder of the one
     folder, where what was made before is skipped. Raises UserError."""
     if not pictures:
         raise UserError("There is no picture yet. Drop some in Make.")
@@ -88,7 +90,7 @@ def start_batch(
             free.append(free_name(names.clean_name(name), taken))
             taken.add(f"{free[-1].lower()}.safetensors")
         request = BatchRequest(
-            tuple(path.absolute() for path in pictures), folder=folder, model=model, names=tuple(free) or None,
+            tuple(path.absolute() for path in pictures), folder=folder, model=model, names=tuple(free) or None, crops=crops,
             dialect=service.host.option("i2l_dialect"), host=service.host.name or None,
         )  # fmt: skip
         request.validate()

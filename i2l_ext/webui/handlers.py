@@ -13,7 +13,7 @@ from i2l_ext.library.names import NameRefused
 from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.service.service import DownloadNeeded, Service, checked_weights, tray_pictures
 from i2l_ext.service.settings import AS_MADE, SETTINGS
-from i2l_ext.service.uploads import received, upload_folders
+from i2l_ext.service.uploads import received, split_crops, upload_folders
 from i2l_ext.webui import actions, gradio_versions, html
 from i2l_ext.webui.access import opened_locally
 from i2l_ext.webui.batch_pane import bind_batch
@@ -119,7 +119,8 @@ def _bind_make(service: Service, c: Components) -> None:
         try:
             with explain_disk_errors("That could not be done"):
                 pictures, shares = tray_pictures(gathered)
-                service.make(pictures, name=name or "", model=model, subfolder=subfolder or "", ask=True,
+                ids, crops = split_crops(pictures)
+                service.make(ids, name=name or "", model=model, subfolder=subfolder or "", ask=True, crops=crops,
                              weights=checked_weights(shares), **fields)  # fmt: skip
         except NameRefused as error:
             return ["", "", html.name_line(error)]

@@ -3,11 +3,12 @@ Models are in model_views.py, jobs at work in job_views.py, results in results.p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from i2l_ext.library.names import NameRefused
-from i2l_ext.webui.markup import Markup, element, error_line, join, quiet_line, value, word
+from i2l_ext.webui.markup import Markup, button, element, error_line, join, quiet_line, value, word
 from i2l_ext.webui.texts import CONTROLS, WORDS
 
 
@@ -58,13 +59,18 @@ def _card(number: int, one: Mapping[str, Any]) -> Markup:
         "button", "×", type="button", class_="i2l-remove", data_i2l="remove", title=WORDS["remove"],
         aria_label=f"{WORDS['remove']} {number}",
     )  # fmt: skip
+    crop = button(
+        "crop", "act", json.dumps({"action": "crop", "id": one["id"]}), title=WORDS["crop_title"],
+        aria_label=f"{WORDS['crop']} {number}",
+    )  # fmt: skip
     share = "" if one["weight"] is None else f"{one['weight']:g}"
     weight = element("input", type="number", data_i2l="weight", min="0.01", step="any", value=share)
     image = element("img", src=one["picture"], alt="")
     count = element("i", number, class_="i2l-number")
     return element(
-        "li", image, count, remove, element("label", word("share"), weight), class_="i2l-card", data_i2l_id=one["id"]
-    )
+        "li", image, count, remove, crop, element("label", word("share"), weight), class_="i2l-card",
+        data_i2l_id=one["id"],
+    )  # fmt: skip
 
 
 def name_line(error: NameRefused) -> Markup:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from i2l_ext.image_plugins import accepted_types
 from i2l_ext.requests import ExportRequest
 from i2l_ext.service.service import Service
 from i2l_ext.service.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, SETTINGS, Setting
@@ -46,8 +47,9 @@ def make_pane(service: Service, c: Components) -> None:
     option = service.host.option
     with gr.Row(elem_id="i2l_make_columns"):
         with gr.Column(min_width=MIN_COLUMN):
-            _html(c, "files", html.drop_zone("files", "drop_pictures", accept="image/*", many=True))
+            _html(c, "files", html.drop_zone("files", "drop_pictures", accept=",".join(accepted_types()), many=True))
             _html(c, "tray", html.tray([]))
+            _html(c, "crop")
             if service.host.is_local:
                 with gr.Accordion(CONTROLS["server_folder"].label, open=False, elem_id="i2l_from_folder"):
                     _add(c, gr.Textbox, "server_folder", lines=1)

@@ -23,7 +23,10 @@ from i2l_ext.webui.hosts.standalone import StandaloneHost
 from i2l_ext.webui.tab import build_tab
 from i2l_ext.webui.texts import WORDS
 
-SCRIPTS = ("javascript/image_to_lora.js", "javascript/translation.js", "javascript/webui_host.js")
+SCRIPTS = (
+    "javascript/image_to_lora.js", "javascript/image_to_lora_crop.js", "javascript/translation.js",
+    "javascript/webui_host.js",
+)  # fmt: skip
 
 
 def read_asset(name: str) -> str:
