@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
@@ -118,7 +118,6 @@ class PreviewRequest(Request):
 
     def of(self, chosen: Sequence[int]) -> PreviewRequest:
         """The same of some of its pictures only, by their index from 0."""
-        lists = {name: getattr(self, name) for name in ("pictures", "numbers", "crops")}
-        return replace(
-            self, **{name: tuple(one[at] for at in chosen) for name, one in lists.items() if one is not None}
-        )
+        lists = {name: getattr(self, name) or () for name in ("pictures", "numbers", "crops")}
+        some: dict[str, Any] = {name: tuple(one[at] for at in chosen) for name, one in lists.items() if one}
+        return replace(self, **some)

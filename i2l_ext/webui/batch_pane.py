@@ -76,8 +76,8 @@ def start_batch(
     service: Service, pictures: Sequence[Path], named: Sequence[str] | None, model: str = "", subfolder: str = "",
     crops: tuple[str, ...] | None = None,
 ) -> Job:  # fmt: skip
-    """A LoRA for each name of ``named``, one for each picture and its square of ``crops``; None: for each picture and sub-folder of the one
-    folder, where what was made before is skipped. Raises UserError."""
+    """A LoRA for each name of ``named``, one for each picture and its square of ``crops``; None: for each picture and
+    sub-folder of the one folder, where what was made before is skipped. Raises UserError."""
     if not pictures:
         raise UserError("There is no picture yet. Drop some in Make.")
     model = model or service.models.choose()
@@ -90,8 +90,8 @@ def start_batch(
             free.append(free_name(names.clean_name(name), taken))
             taken.add(f"{free[-1].lower()}.safetensors")
         request = BatchRequest(
-            tuple(path.absolute() for path in pictures), folder=folder, model=model, names=tuple(free) or None, crops=crops,
-            dialect=service.host.option("i2l_dialect"), host=service.host.name or None,
+            tuple(path.absolute() for path in pictures), folder=folder, model=model, names=tuple(free) or None,
+            crops=crops, dialect=service.host.option("i2l_dialect"), host=service.host.name or None,
         )  # fmt: skip
         request.validate()
         return service.submit(pictures[0].name if named is None else f"{len(free)}", request)
