@@ -9,6 +9,8 @@
     const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
     const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 
+    let listening = null;
+
     class Crop {
         constructor(dialog) {
             this.dialog = dialog;
@@ -23,6 +25,10 @@
             this.squares = this.cards().map((card) => ({...this.squareOf(card.dataset.i2lId), card: card}));
             if (!this.squares.length) this.squares.push(this.centre());
             this.active = Math.max(0, this.cards().findIndex((card) => card.dataset.i2lId === dialog.dataset.i2lCard));
+            // Some gradios keep the elements of the last dialog: what was drawn and heard there ends with it.
+            if (listening) listening.abort();
+            listening = this.ended = new AbortController();
+            all(".i2l-square", this.stage).forEach((item) => item.remove());
             this.listen();
             dialog.showModal();
             this.draw();
@@ -150,7 +156,7 @@
         }
 
         listen() {
-            const on = (item, kind, does, options) => item.addEventListener(kind, does.bind(this), options);
+            const on = (item, kind, does, options) => item.addEventListener(kind, does.bind(this), {...options, signal: this.ended.signal});
             on(this.stage, "pointerdown", this.press);
             on(this.stage, "pointermove", this.move);
             on(this.stage, "pointerup", this.release);
@@ -159,7 +165,9 @@
             on(this.stage, "focusin", this.focused);
             on(this.dialog, "keydown", this.key);
             on(this.dialog, "click", this.click);
-            on(this.zoom, "input", () => this.resize(this.smallest + (this.short - this.smallest) * this.zoom.value / 1000));
+            on(this.zoom, "input", () => {
+                this.resize(this.smallest + (this.short - this.smallest) * this.zoom.value / 1000);
+            });
         }
 
         // Where a pointer is, in pixels of the picture.
