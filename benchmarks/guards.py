@@ -233,6 +233,19 @@ GUARDS = (
         ("too many bytes", "if len(data) > MAX_BYTES:", "if False:", "too_many_bytes"),
     ),
     *_of(
+        "i2l_ext/images.py", "test_image_plugins",
+        ("a JPEG XL's size, before it is decoded", "_check_size(stated, name)", "pass", "bomb"),
+    ),
+    *_of(
+        "i2l_ext/images.py", "test_crops",
+        ("a square beyond the picture", "if left + side > image.width or top + side > image.height:", "if False:",
+         "beyond or made_up"),
+    ),
+    *_of(
+        "i2l_ext/requests/crops.py", "test_crops",
+        ("a square is three numbers", "if found is None and text != CENTRE:", "if False:", "text_is or made_up"),
+    ),
+    *_of(
         "i2l_ext/models/download.py", "test_store_download",
         ("what comes is what the hub's sha256 says", "if digest(part, remote.digest, self.callbacks) != remote.digest:",
          "if False:", "wrong_bytes"),
