@@ -15,7 +15,24 @@
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
     let asking = false, picked = "", held = "";
     let greeted = 0;
-    const dismissed = [];
+    const DISMISSED = "i2l-dismissed";
+    const dismissed = recall();
+
+    // What was dismissed stays so when the page is opened again; without storage, as long as it is open.
+    function recall() {
+        try {
+            const kept = JSON.parse(localStorage.getItem(DISMISSED));
+            return Array.isArray(kept) ? kept.slice(-100) : [];
+        } catch (error) {
+            return [];
+        }
+    }
+
+    function remember() {
+        try {
+            localStorage.setItem(DISMISSED, JSON.stringify(dismissed.slice(-100)));
+        } catch (error) { /* no storage */ }
+    }
 
     function box(id) {
         const place = root(id);
@@ -193,6 +210,7 @@
         goto: (item) => goto(item.dataset.i2lTarget),
         dismiss: (item) => {
             dismissed.push(item.dataset.i2lText);
+            remember();
             item.closest(".i2l-job").remove();
             gather();
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -72,6 +73,8 @@ class Library:
         self._job: Job | None = None
         self._rows: list[dict[str, Any]] | None = None
         self._stale = True
+        self._files: object = None
+        """What lay in the folders when they were read last."""
         self._thumbnails: dict[tuple[str, int], str | None] = {}
         self.view = View()
 
@@ -87,7 +90,7 @@ class Library:
     def rows(self) -> list[dict[str, Any]] | None:
         """The rows of LibraryResult as they are known; None while they are read for the first time."""
         if self._stale and (self._job is None or self._job.state in ENDED):
-            self._stale = False
+            self._stale, self._files = False, self._files_now()
             folders = tuple(folder for folder in self._service.host.lora_folders() if folder.is_dir())
             if not folders:
                 return []
@@ -98,7 +101,8 @@ class Library:
 
     def wait_for_rows(self, timeout: float) -> list[dict[str, Any]]:
         """The rows as they are now. Raises UserError where they cannot be read, or not in ``timeout`` seconds."""
-        self.refresh()
+        if self._files_now() != self._files:
+            self.refresh()
         end = time.monotonic() + timeout
         while (rows := self.rows()) is None or (self._job is not None and self._job.state not in ENDED):
             if self._job is None or self._job.state in ENDED:
@@ -109,6 +113,15 @@ class Library:
             except TimeoutError:
                 raise UserError("The LoRAs are being looked for. Ask again in a few seconds.", "not_ready") from None
         return rows
+
+    def _files_now(self) -> object:
+        found = set()
+        for root in self._service.host.lora_folders():
+            for folder, _, files in os.walk(root):
+                for path in (Path(folder, name) for name in files):
+                    with suppress(OSError):  # it went meanwhile
+                        found.add((str(path), path.stat().st_mtime_ns, path.stat().st_size))
+        return found
 
     def find(self, view: View) -> tuple[list[dict[str, Any]], int, View]:
         """The rows of the page that is viewed, how many match, and the view with a page that there is."""
