@@ -79,8 +79,20 @@ def test_what_is_said_in_the_tab_is_translated(language):
 
 COMMANDS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*\b|(?<![/\w])i2l [a-z]+|pip install|\bpython [\w-]")
 NOT_FOR_THE_TAB = {
-    "commands", "training", "hooks", "comfyui", "mini", "requests", "trainers", "templates", "standalone.py", "export.py",
-    "generation.py", "inspection.py", "consumer_table.py", "heads.py",
+    "commands",
+    "training",
+    "hooks",
+    "comfyui",
+    "mini",
+    "requests",
+    "trainers",
+    "templates",
+    "standalone.py",
+    "export.py",
+    "generation.py",
+    "inspection.py",
+    "consumer_table.py",
+    "heads.py",
 }
 """Rooms and modules whose advice is for a terminal or stands in a read-me; of v2's code a button asks (job_views.py)."""
 
@@ -104,7 +116,9 @@ def test_the_tab_advises_no_commands():
             if COMMANDS.search(text) and " " in text and not any(part in text for part in NOT_IN_THE_TAB):
                 advised += 1
                 said = re.compile(re.escape(text).replace("X", ".*"))
-                assert any(said.search(key) or key in text for key in english), f"{path}: {text!r} needs words for the tab"
+                assert any(said.search(key) or key in text for key in english), (
+                    f"{path}: {text!r} needs words for the tab"
+                )
     assert advised > 15
     for words in all_words().values():
         assert english.keys() <= words.keys()

@@ -183,8 +183,12 @@ def test_no_path_is_among_the_fields(served, picture):
     """Neither one that is offered, nor one that a request has besides."""
     offered = [
         *client_fields.QUERY.values(),
-        *(field for table in (client_fields.FORMS, client_fields.BODIES, client_fields.OPTIONAL)
-          for fields in table.values() for field in fields.values()),
+        *(
+            field
+            for table in (client_fields.FORMS, client_fields.BODIES, client_fields.OPTIONAL)
+            for fields in table.values()
+            for field in fields.values()
+        ),
     ]
     assert not [field.name for field in offered if field.info.local or field.type is Path]
     files = [("pictures", ("a.png", picture.read_bytes()))]

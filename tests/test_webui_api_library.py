@@ -218,7 +218,6 @@ def test_a_query_that_is_refused(client, query, said):
     assert answer.status_code == 422 and said in answer.json()["error"]
 
 
-
 def test_pages_of_other_sites_are_refused(client):
     for method, path in (("GET", "/library"), ("POST", "/library/discard"), ("POST", "/batches")):
         assert client.request(method, path, headers={"origin": "http://other.example"}).status_code == 403
@@ -227,7 +226,9 @@ def test_pages_of_other_sites_are_refused(client):
 
 def test_a_batch_of_groups(client, pictures):
     (client.folder / "ink.safetensors").write_bytes(b"of somebody else")
-    answer = client.post("/batches", files=pictures, data={"names": '["oil", "ink", "oil"]', "model": "mini", "rank": "2"})
+    answer = client.post(
+        "/batches", files=pictures, data={"names": '["oil", "ink", "oil"]', "model": "mini", "rank": "2"}
+    )
     assert 0 <= answer.json()["share"] <= 1 and answer.json()["kind"] == "batch"
     [request] = asked(client, answer)
     assert request["names"] == ["oil", "oil", "ink-2"] and request["rank"] == 2

@@ -176,4 +176,3 @@ def show_batch(job: Job) -> Markup:
         "article", element("h4", head), element("ul", rows, rest, class_="i2l-shelf"), class_="i2l-result i2l-wide",
         data_i2l_id=job.id, data_i2l_made=1,
     )  # fmt: skip
-
