@@ -25,7 +25,6 @@ from i2l_ext.requests import (
     RepairRequest,
     Request,
 )
-
 from i2l_ext.requests.fields import option
 
 if TYPE_CHECKING:

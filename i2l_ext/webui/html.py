@@ -32,8 +32,8 @@ def tips() -> Markup:
 
 
 def drop_zone(id: str, key: str, *, accept: str, many: bool = False, place: str = "") -> Markup:
-    """A place to drop files on, or to press; the script uploads them. ``place``: what the script calls it, where several
-    have one label."""
+    """A place to drop files on, or to press; the script uploads them. ``place``: what the script calls it, where
+    several have one label."""
     label = CONTROLS[id].label
     return element(
         "div", element("b", label), word(key),

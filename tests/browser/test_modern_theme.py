@@ -1,4 +1,4 @@
-"""Insert and Open in SD.Next's modern theme: a page with the parts that it has, laid out as its script does (8a78eed)."""
+"""Insert and Open in SD.Next's modern theme: a page with the parts that it has, as its script lays them (8a78eed)."""
 
 import pytest
 
@@ -18,7 +18,9 @@ PAGE = """
   <div id="i2l" class="place">our tab</div>
 </div>
 <script>
-const show = (all, one) => document.querySelectorAll(all).forEach((item) => item.classList.toggle("hidden", item !== one));
+function show(all, one) {
+    document.querySelectorAll(all).forEach((item) => item.classList.toggle("hidden", item !== one));
+}
 document.addEventListener("click", (event) => {
     const {shows, aside} = event.target.dataset, open = document.getElementById(aside);
     if (shows) show(".place", document.getElementById(shows + "_tabitem"));
