@@ -94,7 +94,7 @@ NOT_FOR_THE_TAB = {
     "consumer_table.py",
     "heads.py",
 }
-"""Rooms and modules whose advice is for a terminal or stands in a read-me; of v2's code a button asks (job_views.py)."""
+"""Rooms and modules whose advice is for a terminal or stands in a read-me; of v2's code a button of the tab asks."""
 
 NOT_IN_THE_TAB = (
     "no model is downloaded, so", "--each names and weighs", "Say where to save", "was made with heads of its own",

@@ -167,8 +167,8 @@ def test_nothing_is_overwritten(client):
 
 def test_made_anew(client, pictures, monkeypatch):
     ids = [client.service.uploads.take_stream(BytesIO(data)) for _, (_, data) in pictures[:2]]
-    made = {"model": "mini", "strength": 0.5, "options": {"rank": 2},
-            "images": [{"sha256": id, "weight": weight} for id, weight in zip(ids, (1.0, 3.0), strict=True)]}  # fmt: skip
+    images = [{"sha256": id, "weight": weight} for id, weight in zip(ids, (1.0, 3.0), strict=True)]
+    made = {"model": "mini", "strength": 0.5, "options": {"rank": 2}, "images": images}
     told = [{"file": "style.safetensors", "made": made}]
     monkeypatch.setattr(client.service.library, "wait_for_rows", lambda timeout: told)
     monkeypatch.setattr(client.service.library, "rows", lambda: told)
@@ -211,7 +211,8 @@ def test_what_is_refused(client, path, body, said):
 @pytest.mark.parametrize(
     ("query", "said"),
     [("?sort=wrong", "There is no sort"), ("?page=-1", "page must be"), ("?page=x", "page is not of type int"),
-     ("?loads=nobody", "There is no loads"), ("?folder=/etc", "Unknown fields"), ("?previews=maybe", "previews is not")],
+     ("?loads=nobody", "There is no loads"), ("?folder=/etc", "Unknown fields"),
+     ("?previews=maybe", "previews is not")],
 )  # fmt: skip
 def test_a_query_that_is_refused(client, query, said):
     answer = client.get(f"/library{query}")
