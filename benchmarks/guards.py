@@ -105,14 +105,14 @@ GUARDS = (
          "if False:", "refusals"),
         ("a body without length", "if not length.isdecimal():", "if False:", "length"),
         ("a body too large", "if int(length) > most:", "if False:", "refusals"),
-        ("too many pictures", "if len(files) > MAX_PICTURES:", "if False:", "limits"),
+        ("too many pictures", "if len(files) > most:", "if False:", "limits"),
     ),
     *_of(
         "i2l_ext/webui/client_fields.py", "test_webui_api",
-        ("unknown fields", "set(form) - set(FORM)", "()", "refusals"),
-        ("fields of another type", "if body[name] is None or not field.accepts(body[name]):", "if False:",
+        ("unknown fields", "set(texts) - set(fields)", "()", "refusals"),
+        ("fields of another type", "if body[name] is None or not fields[name].accepts(body[name]):", "if False:",
          "of_their_type"),
-        ("fields that are paths of this machine", "if not field.info.local and", "if", "no_path"),
+        ("fields that are paths of this machine", " if not field.info.local", "", "no_path"),
     ),
     *_of(
         "i2l_ext/service/uploads.py", "test_webui",

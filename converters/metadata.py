@@ -19,13 +19,20 @@ STALE = (*UNTRUE, "i2l.request")
 MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
 """musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""
 
+BASE_VERSIONS = {
+    "qwen-image": "qwen_image", "z-image": "zimage", "flux2-klein-4b": "flux2_klein_4b",
+    "flux2-klein-9b": "flux2_klein_9b", "flux2-dev": "flux2", "hidream-o1": "hidream_o1",
+}  # fmt: skip
+"""``ss_base_model_version`` by architecture: the field is sd-scripts', the words are ai-toolkit's. SD.Next's cards and
+ComfyUI's list of files read the base model from it."""
+
 
 def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields: str) -> dict[str, str]:
     """The metadata of ``lora`` for a file of it in ``dialect`` called ``name`` (a stem; None: unchanged).
 
     Everything is kept but what would be wrong: rank and alpha become those of the new file (alpha is the rank), the
-    old file's name becomes the new one's, and hashes of the old data are dropped. ``fields`` are added under
-    ``i2l.``.
+    old file's name becomes the new one's, hashes of the old data are dropped, and the base model is named where it was
+    not. ``fields`` are added under ``i2l.``.
     """
     metadata = true_metadata(lora, {key: value for key, value in lora.metadata.items() if key not in STALE})
     kohya = dialect.startswith("kohya")
@@ -33,6 +40,8 @@ def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields
         metadata[key] = _rank(lora)
     if kohya and lora.arch.family in MODULES:
         metadata.setdefault("ss_network_module", MODULES[lora.arch.family])
+    if version := BASE_VERSIONS.get(lora.arch.id):
+        metadata.setdefault("ss_base_model_version", version)
     old = metadata.get("ss_output_name")
     if name and old:
         metadata["ss_output_name"] = name

@@ -15,7 +15,24 @@
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
     let asking = false, picked = "", held = "";
     let greeted = 0;
-    const dismissed = [];
+    const DISMISSED = "i2l-dismissed";
+    const dismissed = recall();
+
+    // What was dismissed stays so when the page is opened again; without storage, as long as it is open.
+    function recall() {
+        try {
+            const kept = JSON.parse(localStorage.getItem(DISMISSED));
+            return Array.isArray(kept) ? kept.slice(-100) : [];
+        } catch (error) {
+            return [];
+        }
+    }
+
+    function remember() {
+        try {
+            localStorage.setItem(DISMISSED, JSON.stringify(dismissed.slice(-100)));
+        } catch (error) { /* no storage */ }
+    }
 
     function box(id) {
         const place = root(id);
@@ -48,6 +65,11 @@
         return Number.isFinite(number) ? number : null;
     }
 
+    function group(item) {
+        const cards = Array.from(item.querySelectorAll(".i2l-card"));
+        return {name: find("input[type=text]", item).value, pictures: cards.map((card) => card.dataset.i2lId)};
+    }
+
     function gather() {
         if (!root("i2l_form")) return;
         const pictures = all("#i2l_tray .i2l-card").map((card) => [card.dataset.i2lId, share(card)]);
@@ -58,7 +80,7 @@
         write(box("i2l_form"), JSON.stringify({
             pictures: pictures, model: model ? model.value : "", dropped: dropped.inspect_drop || "",
             rank: rank ? parseFloat(rank.value) : null, picked: picked, name: typed("i2l_name"),
-            subfolder: typed("i2l_subfolder"), dismissed: dismissed,
+            subfolder: typed("i2l_subfolder"), dismissed: dismissed, groups: all("#i2l_groups .i2l-group").map(group),
         }));
     }
 
@@ -110,8 +132,11 @@
                 find("i", busy).textContent = (paths.length + 1) + " / " + files.length;
                 paths.push(await send(file));
             }
-            if (id === "files") await take(paths);
-            else drop(zone, id, files[0].name, paths[0]);
+            if (id === "files") await take({paths: paths}, "i2l_take", "#i2l_tray");
+            else if (zone.closest("#i2l_batch_files, #i2l_groups")) {
+                const place = all("#i2l_groups .i2l-group").indexOf(zone.closest(".i2l-group"));
+                await take({paths: paths, group: place + 1}, "i2l_take_group", "#i2l_groups");
+            } else drop(zone, id, files[0].name, paths[0]);
         } catch (error) {
             refused.hidden = false;
         } finally {
@@ -119,13 +144,13 @@
         }
     }
 
-    async function take(paths) {
+    async function take(sent, button, place) {
         turn += 1;
         gather();
-        write(box("i2l_uploaded"), JSON.stringify({turn: turn, paths: paths}));
+        write(box("i2l_uploaded"), JSON.stringify({...sent, turn: turn}));
         await wait(50);
-        press("i2l_take");
-        for (let n = 0; n < 1200 && !find('#i2l_tray [data-i2l-turn="' + turn + '"]'); n++) await wait(100);
+        press(button);
+        for (let n = 0; n < 1200 && !find(place + ' [data-i2l-turn="' + turn + '"]'); n++) await wait(100);
         gather();
     }
 
@@ -174,6 +199,7 @@
 
     const actions = {
         remove: (item) => { item.closest(".i2l-card").remove(); gather(); },
+        remove_group: (item) => { item.closest(".i2l-group").remove(); gather(); },
         copy: (item) => copy(item.dataset.i2lText, item),
         insert: (item) => window.imageToLoraHost.insert(item.dataset.i2lText, item.dataset.i2lTarget),
         open: () => window.imageToLoraHost.openLoras(),
@@ -188,6 +214,7 @@
         goto: (item) => goto(item.dataset.i2lTarget),
         dismiss: (item) => {
             dismissed.push(item.dataset.i2lText);
+            remember();
             item.closest(".i2l-job").remove();
             gather();
         },
@@ -210,7 +237,7 @@
     document.addEventListener("click", (event) => {
         const target = event.target instanceof Element ? event.target : null;
         const item = target && target.closest("[data-i2l]");
-        const make = target && target.closest("#i2l_make");
+        const make = target && target.closest("#i2l_make, #i2l_each_of_groups");
         if (make && sending) {
             event.stopImmediatePropagation();
             event.preventDefault();
@@ -218,14 +245,14 @@
             return;
         }
         if (item && actions[item.dataset.i2l]) actions[item.dataset.i2l](item);
-        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_each_of_folder, #i2l_each_of_tray")) {
+        if (target && target.closest("#i2l_make, #i2l_export, #i2l_inspect, #i2l_convert, #i2l_curve, #i2l_doctor, #i2l_each_of_folder, #i2l_each_of_tray, #i2l_each_of_groups")) {
             gather();
             soon(200);
         }
     }, true);
     document.addEventListener("input", (event) => {
         if (event.target.name === "i2l_model") picked = event.target.value;
-        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_models, #i2l_name, #i2l_subfolder")) gather();
+        if (event.target.closest && event.target.closest("#i2l_tray, #i2l_groups, #i2l_models, #i2l_name, #i2l_subfolder")) gather();
     }, true);
     document.addEventListener("change", (event) => {
         const zone = event.target.closest && event.target.closest("[data-i2l-drop]");

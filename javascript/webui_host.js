@@ -48,10 +48,28 @@
         }
     }
 
-    // SD.Next: the networks are a part of the page that a button opens, and are listed anew where they are looked at.
-    async function openNetworks(where) {
-        if (!isVisible(byId(where + "_extra_networks"))) byId(where + "_extra_networks_btn").click();
-        for (let n = 0; n < 50 && !isVisible(byId(where + "_extra_networks")); n++) await wait(100);
+    // SD.Next's modern theme has a navigation of its own, into whose places it moves the parts of the page. Where it hides
+    // txt2img and img2img, "Images" does the work of both.
+    const isModern = () => Boolean(byId("sdnext_app"));
+
+    function placeOf(where) {
+        return isModern() && !isVisible(byId(where + "_nav")) && byId("control_prompt") ? "control" : where;
+    }
+
+    function openPlace(where) {
+        const entry = isModern() && byId(where + "_nav");
+        if (entry) entry.click();
+        else openPanel("tab_" + where);
+    }
+
+    async function openNetworksAside(where) {
+        const listed = byId("layout-extra-networks"), entry = byId("btn_extra_networks");
+        await wait(100);  // the list of this place comes with it
+        if (!isVisible(listed) && entry) entry.click();
+        showLoras(where);
+    }
+
+    async function showLoras(where) {
         const tab = titled(byId(where + "_extra_tabs"), "Lora");
         if (!tab) return;
         tab.click();
@@ -60,26 +78,35 @@
         if (again) again.click();
     }
 
+    // SD.Next: the networks are a part of the page that a button opens, and are listed anew where they are looked at.
+    async function openNetworks(where) {
+        if (!isVisible(byId(where + "_extra_networks"))) byId(where + "_extra_networks_btn").click();
+        for (let n = 0; n < 50 && !isVisible(byId(where + "_extra_networks")); n++) await wait(100);
+        await showLoras(where);
+    }
+
     let refreshing = Promise.resolve(), isWaiting = false;
 
     window.imageToLoraHost = {
         // Put a text into the prompt of txt2img or img2img, unless it is there, and show that tab.
-        insert(text, where) {
+        insert(text, named) {
+            const where = placeOf(named);
             const prompt = document.querySelector("#" + where + "_prompt textarea");
             if (!prompt) return;
             if (!prompt.value.includes(text)) {
                 prompt.value = (prompt.value.trim() + " " + text).trim();
                 prompt.dispatchEvent(new Event("input", {bubbles: true}));
             }
-            openPanel("tab_" + where);
+            openPlace(where);
         },
         // Show the cards of LoRAs.
         openLoras() {
-            const [where] = PLACES;
-            openPanel("tab_" + where);
-            if (byId(where + "_extra_networks_btn")) openNetworks(where).catch(console.error);
+            const where = placeOf(PLACES[0]);
+            openPlace(where);
+            if (isModern()) openNetworksAside(where).catch(console.error);
+            else if (byId(where + "_extra_networks_btn")) openNetworks(where).catch(console.error);
             else openPanel(where + "_lora");
-            const tab = titled(byId(where + "_extra_tabs"), "Lora");
+            const tab = isModern() ? null : titled(byId(where + "_extra_tabs"), "Lora");
             if (tab && !isVisible(byId(where + "_lora"))) tab.click();
         },
         // LoRAs were added: show their cards too.

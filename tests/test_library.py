@@ -80,6 +80,20 @@ def test_sd_version():
         assert metadata.sd_version(arch, host) == "Unknown"
 
 
+@pytest.mark.parametrize(
+    ("arch_id", "card"),
+    [("qwen-image", "qwen"), ("z-image", "zimage"), ("flux2-klein-4b", "f2"), ("hidream-o1", ""), ("mini", "")],
+)
+def test_sd_next_names_the_model_on_the_card(arch_id, card):
+    """By the beginning of ``ss_base_model_version``, or klein in it (058a7f0, modules/lora/network.py)."""
+    rules = {"sd_v1": "sd1", "sdxl": "xl", "sd3": "sd3", "flux2": "f2", "flux": "f1", "hunyuan_video": "hv",
+             "chroma": "chroma", "zimage": "zimage", "anima": "anima", "qwen": "qwen"}  # fmt: skip
+    said = metadata.lora_metadata("s", arch_id=arch_id, model="m", rank=8, images=[])
+    base = said.get("ss_base_model_version", "")
+    assert next((word for start, word in rules.items() if base.startswith(start)), "") == card
+    assert not base.startswith("sdxl_"), "A1111 and Forge would take it for SDXL's"
+
+
 @pytest.mark.parametrize("arch_id", [arch.id for arch in ARCHITECTURES.values() if arch.i2l_modules])
 def test_metadata(arch_id):
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2)))

@@ -195,8 +195,13 @@ def test_a_model_need_not_be_named(served, picture, monkeypatch):
 def test_no_path_is_among_the_fields(served, picture):
     """Neither one that is offered, nor one that a request has besides."""
     offered = [
-        *client_fields.FORM.values(),
-        *(field for body in client_fields.BODIES.values() for field in body.values()),
+        *client_fields.QUERY.values(),
+        *(
+            field
+            for table in (client_fields.FORMS, client_fields.BODIES, client_fields.OPTIONAL)
+            for fields in table.values()
+            for field in fields.values()
+        ),
     ]
     assert not [field.name for field in offered if field.info.local or field.type is Path]
     files = [("pictures", ("a.png", picture.read_bytes()))]
@@ -247,7 +252,9 @@ def test_credentials(tmp_path):
 def test_the_description_names_every_route(served):
     told = served.get("/openapi.json").json()
     assert set(told["paths"]) == {
-        "/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download", "/trust",
+        "/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download", "/trust", "/batches",
+        "/library", "/library/convert", "/library/mend", "/library/rank", "/library/merge", "/library/discard",
+        "/library/anew",
     }  # fmt: skip
 
 

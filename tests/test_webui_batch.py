@@ -8,6 +8,7 @@ import pytest
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import ENDED
 from i2l_ext.requests import BatchRequest
+from i2l_ext.service.batches import make_each_of_folder, make_groups
 from i2l_ext.service.service import Service
 from i2l_ext.webui import batch_pane
 from i2l_ext.webui.hosts.standalone import StandaloneHost
@@ -32,8 +33,9 @@ def loras(service):
 
 def test_each_picture_of_the_tray(service, world):
     (service.folder / "style-1.safetensors").write_bytes(b"of somebody else")
-    paths = service.uploads.paths([service.uploads.take(path) for path in world.pictures[:2]])
-    job = service.queue.wait(batch_pane.start_batch(service, paths, ["style-1", "style-2"], "small").id, 300)
+    ids = [service.uploads.take(path) for path in world.pictures[:2]]
+    groups = [("style-1", ids[:1]), ("style-2", ids[1:])]
+    job = service.queue.wait(make_groups(service, groups, model="small").id, 300)
     assert job.state == "done", job.error
     assert [one["name"] for one in job.result["made"]] == ["style-1-2", "style-2"] and job.result["asked"] == 2
     assert loras(service) == ["style-1", "style-1-2", "style-2"]
@@ -47,10 +49,10 @@ def test_a_folder_and_again(service, world, tmp_path):
     for picture, name in zip(world.pictures, ("a.png", "pair/b.png", "pair/c.png"), strict=True):
         shutil.copy(picture, styles / name)
     (styles / "broken.png").write_text("no picture")
-    job = service.queue.wait(batch_pane.start_batch(service, [styles], None, "small").id, 300)
+    job = service.queue.wait(make_each_of_folder(service, styles, model="small").id, 300)
     assert job.state == "done" and loras(service) == ["a", "pair"]
     assert [one["name"] for one in job.result["skipped"]] == ["broken"] and job.result["asked"] == 3
-    again = service.queue.wait(batch_pane.start_batch(service, [styles], None, "small").id, 300)
+    again = service.queue.wait(make_each_of_folder(service, styles, model="small").id, 300)
     assert {one["name"]: one["done"] for one in again.result["skipped"]} == {"a": True, "pair": True, "broken": False}
     assert "made before" in batch_pane.show_batch(again)
 
@@ -60,7 +62,7 @@ def test_who_stops_it_keeps_what_was_made_and_is_told(service, world, tmp_path):
     styles.mkdir()
     for number in range(34):
         shutil.copy(world.pictures[0], styles / f"{number:02}.png")
-    job = batch_pane.start_batch(service, [styles], None, "small")
+    job = make_each_of_folder(service, styles, model="small")
     until(lambda: len(loras(service)) > 1 or job.state in ENDED, 300)
     start = time.monotonic()
     service.queue.cancel(job.id)
@@ -72,7 +74,7 @@ def test_who_stops_it_keeps_what_was_made_and_is_told(service, world, tmp_path):
 
 def test_what_is_refused(service, tmp_path):
     with pytest.raises(UserError, match="no picture yet"):
-        batch_pane.start_batch(service, [], [])
+        make_groups(service, [("a", [])])
     for folder, local in (("", True), ("relative", True), (str(tmp_path / "nowhere"), True), (str(tmp_path), False)):
         with pytest.raises(UserError, match="older"):
             batch_pane.checked_folder(folder, local)

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from i2l_ext import __version__
+from i2l_ext.converters.metadata import BASE_VERSIONS
 
 _SD_VERSIONS = {("forge-neo", "qwen-image"): "qwen", ("forge-neo", "z-image"): "zit"}
 
@@ -80,6 +81,7 @@ def lora_metadata(
     made = (made or datetime.now(timezone.utc)).astimezone(timezone.utc)
     return {
         "ss_output_name": stem,
+        **({"ss_base_model_version": BASE_VERSIONS[arch_id]} if arch_id in BASE_VERSIONS else {}),
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{rank if alpha is None else alpha:g}",
         "modelspec.sai_model_spec": "1.0.0",

@@ -83,7 +83,7 @@ class BatchRequest(MakeRequest):
 
     kind: ClassVar[str] = "batch"
 
-    names: tuple[str, ...] | None = option("for each picture the LoRA that it is for", None, local=True)
+    names: tuple[str, ...] | None = option("for each picture the LoRA that it is for", None)
 
     def validate(self) -> None:
         """Raises UserError where a value is out of its range, or where there is not one name for each picture."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from i2l_ext.converters.consumers import CONSUMERS
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import ENDED, Job
 from i2l_ext.engine.queue import MAX_WAITING
@@ -23,9 +26,12 @@ from i2l_ext.requests import (
     RepairRequest,
     Request,
 )
+from i2l_ext.requests.fields import option
 
 if TYPE_CHECKING:
     from i2l_ext.service.service import Service
+
+PROGRAMS = tuple(consumer.id for consumer in CONSUMERS)
 
 PER_PAGE = 24
 THUMBNAIL_SECONDS = 30.0
@@ -41,15 +47,16 @@ SORTS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 @dataclass(frozen=True)
-class View:
-    """What of the library is shown: rows that have all words of ``text``, of the architecture ``arch``, loaded by the
-    program ``loads``; "" for all. ``page`` counts from 0."""
+class View(Request):
+    """What of the library is shown. ``page`` counts from 0."""
 
-    text: str = ""
-    arch: str = ""
-    loads: str = ""
-    sort: str = "newest"
-    page: int = 0
+    kind: ClassVar[str] = "view"
+
+    text: str = option("words in the name, model or key format, all of which a LoRA is to have", "")
+    arch: str = option("only LoRAs for the model with this id (`arch` of a row)", "")
+    loads: str = option("only LoRAs that this program loads whole", "", choices=("", *PROGRAMS))
+    sort: str = option("the order", "newest", choices=tuple(SORTS))
+    page: int = option("the page, from 0", 0, minimum=0)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         said = " ".join(str(row.get(key, "")) for key in ("file", "model", "dialect", "error")).casefold()
@@ -66,6 +73,8 @@ class Library:
         self._job: Job | None = None
         self._rows: list[dict[str, Any]] | None = None
         self._stale = True
+        self._files: object = None
+        """What lay in the folders when they were read last."""
         self._thumbnails: dict[tuple[str, int], str | None] = {}
         self.view = View()
 
@@ -81,7 +90,7 @@ class Library:
     def rows(self) -> list[dict[str, Any]] | None:
         """The rows of LibraryResult as they are known; None while they are read for the first time."""
         if self._stale and (self._job is None or self._job.state in ENDED):
-            self._stale = False
+            self._stale, self._files = False, self._files_now()
             folders = tuple(folder for folder in self._service.host.lora_folders() if folder.is_dir())
             if not folders:
                 return []
@@ -90,13 +99,42 @@ class Library:
             self._rows = self._job.result["rows"]
         return self._rows
 
-    def shown(self) -> tuple[list[dict[str, Any]], int]:
-        """The rows of the page that is viewed, and how many match."""
-        found = sorted(filter(self.view.matches, self.rows() or ()), key=SORTS[self.view.sort])
+    def wait_for_rows(self, timeout: float) -> list[dict[str, Any]]:
+        """The rows as they are now. Raises UserError where they cannot be read, or not in ``timeout`` seconds."""
+        if self._files_now() != self._files:
+            self.refresh()
+        end = time.monotonic() + timeout
+        while (rows := self.rows()) is None or (self._job is not None and self._job.state not in ENDED):
+            if self._job is None or self._job.state in ENDED:
+                why = self._job.error if self._job else None
+                raise UserError(why or "The LoRAs could not be listed. Ask again.", "not_ready")
+            try:
+                self._service.queue.wait(self._job.id, max(end - time.monotonic(), 0))
+            except TimeoutError:
+                raise UserError("The LoRAs are being looked for. Ask again in a few seconds.", "not_ready") from None
+        return rows
+
+    def _files_now(self) -> object:
+        found = set()
+        for root in self._service.host.lora_folders():
+            for folder, _, files in os.walk(root):
+                for path in (Path(folder, name) for name in files):
+                    with suppress(OSError):  # it went meanwhile
+                        found.add((str(path), path.stat().st_mtime_ns, path.stat().st_size))
+        return found
+
+    def find(self, view: View) -> tuple[list[dict[str, Any]], int, View]:
+        """The rows of the page that is viewed, how many match, and the view with a page that there is."""
+        found = sorted(filter(view.matches, self.rows() or ()), key=SORTS[view.sort])
         last = max(len(found) - 1, 0) // PER_PAGE
-        self.view = replace(self.view, page=min(max(self.view.page, 0), last))
-        start = self.view.page * PER_PAGE
-        return found[start : start + PER_PAGE], len(found)
+        view = replace(view, page=min(max(view.page, 0), last))
+        start = view.page * PER_PAGE
+        return found[start : start + PER_PAGE], len(found), view
+
+    def shown(self) -> tuple[list[dict[str, Any]], int]:
+        """``find`` for the view of the page, whose page may change."""
+        rows, count, self.view = self.find(self.view)
+        return rows, count
 
     def thumbnails(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
         """Data URIs of the previews of rows, by file, of those that have one. New ones are asked of the engine."""
@@ -118,9 +156,9 @@ class Library:
                 self._thumbnails |= {stamp: one.get("picture") for stamp, one in zip(new, job.result, strict=True)}
         return {file: self._thumbnails.get(stamp) for file, stamp in stamped.items()}
 
-    def convert(self, files: Sequence[str], dialect: str) -> list[Job]:
-        """Write each in another dialect."""
-        return self._each(files, dialect, lambda path, output: ConvertRequest(path, dialect, output))
+    def convert(self, files: Sequence[str], dialect: str, **values: Any) -> list[Job]:
+        """Write each in another dialect. ``values``: other fields of a ConvertRequest."""
+        return self._each(files, dialect, lambda path, output: ConvertRequest(path, dialect, output, **values))
 
     def mend(self, files: Sequence[str], consumer: str) -> list[Job]:
         """Write each anew so that a program loads it. Those that it loads, or that nothing helps, are left out; raises
@@ -136,17 +174,18 @@ class Library:
             wanted, consumer, lambda path, output: RepairRequest(path, consumer, output, folder(output.stem))
         )
 
-    def resize(self, files: Sequence[str], rank: int) -> list[Job]:
-        """Write each at another rank."""
-        return self._each(files, f"r{rank}", lambda path, output: RankRequest(path, rank=rank, output=output))
+    def resize(self, files: Sequence[str], rank: int | None = None, **values: Any) -> list[Job]:
+        """Write each at another rank. ``values``: other fields of a RankRequest, such as ``energy``."""
+        end = f"r{rank}" if rank else f"energy{values.get('energy') or 0:g}"
+        return self._each(files, end, lambda path, output: RankRequest(path, rank, output=output, **values))
 
-    def merge(self, files: Sequence[str], weights: Mapping[str, float]) -> Job:
-        """One LoRA of several; a weight that is not given is 1."""
+    def merge(self, files: Sequence[str], weights: Mapping[str, float], **values: Any) -> Job:
+        """One LoRA of several; a weight that is not given is 1. ``values``: other fields of a MergeRequest."""
         if len(files) < 2:
             raise UserError("Choose at least two LoRAs to merge.")
         parts = tuple(f"{self._service.lora(file)}:{weights.get(file, 1.0)!r}" for file in files)
         stem = names.clean_name("-".join(Path(file).stem for file in files)[: names.LONGEST // 2] + "-merged")
-        return self._write(stem, lambda output: MergeRequest(parts, output=output))
+        return self._write(stem, lambda output: MergeRequest(parts, output=output, **values))
 
     def discard(self, files: Sequence[str]) -> Job:
         """Move them into the trash."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import RLock
 
@@ -17,7 +17,7 @@ LISTING_SECONDS = 5.0
 """Seconds for which the names in the LoRA folder are taken to be unchanged while a name is typed."""
 
 WRITES_LORA = frozenset({"make", "batch", "convert", "mend", "rank", "merge"})
-"""Kinds of jobs that write a LoRA, whose name is the job's title."""
+"""Kinds of jobs that write a LoRA, whose name is the job's title; of a batch they are ``names`` of its request."""
 
 CHANGES_LIBRARY = WRITES_LORA | {"discard"}
 """Kinds of jobs after which the LoRA folder holds other files."""
@@ -60,10 +60,19 @@ class Targets:
     def free_name(self, name: str, existing: Collection[str] | None = None) -> str:
         """The name, or one like it, that no LoRA has and no job was given. ``existing``: names of the LoRAs there are;
         looked up unless given. Raises UserError with a better name."""
-        name = names.check_name(name.strip())
-        given = {f"{job.title.lower()}.safetensors" for job in self._queue.active() if job.kind in WRITES_LORA}
+        return self.free_names([name], existing)[0]
+
+    def free_names(self, wanted: Sequence[str], existing: Collection[str] | None = None) -> list[str]:
+        """The same for several at once, all different."""
+        active = [job for job in self._queue.active() if job.kind in WRITES_LORA]
+        given = [name for job in active for name in job.request.get("names") or (job.title,)]
         there = library.names_below(self._host.lora_folder()) if existing is None else existing
-        return library.free_name(name, given.union(there))
+        taken = {f"{name.lower()}.safetensors" for name in given}.union(there)
+        free: list[str] = []
+        for name in wanted:
+            free.append(library.free_name(names.check_name(name.strip()), taken))
+            taken.add(f"{free[-1].lower()}.safetensors")
+        return free
 
     def start_folder(self, stem: str) -> Path:
         """A folder for a trainer to start from, named like ``stem``, that is not there and no job was given."""

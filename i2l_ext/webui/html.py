@@ -32,15 +32,16 @@ def tips() -> Markup:
     return join([element("i", text.tip, data_i2l_for=f"i2l_{id}") for id, text in CONTROLS.items() if text.tip])
 
 
-def drop_zone(id: str, key: str, *, accept: str, many: bool = False) -> Markup:
-    """A place to drop files on, or to press; the script uploads them."""
+def drop_zone(id: str, key: str, *, accept: str, many: bool = False, place: str = "") -> Markup:
+    """A place to drop files on, or to press; the script uploads them. ``place``: what the script calls it, where
+    several have one label."""
     label = CONTROLS[id].label
     return element(
         "div", element("b", label), word(key),
         element("input", type="file", accept=accept, aria_label=label, multiple=many),
         element("em", word("uploading"), " ", element("i", class_="i2l-value"), hidden=True),
         element("p", word("not_uploaded"), class_="i2l-error", role="alert", hidden=True),
-        class_="i2l-drop", data_i2l_drop=id,
+        class_="i2l-drop", data_i2l_drop=place or id,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from i2l_ext import __version__
-from i2l_ext.webui.client_fields import BODIES, body_schema, form_schema
+from i2l_ext.webui.client_fields import BODIES, FORMS, QUERY, body_schema, form_schema, schema
 from i2l_ext.webui.statuses import REFUSALS
 
 ROOT = "/i2l/v1"
@@ -30,19 +30,28 @@ def description() -> dict[str, Any]:
     """The document."""
     job = {"$ref": "#/components/schemas/Job"}
     id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    posts = {path: {"post": _takes("application/json", body_schema(path)) | _gives(202, job)} for path in BODIES}
+    jobs = {"type": "array", "items": job}
+    bodies = {
+        path: {"post": _takes("application/json", body_schema(path))
+               | _gives(202, jobs if path.startswith("/library/") else job)}
+        for path in BODIES
+    }  # fmt: skip
+    forms = {path: {"post": _takes("multipart/form-data", form_schema(path)) | _gives(202, job)} for path in FORMS}
+    query = [
+        {"name": name, "in": "query", "description": told.pop("description"), "schema": told}
+        for name, told in ((name, schema(field)) for name, field in QUERY.items())
+    ]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Image to LoRA", "version": __version__},
         "servers": [{"url": ROOT}],
         "paths": {
-            "/loras": {
-                "get": _gives(200, {"type": "array", "items": job}),
-                "post": _takes("multipart/form-data", form_schema()) | _gives(202, job),
-            },
+            **forms,
+            "/loras": {"get": _gives(200, jobs), **forms["/loras"]},
+            "/library": {"get": {"parameters": query} | _gives(200, {"type": "object"})},
             "/loras/{id}": {"parameters": [id], "get": _gives(200, job), "delete": _gives(202, job)},
             "/models": {"get": _gives(200, {"type": "array", "items": {"type": "object"}})},
-            **posts,
+            **bodies,
         },
         "components": {"schemas": {"Job": _JOB}},
     }

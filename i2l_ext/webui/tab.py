@@ -35,7 +35,7 @@ def build_tab(service: Service) -> Components:
         with gr.Group(elem_id="i2l_hidden"):
             for id in ("form", "target", "uploaded"):
                 c[id] = gr.Textbox(value="", label=id, elem_id=f"i2l_{id}")
-            for id in ("poll", "cancel", "take", "act"):
+            for id in ("poll", "cancel", "take", "take_group", "act"):
                 c[id] = gr.Button(id, elem_id=f"i2l_{id}")
             c["tips"] = gr.HTML(html.tips(), elem_id="i2l_tips")
             c["words"] = gr.HTML(translations(service.host.language()))

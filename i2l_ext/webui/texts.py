@@ -42,6 +42,8 @@ CONTROLS = {
     ),
     "curve": Text("Show what the rank keeps", "Show how much of the LoRA's effect each rank keeps."),
     "export": Text("Write the start folder", "The start file, the command or settings, and a read-me."),
+    "batch_files": Text("Pictures of one style", "What is dropped together becomes one LoRA."),
+    "each_of_groups": Text("One LoRA for each style", "Each style above makes one LoRA of all its pictures."),
     "batch_folder": Text(
         "Folder of styles", "The whole path of a folder on this machine: its pictures and sub-folders."
     ),
@@ -200,8 +202,13 @@ WORDS = {
     "name_scripts": "One word cannot mix letters of two scripts:",
     "name_better": "Possible is",
     "pane_batch": "Several styles",
-    "batch_line": "One LoRA for each picture, or for each sub-folder of a folder, with the model that is chosen in "
-    "Make. It can be stopped and started again: what is made is kept.",
+    "batch_line": "One LoRA for each style, with the model that is chosen in Make. A style that fails stops no other. "
+    "A stop keeps what is made.",
+    "drop_style": "Drop the pictures of one style here, or click to choose. Drop the next style afterwards",
+    "drop_more": "Add pictures to this style",
+    "no_groups": "No styles yet. Pictures that are dropped together become one LoRA.",
+    "style_name": "Name",
+    "remove_style": "Remove this style",
     "batch": "Several styles",
     "batch_made": "LoRAs made:",
     "pane_library": "Library",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -56,6 +56,9 @@ ACTIVE_PANES = tuple(dict.fromkeys(PANES_OF.values()))
 BLOCKS = ("library_list", "library_repaired", "make_repaired", "inspect_repaired", "make_fetched", "models_fetched")
 """Those of RESULTS with a pane in their names."""
 
+LOST_CODES = ("cut_off", "lost")
+"""Codes of jobs that ended with the WebUI."""
+
 EARLIER = 8
 """LoRAs that are listed below the one that was made last."""
 
@@ -94,8 +97,7 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
     hidden = set(map(str, dismissed)) if isinstance(dismissed, list) else set()
     told: dict[str, Any] = {"activity": job_views.overview(active, panes)}
     for pane in ACTIVE_PANES:
-        last = next((job for job in reversed(ended) if panes[job.id] == pane), None)
-        failed = last if last and last.state != "done" and last.id not in hidden else None
+        failed = [job for job in _untold([job for job in ended if panes[job.id] == pane]) if job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
         told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}
@@ -109,6 +111,17 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         if [job.kind for job in ended if job.state == "done" and job.kind in kinds][-1:] == [kinds[0]]:
             told[block] = ""  # it was of another LoRA
     return told
+
+
+def _untold(ended: Sequence[Job]) -> list[Job]:
+    """Of the jobs of a pane, the oldest first: the last one if it did not end well, and all that a kill or a restart
+    has ended, until they have been done again."""
+    done = {(job.kind, job.title): at for at, job in enumerate(ended) if job.state == "done"}
+    return [
+        job for at, job in enumerate(ended)
+        if job.state != "done" and (job is ended[-1] or job.code in LOST_CODES)
+        and at > done.get((job.kind, job.title), -1)
+    ]  # fmt: skip
 
 
 def _earlier(service: Service, last: Job) -> list[Job]:
