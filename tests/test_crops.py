@@ -237,6 +237,9 @@ def test_squares_of_the_tray_become_a_lora_and_its_like(service, wide):
     assert [one.get("crop") for one in job.result["images"]] == ["0,0,60", "90,0,60", None]
     with pytest.raises(UserError, match="one square for each"):
         service.make(pictures, name="it", model="small", crops=("0,0,60",))
+    beyond = service.make(pictures[:1], name="beyond", model="small", crops=("91,0,60",))
+    service.queue.wait(beyond.id, 120)
+    assert beyond.state == "failed" and beyond.error.startswith("picture 1: the square 91,0,60 does not lie inside")
     while service.library.rows() is None:
         pass
     [anew] = service.library.make_anew(["it.safetensors"])
