@@ -74,8 +74,6 @@ def test_squares_of_one_picture(served, picture):
     done = wait(served, served.post("/loras", files=files, data=data).json())
     assert done["state"] == "done", done
     assert [one["crop"] for one in done["result"]["images"]] == ["0,0,160", "40,0,160"]
-    beyond = wait(served, served.post("/loras", files=files[:1], data={**data, "crops": '["41,0,160"]'}).json())
-    assert beyond["state"] == "failed" and beyond["error"].startswith("picture 1: the square 41,0,160 does not lie")
     for crops in ('["here"]', '["0,0,160"]', "0,0,160", "[1]", '["0,0,0", "0,0,1"]'):
         answer = served.post("/loras", files=files, data={**data, "crops": crops})
         assert answer.status_code == 422 and any(word in answer.json()["error"] for word in ("square", "crops"))
