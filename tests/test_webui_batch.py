@@ -1,5 +1,6 @@
 """Several styles at once in the tab: what is made, what is skipped, and what a stop leaves."""
 
+import re
 import shutil
 import time
 
@@ -80,3 +81,27 @@ def test_what_is_refused(service, tmp_path):
             batch_pane.checked_folder(folder, local)
     with pytest.raises(UserError, match="names"):
         BatchRequest((tmp_path,), names=("a", "b")).validate()
+
+
+def test_groups_of_the_page(service, world, tmp_path, monkeypatch):
+    """What is dropped goes into a group of its own, or into one that is there; what is no picture is told."""
+    monkeypatch.setattr(batch_pane, "upload_folders", lambda: [tmp_path])
+    for name, picture in zip(("Oil paint.png", "ink.png"), world.pictures, strict=False):
+        shutil.copy(picture, tmp_path / name)
+    (tmp_path / "text.png").write_text("no picture")
+    oil, ink, text, elsewhere = (str(tmp_path / name) for name in ("Oil paint.png", "ink.png", "text.png", "../x.png"))
+    first = batch_pane.take_group(service, {"turn": 1, "group": 0, "paths": [oil]}, {"groups": []})
+    [id] = re.findall(r'data-i2l-id="([0-9a-f]{64})"', first)
+    assert 'value="Oil-paint"' in first and 'data-i2l-turn="1"' in first and 'data-i2l-drop="group 1"' in first
+    form = {"groups": [{"name": "mine <b>", "pictures": [id]}]}
+    more = batch_pane.take_group(service, {"group": 1, "paths": [oil, ink, text]}, form)
+    assert len(re.findall("data-i2l-id", more)) == 2 and more.count("i2l-group") == 1, "the same picture is there once"
+    assert "mine &lt;b&gt;" in more and more.count("i2l-error") >= 2
+    again = batch_pane.take_group(service, {"group": 9, "paths": [elsewhere]}, form)
+    assert "not a file which this page uploaded" in again and "mine &lt;b&gt;" in again
+    named = {"groups": [{"name": "ink", "pictures": [id]}]}
+    assert 'value="ink-2"' in batch_pane.take_group(service, {"group": 0, "paths": [ink]}, named)
+    for groups in ("x", [1], [{"pictures": [id]}], [{"name": "a"}], [{"name": "a", "pictures": [1]}]):
+        with pytest.raises(UserError, match="damaged"):
+            batch_pane.read_groups({"groups": groups})
+    assert "damaged" in batch_pane.take_group(service, {"turn": 3, "paths": []}, {"groups": [1]})

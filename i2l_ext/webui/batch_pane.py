@@ -85,7 +85,7 @@ def read_groups(form: Mapping[str, Any]) -> list[Group]:
     groups = form.get("groups", [])
     for one in groups if isinstance(groups, list) else (None,):
         ids = one.get("pictures") if isinstance(one, Mapping) else None
-        if not isinstance(ids, list) or not all(isinstance(id, str) for id in (one["name"], *ids)):
+        if not isinstance(ids, list) or not all(isinstance(text, str) for text in (one.get("name"), *ids)):
             raise UserError("The list of pictures is damaged. Reload the page.")
     return [(one["name"], one["pictures"]) for one in groups]
 

@@ -28,7 +28,7 @@ def test_groups_of_dropped_pictures(place, open_page, pictures):
     dropped(page, "batch_files", pictures[1:2], 4)
     groups.nth(2).locator('[data-i2l="remove_group"]').click()
     page.locator('[data-i2l-drop="batch_files"] input[type="file"]').first.set_input_files(pictures[3:])
-    page.locator("#i2l_groups .i2l-error").first.wait_for()  # no picture: told, and no group is left of it
+    page.locator("#i2l_groups .i2l-error:visible").first.wait_for()  # no picture: told, and no group is left of it
     assert groups.count() == 2
     page.locator("#i2l_each_of_groups").click()
     result = page.locator("#i2l_batch_result article")
