@@ -271,8 +271,22 @@ GUARDS = (
         ("consent to another hash", "if digest.strip().lower() != repository.digest:", "if False:", "one_hash"),
     ),
     *_of(
-        "i2l_ext/service/service.py", "test_webui_api",
-        ("agreeing from the network", "if digest and not self.host.is_local:", "if False:", "v2_model_over_http"),
+        "i2l_ext/service/consent.py", "test_webui_api",
+        ("agreeing from the network", "if not self._service.host.is_local:  # agree", "if False:",
+         "v2_model_over_http"),
+        ("agreeing to what nobody was shown",
+         'if (model, digest) not in ((job.title, job.result["digest"]) for job in done):',
+         "if False:", "v2_model_over_http"),
+    ),
+    *_of(
+        "i2l_ext/service/consent.py", "test_webui_consent",
+        ("a page answers its own question", "if offered is None:", "if False:", "page_shows"),
+        ("setting up from the network", "if not self._service.host.is_local:  # set up", "if False:", "from_elsewhere"),
+    ),
+    *_of(
+        "i2l_ext/webui/actions.py", "test_webui_consent",
+        ("agreeing through a tunnel", 'if said.get("action") in HERE_ALONE and not opened_here:', "if False:",
+         "from_elsewhere"),
     ),
     *_of(
         "i2l_ext/models/hubs.py", "test_store_download",

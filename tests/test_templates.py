@@ -6,12 +6,13 @@ import pickle
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import template_world
 from i2l_ext.commands.main import main
@@ -64,16 +65,6 @@ def i2l(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def in_this_process(repository, colours):
-    """What the template makes of pictures of these colours, without DiffSynth-Studio and without a cage."""
-    scope: dict = {}
-    exec((repository.folder / "model.py").read_text(), scope)  # noqa: S102 ours
-    model = scope["TEMPLATE_MODEL"]()
-    model.load_state_dict(load_file(repository.folder / "model.safetensors"))
-    with torch.no_grad():
-        return model(**model.process_inputs([Image.new("RGB", (1024, 1024), colour) for colour in colours]))["lora"]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_folder, name):
     repository = template(tmp_path, name)
@@ -86,7 +77,7 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert code == 0
     made = json.loads(out)
     assert made["model"] == name and made["rank"] == 4 and made["settings"]["branch"] == "grey"
-    theirs, ours = in_this_process(repository, [(200, 40, 10), (20, 40, 210)]), Lora.read(made["file"])
+    theirs, ours = template_world.run_here(repository.folder, [(200, 40, 10), (20, 40, 210)]), Lora.read(made["file"])
     assert ours.arch is MODELS[name] and len(ours) == 3
     for path in ours:
         update = theirs[f"{path}.lora_B.default.weight"] @ theirs[f"{path}.lora_A.default.weight"]
@@ -105,7 +96,8 @@ def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
     )  # fmt: skip
     assert code == 0 and "it-grey" in error
     assert inspect(json.loads(out)["file"]).metadata["i2l.grey"] == "it-grey"
-    grey, theirs = Lora.read(tmp_path / "Lora/it-grey.safetensors"), in_this_process(repository, [(128, 128, 128)])
+    grey = Lora.read(tmp_path / "Lora/it-grey.safetensors")
+    theirs = template_world.run_here(repository.folder, [(128, 128, 128)])
     for path in grey:
         torch.testing.assert_close(grey[path][0], theirs[f"{path}.lora_A.default.weight"])
     assert "negative branch" in json.loads((tmp_path / "Lora/it-grey.json").read_text())["description"]
@@ -303,8 +295,10 @@ def caged_run(tmp_path, code, bounds=None, callbacks=NO_CALLBACKS, cage=None):
 )
 @pytest.mark.parametrize("cage", list(dict.fromkeys([strongest_cage(), BOUNDS])), ids=lambda cage: cage.name)
 def test_it_takes_no_more_than_it_may(tmp_path, code, bounds, told, cage):
+    late = time.monotonic() + 15  # so that without a bound this test fails, and leaves nothing behind
+    patience = Callbacks(cancelled=lambda: time.monotonic() > late)
     with pytest.raises(UserError, match=told):
-        caged_run(tmp_path, code, bounds, cage=cage)
+        caged_run(tmp_path, code, bounds, patience, cage)
     left = [one for one in Path("/proc").iterdir() if one.name.isdigit() and code.encode() in _command_line(one)]
     assert left == []
 

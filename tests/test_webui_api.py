@@ -271,6 +271,9 @@ def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch):
     answer = served.post("/trust", json={"model": "klein-4b-v2", "digest": digest})
     assert answer.status_code == 403 and "at the machine itself" in answer.json()["error"]
     monkeypatch.undo()
+    answer = served.post("/trust", json={"model": "klein-4b-v2", "digest": "0" * 64})
+    assert answer.status_code == 422 and "not shown yet" in answer.json()["error"]
+    assert "class Emb2Lora" in shown["result"]["text"] and "model.safetensors" in shown["result"]["files"]
     agreed = wait(served, served.post("/trust", json={"model": "klein-4b-v2", "digest": digest}).json())
     assert agreed["result"]["agreed"]
     made = wait(served, served.post("/loras", **form).json())

@@ -349,7 +349,8 @@ class CheckpointStatus:
 @dataclass(frozen=True)
 class ModelStatus:
     """A model as ``i2l models`` shows it. ``download_folder``: where a download goes. ``has_code``: it is a template,
-    whose code runs only after ``i2l models trust``."""
+    whose code runs only after ``i2l models trust``. ``agreed``: the user has agreed to run some state of it; whether it
+    is this one is seen before it runs."""
 
     name: str
     arch: str
@@ -359,6 +360,7 @@ class ModelStatus:
     download_bytes: int
     download_folder: str
     has_code: bool = False
+    agreed: bool = False
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

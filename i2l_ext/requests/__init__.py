@@ -20,7 +20,15 @@ from i2l_ext.requests.lora_files import (
     weighted_file,
 )
 from i2l_ext.requests.make import DTYPES, BatchRequest, MakeRequest, PreviewRequest
-from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
+from i2l_ext.requests.models import (
+    CacheRequest,
+    DownloadRequest,
+    ModelsRequest,
+    SetupPlanRequest,
+    SetupRequest,
+    TrustRequest,
+    VerifyRequest,
+)
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
 PROTOCOL = 2
@@ -31,8 +39,8 @@ REQUESTS: dict[str, type[Request]] = {
     for request in (
         MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
         ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
-        ModelsRequest, DownloadRequest, TrustRequest,
-        VerifyRequest, CacheRequest, DoctorRequest,
+        ModelsRequest, DownloadRequest, TrustRequest, SetupPlanRequest, SetupRequest, VerifyRequest, CacheRequest,
+        DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
@@ -41,6 +49,6 @@ __all__ = [
     "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
-    "VerifyRequest", "bad_request", "parse_size", "weighted_file",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request",
+    "SetupPlanRequest", "SetupRequest", "TrustRequest", "VerifyRequest", "bad_request", "parse_size", "weighted_file",
 ]  # fmt: skip
