@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import template_world
 from i2l_ext.commands.main import main
 from i2l_ext.converters import Lora, inspect
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
+from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models import catalogue
 from i2l_ext.models.store import note_path
@@ -85,6 +86,28 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert inspect(made["file"]).metadata["i2l.model"] == name
     code, _, error = i2l(capsys, *asked, "--overwrite", "--weights", "1", "2")
     assert code == 1 and "sees all pictures together" in error
+
+
+@pytest.mark.parametrize("arch", MODELS.values(), ids=lambda arch: arch.id)
+def test_what_a_template_makes_goes_through_every_command(tmp_path, capsys, arch):
+    """Inspected, checked, written in every dialect and back: the same update under the names of each."""
+    folder = template_world.write_template(tmp_path / "template", arch)
+    theirs, made = template_world.run_here(folder, [(9, 200, 40)]), tmp_path / "made.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, made)
+    told = json.loads(i2l(capsys, "inspect", made, "--json")[1])
+    assert (told["arch"], told["dialect"], told["modules"], told["finite"]) == (arch.id, "diffsynth", 3, True)
+    code, out, _ = i2l(capsys, "check", made, "--json")
+    assert code == 0 and json.loads(out)["arch"] == arch.id
+    lora = Lora.read(made)
+    for dialect, spec in DIALECTS.items():
+        written = tmp_path / f"{dialect}.safetensors"
+        assert i2l(capsys, "convert", made, "--to", dialect, "-o", written)[0] == 0
+        keys = load_file(written)
+        assert all(key.startswith(spec.prefix) for key in keys)
+        back = Lora.read(written)
+        assert back.arch is arch and set(back) == set(lora)
+        for path in lora:
+            torch.testing.assert_close(back.delta(path), lora.delta(path), rtol=1e-5, atol=1e-6)
 
 
 def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
@@ -243,7 +266,7 @@ def test_what_comes_back_is_not_believed(tmp_path, change, told):
     assert "\n" not in str(raised.value) and raised.value.code == "template_failed"
 
 
-def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path):
+def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path, monkeypatch):
     result, target = tmp_path / "lora.safetensors", tmp_path / "taken"
     with pytest.raises(UserError, match="without a LoRA"):
         run.take_result(result, target)
@@ -251,6 +274,10 @@ def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path):
     with pytest.raises(UserError, match="without a LoRA"):
         run.take_result(result, target)
     result.unlink()
+    monkeypatch.setattr(run, "RESULT_LIMIT", 1000)
+    result.write_bytes(bytes(1001))
+    with pytest.raises(UserError, match="larger than any"):
+        run.take_result(result, target)
     result.write_bytes(pickle.dumps({"a": 1}))
     run.take_result(result, target)
     with pytest.raises(UserError) as raised:
