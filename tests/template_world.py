@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 import textwrap
@@ -11,6 +12,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+V2_MODELS = ("z-image-v2", "klein-4b-v2", "hidream-o1-v2")
+"""All of them run from the command line in every run of the tests; in the tab and over HTTP one does, and with
+I2L_ALL_TARGETS=1 all."""
+
+
+def targets(one: str) -> tuple[str, ...]:
+    """The models that a test runs through a page's engine."""
+    return V2_MODELS if os.environ.get("I2L_ALL_TARGETS") else (one,)
+
 
 STUBS = '''
 """Packages that diffsynth imports on its way to TemplatePipeline, and that no template of ours calls."""

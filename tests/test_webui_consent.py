@@ -20,7 +20,6 @@ from i2l_ext.webui import actions, gradio_versions, updates  # noqa: E402
 from i2l_ext.webui.hosts.standalone import StandaloneHost  # noqa: E402
 from i2l_ext.webui.tab import build_tab  # noqa: E402
 
-MODEL = "hidream-o1-v2"
 HERE = {"host": "localhost:7860"}
 
 
@@ -64,23 +63,24 @@ class Page:
         return answer
 
     def make(self, picture):
-        form = {"pictures": [[picture, 1.0]], "model": MODEL}
+        form = {"pictures": [[picture, 1.0]], "model": self.service.template_model.name}
         values = {"strength": 1.0, "dtype": "as made", "rank": "as made", "dialect": "diffsynth", "grey": True}
         from i2l_ext.webui.handlers import MAKE_FIELDS
 
         return self.handlers["make"](json.dumps(form), "it", "", *(values.get(name, "") for name in MAKE_FIELDS))
 
 
-@pytest.fixture
-def service(tmp_path, monkeypatch):
+@pytest.fixture(params=template_world.targets("hidream-o1-v2"))
+def service(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
     monkeypatch.delenv("I2L_DIFFSYNTH", raising=False)
-    folder = tmp_path / "models" / catalogue.MODELS[MODEL].template.repo
-    template_world.write_template(folder, catalogue.MODELS[MODEL].arch, first="# \u202e<b>hidden</b>\n")
+    model = catalogue.MODELS[request.param]
+    folder = tmp_path / "models" / model.template.repo
+    template_world.write_template(folder, model.arch, first="# \u202e<b>hidden</b>\n")
     host = StandaloneHost(tmp_path, lora_folder=tmp_path / "Lora")
     host.settings_file.write({"i2l_models_folder": str(tmp_path / "models")})
     service = Service(host, tmp_path, [sys.executable, "-m", "i2l_ext.worker.main"])
-    service.template_folder = folder
+    service.template_folder, service.template_model = folder, model
     while service.models.rows() is None:
         time.sleep(0.05)
     yield service
@@ -100,11 +100,11 @@ def picture(service, tmp_path):
 
 
 def test_the_page_shows_whose_code_and_agrees_to_exactly_that(page, service, tmp_path):
-    red, folder = picture(service, tmp_path), service.template_folder
+    red, folder, model = picture(service, tmp_path), service.template_folder, service.template_model
     assert page.make(red)[:2] == ["", ""]
     page.settle()
     card = page.shown["make_offer"]
-    for shown in ("DiffSynth-Studio/HidreamO1-i2L-v2", "modelscope.cn/models/", "class Emb2Lora", "model.safetensors",
+    for shown in (model.template.repo, "modelscope.cn/models/", "class Emb2Lora", "model.safetensors",
                   "This system stops", "DiffSynth-Studio is not set up here yet",
                   "Set up DiffSynth-Studio"):  # fmt: skip
         assert shown in card, shown
@@ -133,7 +133,7 @@ def test_the_page_shows_whose_code_and_agrees_to_exactly_that(page, service, tmp
     page.settle()
     assert "it-grey" in page.shown["make_result"]
     made, theirs = Lora.read(tmp_path / "Lora/it.safetensors"), template_world.run_here(folder, [(200, 40, 10)])
-    assert made.arch is catalogue.MODELS[MODEL].arch and len(made) == 3
+    assert made.arch is model.arch and len(made) == 3
     assert inspect(tmp_path / "Lora/it.safetensors").dialect == "diffsynth"
     for path in made:
         for at, side in enumerate("AB"):
@@ -150,24 +150,26 @@ def test_the_page_shows_whose_code_and_agrees_to_exactly_that(page, service, tmp
 
 
 def test_nobody_agrees_or_sets_up_from_elsewhere(page, service, tmp_path, monkeypatch):
-    service.panes[service.consents.look(MODEL).id] = "models"
+    name = service.template_model.name
+    service.panes[service.consents.look(name).id] = "models"
     page.settle()
     for action in ("agree", "withdraw", "set_up"):
-        told = actions.act(service, json.dumps({"action": action, "token": "x", "model": MODEL, "pane": "models"}))
+        told = actions.act(service, json.dumps({"action": action, "token": "x", "model": name, "pane": "models"}))
         assert "opened on this machine" in told["models_error"]
     token = re.findall(r"&quot;token&quot;: &quot;([^&]+)", page.shown["models_offer"])[0]
     monkeypatch.setattr(service.host, "is_local", False)
-    for said in ({"action": "agree", "token": token}, {"action": "withdraw", "model": MODEL}, {"action": "set_up"}):
+    for said in ({"action": "agree", "token": token}, {"action": "withdraw", "model": name}, {"action": "set_up"}):
         told = actions.act(service, json.dumps({**said, "pane": "models"}), opened_here=True)
         assert "at the machine itself" in told["models_error"]
-    service.panes[service.consents.look(MODEL).id] = "models"
+    service.panes[service.consents.look(name).id] = "models"
     page.settle()
-    assert f"i2l models trust {MODEL}" in page.shown["models_offer"] and "&quot;token" not in page.shown["models_offer"]
-    assert service.consents.is_needed(MODEL)
+    assert f"i2l models trust {name}" in page.shown["models_offer"] and "&quot;token" not in page.shown["models_offer"]
+    assert service.consents.is_needed(name)
 
 
 def test_a_page_that_opens_asks_nothing_of_before(page, service, monkeypatch):
-    service.panes[service.consents.look(MODEL).id] = "models"
+    name = service.template_model.name
+    service.panes[service.consents.look(name).id] = "models"
     page.settle()
     assert "I have read this" in page.shown["models_offer"]
     other = Page(service, monkeypatch)

@@ -20,7 +20,7 @@ from i2l_ext.webui.page_form import read_form
 OFFERS = ("make", "models")
 """The panes where a download can be offered."""
 
-HERE_ALONE_TEXT = "Do that on a page that was opened on this machine, as localhost or 127.0.0.1."
+ELSEWHERE = "Do that on a page that was opened on this machine, as localhost or 127.0.0.1."
 
 AGREE_SECONDS = 60.0
 """For which a page waits for its agreement to be written down: all files are hashed once more."""
@@ -44,7 +44,7 @@ def act(service: Service, text: str, *, opened_here: bool = False) -> Told:
     ``opened_here``: on a page that was opened on this machine, which some actions are for alone."""
     said = read_form(text)
     if said.get("action") in HERE_ALONE and not opened_here:
-        return {f"{_pane(said)}_error": error_line(HERE_ALONE_TEXT)}
+        return {f"{_pane(said)}_error": error_line(ELSEWHERE)}
     action = ACTIONS.get(str(said.get("action")))
     if action is None:
         return {}
