@@ -71,18 +71,15 @@ def test_it_is_set_up_whole_in_a_folder_of_its_own(index, tmp_path):
     assert before == [sorted(path.name for path in folder.rglob("*.dist-info")) for folder in site]
 
 
-@pytest.mark.parametrize("trouble", ["hash", "import", "missing", "cancel", "network"])
+@pytest.mark.parametrize("trouble", ["hash", "import", "cancel", "network"])
 def test_it_appears_whole_or_not_at_all(index, tmp_path, monkeypatch, trouble):
-    plan = index()
-    setup.set_up(plan, NO_CALLBACKS)
-    stamp, looks = (plan.folder / setup.STAMP).read_text(), []
-    callbacks = NO_CALLBACKS
+    plan, callbacks, looks = index(), NO_CALLBACKS, []
+    plan.folder.mkdir(parents=True)
+    (plan.folder / setup.STAMP).write_text("of an older version")
     if trouble == "hash":
         index(digest="0" * 64)
     elif trouble == "import":
         index({**GOOD, "diffsynth/core.py": "raise ImportError('two\\nlines')"})
-    elif trouble == "missing":
-        monkeypatch.setattr(setup, "TORCH", ("torch==2.0",))
     elif trouble == "network":
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
@@ -95,8 +92,7 @@ def test_it_appears_whole_or_not_at_all(index, tmp_path, monkeypatch, trouble):
         assert "\n" not in str(raised.value) and "was not set up" in str(raised.value)
     if trouble == "network":
         assert raised.value.code == "no_network" and "What was fetched is kept" in str(raised.value)
-    assert (plan.folder / setup.STAMP).read_text() == stamp  # the old one is untouched
-    assert find_python(None).version == "2.1.12"
+    assert [path.name for path in plan.folder.iterdir()] == [setup.STAMP]  # the old one is untouched
     assert not (plan.folder.parent / "diffsynth.part" / "new" / setup.STAMP).exists()
 
 
