@@ -48,7 +48,7 @@ class Page:
 
     def settle(self):
         """Poll until nothing is at work."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # a machine may be busy
         while self.service.queue.active() and time.monotonic() < end:
             time.sleep(0.05)
         self.poll()
