@@ -89,7 +89,7 @@ def show_setup_plan(job: Job, pane: str) -> Markup:
     return element("section", title, element("p", word("set_up_how")), pairs, buttons, class_="i2l-offer")
 
 
-def show_setup(job: Job) -> Markup:
+def show_set_up(job: Job) -> Markup:
     """That it is there now."""
     return element("p", word("is_set_up"), " ", element("b", value(f"DiffSynth-Studio {job.result['version']}")),
                    class_="i2l-result i2l-wide")  # fmt: skip

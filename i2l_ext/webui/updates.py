@@ -17,7 +17,7 @@ from i2l_ext.service.targets import WRITES_LORA
 from i2l_ext.webui import job_views, model_views, results
 from i2l_ext.webui.actions import LORA_LISTS
 from i2l_ext.webui.batch_pane import show_batch
-from i2l_ext.webui.consent_views import show_setup, show_setup_plan, show_trust
+from i2l_ext.webui.consent_views import show_set_up, show_setup_plan, show_trust
 from i2l_ext.webui.handlers import name_told, slider_rank
 from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
@@ -41,7 +41,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
     "trust": ("{pane}_offer", lambda job, service, form: show_trust(job, service, pane_of(job, service) or "models")),
     "setup_plan": ("{pane}_offer", lambda job, service, form: show_setup_plan(job, pane_of(job, service) or "models")),
-    "setup": ("{pane}_fetched", lambda job, service, form: show_setup(job)),
+    "setup": ("{pane}_fetched", lambda job, service, form: show_set_up(job)),
     "verify": ("models_result", lambda job, service, form: results.show_verify(job)),
     "doctor": ("doctor_result", lambda job, service, form: results.show_doctor(job)),
 }
