@@ -37,7 +37,7 @@ GREY = "-grey"
 class MakeResult:
     """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with.
     ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
-    it is worth telling."""
+    it is worth telling. ``grey``: the name of its pair, where that was asked for."""
 
     file: str
     name: str
@@ -55,9 +55,10 @@ class MakeResult:
     settings: dict[str, Any] | None = None
     lost: float | None = None
     loss: str | None = None
+    grey: str | None = None
 
     def json(self) -> dict[str, Any]:
-        unmeasured = {name for name in ("lost", "loss") if getattr(self, name) is None}
+        unmeasured = {name for name in ("lost", "loss", "grey") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in unmeasured}
 
 

@@ -25,7 +25,14 @@ SETS = {"mini": ("mini",), "ui": ("mini", "ui"), "test": ("test",)}
 """File's name -> the extras that it, with those before it, serves."""
 
 BUILD = "hatchling\neditables\n"
-ALONE = {"host": "3.10", "peers": "3.10.1", "gradio-3.41": "3.11", "gradio-3.43": "3.11", "gradio-4.40": "3.11"}
+ALONE = {
+    "host": "3.10",
+    "peers": "3.10.1",
+    "diffsynth": "3.10.1",
+    "gradio-3.41": "3.11",
+    "gradio-3.43": "3.11",
+    "gradio-4.40": "3.11",
+}
 """Files with versions of their own, installed without dependencies -> oldest Python."""
 
 _UNHASHED = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)$")

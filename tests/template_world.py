@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 import textwrap
@@ -9,7 +10,18 @@ import venv
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+V2_MODELS = ("z-image-v2", "klein-4b-v2", "hidream-o1-v2")
+"""All of them run from the command line in every run of the tests; in the tab and over HTTP one does, and with
+I2L_ALL_TARGETS=1 all."""
+
+
+def targets(one: str) -> tuple[str, ...]:
+    """The models that a test runs through a page's engine."""
+    return V2_MODELS if os.environ.get("I2L_ALL_TARGETS") else (one,)
+
 
 STUBS = '''
 """Packages that diffsynth imports on its way to TemplatePipeline, and that no template of ours calls."""
@@ -81,6 +93,17 @@ def write_template(folder: Path, arch, *, first: str = "", result: str = "") -> 
     weights = {"emb2lora.weight": torch.randn(4, 3), "emb2lora.bias": torch.randn(4)}
     save_file(weights, folder / "model.safetensors")
     return folder
+
+
+def run_here(folder: Path, colours: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+    """What the template in ``folder`` makes of pictures of these colours, without DiffSynth-Studio and without a
+    cage."""
+    scope: dict = {}
+    exec((folder / "model.py").read_text(), scope)  # noqa: S102 ours
+    model = scope["TEMPLATE_MODEL"]()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    with torch.no_grad():
+        return model(**model.process_inputs([Image.new("RGB", (64, 64), colour) for colour in colours]))["lora"]
 
 
 def environment(folder: Path) -> Path:

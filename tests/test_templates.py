@@ -6,6 +6,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import template_world
 from i2l_ext.commands.main import main
 from i2l_ext.converters import Lora, inspect
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
+from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models import catalogue
 from i2l_ext.models.store import note_path
@@ -64,16 +66,6 @@ def i2l(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def in_this_process(repository, colours):
-    """What the template makes of pictures of these colours, without DiffSynth-Studio and without a cage."""
-    scope: dict = {}
-    exec((repository.folder / "model.py").read_text(), scope)  # noqa: S102 ours
-    model = scope["TEMPLATE_MODEL"]()
-    model.load_state_dict(load_file(repository.folder / "model.safetensors"))
-    with torch.no_grad():
-        return model(**model.process_inputs([Image.new("RGB", (1024, 1024), colour) for colour in colours]))["lora"]
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_folder, name):
     repository = template(tmp_path, name)
@@ -86,7 +78,7 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert code == 0
     made = json.loads(out)
     assert made["model"] == name and made["rank"] == 4 and made["settings"]["branch"] == "grey"
-    theirs, ours = in_this_process(repository, [(200, 40, 10), (20, 40, 210)]), Lora.read(made["file"])
+    theirs, ours = template_world.run_here(repository.folder, [(200, 40, 10), (20, 40, 210)]), Lora.read(made["file"])
     assert ours.arch is MODELS[name] and len(ours) == 3
     for path in ours:
         update = theirs[f"{path}.lora_B.default.weight"] @ theirs[f"{path}.lora_A.default.weight"]
@@ -94,6 +86,28 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert inspect(made["file"]).metadata["i2l.model"] == name
     code, _, error = i2l(capsys, *asked, "--overwrite", "--weights", "1", "2")
     assert code == 1 and "sees all pictures together" in error
+
+
+@pytest.mark.parametrize("arch", MODELS.values(), ids=lambda arch: arch.id)
+def test_what_a_template_makes_goes_through_every_command(tmp_path, capsys, arch):
+    """Inspected, checked, written in every dialect and back: the same update under the names of each."""
+    folder = template_world.write_template(tmp_path / "template", arch)
+    theirs, made = template_world.run_here(folder, [(9, 200, 40)]), tmp_path / "made.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, made)
+    told = json.loads(i2l(capsys, "inspect", made, "--json")[1])
+    assert (told["arch"], told["dialect"], told["modules"], told["finite"]) == (arch.id, "diffsynth", 3, True)
+    code, out, _ = i2l(capsys, "check", made, "--json")
+    assert code == 0 and json.loads(out)["arch"] == arch.id
+    lora = Lora.read(made)
+    for dialect, spec in DIALECTS.items():
+        written = tmp_path / f"{dialect}.safetensors"
+        assert i2l(capsys, "convert", made, "--to", dialect, "-o", written)[0] == 0
+        keys = load_file(written)
+        assert all(key.startswith(spec.prefix) for key in keys)
+        back = Lora.read(written)
+        assert back.arch is arch and set(back) == set(lora)
+        for path in lora:
+            torch.testing.assert_close(back.delta(path), lora.delta(path), rtol=1e-5, atol=1e-6)
 
 
 def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
@@ -105,7 +119,8 @@ def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
     )  # fmt: skip
     assert code == 0 and "it-grey" in error
     assert inspect(json.loads(out)["file"]).metadata["i2l.grey"] == "it-grey"
-    grey, theirs = Lora.read(tmp_path / "Lora/it-grey.safetensors"), in_this_process(repository, [(128, 128, 128)])
+    grey = Lora.read(tmp_path / "Lora/it-grey.safetensors")
+    theirs = template_world.run_here(repository.folder, [(128, 128, 128)])
     for path in grey:
         torch.testing.assert_close(grey[path][0], theirs[f"{path}.lora_A.default.weight"])
     assert "negative branch" in json.loads((tmp_path / "Lora/it-grey.json").read_text())["description"]
@@ -251,7 +266,7 @@ def test_what_comes_back_is_not_believed(tmp_path, change, told):
     assert "\n" not in str(raised.value) and raised.value.code == "template_failed"
 
 
-def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path):
+def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path, monkeypatch):
     result, target = tmp_path / "lora.safetensors", tmp_path / "taken"
     with pytest.raises(UserError, match="without a LoRA"):
         run.take_result(result, target)
@@ -259,6 +274,10 @@ def test_a_pickle_a_link_or_nothing_in_place_of_the_file(tmp_path):
     with pytest.raises(UserError, match="without a LoRA"):
         run.take_result(result, target)
     result.unlink()
+    monkeypatch.setattr(run, "RESULT_LIMIT", 1000)
+    result.write_bytes(bytes(1001))
+    with pytest.raises(UserError, match="larger than any"):
+        run.take_result(result, target)
     result.write_bytes(pickle.dumps({"a": 1}))
     run.take_result(result, target)
     with pytest.raises(UserError) as raised:
@@ -303,8 +322,10 @@ def caged_run(tmp_path, code, bounds=None, callbacks=NO_CALLBACKS, cage=None):
 )
 @pytest.mark.parametrize("cage", list(dict.fromkeys([strongest_cage(), BOUNDS])), ids=lambda cage: cage.name)
 def test_it_takes_no_more_than_it_may(tmp_path, code, bounds, told, cage):
+    late = time.monotonic() + 15  # so that without a bound this test fails, and leaves nothing behind
+    patience = Callbacks(cancelled=lambda: time.monotonic() > late)
     with pytest.raises(UserError, match=told):
-        caged_run(tmp_path, code, bounds, cage=cage)
+        caged_run(tmp_path, code, bounds, patience, cage)
     left = [one for one in Path("/proc").iterdir() if one.name.isdigit() and code.encode() in _command_line(one)]
     assert left == []
 

@@ -16,6 +16,7 @@ httpx = pytest.importorskip("httpx")
 
 from starlette.applications import Starlette  # noqa: E402
 
+import template_world  # noqa: E402
 from i2l_ext.engine import queue  # noqa: E402
 from i2l_ext.requests import MakeRequest  # noqa: E402
 from i2l_ext.service import uploads  # noqa: E402
@@ -270,29 +271,44 @@ def test_the_examples_of_the_documentation(served, picture):
             wait(served, job)
 
 
-def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", template_world.targets("klein-4b-v2"))
+def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch, model):
     """Shown, refused, agreed to at this machine alone, made: a template of our own through the registry's diffsynth."""
-    import template_world
-    from i2l_ext.converters.architectures import KLEIN_4B
+    import torch
+    from PIL import Image
 
-    models = served.folder.parent / "models"
-    template_world.write_template(models / "DiffSynth-Studio/KleinBase4B-i2L-v2", KLEIN_4B)
+    from i2l_ext.converters import Lora, inspect
+    from i2l_ext.models import catalogue
+
+    models, known = served.folder.parent / "models", catalogue.MODELS[model]
+    folder = template_world.write_template(models / known.template.repo, known.arch)
     served.service.host.settings_file.write({"i2l_models_folder": str(models), "i2l_diffsynth": str(
         template_world.environment(tmp_path / "ds"))})  # fmt: skip
-    shown = wait(served, served.post("/trust", json={"model": "klein-4b-v2", "digest": ""}).json())
+    answer = served.post("/trust", json={"model": model, "digest": "0" * 64})
+    assert answer.status_code == 422 and "not shown yet" in answer.json()["error"]
+    shown = wait(served, served.post("/trust", json={"model": model, "digest": ""}).json())
     assert shown["state"] == "done" and not shown["result"]["agreed"], shown
-    form = {"data": {"model": "klein-4b-v2", "name": "v2"}, "files": {"pictures": picture.read_bytes()}}
+    assert "class Emb2Lora" in shown["result"]["text"] and "model.safetensors" in shown["result"]["files"]
+    Image.new("RGB", (64, 64), (200, 40, 10)).save(tmp_path / "red.png")
+    form = {"data": {"model": model, "name": model, "dialect": "kohya", "dtype": "fp32"},
+            "files": {"pictures": (tmp_path / "red.png").read_bytes()}}  # fmt: skip
     refused = wait(served, served.post("/loras", **form).json())
     assert refused["code"] == "untrusted" and "have not agreed" in refused["error"]
     digest = shown["result"]["digest"]
     monkeypatch.setattr(served.service.host, "is_local", False)
-    answer = served.post("/trust", json={"model": "klein-4b-v2", "digest": digest})
+    answer = served.post("/trust", json={"model": model, "digest": digest})
     assert answer.status_code == 403 and "at the machine itself" in answer.json()["error"]
     monkeypatch.undo()
-    agreed = wait(served, served.post("/trust", json={"model": "klein-4b-v2", "digest": digest}).json())
+    agreed = wait(served, served.post("/trust", json={"model": model, "digest": digest}).json())
     assert agreed["result"]["agreed"]
     made = wait(served, served.post("/loras", **form).json())
-    assert made["state"] == "done" and made["result"]["arch"] == "flux2-klein-4b", made
+    assert made["state"] == "done" and made["result"]["arch"] == known.arch.id, made
+    file = served.folder / made["result"]["file"]
+    ours, theirs = Lora.read(file), template_world.run_here(folder, [(200, 40, 10)])
+    assert inspect(file).dialect == "kohya" and len(ours) == 3
+    for path in ours:
+        update = theirs[f"{path}.lora_B.default.weight"] @ theirs[f"{path}.lora_A.default.weight"]
+        torch.testing.assert_close(ours.delta(path), update, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("lossy", ["true", "false"])

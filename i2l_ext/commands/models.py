@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from i2l_ext.commands.arguments import add_arguments, request_of
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.bars import bars
-from i2l_ext.requests import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
+from i2l_ext.requests import (
+    CacheRequest,
+    DownloadRequest,
+    ModelsRequest,
+    SetupPlanRequest,
+    SetupRequest,
+    TrustRequest,
+    VerifyRequest,
+)
 
 if TYPE_CHECKING:
     from i2l_ext.operations.models import DownloadPlan
@@ -33,6 +41,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add_arguments(trust, TrustRequest)
     trust.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     trust.set_defaults(run=run_trust)
+
+    install = actions.add_parser(
+        "diffsynth", help="set up DiffSynth-Studio, through which the v2 models run, in a folder of its own"
+    )
+    add_arguments(install, SetupRequest)
+    install.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    install.set_defaults(run=run_setup)
 
     check = actions.add_parser("verify", help="check the files that are here, byte for byte where that is possible")
     add_arguments(check, VerifyRequest)
@@ -146,6 +161,39 @@ def run_trust(args: argparse.Namespace) -> int:
     )
     print(f"{found.model}: {told}")
     return 0
+
+
+def run_setup(args: argparse.Namespace) -> int:
+    """Say what would be done, ask, and do it."""
+    from i2l_ext.models.store import gigabytes
+    from i2l_ext.operations import Context, perform
+
+    request = request_of(args, SetupRequest)
+    found = perform(SetupPlanRequest(request.torch), Context())
+    if not found.present:
+        size, disk = gigabytes(found.download_bytes), gigabytes(found.disk_bytes)
+        print(f"DiffSynth-Studio {found.version} into {found.folder}: about {size} to download; {disk} on the disk",
+              f"  from PyPI, and torch from {found.origin}", sep="\n", file=sys.stderr)  # fmt: skip
+        _ask(request.agreed, "Set it up? [y/N] ", "There is no terminal to ask in: add --yes.", "Nothing was set up.")
+        try:
+            with bars() as reporter:
+                found = perform(replace(request, agreed=True), Context(reporter=reporter))
+        except KeyboardInterrupt:
+            print("i2l: stopped; what was fetched is kept for the next time.", file=sys.stderr)
+            return 130
+    print(json.dumps(found.json(), indent=2) if args.json else f"DiffSynth-Studio {found.version}: {found.folder}")
+    return 0
+
+
+def _ask(agreed: bool, question: str, nobody: str, no: str) -> None:
+    """Ask unless it was agreed to before. Raises UserError where nobody can be asked, or the answer is no."""
+    if agreed:
+        return
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UserError(nobody)
+    print(question, end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError(no)
 
 
 def run_verify(args: argparse.Namespace) -> int:

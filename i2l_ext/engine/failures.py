@@ -11,6 +11,9 @@ HINTS: Mapping[str, str] = {
     "weights_missing": "The model is not downloaded yet: open Models and download it, or try `mini`.",
     "package_missing": "A Python package is missing or too old. Restart the WebUI, which sets up the engine's own "
     "packages.",
+    "no_diffsynth": "Open Models and press Set up DiffSynth-Studio, or name the folder of the environment in which you "
+    "have it in Settings.",
+    "no_network": "See whether this machine reaches the network. What was fetched is kept.",
     "gpu_refused": "The graphics card or its driver refused. Choose the device `cpu` in Settings to see whether that "
     "is the cause.",
 }

@@ -13,7 +13,7 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 
 LANES = {
     "look": "pictures", "models": "look", "inspect": "look", "check": "look", "curve": "look", "doctor": "look",
-    "library": "look",
+    "library": "look", "trust": "look", "setup_plan": "look",
 }  # fmt: skip
 """Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
 

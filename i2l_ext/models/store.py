@@ -152,8 +152,7 @@ def _in_modelscope_cache(cache: Path, repo: str) -> Iterator[Path]:
 
 
 def _newest(snapshots: Path) -> list[Path]:
-    found = snapshots.iterdir() if snapshots.is_dir() else ()
-    return sorted(found, key=lambda folder: -folder.stat().st_mtime)
+    return sorted(snapshots.iterdir() if snapshots.is_dir() else (), key=lambda folder: -folder.stat().st_mtime)
 
 
 def locate(checkpoint: Checkpoint, folders: Folders | None = None) -> list[Path] | None:
@@ -349,7 +348,7 @@ class CheckpointStatus:
 @dataclass(frozen=True)
 class ModelStatus:
     """A model as ``i2l models`` shows it. ``download_folder``: where a download goes. ``has_code``: it is a template,
-    whose code runs only after ``i2l models trust``."""
+    whose code runs only after ``i2l models trust``; ``agreed``: some state of it was agreed to, perhaps not this."""
 
     name: str
     arch: str
@@ -359,6 +358,7 @@ class ModelStatus:
     download_bytes: int
     download_folder: str
     has_code: bool = False
+    agreed: bool = False
 
     def json(self) -> dict[str, Any]:
         return asdict(self)

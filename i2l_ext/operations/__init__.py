@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2l_ext.operations import doctor, draw, library, lora_files, make, models, previews, trust
+from i2l_ext.operations import diffsynth, doctor, draw, library, lora_files, make, models, previews, trust
 from i2l_ext.operations.context import Context, Reporter, Step
 from i2l_ext.requests import Request
 
@@ -32,6 +32,8 @@ OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "models": models.list_models,
     "download": models.download_model,
     "trust": trust.trust_model,
+    "setup_plan": diffsynth.show_setup,
+    "setup": diffsynth.set_up_diffsynth,
     "verify": models.verify_models,
     "cache": models.encoder_cache,
     "doctor": doctor.examine_installation,

@@ -55,6 +55,7 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
         note = f"{pair.name} is the LoRA of grey pictures, for the negative branch."
         taken = pair.name != f"{made.name}{pipeline.GREY}"
         context.reporter.note(note + f" {made.name}{pipeline.GREY} was another file: rename one." * taken)
+        made = replace(made, grey=pair.name)
     _note_miniature(request, complete, context)
     return made
 

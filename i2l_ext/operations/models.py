@@ -98,8 +98,11 @@ class CacheResult:
 def list_models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
     """Every model and which of its files are here."""
     from i2l_ext.models.store import listing
+    from i2l_ext.templates.consent import agreed_digests
 
-    return ModelsResult(listing(structures=request.structures))
+    repos = {noted.get("repo") for noted in agreed_digests().values()}
+    rows = listing(structures=request.structures)
+    return ModelsResult([replace(row, agreed=row.has_code and row.parts[0].repo in repos) for row in rows])
 
 
 def plan_download(request: requests.DownloadRequest) -> DownloadPlan:

@@ -11,13 +11,16 @@ from i2l_ext.models import catalogue, store
 from i2l_ext.operations.context import Context
 from i2l_ext.templates import consent
 from i2l_ext.templates.cage import strongest_cage
+from i2l_ext.templates.python import find_python
 from i2l_ext.templates.repository import CODE, TemplateRepository
 
 
 @dataclass(frozen=True)
 class TrustResult:
-    """What would run. ``digest``: what the user agrees to; ``code``: sha256 of model.py; ``files``: of every file;
-    ``cage``: what this system stops and what it does not; ``agreed``: whether exactly this may run."""
+    """What would run. ``digest``: what the user agrees to; ``code``: sha256 of model.py, and ``text`` what it says;
+    ``files``: sha256 of every file; ``cage``: what this system ``stops`` and what it ``lets`` happen, in one line;
+    ``agreed``: whether exactly this may run; ``diffsynth``: the version through which it runs, None where there is
+    none."""
 
     model: str
     repo: str
@@ -30,6 +33,10 @@ class TrustResult:
     files: dict[str, str]
     cage: str
     agreed: bool
+    text: str
+    stops: tuple[str, ...]
+    lets: tuple[str, ...]
+    diffsynth: str | None
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,8 +56,16 @@ def trust_model(request: requests.TrustRequest, context: Context) -> TrustResult
         consent.withdraw(repository)
     elif request.digest is not None:
         consent.agree(repository, request.digest)
+    cage = strongest_cage()
     return TrustResult(
         model.name, repository.repo, repository.revision, repository.source, model.template.licence,
-        str(repository.folder), repository.digest, repository.hashes[CODE], repository.hashes, strongest_cage().line,
-        consent.has_consent(repository),
+        str(repository.folder), repository.digest, repository.hashes[CODE], repository.hashes, cage.line,
+        consent.has_consent(repository), repository.text, cage.stops, cage.lets, _diffsynth(context),
     )  # fmt: skip
+
+
+def _diffsynth(context: Context) -> str | None:
+    try:
+        return find_python(context.options.diffsynth).version
+    except UserError:
+        return None

@@ -21,7 +21,15 @@ from i2l_ext.requests.lora_files import (
     weighted_file,
 )
 from i2l_ext.requests.make import DTYPES, BatchRequest, MakeRequest, PreviewRequest
-from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
+from i2l_ext.requests.models import (
+    CacheRequest,
+    DownloadRequest,
+    ModelsRequest,
+    SetupPlanRequest,
+    SetupRequest,
+    TrustRequest,
+    VerifyRequest,
+)
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
 
 PROTOCOL = 2
@@ -32,8 +40,8 @@ REQUESTS: dict[str, type[Request]] = {
     for request in (
         MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
         ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
-        ModelsRequest, DownloadRequest, TrustRequest,
-        VerifyRequest, CacheRequest, DoctorRequest,
+        ModelsRequest, DownloadRequest, TrustRequest, SetupPlanRequest, SetupRequest, VerifyRequest, CacheRequest,
+        DoctorRequest,
     )
 }  # fmt: skip
 """By kind."""
@@ -42,6 +50,7 @@ __all__ = [
     "ADVICE", "CENTRE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "Square",
-    "TrustRequest", "VerifyRequest", "bad_request", "parse_crop", "parse_size", "weighted_file",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request",
+    "SetupPlanRequest", "SetupRequest", "Square", "TrustRequest", "VerifyRequest", "bad_request", "parse_crop",
+    "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from i2l_ext.requests.fields import Request, option
 
+TORCH_KINDS = ("auto", "cpu")
+
 HUBS = ("huggingface", "modelscope")
 
 
@@ -45,6 +47,26 @@ class TrustRequest(Request):
         "agree to run the code of exactly this digest", None, flags=("--agree",), metavar="SHA256"
     )
     withdraw: bool = option("agree no longer", False)
+
+
+@dataclass(frozen=True)
+class SetupPlanRequest(Request):
+    """What setting up DiffSynth-Studio would do: where, from where, how large. ``torch``: cpu, or auto, the kind that
+    runs here."""
+
+    kind: ClassVar[str] = "setup_plan"
+
+    torch: str = option("its build: cpu, or auto, as here (default)", "auto", choices=TORCH_KINDS)
+
+
+@dataclass(frozen=True)
+class SetupRequest(SetupPlanRequest):
+    """Set up DiffSynth-Studio, through which the v2 models run, in a folder of its own. ``agreed``: the user has seen
+    what it would do."""
+
+    kind: ClassVar[str] = "setup"
+
+    agreed: bool = option("do it without being asked", False, flags=("--yes",), local=True)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from i2l_ext.requests import (
     RankRequest,
     RepairRequest,
     Request,
-    TrustRequest,
     VerifyRequest,
 )
+from i2l_ext.service.consent import ConsentNeeded, Consents
 from i2l_ext.service.host import Host, list_loras
 from i2l_ext.service.library import Library
 from i2l_ext.service.model_list import ModelList, missing_parts
@@ -67,6 +67,7 @@ class Service:
         self.models = ModelList(self.queue, lambda: host.option("i2l_model"))
         self.targets = Targets(host, self.queue)
         self.library = Library(self)
+        self.consents = Consents(self)
         self.panes: dict[str, str] = {}
         """Job -> the pane where it was asked for, where its kind does not tell."""
         self._after: dict[str, list[str]] = {}
@@ -85,8 +86,8 @@ class Service:
         ask: bool = False, draw: bool = True, **values: Any,
     ) -> Job:  # fmt: skip
         """Make a LoRA. ``draw``: with one of the miniature it is shown what it draws. ``values``: other fields of a
-        MakeRequest; None stands for the default. With ``ask`` it raises
-        DownloadNeeded where the model is neither here nor on its way, once all the rest is found good."""
+        MakeRequest; None stands for the default. With ``ask`` it raises DownloadNeeded where the model is neither here
+        nor on its way, and ConsentNeeded where its code is not agreed to, once all the rest is found good."""
         if not pictures:
             raise UserError("There is no picture yet. Drop at least one.")
         model = self.models.choose() if model is None else model
@@ -113,6 +114,8 @@ class Service:
                 and any(row["name"] == model and not row["ready"] for row in self.models.rows() or ())
             ):
                 raise DownloadNeeded(model)
+            if ask and self.consents.is_needed(model):
+                raise ConsentNeeded(model)
             job = self.submit(free, replace(request, name=free), draw=draw)
         if fetching is not None:
             self._after.setdefault(fetching.id, []).append(job.id)
@@ -238,14 +241,6 @@ class Service:
             raise UserError(f"{model}: agree to the licences before the download ({licences}).", "licences")
         return self.submit(model, request)
 
-    def trust(self, model: str, digest: str = "") -> Job:
-        """See whose code a v2 model brings; with its ``digest``, agree to run it. That is for those who sit at this
-        machine: raises UserError where the page is open to others."""
-        self.models.find(model)
-        if digest and not self.host.is_local:
-            raise UserError(f"Agree to that at the machine itself: i2l models trust {model}", "forbidden")
-        return self.submit(model, TrustRequest(model, digest or None))
-
     def verify(self, model: str) -> Job:
         """Read every byte of a model's files."""
         self.models.find(model)
@@ -299,7 +294,7 @@ class Service:
             self.targets.forget()
             self.library.refresh()
             self.host.refresh_loras()
-        if job.kind in ("download", "verify", "make"):
+        if job.kind in ("download", "verify", "make", "trust"):
             self.models.rows(refresh=job.kind != "make")
 
 

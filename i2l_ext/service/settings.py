@@ -51,8 +51,8 @@ SETTINGS = (
             "WebUI; stand-alone: your user data folder.", folder=True),
     Setting("i2l_lora_folder", "", "LoRA folder", "Where LoRAs are saved. Empty: the WebUI's LoRA folder.",
             folder=True),
-    Setting("i2l_diffsynth", "", "DiffSynth-Studio", "The folder of the environment in which it is installed. The v2 "
-            "models run through it.", folder=True),
+    Setting("i2l_diffsynth", "", "DiffSynth-Studio", "The folder of an environment in which it is installed; the v2 "
+            "models run through it. Empty: the one that Models sets up.", folder=True),
     Setting("i2l_device", _ENGINE["device"].default, "Device", "Where the engine computes. auto: the graphics card if "
             "there is one.", ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
     Setting("i2l_precision", _ENGINE["precision"].default, "Precision", "Number format in which the encoders are "

@@ -1,16 +1,19 @@
 """Runs a template. Our own program never imports this: an installed DiffSynth-Studio's Python runs it as a script.
 
     python -I child.py FOLDER SCRATCH DEVICE MEMORY
+    python -I child.py check
 
-It reads SCRATCH/0.png, 1.png, ..., gives them to DiffSynth-Studio's own TemplatePipeline with the template in FOLDER,
-and writes the LoRA to SCRATCH/lora.safetensors. Until the template's code is loaded nothing of others has run; from
-then on nothing that this process says or writes is believed.
+The second only imports what the first needs. The first reads SCRATCH/0.png, 1.png, ..., gives them to
+DiffSynth-Studio's own TemplatePipeline with the template in FOLDER, and writes the LoRA to SCRATCH/lora.safetensors.
+Until the template's code is loaded nothing of others has run; from then on nothing that this process says or writes is
+believed.
 """
 
 import contextlib
 import importlib
 import pathlib
 import sys
+from typing import Any
 
 KEPT: list[object] = []
 """Declarations end with the object that made them."""
@@ -41,17 +44,20 @@ def declare_operators() -> None:
                 library.define(operator)
 
 
+def import_diffsynth() -> list[Any]:
+    """Its modules ``core`` and ``diffusion.template``."""
+    declare_operators()
+    return [importlib.import_module(f"diffsynth.{name}") for name in ("core", "diffusion.template")]
+
+
 def main(folder: str, scratch: str, device: str, memory: str) -> None:
     """See above."""
     set_bounds(int(memory))
     import torch
-
-    declare_operators()
     from PIL import Image
     from safetensors.torch import save_file
 
-    core, template = (importlib.import_module(f"diffsynth.{name}") for name in ("core", "diffusion.template"))
-
+    core, template = import_diffsynth()
     paths = sorted(pathlib.Path(scratch).glob("*.png"), key=lambda path: int(path.stem))
     pictures = [Image.open(path).convert("RGB") for path in paths]
     print("i2l: loading", flush=True)
@@ -68,4 +74,4 @@ def main(folder: str, scratch: str, device: str, memory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    import_diffsynth() if sys.argv[1:] == ["check"] else main(*sys.argv[1:])

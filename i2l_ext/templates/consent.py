@@ -25,7 +25,8 @@ def agreed_digests() -> dict[str, Any]:
         held = json.loads(record_path().read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return held if isinstance(held, dict) else {}
+    held = held if isinstance(held, dict) else {}
+    return {digest: noted for digest, noted in held.items() if isinstance(noted, dict)}
 
 
 def has_consent(repository: TemplateRepository) -> bool:

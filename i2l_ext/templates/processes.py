@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -61,7 +61,7 @@ def _processes() -> dict[int, _Process]:
     return found
 
 
-def end_tree(process: subprocess.Popen[bytes], tree: Tree) -> None:
+def end_tree(process: subprocess.Popen[Any], tree: Tree) -> None:
     """End the process and all that descend from it. In a process namespace the kernel does it with the first."""
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.templates.setup import own_environment
 
 VARIABLE = "I2L_DIFFSYNTH"
 """Names that Python, or the folder of its environment, where no option does."""
@@ -33,16 +34,17 @@ class DiffSynthPython:
 
 
 def find_python(named: str | None) -> DiffSynthPython:
-    """The Python that ``named``, or else the environment, says: the executable, or the folder of its environment.
+    """The Python that ``named``, or else the environment, says: the executable, or the folder of its environment;
+    without either the one that we have set up.
 
     Raises UserError where none is named, where it does not run, and where DiffSynth-Studio is not installed in it.
     """
-    place = named or os.environ.get(VARIABLE)
+    place = named or os.environ.get(VARIABLE) or own_environment()
     if not place:
         raise UserError(
-            "This model runs through DiffSynth-Studio. Install it in an environment of its own "
-            "(python -m venv ds; ds/bin/pip install diffsynth), then name that folder: --diffsynth ds."
-        )
+            "This model runs through DiffSynth-Studio. Have it set up in a folder of its own: i2l models diffsynth. Or "
+            "name the folder of the environment in which you have it: --diffsynth DIR.", "no_diffsynth",
+        )  # fmt: skip
     executable = _executable(Path(place).expanduser().absolute())
     try:
         asked = subprocess.run(

@@ -16,6 +16,8 @@ CODE = "model.py"
 
 MOST_FILES = 500
 CHUNK = 8 << 20
+MOST_TEXT = 256 << 10
+"""Bytes of the code that are shown."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ class TemplateRepository:
         ``sha256sum`` prints them, in the order of the names."""
         lines = "".join(f"{sha}  {name}\n" for name, sha in self.hashes.items())
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def text(self) -> str:
+        """What ``model.py`` says, for a person: characters that do not show, or show elsewhere than they stand, are
+        escaped; of a file that is longer than any model's code, the beginning. Raises UserError."""
+        try:
+            with (self.folder / CODE).open("rb") as stream:
+                said = stream.read(MOST_TEXT + 1)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be read ({error.strerror}).") from None
+        text = said[:MOST_TEXT].decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+        shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+        return shown + "\n[...]" * (len(said) > MOST_TEXT)
 
     @property
     def revision(self) -> str:

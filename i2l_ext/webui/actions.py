@@ -21,6 +21,11 @@ from i2l_ext.webui.page_form import read_form
 OFFERS = ("make", "models")
 """The panes where a download can be offered."""
 
+ELSEWHERE = "Do that on a page that was opened on this machine, as localhost or 127.0.0.1."
+
+AGREE_SECONDS = 60.0
+"""For which a page waits for its agreement to be written down: all files are hashed once more."""
+
 LORA_LISTS = ("inspect_file", "train_file")
 
 ERRORS = ("make_error", "train_error", "inspect_error", "models_error", "library_error")
@@ -35,9 +40,12 @@ def acted_controls() -> list[str]:
     return ["library_list", "crop", *ERRORS, *(f"{pane}_offer" for pane in OFFERS), *LORA_LISTS]
 
 
-def act(service: Service, text: str) -> Told:
-    """Do what a button says: the JSON ``{"action": …}``, with what the script has gathered around it in ``fields``."""
+def act(service: Service, text: str, *, opened_here: bool = False) -> Told:
+    """Do what a button says: the JSON ``{"action": …}``, with what the script has gathered around it in ``fields``.
+    ``opened_here``: on a page that was opened on this machine, which some actions are for alone."""
     said = read_form(text)
+    if said.get("action") in HERE_ALONE and not opened_here:
+        return {f"{_pane(said)}_error": error_line(ELSEWHERE)}
     action = ACTIONS.get(str(said.get("action")))
     if action is None:
         return {}
@@ -77,6 +85,43 @@ def _fetch(service: Service, said: Said) -> Told:
     return {f"{pane}_offer": then}
 
 
+def _look_at_code(service: Service, said: Said) -> Told:
+    job = service.consents.look(str(said.get("model")))
+    service.panes[job.id] = _pane(said)
+    return {f"{_pane(said)}_offer": ""}
+
+
+def _agree(service: Service, said: Said) -> Told:
+    """Agree to what the page has shown; where a LoRA is to be made after it, the page then presses that button."""
+    job = service.consents.accept(str(said.get("token")))
+    service.panes[job.id] = pane = _pane(said)
+    try:
+        service.queue.wait(job.id, AGREE_SECONDS)
+    except TimeoutError:
+        return {f"{pane}_offer": ""}
+    agreed = job.state == "done" and job.result["agreed"]
+    then = element("i", data_i2l_then="i2l_make", data_i2l_id=job.id) if agreed and said.get("make") is True else ""
+    return {f"{pane}_offer": then}
+
+
+def _withdraw(service: Service, said: Said) -> Told:
+    job = service.consents.withdraw(str(said.get("model")))
+    service.panes[job.id] = _pane(said)
+    return {f"{_pane(said)}_offer": ""}
+
+
+def _plan_setup(service: Service, said: Said) -> Told:
+    job = service.consents.plan_setup()
+    service.panes[job.id] = _pane(said)
+    return {f"{_pane(said)}_offer": ""}
+
+
+def _set_up(service: Service, said: Said) -> Told:
+    job = service.consents.set_up()
+    service.panes[job.id] = _pane(said)
+    return {f"{_pane(said)}_offer": ""}
+
+
 def _verify(service: Service, said: Said) -> Told:
     service.verify(str(said.get("model")))
     return {}
@@ -106,9 +151,13 @@ def _choose(service: Service, said: Said) -> Told:
 ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
     "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
-    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), **LIBRARY_ACTIONS,
+    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), "look_at_code": (_look_at_code, None), "agree": (_agree, None),
+    "withdraw": (_withdraw, None), "plan_setup": (_plan_setup, None), "set_up": (_set_up, None), **LIBRARY_ACTIONS,
 }  # fmt: skip
 """What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
+
+HERE_ALONE = frozenset({"agree", "withdraw", "set_up"})
+"""Actions for those who sit at this machine."""
 
 
 def _pane(said: Said) -> str:

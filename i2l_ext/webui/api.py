@@ -159,7 +159,7 @@ def _download(service: Service, model: str, source: str, agree: bool) -> Job:
 
 def _trust(service: Service, model: str, digest: str) -> Job:
     _model_rows(service)
-    return service.trust(model, digest)
+    return service.consents.agree(model, digest) if digest else service.consents.look(model)
 
 
 def _convert_each(service: Service, loras: list[str], to: str, **values: Any) -> list[Job]:

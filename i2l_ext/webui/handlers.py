@@ -10,6 +10,7 @@ import gradio as gr
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library.names import NameRefused
+from i2l_ext.service.consent import ConsentNeeded
 from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.service.service import DownloadNeeded, Service, checked_weights, tray_pictures
 from i2l_ext.service.settings import AS_MADE, SETTINGS
@@ -24,7 +25,7 @@ from i2l_ext.webui.rank_curve import show_rank_curve
 
 NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
 
-MAKE_FIELDS = ("strength", "rank", "dialect", "dtype", "description", "activation_text")
+MAKE_FIELDS = ("strength", "rank", "dialect", "dtype", "description", "activation_text", "grey")
 """Controls that are named like their field of MakeRequest."""
 
 
@@ -126,6 +127,8 @@ def _bind_make(service: Service, c: Components) -> None:
             return ["", "", html.name_line(error)]
         except DownloadNeeded as error:
             return ["", actions.offer_download(service, error.model, "make", then_make=True)["make_offer"], gr.update()]
+        except ConsentNeeded as error:
+            service.panes[service.consents.look(error.model).id] = "make"
         except UserError as error:
             return [error_line(str(error)), "", gr.update()]
         return ["", "", gr.update()]
@@ -166,8 +169,8 @@ def _bind_jobs(service: Service, c: Components) -> None:
 
     controls = actions.acted_controls()
 
-    def act(target: str) -> list[Any]:
-        told = actions.act(service, target)
+    def act(request: gr.Request, target: str) -> list[Any]:
+        told = actions.act(service, target, opened_here=opened_locally(request.headers))
         return [told.get(name, gr.update()) for name in controls]
 
     gradio_versions.on(c["act"].click, act, [c["target"]], [c[name] for name in controls])

@@ -7,11 +7,18 @@ from typing import Any
 
 from i2l_ext.engine.job import Job
 from i2l_ext.engine.queue import BRIEF
-from i2l_ext.webui.markup import Markup, element, error_line, format_seconds, join, sized, value, word
+from i2l_ext.webui.markup import Markup, action_button, element, error_line, format_seconds, join, sized, value, word
 from i2l_ext.webui.texts import STEPS, WORDS
 
 PAUSED = {"download": {"cancel": "pause", "cancelled": "paused"}}
 """Kinds of jobs that go on where they were stopped -> other words for that."""
+
+ANSWERS = {
+    "untrusted": ("code_unagreed", "see_code", "look_at_code", "make"),
+    "no_diffsynth": ("no_diffsynth", "set_up_diffsynth", "plan_setup", "make"),
+}
+"""Code of a failure that a button can answer -> what is said in place of the engine's words, which are for a terminal;
+the button, its action, and the pane where that goes on."""
 
 
 def overview(active: Sequence[Job], places: Mapping[str, str | None]) -> Markup:
@@ -91,6 +98,11 @@ def failure(job: Job) -> Markup:
     told = {"class_": "i2l-job i2l-failed", "data_i2l_id": job.id, "data_i2l_said": f"{job.title}: {WORDS[state]}"}
     if job.state == "cancelled":
         return element("section", header, **told)
+    answer = ANSWERS.get(job.code or "")
+    if answer is not None:
+        said, key, action, pane = answer
+        act = action_button(key, action, primary=True, model=str(job.request.get("model")), pane=pane)
+        return element("section", header, element("p", word(said), class_="i2l-error", role="alert"), act, **told)
     hint = element("p", job.hint) if job.hint else None
     last = element("details", element("summary", word("last_output")), element("pre", "\n".join(job.tail), tabindex=0))
     return element("section", header, error_line(job.error or ""), hint, last if job.tail else None, **told)

@@ -55,7 +55,9 @@ def word_of(line: str) -> Markup:
 def readiness(row: Row, fetching: Collection[str], pane: str) -> Markup:
     """That a model is ready, or on its way, or a button that offers its download in the pane."""
     if row["ready"]:
-        return element("em", word("ready"), class_="i2l-ready")
+        ready = element("em", word("ready"), class_="i2l-ready")
+        see = action_button("see_code", "look_at_code", model=row["name"], pane=pane)
+        return element("span", ready, " ", see, class_="i2l-missing") if row.get("has_code") else ready
     if row["name"] in fetching:
         return element("em", word("fetching"), class_="i2l-missing")
     key = "resume" if row.get("fetched_bytes") else "download"

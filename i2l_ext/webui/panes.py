@@ -11,7 +11,7 @@ from i2l_ext.image_plugins import accepted_types
 from i2l_ext.requests import ExportRequest
 from i2l_ext.service.service import Service
 from i2l_ext.service.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, SETTINGS, Setting
-from i2l_ext.webui import html
+from i2l_ext.webui import consent_views, html
 from i2l_ext.webui.batch_pane import batch_pane
 from i2l_ext.webui.library_pane import library_pane
 from i2l_ext.webui.markup import quiet_line
@@ -67,6 +67,7 @@ def make_pane(service: Service, c: Components) -> None:
                 _add(c, gr.Textbox, "subfolder", lines=1, value=option("i2l_subfolder"))
                 _add(c, gr.Textbox, "description", lines=2)
                 _add(c, gr.Textbox, "activation_text", lines=1)
+                _add(c, gr.Checkbox, "grey", value=False)
             _button(c, "make", "primary")
             for id in ("make_error", "make_offer", "make_activity", "make_fetched", "make_repaired", "make_result"):
                 _html(c, id)
@@ -105,6 +106,7 @@ def models_pane(service: Service, c: Components) -> None:
     for id in ("models_error", "models_offer", "models_activity", "models_fetched", "models_result"):
         _html(c, id)
     _html(c, "catalogue", quiet_line("looking"))
+    _html(c, "diffsynth", consent_views.diffsynth_section(service))
     _button(c, "doctor")
     _html(c, "doctor_result")
 

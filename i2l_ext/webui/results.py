@@ -52,7 +52,7 @@ def show_make(job: Job, earlier: Sequence[Job], host: Host) -> Markup:
     rows = facts(
         ("file", value(result["file"])), ("size", value(format_bytes(result["bytes"]))),
         ("rank", value(result["rank"])), ("modules", value(result["modules"])), ("dialect", value(result["dialect"])),
-        ("time", time), *_loss(result),
+        ("time", time), *_loss(result), *([("grey", value(result["grey"]))] if result.get("grey") else []),
     )  # fmt: skip
     body = element("div", element("h3", value(result["name"])), _prompt(job, host), rows, class_="i2l-made")
     drawn = _figure(result["drawn"], "drawn", caption=True) if result.get("drawn") else None

@@ -29,6 +29,10 @@ CONTROLS = {
     "subfolder": Text("Sub-folder", "Inside the LoRA folder. It is made if it is not there."),
     "description": Text("Description", "Shown on the LoRA's card."),
     "activation_text": Text("Activation text", "Put into the prompt together with the LoRA when its card is clicked."),
+    "grey": Text(
+        "Also a LoRA of grey pictures",
+        "NAME-grey, for the negative branch of guidance, beside NAME for the positive one.",
+    ),
     "make": Text("Make the LoRA", "Start. The pictures are analysed once; making it again with other shares is fast."),
     "inspect_file": Text("LoRA", "A LoRA of your LoRA folder."),
     "inspect_drop": Text("or drop a LoRA", "A .safetensors file from anywhere."),
@@ -164,6 +168,7 @@ WORDS = {
     "start": "Start",
     "encode": "Analyse the pictures",
     "decode": "Write the LoRA",
+    "template": "Run the model's code",
     "saved": "Saved.",
     "saved_as_file": "Saved as",
     "share_wrong": "A share is a number greater than 0. To leave a picture out, remove it.",
@@ -240,9 +245,46 @@ WORDS = {
     "make_anew": "Make anew",
     "discard": "Move to the trash",
     "discarded": "LoRAs in the trash:",
+    "grey": "Its grey pair",
+    "trust": "Look at the code",
+    "setup_plan": "See what a set-up needs",
+    "setup": "Set up",
+    "whose_code": "Whose code would run:",
+    "not_ours": "This model brings code of its own. It is not ours, and we have not checked it. It runs only if you "
+    "agree to exactly these files; if one of them changes, you are asked again.",
+    "may_run": "You have agreed to exactly these files: the code may run.",
+    "repository": "Repository",
+    "revision": "Revision",
+    "read_it": "Read it there",
+    "code_hash": "SHA-256 of model.py",
+    "digest": "Digest of all files",
+    "sha256": "SHA-256",
+    "all_hashes": "SHA-256 of every file, the weights among them",
+    "read_code": "Read the code:",
+    "runs_through": "Runs through",
+    "not_set_up": "DiffSynth-Studio is not set up here yet. Press the button below, or name the folder of an "
+    "environment that has it in Settings.",
+    "cage_stops": "This system stops",
+    "cage_lets": "This system does not stop",
+    "nothing_of_these": "nothing of these",
+    "agree_there": "To agree, sit at the machine itself and enter",
+    "agree_to_code": "I have read this and agree to run it",
+    "agree_and_make": "I have read this and agree: run it, and make the LoRA",
+    "agree_no_longer": "I agree no longer",
+    "see_code": "See its code",
+    "code_unagreed": "This model brings code of its own, and you have not agreed to run it as it is now.",
+    "no_diffsynth": "This model runs through DiffSynth-Studio, which is not set up here.",
+    "set_up_diffsynth": "Set up DiffSynth-Studio",
+    "runs_v2": "runs the v2 models",
+    "set_up_how": "It goes into a folder of its own, in exact versions. No other program's packages are touched. If "
+    "you have it already, name the folder of its environment in Settings instead.",
+    "set_up": "Set it up",
+    "is_set_up": "Set up:",
+    "on_disk": "On the disk",
+    "torch_from": "PyTorch from",
 }
 
-STEPS = ("start", "encode", "decode")
+STEPS = ("start", "encode", "decode", "template", "setup")
 """First words of the ids of steps, which are keys of WORDS."""
 
 

@@ -17,6 +17,7 @@ from i2l_ext.service.targets import WRITES_LORA
 from i2l_ext.webui import job_views, model_views, results
 from i2l_ext.webui.actions import LORA_LISTS
 from i2l_ext.webui.batch_pane import show_batch
+from i2l_ext.webui.consent_views import show_set_up, show_setup_plan, show_trust
 from i2l_ext.webui.handlers import name_told, slider_rank
 from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
@@ -24,7 +25,7 @@ from i2l_ext.webui.rank_curve import show_rank_curve
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
 
-Show = Callable[[Job, Service, Mapping[str, Any]], str]
+Show = Callable[[Job, Service, Mapping[str, Any]], str | None]
 
 RESULTS: Mapping[str, tuple[str, Show]] = {
     "make": ("make_result", lambda job, service, form: results.show_make(job, _earlier(service, job), service.host)),
@@ -38,6 +39,9 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "curve": ("train_curve", lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
     "export": ("train_result", lambda job, service, form: results.show_export(job, service.host)),
     "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
+    "trust": ("{pane}_offer", lambda job, service, form: show_trust(job, service, pane_of(job, service) or "models")),
+    "setup_plan": ("{pane}_offer", lambda job, service, form: show_setup_plan(job, pane_of(job, service) or "models")),
+    "setup": ("{pane}_fetched", lambda job, service, form: show_set_up(job)),
     "verify": ("models_result", lambda job, service, form: results.show_verify(job)),
     "doctor": ("doctor_result", lambda job, service, form: results.show_doctor(job)),
 }
@@ -46,14 +50,26 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 PANES_OF = {
     "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
     "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
-    "discard": "library", "batch": "batch",
+    "discard": "library", "batch": "batch", "trust": "models", "setup_plan": "models", "setup": "models",
 }  # fmt: skip
 """Kind of job -> the pane that shows it at work, unless the service knows where it was asked for. Jobs of other kinds
 are shown above all panes."""
 
 ACTIVE_PANES = tuple(dict.fromkeys(PANES_OF.values()))
 
-BLOCKS = ("library_list", "library_repaired", "make_repaired", "inspect_repaired", "make_fetched", "models_fetched")
+QUESTIONS = frozenset({"trust", "setup_plan"})
+"""Kinds whose results are questions: a page that opens does not ask what another one has asked."""
+
+BLOCKS = (
+    "make_offer",
+    "models_offer",
+    "library_list",
+    "library_repaired",
+    "make_repaired",
+    "inspect_repaired",
+    "make_fetched",
+    "models_fetched",
+)
 """Those of RESULTS with a pane in their names."""
 
 LOST_CODES = ("cut_off", "lost")
@@ -106,7 +122,10 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         done = [job for job in ended if job.kind == kind and job.state == "done"]
         if done and seen.get(kind) != done[-1].id:
             seen[kind] = done[-1].id
-            told[block.format(pane=panes[done[-1].id])] = show(done[-1], service, form)
+            if kind in QUESTIONS and not seen.get("greeted"):
+                continue
+            shown = show(done[-1], service, form)
+            told |= {} if shown is None else {block.format(pane=panes[done[-1].id]): shown}
     for block, kinds in {"make_repaired": ("make", "mend"), "inspect_repaired": ("inspect", "mend")}.items():
         if [job.kind for job in ended if job.state == "done" and job.kind in kinds][-1:] == [kinds[0]]:
             told[block] = ""  # it was of another LoRA
