@@ -14,7 +14,7 @@ from PIL import Image
 
 from i2l_ext import images, pipeline
 from i2l_ext.converters.lora import Lora, concatenate
-from i2l_ext.embed import Embeddings, embed
+from i2l_ext.embed import embed
 from i2l_ext.models import catalogue
 from i2l_ext.weights.compute import NO_CALLBACKS
 
@@ -101,9 +101,7 @@ class Evaluator:
         loras = []
         with ExitStack() as stack:
             for n in range(len(pictures)):
-                tokens = {side: values[n : n + 1] for side, values in embedded.tokens.items()}
-                own = Embeddings(embedded.image[n : n + 1], tokens)
-                parts = pipeline.decode(model, files, own, [1.0], NO_CALLBACKS, stack)
+                parts = pipeline.decode(model, files, embedded.rows(n, n + 1), [1.0], NO_CALLBACKS, stack)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))
