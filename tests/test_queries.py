@@ -1,17 +1,39 @@
 """The predictor of arXiv 2606.13809: our decoder against a plain implementation written from its description, pictures
 that are seen together, what a header may say, and how it is trained."""
 
+import json
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import yaml
+from safetensors.torch import load_file, save_file
 
+from i2l_ext import images
+from i2l_ext.commands.main import main
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.decoder import DecoderSpec
 from i2l_ext.decoder.decode import Decoder
 from i2l_ext.decoder.spec import TransformerSpec, spec_of
-from small_encoders import relative, save, weights
+from i2l_ext.embed import embed
+from i2l_ext.encoders.dims import SIGLIP2_MINI
+from i2l_ext.mini import dataset
+from i2l_ext.mini.base import MiniBase
+from i2l_ext.mini.sampler import WEIGHTS
+from i2l_ext.models import catalogue
+from i2l_ext.models.heads import seeing_patches
+from i2l_ext.training import config, experts, loop
+from i2l_ext.training.examples import Examples, style_ranges
+from i2l_ext.training.heads import whitening_matrix
+from i2l_ext.training.metrics import read_metrics
+from i2l_ext.training.queries import References, TrainableQueries
+from i2l_ext.weights.compute import Callbacks, ComputeOptions
+from small_encoders import SIGLIP, relative, save, weights
+from test_make import assert_same, deltas
+from test_training import small
 
 TOKEN, WIDTH, RANK = 20, 24, 3
 SPEC = DecoderSpec(MINI, WIDTH, 5, RANK, None, "queries", TransformerSpec(TOKEN, WIDTH, 3, 2, 8, 40))
@@ -167,3 +189,312 @@ def test_dimensions_are_read_from_the_header(arch):
     for key in ("image.bias", "blocks.4.mlp.up.weight", next(iter(spec.queries))):
         assert spec_of({name: shape for name, shape in spec.shapes.items() if name != key}) is None
     assert spec_of(spec.shapes | {"more": (1,)}) is None
+
+
+# ---- a block at a time
+
+
+def test_a_block_of_weights_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    from i2l_ext.weights import stream as streaming
+
+    deep = DecoderSpec(MINI, 64, 5, RANK, None, "queries", TransformerSpec(TOKEN, 64, 16, 4, 16, 1024))
+    path = save(tmp_path / "heads.safetensors", weights(deep.shapes))
+    sizes, plain = [], streaming.page_buffer
+    monkeypatch.setattr(streaming, "page_buffer", lambda nbytes: (sizes.append(nbytes), plain(nbytes))[1])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    made(path, pictures(2), [0.5, 0.5], deep)
+    block = 4 * sum(map(math.prod, deep.transformer.block.values()))
+    queries = 4 * sum(map(math.prod, (*deep.queries.values(), *deep.transformer.ends.values())))
+    blocks = [size for size in sizes if block <= size < 2 * block]
+    assert len(blocks) == 2, "one in use, one that is read ahead"
+    assert sum(sizes) < path.stat().st_size / 4
+    assert sum(sizes) - sum(blocks) < 2 * queries + 8192 * (len(deep.queries) + 20)
+
+
+def test_it_can_be_stopped_in_the_transformer(stored):
+    from i2l_ext.converters.errors import Cancelled
+
+    with Decoder(stored[1], SPEC, Callbacks(cancelled=lambda: True)) as decoder:
+        lora = decoder.lora(pictures(1), [1.0])
+        with pytest.raises(Cancelled):
+            lora[next(iter(lora))]
+
+
+# ---- from pictures to file
+
+
+@pytest.fixture(scope="module")
+def own_heads(tmp_path_factory):
+    """A file of heads for the small models of the tests: their SigLIP2 has 16 tokens of 64 numbers a picture."""
+    spec = replace(SPEC, transformer=replace(SPEC.transformer, token=SIGLIP.width))
+    return spec, save(tmp_path_factory.mktemp("own") / "queries.safetensors", weights(spec.shapes))
+
+
+def tokens_of(world, paths):
+    """What transformers' own SigLIP makes of the pictures."""
+    from transformers import SiglipVisionModel
+
+    from i2l_ext.embed import NORMALIZATIONS
+    from i2l_ext.encoders import siglip2
+    from i2l_ext.encoders.keys import file_key
+
+    model, how = SiglipVisionModel(siglip2.config(SIGLIP)).eval(), NORMALIZATIONS["siglip2"]
+    saved = load_file(world.file("small-siglip2"))
+    model.load_state_dict({key: saved[file_key("siglip2", key)] for key in model.state_dict()})
+    squares = [images.open_image(path).square for path in paths]
+    pixels = [images.pixels(square, SIGLIP.image, how.mean, how.std, rounded=how.rounded) for square in squares]
+    with torch.no_grad():
+        return model(torch.stack([torch.from_numpy(one) for one in pixels])).last_hidden_state
+
+
+def test_pictures_are_seen_together(make, world, own_heads):
+    _, path = own_heads
+    made = make("--heads", path, "--weights", 2, 2, 1, "--strength", 0.8, pictures=world.pictures)
+    assert made["rank"] == RANK and [one["weight"] for one in made["images"]] == [0.4, 0.4, 0.2]
+    expected = plain_lora(load_file(path), tokens_of(world, world.pictures), [1, 1, 0.5])
+    assert_same(deltas(made["file"]), {path: 0.8 * (up @ down).float() for path, (down, up) in expected.items()}, 1e-4)
+
+
+def test_tokens_and_pooled_embeddings_are_both_cached(make, world, own_heads, monkeypatch):
+    from i2l_ext.encoders import siglip2
+
+    first = {"pooled": make("--name", "a"), "tokens": make("--name", "b", "--heads", own_heads[1])}
+    monkeypatch.setattr(siglip2, "encode", lambda *_: pytest.fail("it was computed again"))
+    again = {"pooled": make("--name", "c"), "tokens": make("--name", "d", "--heads", own_heads[1])}
+    for which, made in again.items():
+        assert_same(deltas(made["file"]), deltas(first[which]["file"]), 0)
+
+
+def test_each_lora_sees_its_own_pictures(make, world, own_heads, tmp_path, capsys):
+    folder = tmp_path / "styles" / "pair"
+    folder.mkdir(parents=True)
+    for number, to in enumerate((folder.parent / "one.png", folder / "a.png", folder / "b.png")):
+        shutil.copy(world.pictures[number], to)
+    options = ["--lora-dir", tmp_path / "each", "--heads", own_heads[1], "--model", "small", "--precision", "fp32"]
+    assert main(["make", "--each", str(folder.parent), "--json", *map(str, options)]) == 0
+    found = {one["name"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {one["rank"] for one in found.values()} == {RANK}
+    for name, pictures in (("one", world.pictures[:1]), ("pair", world.pictures[1:])):
+        alone = make("--heads", own_heads[1], "--name", name, pictures=pictures)
+        assert_same(deltas(found[name]["file"]), deltas(alone["file"]), 1e-4)
+
+
+def test_the_grey_pair_is_of_this_kind_too(make, world, own_heads):
+    made = make("--heads", own_heads[1], "--grey", pictures=world.pictures)
+    file = Path(made["file"])
+    grey = deltas(file.with_name(f"{made['name']}-grey.safetensors"))
+    assert grey.keys() == deltas(file).keys()
+    with pytest.raises(AssertionError):
+        assert_same(grey, deltas(file), 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda spec: replace(spec, transformer=replace(spec.transformer, token=9)), "take patch tokens of 9, not 64"),
+        (lambda spec: replace(spec, arch=Z_IMAGE), "write for Z-Image"),
+        (lambda spec: replace(spec, embed=WIDTH + 1), "not the heads of an i2L model"),
+        ({"blocks.0.attention.qkv.weight": (50, WIDTH)}, "'blocks.0.attention.qkv.weight' has the shape [50, 24]"),
+        ({"blocks.1.mlp.down.weight": (WIDTH, 41)}, "'blocks.1.mlp.down.weight' has the shape [24, 41]"),
+        ({"norm.weight": (WIDTH + 1,)}, "'norm.weight' has the shape [25] and not [24]"),
+        ({"blocks.2.attention.norm_k.weight": None}, "'blocks.2.attention.norm_k.weight' is missing"),
+        ({"blocks.9.more": (1,)}, "is missing"),
+        ({"image.weight": (WIDTH, 64, 1)}, "not the heads of an i2L model"),
+        ({"blocks.0.attention.norm_q.weight": (0,)}, "not the heads of an i2L model"),
+    ],
+    ids=str,
+)
+def test_dimensions_that_do_not_fit_get_one_line(make, own_heads, tmp_path, change, told):
+    spec, _ = own_heads
+    changed = spec.shapes | change if isinstance(change, dict) else change(spec).shapes
+    path = tmp_path / "wrong.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in changed.items() if shape is not None}, path)
+    code, error = make("--heads", path)
+    assert code == 1 and told in error and error.count("\n") == 1
+    assert not list((tmp_path / "Lora").glob("*"))
+
+
+# ---- training
+
+
+def small_expert(**changes):
+    raw = {"name": "queries", "kind": "queries", "compress": 5, "rank": RANK, "schedule": {"steps": 4, "batch": 4}}
+    raw["queries"] = {"width": WIDTH, "depth": 2, "heads": 3, "mlp": 16, "references": 3}
+    return raw | changes
+
+
+def expert_of(raw):
+    return config.parse_config({"name": "n", "output": "o", "experts": [raw]}).experts[0]
+
+
+def examples_of(counts, contents=None, tokens=5):
+    """Examples of styles with ``counts`` pictures, their patch tokens random."""
+    first, count = style_ranges(counts)
+    nothing, generator = torch.zeros(len(first), 1, 1), torch.Generator().manual_seed(0)
+    return Examples(
+        first, count, nothing[..., None], *[nothing] * 5, content=contents and torch.tensor(contents),
+        patches=torch.randn(len(first), tokens, TOKEN, generator=generator).half(),
+        grey=torch.full((1, tokens, TOKEN), 0.5).half(),
+    )  # fmt: skip
+
+
+def test_what_is_trained_makes_the_same_lora_in_the_decoder(tmp_path):
+    torch.manual_seed(0)
+    module = TrainableQueries(MINI, TOKEN, expert_of(small_expert()))
+    for down, up in module(pictures(4).view(2, 2, 7, TOKEN)).values():
+        assert up.shape[0] == down.shape[0] == 2 and up.abs().max() == 0 and down.abs().max() > 0
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    module.whitening = whitening_matrix(pictures(9).flatten(0, 1) * torch.logspace(-1, 1, TOKEN), 0.01)
+    tensors = module.folded_state_dict()
+    spec = spec_of({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    assert spec == module.spec
+    with torch.no_grad():
+        found = {path: (down[0], up[0]) for path, (down, up) in module(pictures(3)[None]).items()}
+    theirs = made(save(tmp_path / "heads.safetensors", tensors), pictures(3), [1 / 3] * 3, spec)
+    assert differ(found, theirs) < 1e-4
+
+
+def test_references_and_target_share_the_style_and_not_the_content():
+    styles, contents = [4, 1, 3, 2], [0, 1, 1, 2, 5, 3, 3, 3, 0, 4]
+    examples = examples_of(styles, contents)
+    style, content = torch.arange(4).repeat_interleave(torch.tensor(styles)), torch.tensor(contents)
+    rows = torch.arange(10).repeat(60)
+    found = examples.sample_other_contents(rows, 3, torch.Generator().manual_seed(0))
+    assert found.shape == (600, 3) and (style[found] == style[rows, None]).all()
+    lonely = ((rows >= 4) & (rows < 8))[:, None]  # the only picture of its style, and pictures that show the same
+    assert ((content[found] != content[rows, None]) | lonely).all()
+    assert (found[rows == 4] == 4).all() and (found[rows == 5] != 5).all()
+    assert all(len(set(one.tolist())) == 3 for one in found[(rows == 0) | (rows == 3)])
+    assert all(set(one.tolist()) == {0, 3} for one in found[rows == 1]), "two are there: they repeat"
+    assert {tuple(sorted(one.tolist())) for one in found[rows == 8]} == {(9, 9, 9)}
+    plain = examples_of(styles)
+    assert (plain.sample_other_contents(rows, 1, torch.Generator())[:, 0] != rows)[rows != 4].all()
+
+
+def test_a_step_sees_one_or_several_pictures_and_sometimes_grey():
+    examples = examples_of([4] * 50)
+    expert = expert_of(small_expert(queries={**small_expert()["queries"], "grey": 0.25}))
+    counts, grey = set(), 0
+    targets = torch.arange(200)
+    for step in range(20):
+        seen = References.sample(expert, examples, targets, torch.Generator().manual_seed(step))
+        counts.add(seen.rows.shape[1])
+        tokens = seen.tokens(examples, slice(50, 150))
+        assert tokens.shape == (100, seen.rows.shape[1], 5, TOKEN)
+        assert torch.equal((tokens == 0.5).flatten(1).all(1), seen.grey[50:150])
+        grey += int(seen.grey.sum())
+        own = References.sample(replace(expert, target="self"), examples, targets, torch.Generator().manual_seed(step))
+        assert torch.equal(own.rows[:, 0], targets)
+    assert counts == {1, 2, 3} and 0.2 < grey / 4000 < 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"view": 16}, "queries takes patch tokens alone: leave out view and upon."),
+        ({"target": "base"}, "choose pair or self."),
+        ({"queries": {"width": 96, "heads": 5}}, "the width must be a multiple of it."),
+        ({"queries": {"heads": 0}}, "the width must be a multiple of it."),
+        ({"queries": {"references": 0}}, "queries.references: at least 1."),
+        ({"queries": {"depth": 0}}, "depth and mlp must be at least 1."),
+        ({"queries": {"grey": 1.5}}, "queries.grey: a share, 0 to 1."),
+        ({"queries": {"widht": 1}}, "did you mean 'width'?"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_get_one_line(tmp_path, capsys, change, told):
+    path, raw = small(tmp_path)
+    raw["experts"] = [small_expert(**change)]
+    path.write_text(yaml.safe_dump(raw))
+    assert main(["train", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+    raw["experts"] = [small_expert(), {"name": "more", "upon": ["queries"], "schedule": {"steps": 1}}]
+    path.write_text(yaml.safe_dump(raw))
+    assert main(["train", str(path)]) == 1 and "which stands alone" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A configuration of one small expert, and a folder with the shipped base and encoders and a few examples."""
+    folder = tmp_path_factory.mktemp("prepared")
+    _, raw = small(folder)
+    schedule = {"steps": 4, "batch": 2, "learning_rate": 3.0e-3, "warmup": 1, "log_every": 1, "save_every": 2}
+    raw["experts"] = [small_expert(even=0.01, rank=1, schedule=schedule)]
+    for part in ("base", "siglip2", "dinov3", "qwen_vl", "judge"):
+        (folder / f"{part}.safetensors").symlink_to(WEIGHTS / f"{part}.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "BASE_IMAGES", 2)
+        dataset.make_examples(expert_data(raw), folder, [], True, 0).save(folder / "examples.safetensors")
+    return raw, folder
+
+
+def expert_data(raw):
+    return config.parse_config({**raw, "experts": []}).data
+
+
+def test_examples_have_the_tokens_that_a_make_sees(prepared):
+    """The same pictures through the pipeline: SigLIP2 of the miniature, half precision apart."""
+    _, folder = prepared
+    examples = Examples.load(folder / "examples.safetensors")
+    assert examples.patches.shape == (36, SIGLIP2_MINI.tokens, SIGLIP2_MINI.width)
+    grey = images.plain((128, 128, 128))
+    model = seeing_patches(catalogue.MODELS["mini"])
+    files = {"mini-siglip2": [folder / "siglip2.safetensors"]}
+    seen = embed([grey], model, files, ComputeOptions(dtype="float32"))
+    assert relative(examples.grey, seen.image) < 2e-3
+
+
+def test_a_stopped_run_ends_as_a_whole_one_and_as_another(prepared, tmp_path, monkeypatch):
+    raw, source = prepared
+    ends = []
+    for name in ("whole", "again", "stopped"):
+        folder, path = tmp_path / name, tmp_path / f"{name}.yaml"
+        folder.mkdir()
+        for file in source.glob("*.safetensors"):
+            (folder / file.name).symlink_to(file.resolve())
+        path.write_text(yaml.safe_dump({**raw, "output": str(folder)}))
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                patch.setattr(loop.TrainingCheckpoint, "save", stop_after(loop.TrainingCheckpoint.save))
+                assert main(["train", str(path)]) == 130
+            assert not (folder / "queries.safetensors").exists()
+        assert main(["train", str(path)]) == 0
+        curve = {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl")}
+        ends.append((load_file(folder / "queries.safetensors"), curve))
+    (whole, curve), *others = ends
+    assert spec_of({key: tuple(tensor.shape) for key, tensor in whole.items()}) is not None
+    assert whole["image.weight"].dtype == torch.bfloat16 and len(curve) == 4
+    for tensors, losses in others:
+        assert losses == curve and all(torch.equal(tensors[key], whole[key]) for key in whole)
+
+
+def test_it_learns(prepared):
+    raw, folder = prepared
+    base = MiniBase.load(folder / "base.safetensors")
+    expert = expert_of({**raw["experts"][0], "schedule": {"steps": 1, "batch": 4}})
+    task = experts.expert_task(expert, base, Examples.load(folder / "examples.safetensors"), [], seed=0)
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = task.loss(task.module, task.rng(0), slice(0, 4))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in (task.module.weights[k] for k in LEARNING))
+
+
+LEARNING = ("image/weight", "image/bias", "norm/weight", "blocks/0/attention/qkv/weight", "blocks/1/mlp/down/weight")
+
+
+def stop_after(save):
+    """A checkpoint's ``save`` as it is when somebody stops the run just after it."""
+
+    def stopped(self, step):
+        save(self, step)
+        raise KeyboardInterrupt
+
+    return stopped

@@ -149,8 +149,8 @@ class EmbeddingCache:
 def embedding_key(pixels: bytes, encoder: str, identity: str, dtype: str) -> str:
     """The key of an embedding: equal pixels, encoder, weights and arithmetic give an equal embedding.
 
-    ``encoder`` is the ``output`` of its checkpoint, ``identity`` a text that changes when its files do, ``dtype`` that in
-    which it is computed.
+    ``encoder`` is the ``output`` of its checkpoint, ``identity`` a text that changes when its files do, ``dtype`` that
+    in which it is computed.
     """
     facts = (sha256(pixels).hexdigest(), encoder, identity, dtype)
     return sha256("\n".join(facts).encode()).hexdigest()

@@ -13,8 +13,8 @@ WIDE_DTYPES = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class SiglipDims:
-    """A SigLIP vision tower with an attention-pooled head; pictures of ``image`` x ``image`` pixels. ``pooled``: whether
-    a picture's embedding is the vector of that head, or the normed tokens of all patches."""
+    """A SigLIP vision tower with an attention-pooled head; pictures of ``image`` x ``image`` pixels. ``pooled``:
+    whether a picture's embedding is the vector of that head, or the normed tokens of all patches."""
 
     hidden: int
     layers: int

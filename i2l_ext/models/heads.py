@@ -39,9 +39,7 @@ def with_heads(model: I2LModel, path: Path) -> I2LModel:
     known, view = own.heads.spec, own.view
     width, residual = known.takes[1], known.residual
     if spec.sees_together:
-        siglip2 = model.siglip2.as_patches()
-        model = replace(model, siglip2=siglip2, dinov3=None, qwen_vl=None)
-        width, residual, view = siglip2.spec.width, None, None
+        model, width, residual, view = seeing_patches(model), model.siglip2.spec.width, None, None
     for what, wanted, given in (
         ("write for", model.arch.title, spec.arch.title),
         (f"take {spec.takes[0]} of", width, spec.takes[1]),
@@ -58,8 +56,15 @@ def with_heads(model: I2LModel, path: Path) -> I2LModel:
     return replace(model, experts=(Expert(heads, view),))
 
 
+def seeing_patches(model: I2LModel) -> I2LModel:
+    """The model with SigLIP2's patch tokens as its only encoder's result. ValueError where it has no SigLIP2."""
+    if model.siglip2 is None:
+        raise ValueError(f"{model.name} has no SigLIP2")
+    return replace(model, siglip2=model.siglip2.as_patches(), dinov3=None, qwen_vl=None)
+
+
 def _spec_in(path: Path) -> DecoderSpec:
-    """The decoder whose checkpoint the file is. Raises UserError, where it nearly is one with the tensor that differs."""
+    """The decoder whose checkpoint the file is. Raises UserError; it names the tensor where only little differs."""
     with TensorFile(path) as file:
         shapes = file.header.shapes
     spec = spec_of(shapes)
