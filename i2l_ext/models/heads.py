@@ -39,7 +39,8 @@ def with_heads(model: I2LModel, path: Path) -> I2LModel:
     known, view = own.heads.spec, own.view
     width, residual = known.takes[1], known.residual
     if spec.sees_together:
-        model, width, residual, view = seeing_patches(model), model.siglip2.spec.width, None, None
+        width, residual, view = model.siglip2.spec.width, None, None
+        model = seeing_patches(model)
     for what, wanted, given in (
         ("write for", model.arch.title, spec.arch.title),
         (f"take {spec.takes[0]} of", width, spec.takes[1]),
