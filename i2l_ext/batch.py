@@ -29,7 +29,6 @@ from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, Co
 if TYPE_CHECKING:
     from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.lora import Lora, Pair
-    from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import EmbeddingCache
     from i2l_ext.requests import MakeRequest
 
@@ -164,11 +163,11 @@ def _make_together(
     pictures = [picture for one in prepared for picture in one.pictures]
     with clock.phase("encode"):
         embeddings = embed(pictures, model, files, options, callbacks, cache)
-    for group, start, stop in _groups(prepared):
+    for group, start, stop in _groups(prepared, 0 if model.sees_together else DECODED_TOGETHER):
         with ExitStack() as opened:
             scales = [scale for one in group for scale in one.scales]
             callbacks.step("decode")
-            parts = decode(model, files, _rows(embeddings, start, stop), scales, callbacks, opened)
+            parts = decode(model, files, embeddings.rows(start, stop), scales, callbacks, opened)
             parts = [_in_memory(clock.watch(part, callbacks)) for part in parts]
             first = 0
             for one in group:
@@ -182,26 +181,17 @@ def _make_together(
                     yield SkippedMake(one.name, str(error))
 
 
-def _groups(prepared: Sequence[PreparedMake]) -> Iterator[tuple[list[PreparedMake], int, int]]:
-    """Groups of at most DECODED_TOGETHER pictures (or a single larger request), and where their pictures start and
-    stop."""
+def _groups(prepared: Sequence[PreparedMake], most: int) -> Iterator[tuple[list[PreparedMake], int, int]]:
+    """Groups of at most ``most`` pictures (or a single larger request), and where their pictures start and stop."""
     group: list[PreparedMake] = []
     start = stop = 0
     for one in prepared:
-        if group and stop - start + len(one.pictures) > DECODED_TOGETHER:
+        if group and stop - start + len(one.pictures) > most:
             yield group, start, stop
             group, start = [], stop
         group.append(one)
         stop += len(one.pictures)
     yield group, start, stop
-
-
-def _rows(embeddings: Embeddings, start: int, stop: int) -> Embeddings:
-    return replace(
-        embeddings,
-        image=embeddings.image[start:stop],
-        tokens={side: rows[start:stop] for side, rows in embeddings.tokens.items()},
-    )
 
 
 def _in_memory(lora: Lora) -> Lora:
@@ -213,6 +203,8 @@ def _of_pictures(lora: Lora, first: int, count: int, total: int) -> Lora:
     """The ranks that ``count`` of ``total`` pictures gave, from number ``first`` on."""
     from i2l_ext.converters.lora import FactorSpec
 
+    if count == total:
+        return lora
     specs = {path: FactorSpec(spec.rank // total * count, spec.dtype) for path, spec in lora.specs.items()}
 
     def load(path: str) -> Pair:

@@ -42,12 +42,17 @@ before it resizes."""
 class Embeddings:
     """What the decoders of an i2L model take of N pictures.
 
-    ``image`` [N, E]: SigLIP2's embedding, then DINOv3's. ``tokens``: by side of the view in pixels, Qwen-VL's
-    tokens [N, L, D]. All float32 on the CPU.
+    ``image`` [N, E]: SigLIP2's embedding, then DINOv3's; for a model that sees all pictures together, SigLIP2's patch
+    tokens [N, T, E]. ``tokens``: by side of the view in pixels, Qwen-VL's tokens [N, L, D]. All float32 on the CPU.
     """
 
     image: torch.Tensor
     tokens: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+    def rows(self, start: int, stop: int) -> Embeddings:
+        """Those of the pictures ``start`` to ``stop`` - 1."""
+        tokens = {side: rows[start:stop] for side, rows in self.tokens.items()}
+        return replace(self, image=self.image[start:stop], tokens=tokens)
 
 
 def embed(
@@ -71,8 +76,8 @@ def embed(
         callbacks.step(f"encode {encoder.id}")
         views = _inputs(encoder, pictures, model.views)
         found[encoder.kind] = _encode(encoder, views, files[encoder.id], options, callbacks, cache)
-    [siglip2], [dinov3], tokens = found["siglip2"], found["dinov3"], found.get("qwen-vl", [])
-    return Embeddings(torch.cat([siglip2, dinov3], dim=1), dict(zip(model.views, tokens, strict=True)))
+    tokens = dict(zip(model.views, found.pop("qwen-vl", []), strict=True))
+    return Embeddings(torch.cat([embedded for [embedded] in found.values()], dim=-1), tokens)
 
 
 def _inputs(encoder: Checkpoint, pictures: Sequence[images.Picture], sides: Sequence[int]) -> list[list[np.ndarray]]:
@@ -119,7 +124,7 @@ def _encode(
         found = compute(range(len(inputs)))
     else:
         identity = store.files_identity(files)
-        keys = [embedding_key(array.tobytes(), encoder.id, identity, dtype) for _, array in inputs]
+        keys = [embedding_key(array.tobytes(), encoder.output, identity, dtype) for _, array in inputs]
         found = cache.get_or_encode(keys, compute)
     count = len(views[0])
     return [torch.stack(found[start : start + count]) for start in range(0, len(found), count)]

@@ -75,7 +75,8 @@ class PreparedMake:
 
     @property
     def scales(self) -> list[float]:
-        """The factor of each picture's update."""
+        """The factor of each picture's update. Where pictures are seen together, what they add up to is that of the
+        update, and their ratios say how much each picture counts."""
         return [self.request.strength * share for share in self.shares]
 
     @property

@@ -1,11 +1,13 @@
 """The small models, as tests ask for them."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from i2l_ext.commands.main import main
 from i2l_ext.models import catalogue
 from small_models import SMALL, build
 
@@ -37,6 +39,24 @@ def world(built, monkeypatch, tmp_path):
     monkeypatch.setenv("I2L_MODELS", str(built.models))
     monkeypatch.setenv("I2L_CACHE", str(tmp_path / "cache"))
     return built
+
+
+@pytest.fixture
+def make(world, tmp_path, capsys):
+    """Run `i2l make --json`; the object it prints."""
+
+    def run(*arguments, pictures=None, model="small"):
+        arguments = [*map(str, pictures or world.pictures[:1]), *map(str, arguments)]
+        if "--lora-dir" not in arguments:
+            arguments += ["--lora-dir", str(tmp_path / "Lora")]
+        if "--name" not in arguments:
+            arguments += ["--name", "it"]
+        capsys.readouterr()
+        code = main(["make", *arguments, "--model", model, "--precision", "fp32", "--json"])
+        out, err = capsys.readouterr()
+        return json.loads(out) if code == 0 else (code, err)
+
+    return run
 
 
 @pytest.fixture

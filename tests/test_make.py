@@ -32,24 +32,6 @@ KEYS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def make(world, tmp_path, capsys):
-    """Run `i2l make --json`; the object it prints."""
-
-    def run(*arguments, pictures=None, model="small"):
-        arguments = [*map(str, pictures or world.pictures[:1]), *map(str, arguments)]
-        if "--lora-dir" not in arguments:
-            arguments += ["--lora-dir", str(tmp_path / "Lora")]
-        if "--name" not in arguments:
-            arguments += ["--name", "it"]
-        capsys.readouterr()
-        code = main(["make", *arguments, "--model", model, "--precision", "fp32", "--json"])
-        out, err = capsys.readouterr()
-        return json.loads(out) if code == 0 else (code, err)
-
-    return run
-
-
 def deltas(file):
     lora = Lora.read(file)
     return {path: lora.delta(path) for path in lora}

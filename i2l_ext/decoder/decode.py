@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from i2l_ext.converters.files import TORCH_NAMES, TensorInfo
 from i2l_ext.converters.lora import FactorSpec, Lora
 from i2l_ext.decoder.kinds import HEAD_KINDS, DecoderInput, HeadProjector
 from i2l_ext.decoder.spec import RESIDUAL_SCALE, DecoderSpec, HeadSpec
+from i2l_ext.decoder.transformer import written_vectors
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.stream import TensorLoader, results_of
@@ -80,17 +82,30 @@ class Decoder:
         ``embeddings`` [N, embed]; ``residual`` [N, length, dim] where the spec has one. The factors have the
         checkpoint's dtype (bfloat16 for an fp8) and rank N x rank, and are made when they are asked for. The modules
         are in the order of the file; asked for in that order, each byte is read once.
+
+        Where the spec has a transformer, ``embeddings`` are patch tokens [N, T, token], and the factors have the rank
+        of one picture. The update is scaled by the sum of the scales. Their ratios say how much each picture counts
+        in the attention (``transformer.picture_bias``).
         """
         spec, count = self.spec, len(scales)
-        if embeddings.shape != (count, spec.embed):
-            raise ValueError(f"embeddings {list(embeddings.shape)}, expected {[count, spec.embed]}")
+        what, width = spec.takes
+        if embeddings.ndim != 2 + spec.sees_together or (len(embeddings), embeddings.shape[-1]) != (count, width):
+            raise ValueError(f"{what} {list(embeddings.shape)}, expected {count} of width {width}")
         expected = spec.residual and (count, spec.residual.length, spec.residual.dim)
         if expected and (residual is None or residual.shape != expected):
             raise ValueError(f"{spec.arch.title}: a residual of {list(expected)} is needed")
         placed = self.options.place(embeddings)
         scaled = self.options.place(residual) * RESIDUAL_SCALE if expected else None
-        inputs = DecoderInput(placed, placed.new_tensor(scales), scaled)
-        specs = dict.fromkeys(self.paths, FactorSpec(spec.rank * count, self.dtype))
+
+        def inputs() -> DecoderInput:
+            if not spec.sees_together:
+                return DecoderInput(placed, placed.new_tensor(scales), scaled)
+            strength = math.fsum(scales)
+            shares = [scale / strength for scale in scales]
+            written = written_vectors(self.files, spec, placed, shares, self.options, self.callbacks)
+            return DecoderInput(placed, placed.new_tensor([strength]), None, written)
+
+        specs = dict.fromkeys(self.paths, FactorSpec(spec.rank * (1 if spec.sees_together else count), self.dtype))
         return Lora(spec.arch, specs, _FactorLoader(self, inputs))
 
 
@@ -122,7 +137,7 @@ class _Workers:
             weights = self.loader.read(self.names[block], buffer)
             tokens = inputs.residual @ weights[f"{block}.proj_residual.proj_in.weight"].T
             middle = tokens.flatten(1) @ weights[f"{block}.proj_residual.proj_out.weight"].T
-        factors = _empty_factors(heads, len(inputs.embeddings) * rank, inputs.embeddings)
+        factors = _empty_factors(heads, len(inputs.scales) * rank, inputs.scales)
         for head in heads:
             projector = HeadProjector(self.loader.read(self.names[head.key], buffer), inputs, middle)
             kind.write(projector, head.key, rank, *factors[head.module.path])
@@ -160,14 +175,19 @@ class _FactorLoader:
     walked: an iterator would need a second class that drives it, and could not skip what is already on its way.
     """
 
-    def __init__(self, decoder: Decoder, inputs: DecoderInput) -> None:
-        self.decoder, self.inputs = decoder, inputs
+    def __init__(self, decoder: Decoder, make_inputs: Callable[[], DecoderInput]) -> None:
+        self.decoder, self.make_inputs = decoder, make_inputs
         self.blocks = list(decoder.blocks)
         self.numbers = {block: number for number, block in enumerate(self.blocks)}
         self.current = -1
         self.factors: dict[str, Pair] = {}
         self.next = 0
         self.coming: deque[tuple[int, Future[dict[str, Pair]]]] = deque()
+
+    @cached_property
+    def inputs(self) -> DecoderInput:
+        """Made when the first factor is asked for."""
+        return self.make_inputs()
 
     def __call__(self, path: str) -> Pair:
         number = self.numbers[self.decoder.spec.heads[path].block]

@@ -3,14 +3,16 @@
 All maps are linear, without activation. A *direct* head maps embedding -> compress -> rank x d_in for down, and
 embedding -> compress -> rank x d_out for up. A *core* head (arXiv 2606.13809) has a learned pair of factors, and maps
 embedding -> compress -> rank x rank for the square matrix between them. A *compressed* head (DiffSynth-Studio's
-ZImageImage2LoRAModelCompressed) is the same with one matrix and a bias for the map. Importing this does not import
-torch.
+ZImageImage2LoRAModelCompressed) is the same with one matrix and a bias for the map. A *queries* head belongs to the
+predictor of arXiv 2606.13809: ``transformer`` turns its learned queries and the tokens of all pictures into vectors,
+and the head maps each of them, vector -> compress -> d_in or d_out, to one row of down or one column of up. Importing
+this does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,11 +24,16 @@ Shapes = dict[str, tuple[int, ...]]
 @dataclass(frozen=True)
 class DecoderInput:
     """What the heads take of N pictures: embeddings [N, embed], the factors of their updates [N], and, where the model
-    has one, their residual [N, length, dim], already scaled."""
+    has one, their residual [N, length, dim], already scaled.
+
+    Where a transformer sees all pictures together, N is 1 and ``written`` has its vectors in place of the embeddings:
+    by a head's key [2 x rank, width], first those for down.
+    """
 
     embeddings: torch.Tensor
     scales: torch.Tensor
     residual: torch.Tensor | None
+    written: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class HeadKind:
     {name: width}, and the shapes of its other tensors. ``write``(projector, key, rank, down, up): puts the factors of
     the head ``key`` into down [N x rank, d_in], which carries the scales, and up [d_out, N x rank].
     ``measure``(shapes of a head, d_in): (embed, compress, rank). ``by_path``: heads are named after their module's
-    path, not by block and layer; then they have no residual.
+    path, not by block and layer; then they have no residual. ``queries``: the tensors, [rank, embed] each, that go
+    through a transformer with the pictures before the heads are used; only a kind with a transformer has them.
     """
 
     marker: str
@@ -63,6 +71,7 @@ class HeadKind:
     write: Callable[[HeadProjector, str, int, torch.Tensor, torch.Tensor], None]
     measure: Callable[[Shapes, int], tuple[int, ...]]
     by_path: bool = False
+    queries: tuple[str, ...] = ()
 
 
 def _direct(project: HeadProjector, key: str, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
@@ -86,6 +95,16 @@ def _compressed(project: HeadProjector, key: str, rank: int, down: torch.Tensor,
     core = core.view(-1, rank, rank) * inputs.scales[:, None, None]
     torch.matmul(core, weights[f"{key}.lora_a"], out=down.view(-1, rank, down.shape[1]))
     up.view(len(up), -1, rank).copy_(weights[f"{key}.lora_b"][:, None])
+
+
+def _queries(project: HeadProjector, key: str, rank: int, down: torch.Tensor, up: torch.Tensor) -> None:
+    import torch
+
+    weights, (rows, columns) = project.weights, project.inputs.written[key].split(rank)
+    rows = _linear(rows, weights[f"{key}.proj_a.proj_in.weight"]) * project.inputs.scales
+    _linear(rows, weights[f"{key}.proj_a.proj_out.weight"], down)
+    columns = _linear(columns, weights[f"{key}.proj_b.proj_in.weight"])
+    torch.mm(weights[f"{key}.proj_b.proj_out.weight"], columns.T, out=up)
 
 
 HEAD_KINDS = {
@@ -115,6 +134,14 @@ HEAD_KINDS = {
         _compressed,
         lambda shapes, d_in: (shapes["proj.weight"][1], 0, shapes["lora_a"][0]),
         by_path=True,
+    ),
+    "queries": HeadKind(
+        "proj_a.proj_in.weight",
+        lambda rank, d_out, d_in, embed: ({"proj_a": d_in, "proj_b": d_out}, {}),
+        _queries,
+        lambda shapes, d_in: (*shapes["proj_a.proj_in.weight"][::-1], shapes["query_a"][0]),
+        by_path=True,
+        queries=("query_a", "query_b"),
     ),
 }
 

@@ -26,6 +26,49 @@ class ResidualSpec:
 
 
 @dataclass(frozen=True)
+class TransformerSpec:
+    """The single-stream transformer of the kind *queries*: ``depth`` blocks of ``width`` numbers a token, ``heads`` of
+    attention of ``head_dim`` numbers each, and a gated MLP of ``mlp``. It sees tokens of ``token`` numbers."""
+
+    token: int
+    width: int
+    depth: int
+    heads: int
+    head_dim: int
+    mlp: int
+
+    @property
+    def ends(self) -> Shapes:
+        """{key: shape} of what stands before and behind the blocks."""
+        return {"image.weight": (self.width, self.token), "image.bias": (self.width,), "norm.weight": (self.width,)}
+
+    @property
+    def block(self) -> Shapes:
+        """{key: shape} of one block, without its prefix ``blocks.N.``."""
+        inside = self.heads * self.head_dim
+        return {
+            "attention_norm.weight": (self.width,),
+            "attention.qkv.weight": (3 * inside, self.width),
+            "attention.norm_q.weight": (self.head_dim,),
+            "attention.norm_k.weight": (self.head_dim,),
+            "attention.out.weight": (self.width, inside),
+            "mlp_norm.weight": (self.width,),
+            "mlp.up.weight": (2 * self.mlp, self.width),
+            "mlp.down.weight": (self.width, self.mlp),
+        }
+
+    def names(self, number: int) -> dict[str, str]:
+        """{name inside a block: key in the file} of the block with this number."""
+        return {name: f"blocks.{number}.{name}" for name in self.block}
+
+    @property
+    def shapes(self) -> Shapes:
+        """{key: shape} of all its tensors but the queries, which belong to the heads."""
+        blocks = (zip(self.names(number).values(), self.block.values(), strict=True) for number in range(self.depth))
+        return self.ends | {key: shape for block in blocks for key, shape in block}
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """The head that writes the factors of one module. ``key`` is the start of its tensors' names, ``block`` that of
     the tensors that its block and group share."""
@@ -37,8 +80,10 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """The dimensions of a decoder: the architecture it writes for, and the width of the embeddings it takes. ``kind``
-    is one of HEAD_KINDS. ``compress``: the width in the middle of its maps; 0 where the kind has none."""
+    """The dimensions of a decoder: the architecture it writes for, and the width of the embeddings that its heads take.
+    ``kind`` is one of HEAD_KINDS. ``compress``: the width in the middle of its maps; 0 where the kind has none.
+    ``transformer``: what sees the tokens of all pictures together before the heads, in the kind ``queries``; the
+    embeddings that the heads take are then its vectors."""
 
     arch: Architecture
     embed: int
@@ -46,6 +91,17 @@ class DecoderSpec:
     rank: int = 4
     residual: ResidualSpec | None = None
     kind: str = "direct"
+    transformer: TransformerSpec | None = None
+
+    @property
+    def sees_together(self) -> bool:
+        """Whether all pictures go in together, and the rank does not grow with them."""
+        return self.transformer is not None
+
+    @property
+    def takes(self) -> tuple[str, int]:
+        """What a picture is to the decoder, in words, and the width of that."""
+        return ("patch tokens", self.transformer.token) if self.transformer else ("embeddings", self.embed)
 
     @cached_property
     def heads(self) -> dict[str, HeadSpec]:
@@ -72,7 +128,14 @@ class DecoderSpec:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the checkpoint, {key: shape}."""
-        return {key: shape for shapes in self.tensors.values() for key, shape in shapes.items()}
+        own = {key: shape for shapes in self.tensors.values() for key, shape in shapes.items()}
+        return own | self.queries | (self.transformer.shapes if self.transformer else {})
+
+    @cached_property
+    def queries(self) -> Shapes:
+        """{key: shape} of the queries, in the order of ``heads``: for each first those for down, then those for up."""
+        names = HEAD_KINDS[self.kind].queries
+        return {f"{head.key}.{name}": (self.rank, self.embed) for head in self.heads.values() for name in names}
 
     @cached_property
     def tensors(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -97,6 +160,19 @@ class DecoderSpec:
 def spec_of(shapes: Shapes) -> DecoderSpec | None:
     """The decoder whose checkpoint has exactly these tensors, {key: shape}; None where it is of no known kind, or for
     no architecture that i2L models write."""
+    return next((spec for spec in _candidates(shapes) if spec.shapes == shapes), None)
+
+
+def nearest_spec(shapes: Shapes) -> DecoderSpec | None:
+    """The decoder whose checkpoint shares most tensors with these, {key: shape}; None where none does by half. A file
+    that is not quite right is compared with it."""
+    shared = [(len(spec.shapes.items() & shapes.items()), spec) for spec in _candidates(shapes)]
+    most, nearest = max(shared, key=lambda one: one[0], default=(0, None))
+    return nearest if 2 * most >= len(shapes) else None
+
+
+def _candidates(shapes: Shapes) -> Iterator[DecoderSpec]:
+    """Of each architecture and kind the decoder whose first head has the dimensions of the one in ``shapes``."""
     for arch, kind in product(ARCHITECTURES.values(), HEAD_KINDS):
         if not arch.i2l_modules:
             continue
@@ -104,12 +180,23 @@ def spec_of(shapes: Shapes) -> DecoderSpec | None:
         own = {key.removeprefix(first.key + "."): shape for key, shape in shapes.items() if key.startswith(first.key)}
         try:
             embed, compress, rank = HEAD_KINDS[kind].measure(own, first.module.shape[1])
-            spec = DecoderSpec(arch, embed, compress, rank, _residual_of(shapes, first.block), kind)
+            residual, transformer = _residual_of(shapes, first.block), None
+            if HEAD_KINDS[kind].queries:
+                transformer = _transformer_of(shapes)
+                embed = transformer.width
         except (LookupError, TypeError, ValueError, ZeroDivisionError):
             continue
-        if rank and spec.shapes == shapes:
-            return spec
-    return None
+        if rank:
+            yield DecoderSpec(arch, embed, compress, rank, residual, kind, transformer)
+
+
+def _transformer_of(shapes: Shapes) -> TransformerSpec:
+    """Its dimensions by the header. Where they contradict each other, its shapes are not those of the header."""
+    width, token = shapes["image.weight"]
+    [head_dim] = shapes["blocks.0.attention.norm_q.weight"]
+    heads = shapes["blocks.0.attention.qkv.weight"][0] // 3 // head_dim
+    depth = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
+    return TransformerSpec(token, width, depth, heads, head_dim, shapes["blocks.0.mlp.down.weight"][1])
 
 
 def _residual_of(shapes: Shapes, block: str) -> ResidualSpec | None:

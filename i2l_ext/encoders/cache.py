@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 LIMIT = 2 << 30
-"""Bytes. Room for some 200 pictures of Coarse and Fine (10 MB each in bfloat16), or all of Style one will ever need."""
+"""Bytes. Room for some 200 pictures of Coarse and Fine (10 MB each in bfloat16), for 600 as SigLIP2's patch tokens
+(3.5 MB each), or all of Style one will ever need."""
 
 STALE = 3600.0
 """Seconds after which a half-written file counts as left by a process that died."""
@@ -148,8 +149,8 @@ class EmbeddingCache:
 def embedding_key(pixels: bytes, encoder: str, identity: str, dtype: str) -> str:
     """The key of an embedding: equal pixels, encoder, weights and arithmetic give an equal embedding.
 
-    ``encoder`` is the id of its checkpoint, ``identity`` a text that changes when its files do, ``dtype`` that in
-    which it is computed.
+    ``encoder`` is the ``output`` of its checkpoint, ``identity`` a text that changes when its files do, ``dtype`` that
+    in which it is computed.
     """
     facts = (sha256(pixels).hexdigest(), encoder, identity, dtype)
     return sha256("\n".join(facts).encode()).hexdigest()

@@ -13,7 +13,8 @@ WIDE_DTYPES = ("bfloat16", "float32")
 
 @dataclass(frozen=True)
 class SiglipDims:
-    """A SigLIP vision tower with an attention-pooled head; pictures of ``image`` x ``image`` pixels."""
+    """A SigLIP vision tower with an attention-pooled head; pictures of ``image`` x ``image`` pixels. ``pooled``:
+    whether a picture's embedding is the vector of that head, or the normed tokens of all patches."""
 
     hidden: int
     layers: int
@@ -21,6 +22,7 @@ class SiglipDims:
     mlp: int
     patch: int
     image: int
+    pooled: bool = True
     safe_dtypes: tuple[str, ...] = (*WIDE_DTYPES, "float16")
     """Dtypes in which nothing overflows."""
 

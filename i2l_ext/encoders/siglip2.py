@@ -1,4 +1,4 @@
-"""SigLIP2: a picture to the attention-pooled output of a SigLIP vision tower.
+"""SigLIP2: a picture to the attention-pooled output of a SigLIP vision tower, or to its patch tokens.
 
 Architecture: Tschannen et al. 2025, "SigLIP 2" (arXiv:2502.14786), by transformers' ``SiglipVisionModel``.
 """
@@ -57,7 +57,8 @@ def encode(
     options: ComputeOptions,
     callbacks: Callbacks = NO_CALLBACKS,
 ) -> list[Tensor]:
-    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU.
+    """Batches of pixels [N, 3, image, image], normalised, float32, to embeddings [N, hidden], float32 on the CPU;
+    without ``dims.pooled`` to the patches' tokens [N, tokens, hidden], row by row.
 
     The weights are read once for all batches. Raises UserError for files that do not hold this model, Cancelled
     when the user wants to stop.
@@ -66,14 +67,16 @@ def encode(
     tower = model._modules.get("vision_model", model)  # transformers 4 wraps the tower once more
 
     def leave(hidden: Tensor) -> Tensor:
+        tokens = tower.post_layernorm(hidden)
+        if not dims.pooled:
+            return tokens
         # one by one: for several, torch's attention copies the head's matrix once a token (5 GB for five pictures)
-        return torch.cat([tower.head(one) for one in tower.post_layernorm(hidden).split(1)])
+        return torch.cat([tower.head(one) for one in tokens.split(1)])
 
+    parts = [tower.embeddings, tower.post_layernorm] + [tower.head] * dims.pooled
     with TensorFiles(paths) as files:
         files.check(structure_of("siglip2", model))
-        fixed = load_small_tensors(
-            "siglip2", model, tower, (tower.embeddings, tower.post_layernorm, tower.head), files, options, callbacks
-        )
+        fixed = load_small_tensors("siglip2", model, tower, parts, files, options, callbacks)
         streamed = StreamedLayers(
             layers=tower.encoder.layers,
             keys=[file_keys("siglip2", model, layer) for layer in tower.encoder.layers],

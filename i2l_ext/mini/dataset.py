@@ -35,13 +35,21 @@ def image_embeddings(sources: torch.Tensor, folder: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
+def patch_tokens(sources: torch.Tensor, folder: Path) -> torch.Tensor:
+    """SigLIP2's patch tokens: [N, 3, S, S] in 0..1 -> float16 [N, T, D]."""
+    encoder = encoders.load_encoder("siglip2", folder / "siglip2.safetensors")
+    views = (encoder_view(batch, 1024, encoders.ENCODER_DIMS["siglip2"].image) for batch in sources.split(512))
+    return torch.cat([encoder(encoders.normalize_pixels("siglip2", v)).last_hidden_state.half() for v in views])
+
+
+@torch.no_grad()
 def token_embeddings(sources: torch.Tensor, side: int, folder: Path) -> torch.Tensor:
     """Qwen-VL's tokens of a view of ``side`` pixels: [N, 3, S, S] in 0..1 -> [N, L, D]."""
     encoder = encoders.load_encoder("qwen_vl", folder / "qwen_vl.safetensors")
     return torch.cat([encoders.qwen_tokens(encoder, encoder_view(batch, side)) for batch in sources.split(512)])
 
 
-def make_examples(data: DataConfig, folder: Path, views: Iterable[int], seed: int) -> Examples:
+def make_examples(data: DataConfig, folder: Path, views: Iterable[int], patches: bool, seed: int) -> Examples:
     """``data.styles`` styles with ``data.contents`` pictures each. The captions name the content only. ``folder``
     holds the trained base and encoders."""
     rng = np.random.default_rng(seed + 5)
@@ -68,4 +76,7 @@ def make_examples(data: DataConfig, folder: Path, views: Iterable[int], seed: in
         tokens={side: token_embeddings(sources, side, folder).half() for side in views},
         own=(2 * torch.cat(images) - 1).half(),
         own_caption=torch.tensor(own),
+        patches=patch_tokens(sources, folder) if patches else None,
+        grey=patch_tokens(torch.full_like(sources[:1], 128 / 255), folder) if patches else None,
+        content=torch.tensor([list(world.SHAPES).index(content.shape) for content in contents]),
     )

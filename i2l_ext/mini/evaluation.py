@@ -14,8 +14,9 @@ from PIL import Image
 
 from i2l_ext import images, pipeline
 from i2l_ext.converters.lora import Lora, concatenate
-from i2l_ext.embed import Embeddings, embed
+from i2l_ext.embed import embed
 from i2l_ext.models import catalogue
+from i2l_ext.models.heads import with_heads
 from i2l_ext.weights.compute import NO_CALLBACKS
 
 from . import world
@@ -92,18 +93,17 @@ class Evaluator:
         self.sampler = Sampler(self.folder / "base.safetensors")
         self.classifier = ShapeClassifier.load(self.folder / "judge.safetensors")
 
-    def make_loras(self, model_name: str, pictures: Sequence[UnseenPicture]) -> list[Lora]:
-        """A LoRA of each picture, made as `i2l make` does."""
+    def make_loras(self, model_name: str, pictures: Sequence[UnseenPicture], heads: Path | None = None) -> list[Lora]:
+        """A LoRA of each picture, made as `i2l make` does; with the heads of a file in the folder if it is given."""
         model = catalogue.find(model_name)
+        model = with_heads(model, heads) if heads else model
         files = {part.id: [self.folder / Path(part.files[0]).name] for part in model.parts}
         opened = [images.open_image(_png(picture.image), sizes=model.views) for picture in pictures]
         embedded = embed(opened, model, files)
         loras = []
         with ExitStack() as stack:
             for n in range(len(pictures)):
-                tokens = {side: values[n : n + 1] for side, values in embedded.tokens.items()}
-                own = Embeddings(embedded.image[n : n + 1], tokens)
-                parts = pipeline.decode(model, files, own, [1.0], NO_CALLBACKS, stack)
+                parts = pipeline.decode(model, files, embedded.rows(n, n + 1), [1.0], NO_CALLBACKS, stack)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))

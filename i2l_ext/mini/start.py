@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,16 +16,13 @@ from PIL import Image
 from torch import nn
 
 from i2l_ext.converters.architectures import MINI
-from i2l_ext.converters.files import load_file
 from i2l_ext.converters.lora import Lora
-from i2l_ext.training.config import ExpertConfig
 from i2l_ext.training.flow import add_noise, sample_timesteps
-from i2l_ext.training.heads import PerSampleLora, TrainableHeads
+from i2l_ext.training.heads import PerSampleLora
 
 from . import world
 from .base import MiniBase
-from .dataset import image_embeddings
-from .evaluation import PROMPTS, SIDE, Evaluator, UnseenPicture, average_loras, unseen_pictures
+from .evaluation import PROMPTS, Evaluator, UnseenPicture, average_loras, unseen_pictures
 from .sampler import as_image
 from .sheets import image_grid
 
@@ -197,17 +193,3 @@ def start_sheet(run: StartComparison) -> Image.Image:
     """The images of both trainings, step by step."""
     rows = [[run.reference, *run.images[name]] for name in ("random", "i2l")]
     return image_grid(rows, ["reference", *(f"{step} steps" for step in SHOWN)], 96)
-
-
-def loras_from_heads(
-    evaluator: Evaluator, path: Path, pictures: Sequence[UnseenPicture], expert: ExpertConfig
-) -> list[Lora]:
-    """A LoRA of each picture, by heads that belong to no model of the catalogue."""
-    sources = torch.stack([world.render([picture.style], [picture.content], SIDE)[0] for picture in pictures])
-    embeddings = image_embeddings(sources, evaluator.folder)
-    width = embeddings.shape[1]
-    heads = TrainableHeads(MINI, embedding=width, compress=expert.compress, rank=expert.rank, kind=expert.kind)
-    heads.load_state_dict({key: value.float() for key, value in load_file(path).items()})
-    with torch.no_grad():
-        factors = heads.eval()(embeddings)
-    return [Lora.of(MINI, {path: (a[n], b[n]) for path, (a, b) in factors.items()}) for n in range(len(pictures))]

@@ -35,6 +35,6 @@ class MiniTraining:
         """The base model that was trained in ``folder``."""
         return MiniBase.load(folder / "base.safetensors").to(device)
 
-    def examples(self, folder: Path, views: Iterable[int]) -> Examples:
+    def examples(self, folder: Path, views: Iterable[int], patches: bool) -> Examples:
         """Pictures of the world, embedded by the encoders that were trained in ``folder``."""
-        return make_examples(self.data, folder, views, self.seed)
+        return make_examples(self.data, folder, views, patches, self.seed)

@@ -40,6 +40,15 @@ class Checkpoint:
     renamed: str = ""
 
     @property
+    def output(self) -> str:
+        """What the embeddings of an encoder are called in the cache: two kinds may come from the same files."""
+        return self.id if getattr(self.spec, "pooled", True) else f"{self.id} patches"
+
+    def as_patches(self) -> Checkpoint:
+        """The same SigLIP2 with all patch tokens of a picture in place of one vector."""
+        return replace(self, spec=replace(self.spec, pooled=False))
+
+    @property
     def nbytes(self) -> int:
         """Bytes to download, without the headers."""
         return self.parameters * BYTES[self.dtype]
@@ -96,6 +105,11 @@ class I2LModel:
     def views(self) -> list[int]:
         """The sides in pixels of the squares that Qwen-VL sees."""
         return sorted({expert.view for expert in self.experts if expert.view})
+
+    @property
+    def sees_together(self) -> bool:
+        """Whether all pictures are seen together, so that no part of the LoRA is that of one of them."""
+        return bool(self.template) or any(expert.heads.spec.sees_together for expert in self.experts)
 
     @property
     def rank(self) -> int:

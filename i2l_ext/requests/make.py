@@ -26,9 +26,9 @@ class MakeRequest(Request):
     """A LoRA from one or several pictures.
 
     A picture may be named several times, with another square of ``crops`` each time. The pictures' updates are averaged
-    by ``weights``; ``strength`` scales the whole update. ``name`` None: after the
-    first picture or folder. ``folder`` None: the WebUI's LoRA folder. ``model`` None: the first that is downloaded,
-    else the miniature. ``dtype`` and ``rank`` None: as made.
+    by ``weights``; heads that see all pictures together count their tokens by them. ``strength`` scales the whole
+    update. ``name`` None: after the first picture or folder. ``folder`` None: the WebUI's LoRA folder. ``model`` None:
+    the first that is downloaded, else the miniature. ``dtype`` and ``rank`` None: as made.
     """
 
     kind: ClassVar[str] = "make"

@@ -58,5 +58,6 @@ class TrainingBase(Protocol):
     def load(self, folder: Path, device: torch.device) -> FrozenBase:
         """The base model on ``device``. ``folder`` holds the foundations, NAME.safetensors each."""
 
-    def examples(self, folder: Path, views: Iterable[int]) -> Examples:
-        """The data, embedded; with Qwen-VL's tokens of the ``views``, sides in pixels. Raises UserError."""
+    def examples(self, folder: Path, views: Iterable[int], patches: bool) -> Examples:
+        """The data, embedded; with Qwen-VL's tokens of the ``views``, sides in pixels, and with SigLIP2's patch tokens
+        if ``patches``. Raises UserError."""

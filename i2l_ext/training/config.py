@@ -79,15 +79,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ExpertConfig:
-    """One trained part of an i2L model. ``kind``: ``direct`` or ``core`` heads, or ``bias``, a static LoRA.
+class QueriesConfig:
+    """The transformer of the kind ``queries``, and the pictures that it learns from.
 
-    ``target`` is the image to learn to generate: ``pair``, another picture of the reference's style; ``self``, the
-    reference; ``base``, an image that the base generates without a LoRA. ``neutral`` is the share of samples whose
-    caption describes nothing. ``compress`` and ``rank`` are sizes of the heads. ``view`` is the side in pixels of the
-    picture for Qwen-VL (0: no Qwen-VL), ``middle`` the width to which its tokens are projected. ``even`` whitens the
-    embeddings, except for directions below this share of their mean power (0: no whitening); it needs many more
-    pictures than an embedding has numbers. The experts named in ``upon`` are frozen, and their LoRAs applied too.
+    ``width``, ``depth``, ``heads`` and ``mlp`` are its sizes. A step shows ``references`` pictures of a style at most,
+    as many as its random numbers say. ``grey`` is the share of samples with grey pictures, whose target has any style:
+    the LoRA of grey pictures then stands for no style on the negative branch of guidance.
+    """
+
+    width: int = 96
+    depth: int = 2
+    heads: int = 4
+    mlp: int = 192
+    references: int = 4
+    grey: float = 0.1
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """One trained part of an i2L model. ``kind``: ``direct`` or ``core`` heads, ``queries``, heads behind a transformer
+    that sees the patch tokens of all references together, or ``bias``, a static LoRA.
+
+    ``target`` is the image to learn to generate: ``pair``, another picture of the reference's style, for ``queries``
+    with another content than all references; ``self``, the reference; ``base``, an image that the base generates
+    without a LoRA. ``neutral`` is the share of samples whose caption describes nothing. ``compress`` and ``rank`` are
+    sizes of the heads. ``view`` is the side in pixels of the picture for Qwen-VL (0: no Qwen-VL), ``middle`` the width
+    to which its tokens are projected. ``even`` whitens the embeddings or tokens, except for directions below this share
+    of their mean power (0: no whitening); it needs many more pictures than an embedding has numbers. The experts named
+    in ``upon`` are frozen, and their LoRAs applied too.
+    ``view``, ``middle`` and ``upon`` are not for ``queries``, which has the section ``queries``.
     """
 
     name: str
@@ -101,6 +121,7 @@ class ExpertConfig:
     neutral: float = 0.0
     even: float = 0.0
     upon: tuple[str, ...] = ()
+    queries: QueriesConfig = QueriesConfig()
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,7 @@ class TrainingConfig:
 CHOICES: Mapping[tuple[type, str], tuple[str, ...]] = {
     (BaseConfig, "kind"): ("mini", "qwen-image"),
     (DataConfig, "kind"): ("world", "folder"),
-    (ExpertConfig, "kind"): ("direct", "core", "bias"),
+    (ExpertConfig, "kind"): ("direct", "core", "queries", "bias"),
     (ExpertConfig, "target"): ("pair", "self", "base"),
     (TrainingConfig, "precision"): ("no", "bf16", "fp16"),
 }
@@ -151,6 +172,10 @@ def read_config(path: Path) -> TrainingConfig:
         for under in expert.upon:
             if under not in names[: names.index(expert.name)]:
                 raise UserError(f"{expert.name}.upon: {under!r} is none of the experts before it.")
+            if config.experts[names.index(under)].kind == "queries":
+                raise UserError(f"{expert.name}.upon: {under!r} is of the kind queries, which stands alone.")
+        if expert.kind == "queries":
+            _check_queries(expert)
     for key, folder in (("base.path", config.base.path), ("data.path", config.data.path)):
         if folder and not Path(folder).is_dir():
             raise UserError(f"{key}: the folder {folder} does not exist.")
@@ -160,6 +185,21 @@ def read_config(path: Path) -> TrainingConfig:
         if (expert.target == "base" or expert.kind == "bias") and config.data.kind != "world":
             raise UserError(f"{expert.name}: a bias can be trained for mini only; leave it out.")
     return config
+
+
+def _check_queries(expert: ExpertConfig) -> None:
+    """Raises UserError where the settings of an expert do not go with its kind ``queries``, or not together."""
+    sizes = expert.queries
+    for wrong, words in (
+        (expert.view or expert.upon, "queries takes patch tokens alone: leave out view and upon."),
+        (expert.target == "base", "target: 'base' is for a bias; choose pair or self."),
+        (not sizes.heads or sizes.width % sizes.heads, "queries.heads: the width must be a multiple of it."),
+        (not (sizes.depth and sizes.mlp), "queries: depth and mlp must be at least 1."),
+        (not sizes.references, "queries.references: at least 1."),
+        (sizes.grey > 1, "queries.grey: a share, 0 to 1."),
+    ):
+        if wrong:
+            raise UserError(f"{expert.name}: {words}")
 
 
 def parse_config(raw: Any) -> TrainingConfig:

@@ -22,6 +22,7 @@ from .examples import Examples
 from .flow import add_noise, sample_timesteps
 from .heads import LoraFactors, PerSampleLora, TrainableHeads, concatenate_factors, whitening_matrix
 from .loop import TrainingTask, save_tensors
+from .queries import References, TrainableQueries, whitened_tokens
 
 
 class StaticLora(nn.Module):
@@ -49,6 +50,8 @@ def build_expert(expert: ExpertConfig, arch: Architecture, examples: Examples) -
     """The untrained module of an expert, for embeddings of the sizes that the examples have."""
     if expert.kind == "bias":
         return StaticLora(arch, expert.rank)
+    if expert.kind == "queries":
+        return TrainableQueries(arch, whitened_tokens(examples).shape[1], expert)
     residual = (*examples.tokens[expert.view].shape[1:], expert.middle) if expert.view else None
     return TrainableHeads(
         arch,
@@ -90,8 +93,10 @@ def expert_task(
     base computes in, None for its own."""
     torch.manual_seed(seed)
     module = build_expert(expert, base.arch, examples)
+    together = isinstance(module, TrainableQueries)
     if expert.even:
-        module.whitening = whitening_matrix(examples.image, expert.even).to(device)
+        seen = whitened_tokens(examples) if together else examples.image
+        module.whitening = whitening_matrix(seen, expert.even).to(device)
     hooks = PerSampleLora(base.transformer, base.arch.i2l_modules)
     batch = expert.schedule.batch
 
@@ -107,15 +112,18 @@ def expert_task(
             targets = torch.randint(len(examples.own), (batch,), generator=rng)
             x, captioned = examples.own[targets], examples.own_caption[targets]
         else:
-            captioned = examples.sample_same_style(references, rng) if expert.target == "pair" else references
+            pair = expert.target == "pair" and not together
+            captioned = examples.sample_same_style(references, rng) if pair else references
             x = examples.latents[captioned]
         noise = torch.randn(x.shape, generator=rng)
         x_t, velocity = add_noise(x.float(), t, noise)
         text, mask = examples.captions(captioned, neutral)
+        if together:  # the rows drawn are the targets
+            tokens = References.sample(expert, examples, captioned, rng).tokens(examples, local)
 
         with torch.no_grad():
             parts = [factors(heads, other.view, references[local]) for other, heads in frozen]
-        parts.append(factors(model, expert.view, references[local]))
+        parts.append(model(tokens.to(device)) if together else factors(model, expert.view, references[local]))
         hooks.factors = concatenate_factors(*parts) if len(parts) > 1 else parts[0]
         inputs = [part[local].to(device) for part in (x_t, t, text, mask)]
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):

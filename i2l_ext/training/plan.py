@@ -144,7 +144,8 @@ class TrainingPlan:
     def _examples(self, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             views = {expert.view for expert in self.config.experts if expert.view}
-            self.base.examples(self.folder, views).save(self.file("examples"))
+            patches = any(expert.kind == "queries" for expert in self.config.experts)
+            self.base.examples(self.folder, views, patches).save(self.file("examples"))
 
     def _expert(self, expert: ExpertConfig, accelerator: Accelerator) -> None:
         base, examples = self.base.load(self.folder, accelerator.device), Examples.load(self.file("examples"))

@@ -17,6 +17,7 @@ from i2l_ext.converters.architectures import QWEN_IMAGE
 from i2l_ext.converters.errors import UserError
 from i2l_ext.embed import embed
 from i2l_ext.models import catalogue, store
+from i2l_ext.models.heads import seeing_patches
 from i2l_ext.weights.compute import ComputeOptions
 
 from .base import DTYPES, Foundation
@@ -89,7 +90,7 @@ class QwenImageTraining:
         return base.to(device)
 
     @torch.no_grad()
-    def examples(self, folder: Path, views: Iterable[int]) -> Examples:
+    def examples(self, folder: Path, views: Iterable[int], patches: bool) -> Examples:
         """Embeddings, latents and captions of all pictures. Raises UserError for what cannot be read.
 
         The encoders run first, then text encoder and VAE, so that they are not in memory together.
@@ -100,14 +101,16 @@ class QwenImageTraining:
         model = catalogue.find("qwen-image-coarse-fine" if views else "qwen-image-style")
         opened = [images.open_image(path, sizes=(*model.views, config.data.size)) for path in paths]
         weights = store.require(model)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        embedded = embed(opened, model, weights, ComputeOptions(device=device, dtype="auto"))
+        options = ComputeOptions(device="cuda" if torch.cuda.is_available() else "cpu", dtype="auto")
+        embedded = embed(opened, model, weights, options)
+        grey, seeing = images.plain((128, 128, 128)), seeing_patches(model)
+        seen = embed([*opened, grey], seeing, weights, options) if patches else None
 
         from diffusers import QwenImagePipeline
 
         pipe = QwenImagePipeline.from_pretrained(
             config.base.path, transformer=None, torch_dtype=torch.bfloat16, **SAFE_LOADING
-        ).to(device)
+        ).to(options.device)
         captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
         texts, masks = zip(*(_encode_caption(pipe, caption) for caption in [*captions, ""]), strict=True)
         latents = [_encode_latents(pipe, picture.view(config.data.size)) for picture in opened]
@@ -122,6 +125,8 @@ class QwenImageTraining:
             silent_mask=masks[-1].cpu(),
             image=embedded.image,
             tokens={side: embedded.tokens[side].to(torch.bfloat16) for side in views},
+            patches=seen.image[:-1].to(torch.bfloat16) if seen else None,
+            grey=seen.image[-1:].to(torch.bfloat16) if seen else None,
         )
 
 

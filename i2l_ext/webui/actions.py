@@ -151,7 +151,8 @@ def _choose(service: Service, said: Said) -> Told:
 ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
     "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
-    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), "look_at_code": (_look_at_code, None), "agree": (_agree, None),
+    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"),
+    "look_at_code": (_look_at_code, None), "agree": (_agree, None),
     "withdraw": (_withdraw, None), "plan_setup": (_plan_setup, None), "set_up": (_set_up, None), **LIBRARY_ACTIONS,
 }  # fmt: skip
 """What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
