@@ -1,4 +1,6 @@
-"""A LoRA on one branch in Forge Neo's own sampling code and model classes: python branch_neo.py FOLDER [qwen] [z] [fp32] [bf16].
+"""A LoRA on one branch in Forge Neo's own sampling code and model classes.
+
+    python branch_neo.py FOLDER [qwen] [z] [fp32] [bf16]
 
 FOLDER is Forge Neo's; run it with Forge Neo's Python, and with this repository on PYTHONPATH. The models have real
 widths, one block of each kind, and random weights. Each prediction is compared with two models: one into whose weights

@@ -352,7 +352,8 @@ def test_in_sdnext_another_model_has_them_too_and_the_first_no_more(sdnext, styl
 
 
 @pytest.mark.parametrize(("running", "network", "applies"), [
-    ("ForgeNeoHost", "BranchNetwork", True), ("SDNextHost", "PipelineNetwork", True), ("A1111Host", "BranchNetwork", False),
+    ("ForgeNeoHost", "BranchNetwork", True), ("SDNextHost", "PipelineNetwork", True),
+    ("A1111Host", "BranchNetwork", False),
 ])  # fmt: skip
 def test_each_webui_gets_the_network_that_fits_it(host, monkeypatch, running, network, applies):
     from i2l_ext.webui import extension

@@ -1,4 +1,4 @@
-"""A LoRA on one branch of a diffusers pipeline, for Qwen-Image and Z-Image. People find `apply` in i2l_ext.hooks.branch.
+"""A LoRA on one branch of a diffusers pipeline, for Qwen-Image and Z-Image: what i2l_ext.hooks.branch offers.
 
 The pipeline says which branch a call of its transformer is of, and how far its steps are. No weight is changed, so the
 transformer may be quantized or offloaded. Several LoRAs add up.

@@ -283,9 +283,8 @@ def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[P
         parts = ", ".join(f"{part.id} ({gigabytes(part.nbytes)})" for part in missing)
         raise UserError(
             f"{model.name}: weights are missing: {parts}; {gigabytes(sum(part.nbytes for part in missing))} in all. "
-            f"Download them with: i2l models download {model.name}. To try it out without: --model mini.",
-            "weights_missing",
-        )
+            f"Download them with: i2l models download {model.name}. To try it out without: --model mini.", "weights_missing",
+        )  # fmt: skip
     return {id: paths for id, paths in found.items() if paths is not None}
 
 

@@ -1,9 +1,9 @@
 """``<i2l:...>`` in the prompts of Forge Neo and SD.Next: the LoRAs act while they sample. Imported inside a WebUI only.
 
-The order of calls in Forge Neo: tags are handed over (`BranchNetwork.activate`), then, before each pass of sampling, what the
-pass uses is set (`BranchScript.process_before_every_sampling`). Errors in either would be swallowed, so they become
-comments under the picture. In SD.Next the tags are handed over when the pipeline that they are for is chosen, and that
-is all (`PipelineNetwork`).
+The order of calls in Forge Neo: tags are handed over (`BranchNetwork.activate`), then, before each pass of sampling,
+what the pass uses is set (`BranchScript.process_before_every_sampling`). Errors in either would be swallowed, so they
+become comments under the picture. In SD.Next the tags are handed over once the pipeline is chosen, and that is all
+(`PipelineNetwork`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BranchNetwork(extra_networks.ExtraNetwork):
 
 
 class RunningPipeline:
-    """SD.Next's pipeline of this moment. For img2img and the hires pass it takes another around the same transformer."""
+    """SD.Next's pipeline of this moment: img2img and the hires pass have another around the same transformer."""
 
     def __getattr__(self, name: str) -> Any:
         from modules import shared
@@ -56,8 +56,8 @@ class RunningPipeline:
 
 
 class PipelineNetwork(BranchNetwork):
-    """Takes the tags from the prompt and puts the LoRAs on SD.Next's pipeline, until a prompt asks for others. They stay
-    there after an interrupt or an error, until the next picture."""
+    """Takes the tags from the prompt and puts the LoRAs on SD.Next's pipeline, until a prompt asks for others. After an
+    interrupt or an error they stay until the next picture."""
 
     def __init__(self) -> None:
         super().__init__(applies_loras=True)
