@@ -55,7 +55,7 @@ NEEDS = {
 
 MEGABYTES = {
     "accelerate": (0.4, 1.6), "diffusers": (5.6, 24.7), "hf-xet": (3.3, 8.3), "huggingface-hub": (0.6, 2.3),
-    "importlib-metadata": (0.1, 0.1), "peft": (0.5, 1.8), "platformdirs": (0.1, 0.2), "regex": (0.8, 3.0),
+    "importlib-metadata": (0.1, 0.1), "peft": (0.8, 3.0), "platformdirs": (0.1, 0.2), "regex": (0.8, 3.0),
     "safetensors": (0.5, 1.2), "tokenizers": (3.3, 10.3), "tqdm": (0.1, 0.2), "transformers": (12.0, 52.4),
     "zipp": (0.1, 0.1),
 }  # fmt: skip

@@ -1,4 +1,6 @@
-"""A LoRA on one branch in Forge Neo's own sampling code and model classes: python branch_neo.py FOLDER [qwen] [z].
+"""A LoRA on one branch in Forge Neo's own sampling code and model classes.
+
+    python branch_neo.py FOLDER [qwen] [z] [fp32] [bf16]
 
 FOLDER is Forge Neo's; run it with Forge Neo's Python, and with this repository on PYTHONPATH. The models have real
 widths, one block of each kind, and random weights. Each prediction is compared with two models: one into whose weights
@@ -14,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(sys.argv[1]).resolve()
-WANTED = sys.argv[2:] or ["qwen", "z"]
+FAMILIES = [word for word in sys.argv[2:] if word in ("qwen", "z")] or ["qwen", "z"]
+FORMATS = [word for word in sys.argv[2:] if word in ("fp32", "bf16")] or ["fp32", "bf16"]
 sys.argv = [sys.argv[0], "--cpu"]
 os.chdir(FOLDER)
 sys.path[:0] = [str(FOLDER), str(FOLDER / "modules_forge" / "packages")]
@@ -155,7 +158,7 @@ def compare(name: str, dtype: torch.dtype) -> None:
             )  # fmt: skip
 
 
-for family in WANTED:
-    for number_format in (torch.float32, torch.bfloat16):
+for family in FAMILIES:
+    for number_format in FORMATS:
         torch.manual_seed(0)
-        compare(family, number_format)
+        compare(family, {"fp32": torch.float32, "bf16": torch.bfloat16}[number_format])

@@ -1,17 +1,24 @@
 """A LoRA on the positive branch in the real ComfyUI: beside the layers, and by ComfyUI's own hooks.
 
-    COMFYUI/python benchmarks/comfyui_branch.py COMFYUI_FOLDER [--family qwen-image|z-image] [--weights fp32|bf16|fp8]
+    COMFYUI/python benchmarks/comfyui_branch.py COMFYUI_FOLDER [--family qwen-image|z-image]
+        [--weights fp32|bf16|fp8|q8_0|q4_0]
 
 With ComfyUI's own classes at real widths, one block (Z-Image: one layer and one of each refiner) of random weights, its
-own sampling, cfg 4, on a processor. Prints seconds a step and whether both give the same.
+own sampling, cfg 4, on a processor. Prints seconds a step, the memory that each takes, and how far each is from the
+exact prediction: the same weights, quantised as they are, in fp32 with the LoRA added in fp32. q8_0 and q4_0 are GGUF,
+for Qwen-Image: they need the custom node ComfyUI-GGUF in custom_nodes and the package gguf.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -31,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--family", choices=("qwen-image", "z-image"), default="qwen-image")
-    parser.add_argument("--weights", choices=("fp32", "bf16", "fp8"), default="fp32")
+    parser.add_argument("--weights", choices=("fp32", "bf16", "fp8", "q8_0", "q4_0"), default="fp32")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--side", type=int, default=32, help="of the latent")
     args = parser.parse_args()
@@ -70,16 +77,97 @@ def compare(args: argparse.Namespace, file: Path) -> None:
     print(f"{args.family}, {args.weights}, {len(factors)} modules of rank 4")
     results = {}
     for name, model, prompt in (
-        ("without", base, positive), ("beside the layers", beside, positive), ("by hooks", base, hooked),
-        ("without again", base, positive),
+        ("without", base, positive), ("beside the layers", beside, positive), ("without again", base, positive),
+        ("by hooks", base, hooked), ("without at last", base, positive),
     ):  # fmt: skip
-        results[name], seconds = sample(model, prompt, negative, args)
-        print(f"{name:18} {median(seconds[1:]):.2f} s a step (the first {seconds[0]:.2f} s)", flush=True)
-    apart = (results["beside the layers"] - results["by hooks"]).abs().max()
-    effect = (results["without"] - results["by hooks"]).abs().max()
-    print(f"beside the layers and by hooks differ by {apart:.2g}; the effect is {effect:.2g}")
-    print("bit-equal afterwards:", torch.equal(results["without"], results["without again"]))
+        try:
+            with peak() as memory:
+                results[name], seconds = sample(model, prompt, negative, args)
+        except Exception as error:  # noqa: BLE001 - that is a result
+            print(f"{name:18} fails: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            continue
+        print(
+            f"{name:18} {median(seconds[1:]):.2f} s a step (the first {seconds[0]:.2f} s), {memory[0] / 1e6:.0f} MB "
+            "more than before it", flush=True,
+        )  # fmt: skip
+    for name in ("without again", "without at last"):
+        if name in results:
+            print(f"{name} is bit-equal to without: {torch.equal(results['without'], results[name])}")
     print(f"factors: {adapter_of(base.model.diffusion_model, [file]).nbytes / 1e6:.1f} MB")
+    weights = plain_weights(base.model.diffusion_model)
+    del base, beside
+    args.weights = "fp32"
+    exact = random_model(args, is_z)
+    exact.model.diffusion_model.load_state_dict(weights)
+    wanted, _ = sample(exact, hooked, negative, args)
+    without, _ = sample(exact, positive, negative, args)
+    effect = (wanted - without).abs().max()
+    for name, found in results.items():
+        expected = without if name.startswith("without") else wanted
+        print(f"{name:18} is {(found - expected).abs().max() / effect:.1e} of the effect from the exact prediction")
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """[the most bytes of memory beyond those at the beginning]."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before, most, over = resident(), [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            most[0] = max(most[0], resident() - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def plain_weights(transformer: Any) -> dict[str, Any]:
+    """Its weights in fp32, as they are when they are computed with."""
+    import torch
+
+    def plain(weight: Any) -> Any:
+        if hasattr(weight, "tensor_type"):
+            dequantize = sys.modules["comfyui_gguf.dequant"].dequantize_tensor
+            return torch.Tensor(dequantize(weight, torch.float32)).as_subclass(torch.Tensor)
+        return weight.float()
+
+    return {name: plain(weight).clone() for name, weight in transformer.state_dict(keep_vars=True).items()}
+
+
+def random_gguf(args: argparse.Namespace, transformer: Any) -> Any:
+    """The model of a GGUF file, as the custom node loads it."""
+    import folder_paths
+    import gguf
+    import nodes  # noqa: F401 - the custom node wants ComfyUI's
+
+    folder = args.comfyui.resolve() / "custom_nodes" / "ComfyUI-GGUF"
+    places = {"submodule_search_locations": [str(folder)]}
+    spec = importlib.util.spec_from_file_location("comfyui_gguf", folder / "__init__.py", **places)
+    module = sys.modules["comfyui_gguf"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kind = getattr(gguf.GGMLQuantizationType, args.weights.upper())
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "base.gguf"
+        writer = gguf.GGUFWriter(path, "qwen_image")
+        for name, weight in transformer.state_dict().items():
+            array = weight.float().numpy()
+            is_large = weight.ndim == 2 and "blocks" in name
+            chosen = kind if is_large else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(name, gguf.quants.quantize(array, chosen), raw_dtype=chosen)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        folder_paths.get_full_path = lambda kind, name: str(path)
+        return module.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet("base.gguf")[0]
 
 
 def random_model(args: argparse.Namespace, is_z: bool) -> Any:
@@ -88,7 +176,7 @@ def random_model(args: argparse.Namespace, is_z: bool) -> Any:
     import torch
 
     torch.manual_seed(0)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[args.weights]
+    dtype = {"fp32": torch.float32, "fp8": torch.float8_e4m3fn}.get(args.weights, torch.bfloat16)
     config = comfy.supported_models.ZImage(Z_IMAGE) if is_z else comfy.supported_models.QwenImage(QWEN_IMAGE)
     config.set_inference_dtype(dtype, torch.bfloat16 if args.weights == "fp8" else None)
     model = config.get_model({})
@@ -96,6 +184,8 @@ def random_model(args: argparse.Namespace, is_z: bool) -> Any:
     with torch.no_grad():
         for weight in transformer.parameters():
             weight.copy_(torch.randn(weight.shape) * (0.02 if weight.ndim == 1 else weight.shape[-1] ** -0.5))
+    if args.weights.startswith("q"):
+        return random_gguf(args, transformer)
     processor = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, processor, processor)
 

@@ -1,5 +1,6 @@
 """``<i2l:...>`` in a WebUI: the tag, the names, and a generation in a stand-in that calls in Forge Neo's order."""
 
+import gc
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,7 @@ from branch_models import MINI, hooks_of, lora_of, merged, qwen
 from i2l_ext.converters import UserError
 from i2l_ext.webui.hosts import webui
 from i2l_ext.webui.prompt_tags import BranchTag, parse_tag
+from test_branch_diffusers import close, generate, guided_by, pipeline
 from test_branch_guidance import PICTURES, HostModel, call
 
 pytest.importorskip("diffusers")
@@ -290,5 +292,75 @@ def test_a_webui_without_these_models_says_so_once(host, style):
         host.script.after_extra_networks_activate(p)
         host.script.process_before_every_sampling(p)
     assert list(p.comments) == [
-        "Image to LoRA: <i2l:...> needs Forge Neo: this WebUI has no model that such a LoRA is for."
+        "Image to LoRA: <i2l:...> needs Forge Neo or SD.Next: this WebUI has no model that such a LoRA is for."
     ]
+
+
+# SD.Next, whose models are pipelines of diffusers
+
+
+class SDNext:
+    """A stand-in for SD.Next, after its order of calls: a pipeline is chosen, the tags are handed over, it runs."""
+
+    def __init__(self, host, monkeypatch):
+        self.extra_networks, self.shared = host.extra_networks, SimpleNamespace(sd_model=None)
+        monkeypatch.setattr(sys.modules["modules"], "shared", self.shared, raising=False)
+        monkeypatch.delitem(sys.modules, "networks")
+        monkeypatch.setitem(sys.modules, "modules.lora.lora_load", host.networks)
+        del host.networks.update_available_networks_by_names
+        host.networks.list_available_networks = lambda: [host.know(path) for path in host.folder.glob("*.safetensors")]
+        self.extra_networks.register_extra_network(host.generation.PipelineNetwork())
+
+    def generate(self, pipe, prompt, **other):
+        self.shared.sd_model = pipe
+        self.p = SimpleNamespace(extra_generation_params={})
+        self.extra_networks.activate(self.p, self.extra_networks.parse_prompt(prompt)[1])
+        return generate(pipe, **other)
+
+
+@pytest.fixture
+def sdnext(host, monkeypatch):
+    return SDNext(host, monkeypatch)
+
+
+def test_in_sdnext_its_pipeline_has_the_loras_of_the_prompt(host, sdnext, style, capsys):
+    grey = saved(host, "style-grey", 2, rank=2)
+    pipe = pipeline("qwen")
+    plain, before, model = sdnext.generate(pipe, "a cat"), hooks_of(pipe.transformer), merged(pipe.transformer)
+    found = sdnext.generate(pipe, "a cat <i2l:style:0.8:0.5>")
+    twin = guided_by(pipeline("qwen"), merged(model, (style, 0.8)), merged(model, (grey, 0.5)))
+    assert close(found, generate(twin)) and not close(found, plain, 1e-2)
+    assert sdnext.p.extra_generation_params == {"i2l LoRAs": "style 0.8 0; style-grey 0 0.5"}
+    hooks = hooks_of(pipe.transformer)
+    other = type("Img2Img", (type(pipe),), {})(**pipe.components)  # the hires pass: another around the same transformer
+    other.set_progress_bar_config(disable=True)
+    del pipe
+    gc.collect()
+    assert torch.equal(sdnext.generate(other, "a cat <i2l:style:0.8:0.5>"), found)
+    assert hooks_of(other.transformer) == hooks, "the same LoRAs are not read again"
+    assert sdnext.generate(other, "<i2l:style> <i2l:nobody:1>") is not None
+    assert "<i2l:nobody>: there is no LoRA of this name" in capsys.readouterr().out
+    assert torch.equal(sdnext.generate(other, "a cat"), plain) and hooks_of(other.transformer) == before
+
+
+def test_in_sdnext_another_model_has_them_too_and_the_first_no_more(sdnext, style):
+    first, second = pipeline("qwen"), pipeline("qwen")
+    sdnext.generate(first, "")
+    before = hooks_of(first.transformer)
+    found = sdnext.generate(first, "<i2l:style:1>")
+    assert torch.equal(sdnext.generate(second, "<i2l:style:1>"), found) and hooks_of(first.transformer) == before
+
+
+@pytest.mark.parametrize(("running", "network", "applies"), [
+    ("ForgeNeoHost", "BranchNetwork", True), ("SDNextHost", "PipelineNetwork", True),
+    ("A1111Host", "BranchNetwork", False),
+])  # fmt: skip
+def test_each_webui_gets_the_network_that_fits_it(host, monkeypatch, running, network, applies):
+    from i2l_ext.webui import extension
+    from i2l_ext.webui.hosts import running as hosts
+
+    registered = []
+    monkeypatch.setattr(hosts, "running_host", getattr(hosts, running))
+    monkeypatch.setattr(webui, "register_network", registered.append)
+    extension.generation_script()
+    assert [(type(one).__name__, one._applies_loras) for one in registered] == [(network, applies)]

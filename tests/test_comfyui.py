@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +19,11 @@ from safetensors.torch import save_file
 
 import i2l_ext
 from branch_models import MINI, lora_of, merged, qwen, qwen_inputs
+from hubs import FakeHub
 from i2l_ext.comfyui import extension, host, load_node, make_node, pictures, widgets
 from i2l_ext.converters import Lora
 from i2l_ext.converters.errors import UserError
+from i2l_ext.models.catalogue import MODELS
 from i2l_ext.service.service import Service
 
 HERE = Path(__file__).resolve().parent
@@ -201,7 +206,7 @@ def test_auto_is_what_is_there(images, loras):
         ({"weights": "1 1 1"}, "one weight for each picture"),
         ({"weights": "1 0"}, "greater than 0"),
         ({"name": "a/b"}, "for example a-b"),
-        ({"model": "z-image-style"}, "weights are missing"),
+        ({"model": "z-image-style"}, r'z-image-style: weights are missing.* Here the node "i2L models" downloads it\.'),
     ],
 )
 def test_a_wrong_input_is_one_line(images, loras, wrong, said):
@@ -229,6 +234,28 @@ def test_a_wrong_name_is_told_before_anything_runs(comfy):
     assert make_node.ImageToLora.VALIDATE_INPUTS(["my_style"]) is True
     assert make_node.ImageToLora.VALIDATE_INPUTS([None]) is True
     assert "for example a-b" in make_node.ImageToLora.VALIDATE_INPUTS(["a:b"])
+
+
+@pytest.mark.parametrize(("branch", "grey", "said"), [
+    ("both", "none", ""), ("positive only", "none", ""), (None, None, ""),
+    ("both", "away.safetensors", "There is no LoRA"),
+    ("positive, grey on the negative", "none", "made from a grey picture"), ("nowhere", "none", "branch is one of"),
+])  # fmt: skip
+def test_a_grey_lora_that_is_not_chosen_is_told_before_anything_runs(comfy, branch, grey, said):
+    told = load_node.LoadI2LLora.VALIDATE_INPUTS(branch, grey)
+    assert told is True if not said else said in told
+
+
+@pytest.mark.parametrize(("error", "lines"), [(UserError("a line"), ["it ends: a line"]), (ValueError("a fault"), 2)])
+def test_in_comfyuis_log_a_users_error_is_its_line_alone(comfy, caplog, error, lines):
+    """ComfyUI logs a line and then a traceback of whatever a node raises. Ours of a fault stays."""
+    try:
+        raise error
+    except (UserError, ValueError) as raised:
+        logging.error(f"it ends: {raised}")  # noqa: LOG015 - as ComfyUI does
+        logging.error(traceback.format_exc())  # noqa: LOG015
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == lines if isinstance(lines, list) else len(logged) == lines
 
 
 # jobs
@@ -351,6 +378,52 @@ def test_the_models_are_listed_and_come_only_with_consent(comfy):
     with pytest.raises(UserError, match="agree to the licences"):
         run("I2LModels", download="qwen-image-style", source="huggingface", agree=False)
     assert NODES["I2LModels"].IS_CHANGED() != NODES["I2LModels"].IS_CHANGED(), "never the same: what is here may change"
+
+
+class Told:
+    """ComfyUI's server: the texts that it was given for a node."""
+
+    def __init__(self):
+        self.texts = []
+
+    def send_progress_text(self, text, node):
+        self.texts.append((node, text))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine with a v2 model, whose files may be of any size; the clients of the engine go there."""
+    hub = FakeHub()
+    part = MODELS["z-image-v2"].parts[-1]
+    hub.add(part.repo, "model.py", b"# a template")
+    hub.add(part.repo, "model.safetensors", shard(4_000_000))
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield hub
+    hub.close()
+
+
+def shard(size):
+    header = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+def test_a_model_comes_by_the_node_once_its_licence_is_agreed_to(comfy, hub, monkeypatch):
+    import comfy.utils
+
+    told = Told()
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=told)))
+    asked = {"download": "z-image-v2", "source": "huggingface", "node": "5"}
+    with pytest.raises(UserError, match="agree to the licences"):
+        run("I2LModels", agree=False, **asked)
+    assert not hub.seen, "nothing is asked of the hub before"
+    comfy.utils.shown.clear()
+    listed = run("I2LModels", agree=True, **asked)["result"][0]
+    folder = host.comfy_service().host.models_folders()[0] / MODELS["z-image-v2"].parts[-1].repo
+    assert {path.name for path in folder.iterdir()} >= {"model.py", "model.safetensors"}
+    assert len((folder / "model.safetensors").read_bytes()) > 4_000_000
+    assert "z-image-v2 from" not in listed and comfy.utils.shown[-1] == 1
+    assert told.texts and {node for node, _ in told.texts} == {"5"}
 
 
 def test_the_miniature_draws(made):

@@ -149,6 +149,15 @@ def test_the_sizes_of_all_pins_are_known(install):
     assert pinned == {*install.NEEDS, *(one for need in install.NEEDS.values() for one in need.brings)}
 
 
+def test_a_hosts_peft_is_the_one_that_these_tests_run_beside_transformers_5():
+    """It comes with diffusers and meets the host's own transformers: 0.17.1 cannot be imported beside a new one."""
+    versions = [
+        {pin.name: str(pin.specifier) for pin, _ in pins(ROOT / "requirements" / file)}
+        for file in ("host.txt", "lock-test.txt")
+    ]
+    assert versions[0]["peft"] == versions[1]["peft"]
+
+
 @pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "pip"), KeyboardInterrupt(), OSError("disk full")])
 def test_an_update_that_breaks_off_leaves_the_private_folder_as_it_was(install, monkeypatch, error):
     (install.PRIVATE / "transformers").mkdir(parents=True)

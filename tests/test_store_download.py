@@ -85,6 +85,19 @@ def test_a_template_is_fetched_by_the_exact_names_that_its_repository_lists(clie
     assert verify(TEMPLATE, found) == "checksum" or client.name == "huggingface"  # git keeps no sha256 of small files
 
 
+def test_a_template_that_was_broken_off_is_not_taken_for_whole(client, hub, folder):
+    """It is found by its code, which comes last."""
+    hub.add(REPO, "model.py", b"# code")
+    hub.add(REPO, "model.safetensors", weights(hub)[1])
+    del hub.files[REPO, "sub/model.safetensors"]
+    seen = []
+    halfway = DownloadCallbacks(lambda phase, *_: seen.append(phase), lambda: "download model.safetensors" in seen)
+    hub.cuts, hub.stalling = [100_000] * 2, True
+    with pytest.raises(Cancelled):
+        download([TEMPLATE], client, folder, halfway)
+    assert locate(TEMPLATE, Folders(folder)) is None
+
+
 @pytest.mark.parametrize(
     "name", ["../evil.py", "a/../../evil.py", "/evil.py", "C:/evil.py", "a\\..\\evil.py", ".git/hook.py"]
 )

@@ -5,6 +5,7 @@ ComfyUI imports this at its start: what takes longer than a moment is imported w
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ HINTS = {
     "package_missing": "A Python package is missing or too old: run install.py of this folder once with ComfyUI's "
     "Python, which puts it into a folder of the engine's own.",
     "out_of_memory": "Memory ran out. Close other programs, or take fewer pictures.",
+    "weights_missing": 'Here the node "i2L models" downloads it.',
 }
 """Code of a failure -> what helps here, where it is not what helps in a WebUI."""
 
@@ -133,6 +135,14 @@ def finished(ask: Callable[[], Job], node: str | None, *, computes: bool = True)
         line = (job.error or "The job was cancelled").rstrip(".")
         raise UserError(f"{line}. {hint or ''}".rstrip(), job.code or "invalid")
     return job
+
+
+def drop_tracebacks(record: logging.LogRecord) -> bool:
+    """A filter for the log: what ComfyUI prints of a node that ends with a UserError is its line, without the traceback
+    that it prints of every node."""
+    errors = sys.modules.get("i2l_ext.converters.errors")
+    is_users = errors is not None and isinstance(sys.exc_info()[1], errors.UserError)
+    return not (is_users and record.getMessage().startswith("Traceback "))
 
 
 def interruptible_sleep() -> None:

@@ -51,6 +51,11 @@ class LoadI2LLora:
         }
 
     @classmethod
+    def VALIDATE_INPUTS(cls, branch: str | None = None, grey_lora: str | None = widgets.NONE) -> bool | str:
+        """A grey LoRA that is wanted and not chosen is told before anything is computed. None stands for a link."""
+        return widgets.refusal(lambda: check_grey(branch, grey_lora)) or True
+
+    @classmethod
     def IS_CHANGED(cls, lora_name: str | None = None, grey_lora: str | None = None, **_: Any) -> str:
         """Another file under the same name is another LoRA."""
         return f"{file_time(lora_name)} {file_time(grey_lora)}"
@@ -65,14 +70,24 @@ class LoadI2LLora:
         if branch == BOTH:
             return (on_both(model, lora_name, path, strength),)
         from i2l_ext.branch import Strength
-        from i2l_ext.converters.errors import UserError
 
+        check_grey(branch, grey_lora)
         loras = [(path, Strength(positive=strength))]
         if branch == GREY:
-            if grey_lora == widgets.NONE:
-                raise UserError("Choose the grey_lora: a LoRA that was made from a grey picture.")
             loras.append((lora_path(grey_lora), Strength(positive=0.0, negative=strength)))
         return (on_branches(model, loras),)
+
+
+def check_grey(branch: str | None, grey_lora: str | None) -> None:
+    """Raises UserError for a branch that there is not, a LoRA that there is not, and a grey one that is not chosen."""
+    from i2l_ext.converters.errors import UserError
+
+    if branch not in (BOTH, POSITIVE, GREY, None):
+        raise UserError(f"branch is one of {BOTH}; {POSITIVE}; {GREY}, not {branch!r}.", "unknown_choice")
+    if branch == GREY and grey_lora == widgets.NONE:
+        raise UserError("Choose the grey_lora: a LoRA that was made from a grey picture.")
+    if grey_lora not in (widgets.NONE, None):
+        lora_path(grey_lora)
 
 
 def file_time(name: str | None) -> str:

@@ -87,14 +87,11 @@ class ImageToLora:
 
     @classmethod
     def VALIDATE_INPUTS(cls, name: Sequence[str | None]) -> bool | str:
-        """A wrong name is told before anything is computed."""
-        from i2l_ext.converters.errors import UserError
+        """A wrong name is told before anything is computed. None stands for a link. ComfyUI repeats the line for each
+        input that is named here, so there is one."""
         from i2l_ext.library.names import check_name
 
-        try:
-            return not name or name[0] is None or bool(check_name(name[0].strip()))
-        except UserError as error:
-            return str(error)
+        return widgets.refusal(lambda: [check_name(text.strip()) for text in name if text is not None]) or True
 
     @classmethod
     def IS_CHANGED(cls, **inputs: Any) -> str:

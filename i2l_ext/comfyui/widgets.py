@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.comfyui.host import lora_names
@@ -28,6 +28,17 @@ class LoraName(str):
 
 
 LORA_NAME = LoraName("COMBO")
+
+
+def refusal(check: Callable[[], object]) -> str:
+    """The line of the UserError that ``check`` raises; "" where it raises none."""
+    from i2l_ext.converters.errors import UserError
+
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def number(field: Field, *, step: float = 1, default: Any = None, low: Any = None) -> tuple[str, dict[str, Any]]:

@@ -135,7 +135,7 @@ class _Download:
 
     def names(self, part: Checkpoint, repo: str) -> Sequence[str]:
         """The exact names of a checkpoint's files. Those of a template are what its repository lists now, without
-        pictures and the like."""
+        pictures and the like; its code, by which it is found later, is the last."""
         if part.kind != "template":
             return part.files
         with self.explained(repo, CODE):
@@ -143,7 +143,7 @@ class _Download:
         names = [name for name in listed if name.endswith(TEMPLATE_SUFFIXES)]
         if len(names) > TEMPLATE_FILES or not all(_is_inside(name) for name in names) or CODE not in names:
             raise UserError(f"{repo}: {self.hub.name} lists no {CODE}, or more and other files than a template has.")
-        return sorted(names)
+        return sorted(names, key=lambda name: (name == CODE, name))
 
     def describe(self, repo: str, file: str) -> RemoteFile:
         with self.explained(repo, file):

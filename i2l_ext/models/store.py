@@ -280,10 +280,9 @@ def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[P
         raise UserError(f"{model.name}: its weights belong to this program but are not there. Install it again.")
     if missing:
         parts = ", ".join(f"{part.id} ({gigabytes(part.nbytes)})" for part in missing)
-        raise UserError(
-            f"{model.name}: weights are missing: {parts}; {gigabytes(sum(part.nbytes for part in missing))} in all. "
-            f"Download them with: i2l models download {model.name}. To try it out without: --model mini."
-        )
+        size = gigabytes(sum(part.nbytes for part in missing))
+        advice = f"Download them with: i2l models download {model.name}. To try it out without: --model mini."
+        raise UserError(f"{model.name}: weights are missing: {parts}; {size} in all. {advice}", "weights_missing")
     return {id: paths for id, paths in found.items() if paths is not None}
 
 

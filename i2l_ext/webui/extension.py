@@ -30,8 +30,11 @@ def generation_script() -> Any:
     if not (find_spec("modules.extra_networks") and find_spec("modules.scripts")):
         return None
     from i2l_ext.webui.hosts import generation
+    from i2l_ext.webui.hosts.running import running_host
 
-    webui.register_network(generation.BranchNetwork(webui.WebUIHost().applies_loras))
+    host = running_host()
+    by_pipeline = generation.PipelineNetwork() if host.runs_pipelines else None
+    webui.register_network(by_pipeline or generation.BranchNetwork(host.applies_loras))
     return generation.BranchScript
 
 

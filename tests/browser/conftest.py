@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE not in item.path.parents or os.environ.get("I2L_BROWSER"):
             continue
-        where = getattr(getattr(item, "callspec", None), "params", {}).get("place")
+        where = getattr(getattr(item, "callspec", None), "params", {}).get("place", SHORT)
         if not item.get_closest_marker("short") or where != SHORT:
             item.add_marker(pytest.mark.skip(reason="run with `python install.py browser`"))
         elif not Path(CHROMIUM).is_file():

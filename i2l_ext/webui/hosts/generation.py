@@ -1,13 +1,15 @@
-"""``<i2l:...>`` in the prompts of Forge Neo: the LoRAs act while it samples. Imported inside a WebUI only.
+"""``<i2l:...>`` in the prompts of Forge Neo and SD.Next: the LoRAs act while they sample. Imported inside a WebUI only.
 
-The order of calls there: tags are handed over (`BranchNetwork.activate`), then, before each pass of sampling, what the
-pass uses is set (`BranchScript.process_before_every_sampling`). Errors in either would be swallowed, so they become
-comments under the picture.
+The order of calls in Forge Neo: tags are handed over (`BranchNetwork.activate`), then, before each pass of sampling,
+what the pass uses is set (`BranchScript.process_before_every_sampling`). Errors in either would be swallowed, so they
+become comments under the picture. In SD.Next the tags are handed over once the pipeline is chosen, and that is all
+(`PipelineNetwork`).
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from i2l_ext.webui.prompt_tags import GREY_SUFFIX, NETWORK, BranchTag, parse_tag
 
 if TYPE_CHECKING:
     from i2l_ext.branch import Strength
+    from i2l_ext.branch.pipelines import AppliedLora
 
 INFOTEXT = "i2l LoRAs"
 """The infotext's line that says which files acted; the tags themselves stand in its prompt."""
@@ -37,10 +40,58 @@ class BranchNetwork(extra_networks.ExtraNetwork):
         """Called for each batch, and again for the hires pass and the refiner."""
         setattr(p, TAGS, [list(params.items) for params in params_list])
         if params_list and not self._applies_loras:
-            _comment(p, f"<{NETWORK}:...> needs Forge Neo: this WebUI has no model that such a LoRA is for.")
+            _comment(p, f"<{NETWORK}:...> needs Forge Neo or SD.Next: this WebUI has no model that such a LoRA is for.")
 
     def deactivate(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the next pass sets what it uses."""
+
+
+class RunningPipeline:
+    """SD.Next's pipeline of this moment: img2img and the hires pass have another around the same transformer."""
+
+    def __getattr__(self, name: str) -> Any:
+        from modules import shared
+
+        return getattr(shared.sd_model, name)
+
+
+class PipelineNetwork(BranchNetwork):
+    """Takes the tags from the prompt and puts the LoRAs on SD.Next's pipeline, until a prompt asks for others. After an
+    interrupt or an error they stay until the next picture."""
+
+    def __init__(self) -> None:
+        super().__init__(applies_loras=True)
+        self._pipeline, self._model = RunningPipeline(), lambda: None
+        self._applied: list[AppliedLora] = []
+
+    def activate(self, p: Any, params_list: list[Any], *args: Any, **kwargs: Any) -> None:
+        """Called for each batch, with the pipeline chosen."""
+        from i2l_ext.branch.pipelines import apply_strength
+
+        transformer, wanted = getattr(self._pipeline, "transformer", None), list(_wanted(p, params_list))
+        if wanted != [(one.file, one.strength) for one in self._applied] or transformer is not self._model():
+            for one in self._applied:
+                one.remove()
+            self._applied = []
+            for file, strength in wanted:
+                try:
+                    self._applied.append(apply_strength(self._pipeline, file, strength))
+                except UserError as error:
+                    _comment(p, str(error))
+                else:
+                    _comment_missing(p, file, self._applied[-1].missing)
+                    self._model = weakref.ref(transformer)
+        if self._applied:
+            p.extra_generation_params[INFOTEXT] = "; ".join(_described(one.file, one.strength) for one in self._applied)
+
+
+def _wanted(p: Any, tags: list[Any]) -> Iterator[tuple[Path, Strength]]:
+    """The files of the tags with their strengths. What is wrong with others becomes a comment."""
+    for tag in tags:
+        try:
+            yield from tag_files(parse_tag(tag.items))
+        except UserError as error:
+            _comment(p, str(error))
 
 
 class BranchScript(scripts.Script):
@@ -102,12 +153,15 @@ def _chosen(p: Any, model: Any, tags: list[list[str]]) -> Iterator[tuple[Path, S
     for items in tags:
         try:
             for file, strength in tag_files(parse_tag(items)):
-                match = branch.check_file(model, file)
-                if match.missing:
-                    _comment(p, f"{file.stem}: {len(match.missing)} of its modules are not in this model.")
+                _comment_missing(p, file, branch.check_file(model, file).missing)
                 yield file, strength
         except UserError as error:
             _comment(p, str(error))
+
+
+def _comment_missing(p: Any, file: Path, missing: tuple[str, ...]) -> None:
+    if missing:
+        _comment(p, f"{file.stem}: {len(missing)} of its modules are not in this model.")
 
 
 def tag_files(tag: BranchTag) -> list[tuple[Path, Strength]]:
@@ -130,7 +184,7 @@ def tag_files(tag: BranchTag) -> list[tuple[Path, Strength]]:
 
 def _network_file(name: str) -> Path | None:
     """The file that ``<lora:NAME:1>`` would name; a new one is looked for, as there."""
-    networks: Any = sys.modules.get("networks")
+    networks: Any = sys.modules.get("networks") or sys.modules.get("modules.lora.lora_load")
     if networks is None:
         return None
 
@@ -142,7 +196,8 @@ def _network_file(name: str) -> Path | None:
 
     entry = find()
     if entry is None:
-        networks.update_available_networks_by_names([name])
+        add = getattr(networks, "update_available_networks_by_names", None)
+        add([name]) if add else networks.list_available_networks()
         entry = find()
     return None if entry is None else Path(entry.filename)
 
@@ -156,6 +211,9 @@ def _described(file: Path, strength: Strength) -> str:
 
 
 def _comment(p: Any, text: str) -> None:
-    """A line under the picture, once however often it is said; on the console where the WebUI has no such place."""
+    """A line under the picture, once however often it is said; on the console where the WebUI shows none."""
     line = f"Image to LoRA: {text}"
-    p.comment(line) if hasattr(p, "comment") else print(line, flush=True)
+    if hasattr(p, "comment") and "modules.lora.lora_load" not in sys.modules:  # SD.Next keeps comments to itself
+        p.comment(line)
+    else:
+        print(line, flush=True)

@@ -14,6 +14,7 @@ class SDNextHost(WebUIHost):
     name = "sdnext"
     title = "SD.Next"
     applies_loras = True
+    runs_pipelines = True
 
     credential_flags: ClassVar = ("auth", "api_auth")
     credential_files: ClassVar = ("auth_file",)

@@ -24,6 +24,8 @@ class WebUIHost:
     name = ""
     title = "WebUI"
     applies_loras = False
+    runs_pipelines = False
+    """Whether its models are pipelines of diffusers."""
     settings_file: SettingsFile | None = None
 
     credential_flags: ClassVar = ("api_auth", "gradio_auth")
