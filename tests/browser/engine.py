@@ -1,4 +1,5 @@
-"""The engine, with work that can be made to last: a LoRA whose name begins with ``slow`` takes a minute first."""
+"""The engine, with work that can be made to last: a LoRA whose name begins with ``slow`` takes a minute first, a folder
+of several styles too. One whose name begins with ``late`` ends some seconds after its files have their names."""
 
 import sys
 import time
@@ -10,7 +11,10 @@ from i2l_ext.operations import OPERATIONS, Step
 from i2l_ext.operations.models import DownloadResult
 from i2l_ext.worker import main
 
-MAKE = OPERATIONS["make"]
+LATE = 5
+"""Seconds."""
+
+MAKE, BATCH = OPERATIONS["make"], OPERATIONS["batch"]
 
 
 def last(reporter, step, seconds):
@@ -22,12 +26,20 @@ def last(reporter, step, seconds):
         reporter.progress((number + 1) / 600)
 
 
-def make(request, context):
-    if request.name.startswith("slow"):
-        slowly = Step("encode slowly", "encode slowly", 20_600_000_000, 40)
-        context.reporter.plan([Step("start", "start"), slowly])
-        last(context.reporter, slowly.id, 60)
-    return MAKE(request, context)
+def slow(operation, source):
+    """``operation``, a minute later where its source is called so."""
+
+    def run(request, context):
+        if source(request).startswith("slow"):
+            slowly = Step("encode slowly", "encode slowly", 20_600_000_000, 40)
+            context.reporter.plan([Step("start", "start"), slowly])
+            last(context.reporter, slowly.id, 60)
+        result = operation(request, context)
+        if source(request).startswith("late"):
+            time.sleep(LATE)
+        return result
+
+    return run
 
 
 def download(request, context):
@@ -38,5 +50,7 @@ def download(request, context):
 
 
 if __name__ == "__main__":
-    OPERATIONS.update(make=make, download=download)
+    make = slow(MAKE, lambda request: request.name)
+    batch = slow(BATCH, lambda request: request.pictures[0].name)
+    OPERATIONS.update(make=make, batch=batch, download=download)
     sys.exit(main.main())

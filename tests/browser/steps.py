@@ -41,6 +41,11 @@ def finish(page, name):
     page.locator("#i2l_make_result h3", has_text=re.compile(f"^{name}$")).wait_for()
 
 
+def made_button(page, title):
+    """A button of the LoRA that was made last; those made before have the same ones, folded away."""
+    return page.locator("#i2l_make_result .i2l-made button", has_text=title)
+
+
 def stop(page, title):
     job(page, title).locator('[data-i2l="cancel"]').click()
     job(page, title).locator("em", has_text="cancelled").wait_for()

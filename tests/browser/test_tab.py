@@ -16,6 +16,7 @@ from steps import (
     images_of,
     job,
     look,
+    made_button,
     name_it,
     no_leftovers,
     pane,
@@ -56,16 +57,16 @@ def test_pictures_to_a_lora(place, open_page, pictures):
     page.locator("#i2l_make").click()
     page.locator("#i2l_make_result h3", has_text="my_style-2").wait_for()
     assert "taken from the cache" in page.locator("#i2l_make_result").first.inner_text()
-    page.locator("#i2l_make_result button", has_text="Copy").click()
-    page.locator("#i2l_make_result button", has_text="Copied").wait_for()
+    made_button(page, "Copy").click()
+    made_button(page, "Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == "<lora:my_style-2:1>"
     if place.version != "6":
         for where in ("txt2img", "img2img"):
-            page.locator("#i2l_make_result button", has_text=f"Insert into {where}").click()
+            made_button(page, f"Insert into {where}").click()
             prompt = page.locator(f"#{where}_prompt textarea")
             assert prompt.input_value() == "<lora:my_style-2:1>" and prompt.is_visible()
             page.locator("button", has_text="Image to LoRA").first.click()
-        page.locator("#i2l_make_result button", has_text="Open the Lora tab").click()
+        made_button(page, "Open the Lora tab").click()
         page.locator('#txt2img_lora_cards [data-name="my_style-2"]').wait_for()
         facts = page.request.get(place.url + "fake/facts").json()
         assert {"my_style", "my_style-2"} <= set(facts["loras"]) and facts["hash"] is None
