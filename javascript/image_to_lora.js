@@ -259,6 +259,22 @@
         });
     }
 
+    // In gradio 3 what folds a part of the page away is no button.
+    function reachable() {
+        all("#i2l div.label-wrap").forEach((fold) => {
+            fold.tabIndex = 0;
+            fold.setAttribute("role", "button");
+            fold.setAttribute("aria-expanded", fold.classList.contains("open"));
+        });
+    }
+
+    document.addEventListener("keydown", (event) => {
+        const fold = event.target;
+        if (![" ", "Enter"].includes(event.key) || !fold.matches || !fold.matches("#i2l div.label-wrap")) return;
+        event.preventDefault();
+        fold.click();
+    });
+
     const EMPTY = ["error", "repaired", "result", "activity", "offer", "fetched"].map((end) => `#i2l [id^="i2l_"][id$="_${end}"]`);
 
     function tidy() {
@@ -336,5 +352,5 @@
         });
     }
 
-    setInterval(() => { gather(); tips(); tidy(); news(); keepFocus(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); keepFocus(); ask(); }, 200);
 })();

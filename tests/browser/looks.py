@@ -95,8 +95,8 @@ UNFOCUSED = """() => {
         }
         return told.join("|");
     };
-    const found = [];
-    for (const item of document.querySelectorAll("#i2l :is(button, input, select, textarea, summary, pre[tabindex])")) {
+    const found = [], kinds = "#i2l :is(button, input, select, textarea, summary, [tabindex='0'])";
+    for (const item of document.querySelectorAll(kinds)) {
         if (!item.getClientRects().length || item.disabled || item.closest("#i2l_hidden")) continue;
         document.activeElement.blur();
         const before = looks(item);

@@ -73,7 +73,7 @@ def test_where_it_will_be_saved(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:1])
     choose_model(page, "mini")
-    page.locator("#i2l_advanced button").first.click()
+    page.locator("#i2l_advanced .label-wrap").first.click()
     page.locator("#i2l_subfolder textarea, #i2l_subfolder input").first.fill("evening")
     name_it(page, "below")
     page.locator("#i2l_saved_as .i2l-value", has_text="evening/below.safetensors").wait_for()

@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 from looks import CONTRAST, NAMELESS, NARROW, OUTSIDE, UNFOCUSED
-from steps import finish, look, pane, qwen_lora, start, stop
+from steps import IMAGES, drop, finish, look, pane, qwen_lora, start, stop
+
+from i2l_ext.mini.sampler import SAMPLES
 
 SIZES = [(1400, 900), (900, 900)]
 PANES = ("Make", "Several styles", "Library", "Train from it", "Inspect and convert", "Models", "Settings")
@@ -37,7 +39,7 @@ def fill_make(page, pictures):
         found = page.locator("#i2l_make_result summary", has_text=summary)
         if found.count():
             found.first.click()
-    page.locator("#i2l_advanced button").first.click()
+    page.locator("#i2l_advanced .label-wrap").first.click()
 
 
 def fill_batch(page, place, pictures):
@@ -50,11 +52,11 @@ def fill_batch(page, place, pictures):
     page.locator("#i2l_batch_activity .i2l-bar").wait_for()
 
 
-def fill_library(page):
+def fill_library(page, name):
+    """The list, with one LoRA ticked."""
     pane(page, "Library")
     page.locator("#i2l_library_list button", has_text="Look again").click()
-    page.locator("#i2l_library_list li", has_text="broken").locator(".i2l-error").wait_for()
-    page.locator('#i2l_library_list input[value="ink.safetensors"]').check()
+    page.locator(f'#i2l_library_list input[value="{name}.safetensors"]').check()
 
 
 def fill_files(page, place):
@@ -89,7 +91,8 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     page = open_page(dark)
     fill_make(page, pictures)
     fill_batch(page, lived_in, pictures)
-    fill_library(page)
+    fill_library(page, "ink")
+    page.locator("#i2l_library_list li", has_text="broken").locator(".i2l-error").wait_for()
     fill_files(page, lived_in)
     fill_models(page)
     spoil_make(page)
@@ -112,3 +115,36 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     pane(page, "Several styles")
     stop(page, "slow styles")
     assert wrong == [], "\n".join(map(str, wrong))
+
+
+@pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")
+def test_pictures_for_the_documentation(place, open_page, pictures):
+    """I2L_SCREENSHOTS=docs/images python install.py browser tests/browser -k documentation"""
+    if place.version != "6":
+        pytest.skip("the documentation shows the tab stand-alone")
+    meadow = [str(path) for path in sorted(SAMPLES.glob("meadow*.png"))]
+    styles = place.root / "styles"
+    (styles / "meadow").mkdir(parents=True)
+    for sample in SAMPLES.glob("*.png"):
+        shutil.copy(sample, styles / "meadow" if str(sample) in meadow else styles)
+    page = open_page(dark=True)
+    drop(page, meadow)
+    look(page, place, "tab", dark=True)
+    page = open_page()
+    start(page, meadow, "soft_style")
+    finish(page, "soft_style")
+    qwen_lora(place.lora / "ink.safetensors")
+    look(page, place, "made")
+    pane(page, "Several styles")
+    page.locator("#i2l_batch_folder textarea, #i2l_batch_folder input").first.fill(str(styles))
+    page.locator("#i2l_each_of_folder").click()
+    page.locator("#i2l_batch_result .i2l-shelf li").nth(4).wait_for()
+    look(page, place, "styles")
+    fill_library(page, "ink")
+    look(page, place, "library")
+    pane(page, "Train from it")
+    page.locator("#i2l_curve").click()
+    page.locator("#i2l_train_curve svg").wait_for()
+    page.locator("#i2l_export").click()
+    page.locator("#i2l_train_result code.i2l-prompt").wait_for()
+    look(page, place, "train")

@@ -205,3 +205,8 @@ def test_the_keyboard_reaches_everything_and_it_has_names(place, open_page, pict
         page.keyboard.press("Tab")
         reached.add(page.evaluate("(document.activeElement.closest('[id^=i2l_]') || {}).id || ''"))
     assert {"i2l_tray", "i2l_models", "i2l_name", "i2l_make"} <= reached, reached
+    fold, folded = page.locator("#i2l_advanced .label-wrap").first, page.locator("#i2l_subfolder")
+    assert not folded.first.is_visible()
+    fold.focus()
+    page.keyboard.press("Enter")
+    folded.first.wait_for()

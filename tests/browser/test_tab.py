@@ -108,7 +108,7 @@ def test_pictures_pasted_and_from_a_folder(place, open_page, pictures):
     folder.mkdir()
     for path in (pictures[1], pictures[2]):
         shutil.copy(path, folder)
-    page.locator("#i2l_from_folder button").first.click()
+    page.locator("#i2l_from_folder .label-wrap").first.click()
     page.locator("#i2l_server_folder textarea, #i2l_server_folder input").first.fill("some pictures")
     page.locator("#i2l_add_folder").click()
     page.locator("#i2l_tray .i2l-error", has_text="whole path").first.wait_for()
@@ -159,7 +159,7 @@ def test_settings_are_kept(place, open_page):
     page.locator("#i2l_setting_subfolder").locator("textarea, input").first.fill("mine")
     page.locator("#i2l_settings_note", has_text="Saved.").first.wait_for()
     page = open_page()
-    page.locator("#i2l_advanced button").first.click()
+    page.locator("#i2l_advanced .label-wrap").first.click()
     field = page.locator("#i2l_subfolder").locator("textarea, input").first
     assert field.input_value() == "mine"
     pane(page, "Settings")
