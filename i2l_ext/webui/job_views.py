@@ -29,10 +29,10 @@ def _brief(job: Job, pane: str) -> Markup:
     )
 
 
-def activity(active: Sequence[Job], last: Job | None = None) -> Markup:
-    """The jobs at work and waiting, and the last one if it did not end well."""
+def activity(active: Sequence[Job], failed: Sequence[Job] = ()) -> Markup:
+    """The jobs at work and waiting, and those that did not end well."""
     lines = [_job(job) for job in active if job.kind not in BRIEF]
-    return element("div", lines, None if last is None else failure(last), class_="i2l-jobs")
+    return element("div", lines, [failure(job) for job in failed], class_="i2l-jobs")
 
 
 def _job(job: Job) -> Markup:

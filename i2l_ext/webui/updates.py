@@ -94,8 +94,9 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
     hidden = set(map(str, dismissed)) if isinstance(dismissed, list) else set()
     told: dict[str, Any] = {"activity": job_views.overview(active, panes)}
     for pane in ACTIVE_PANES:
-        last = next((job for job in reversed(ended) if panes[job.id] == pane), None)
-        failed = last if last and last.state != "done" and last.id not in hidden else None
+        asked = max((job.created for job in jobs if panes[job.id] == pane), default=0)  # who asked again has seen it
+        unseen = [job for job in ended if panes[job.id] == pane and (job.ended or 0) >= asked]
+        failed = [job for job in unseen if job.state != "done" and job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
         told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}

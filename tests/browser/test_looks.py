@@ -49,7 +49,7 @@ def fill_batch(page, place, pictures):
     page.locator("#i2l_batch_result .i2l-shelf li").nth(1).wait_for()
     page.locator("#i2l_batch_folder textarea, #i2l_batch_folder input").first.fill(str(place.root / "slow styles"))
     page.locator("#i2l_each_of_folder").click()
-    page.locator("#i2l_batch_activity .i2l-bar").wait_for()
+    page.locator("#i2l_batch_activity .i2l-job", has_text="slow styles").wait_for()
 
 
 def fill_library(page, name):
