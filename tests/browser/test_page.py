@@ -195,6 +195,28 @@ def test_what_is_converted_keeps_its_preview(place, open_page):
     assert json.loads((place.lora / "seen-webui.json").read_text())["description"] == "mine"
 
 
+JUMPS = """() => new Promise((done) => {
+    const tops = new Set(), end = Date.now() + 4000;
+    const look = () => {
+        tops.add(Math.round(document.getElementById("i2l_panes").getBoundingClientRect().top));
+        if (Date.now() < end) requestAnimationFrame(look);
+        else done([...tops]);
+    };
+    look();
+})"""
+
+
+def test_the_page_lies_still_while_it_asks(place, open_page, pictures):
+    """Gradio gives a block a height of its own as long as an answer for it is out."""
+    page = open_page()
+    start(page, pictures[:1], "slow_still")
+    job(page, "slow_still").wait_for()
+    page.locator("#i2l_jobs .i2l-brief").wait_for()
+    tops = page.evaluate(JUMPS)
+    stop(page, "slow_still")
+    assert len(tops) == 1, tops
+
+
 def test_the_keyboard_reaches_everything_and_it_has_names(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:1])
