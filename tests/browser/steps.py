@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = os.environ.get("I2L_SCREENSHOTS")
-"""A folder to keep the pictures in. Those of docs/images that show the tab were made with it, alone."""
+"""A folder to keep pictures of the page in."""
 
 
 def drop(page, pictures):
