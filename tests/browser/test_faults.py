@@ -136,7 +136,7 @@ def test_an_engine_that_dies_leaves_the_next_job_alone(place, open_page, picture
     page.locator("#i2l_make").click()
     job(page, "next_one").wait_for()
     page.wait_for_function("parseFloat((document.querySelector('.i2l-bar')||{ariaValueNow:0}).ariaValueNow) > 1")
-    os.kill(place.engines()[0], signal.SIGKILL)
+    os.kill(place.engine(), signal.SIGKILL)
     finish(page, "next_one")
     job(page, "slow_dies").locator(".i2l-error", has_text="signal 9").wait_for()
     assert made_button(page, "Copy").count() == 1
