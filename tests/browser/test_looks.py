@@ -93,6 +93,8 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     fill_batch(page, lived_in, pictures)
     fill_library(page, "ink")
     page.locator("#i2l_library_list li", has_text="broken").locator(".i2l-error").wait_for()
+    lines = page.evaluate("[...document.querySelectorAll('#i2l .i2l-shelf p')].map((p) => getComputedStyle(p).display)")
+    assert set(lines) == {"block"}, "two facts run into one another"
     fill_files(page, lived_in)
     fill_models(page)
     spoil_make(page)
