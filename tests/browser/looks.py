@@ -71,16 +71,17 @@ OUTSIDE = """() => {
 """What is wider than the window, or cut off where nothing scrolls."""
 
 NARROW = """() => [...document.querySelectorAll("#i2l :is(b, p, h3, h4, dd, span, summary, code)")]
-    .filter((item) => item.getClientRects().length && item.textContent.trim().length > 12
-        && !item.closest("#i2l_hidden, .i2l-unseen, svg"))
+    .filter((item) => item.getClientRects().length && !item.closest("#i2l_hidden, .i2l-unseen, svg"))
     .filter((item) => {
+        const text = item.textContent.trim(), isWord = text.length <= 16 && !/[\\s-]/.test(text);
         const range = document.createRange();
         range.selectNodeContents(item);
         const box = range.getBoundingClientRect(), size = parseFloat(getComputedStyle(item).fontSize);
-        return box.width < 4 * size && box.height > 3 * size;
+        const broken = isWord && box.height > 2.4 * size;
+        return broken || (text.length > 12 && box.width < 4 * size && box.height > 3 * size);
     })
     .map((item) => item.outerHTML.slice(0, 160))"""
-"""Texts that wrap every few letters."""
+"""Texts that wrap every few letters, and short words on two lines."""
 
 UNFOCUSED = """() => {
     const still = document.createElement("style");
