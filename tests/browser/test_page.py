@@ -42,7 +42,7 @@ def test_a_share_that_is_no_share_is_told_before_the_job(place, open_page, pictu
         assert field.get_attribute("aria-invalid") == "true"
         page.locator("#i2l_make").click()
         page.locator("#i2l_make_error", has_text="share of picture 2").first.wait_for()
-    assert page.locator(".i2l-job").count() == 0
+    assert job(page, "shares").count() == 0
     field.fill("2.5")
     page.locator("#i2l_share_wrong").wait_for(state="hidden")
 
