@@ -115,7 +115,7 @@ def test_pictures_pasted_and_from_a_folder(place, open_page, pictures):
     page.locator("#i2l_server_folder textarea, #i2l_server_folder input").first.fill(str(folder))
     page.locator("#i2l_add_folder").click()
     cards.nth(2).wait_for()  # one of the two was there already
-    assert cards.count() == 3 and page.locator("#i2l_tray .i2l-error").count() == 0
+    assert cards.count() == 3 and page.locator("#i2l_tray .i2l-error:visible").count() == 0
 
 
 def test_models_and_the_bug_report(place, open_page):
