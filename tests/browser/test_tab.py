@@ -216,14 +216,14 @@ def test_an_upload_after_one_that_broke(place, open_page, pictures):
     page.locator("#i2l_tray .i2l-card").first.wait_for(timeout=60_000)
 
 
-def test_without_storage_the_page_still_works(place, browser):
+def test_without_storage_the_page_still_works(place, browser, open_page):
     """A browser that blocks a site's data throws where it is asked for."""
     context = browser.new_context()
     context.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('no'); }})")
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(place.url, wait_until="domcontentloaded")
-    page.locator("#i2l_models input").first.wait_for()
+    open_page.show(page)
     context.close()
 
 
@@ -299,7 +299,7 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     result = page.locator("#i2l_inspect_result").first
     result.locator(".i2l-loaders summary", has_text="after conversion").click()
     assert "ComfyUI" in result.inner_text() and str(place.root) not in result.inner_html()
-    result.get_by_role("button", name="Repair for musubi-tuner").click()
+    result.get_by_role("button", name="Repair for musubi-tuner", exact=True).click()
     page.locator("#i2l_inspect_repaired b", has_text="looked_at-musubi-tuner.safetensors").first.wait_for()
     repaired = (place.lora / "looked_at-musubi-tuner.safetensors").read_bytes()
     assert b"lora_unet_" in repaired[:2000]
