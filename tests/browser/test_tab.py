@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -329,9 +330,10 @@ def test_train_from_it(place, open_page, pictures):
     page.locator("#i2l_train_result .i2l-command button", has_text="Copy").click()
     page.locator("#i2l_train_result button", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == command.inner_text()
-    folder, name = map(Path, os.path.split(command.inner_text().removeprefix("sh ")))
+    script = Path(shlex.split(command.inner_text())[-1])
+    folder = script.parent
     assert folder == place.lora.parent / "i2l-training" / "start_here-musubi-tuner-rank4"
-    assert (folder / name).is_file() and list(folder.glob("*.safetensors"))
+    assert script.is_file() and list(folder.glob("*.safetensors"))
     look(page, place, "train")
 
 
