@@ -14,7 +14,7 @@
     const dropped = {};
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
     let asking = false, picked = "", held = "";
-    let greeted = 0;
+    let greeted = 0, named = 0;
     const DISMISSED = "i2l-dismissed";
     const dismissed = recall();
 
@@ -291,6 +291,28 @@
         });
     }
 
+    // In gradio 3 what folds a part of the page away is no button, and the number beside a slider has no name.
+    function reachable() {
+        all('#i2l .block input[type="number"]:not([aria-label]):not([aria-labelledby])').forEach((field) => {
+            const title = find('[data-testid="block-info"]', field.closest(".block"));
+            if (!title || field.labels.length) return;
+            title.id = title.id || "i2l_title_" + (named += 1);
+            field.setAttribute("aria-labelledby", title.id);
+        });
+        all("#i2l div.label-wrap").forEach((fold) => {
+            fold.tabIndex = 0;
+            fold.setAttribute("role", "button");
+            fold.setAttribute("aria-expanded", fold.classList.contains("open"));
+        });
+    }
+
+    document.addEventListener("keydown", (event) => {
+        const fold = event.target;
+        if (![" ", "Enter"].includes(event.key) || !fold.matches || !fold.matches("#i2l div.label-wrap")) return;
+        event.preventDefault();
+        fold.click();
+    });
+
     const EMPTY = ["error", "repaired", "result", "activity", "offer", "fetched"].map((end) => `#i2l [id^="i2l_"][id$="_${end}"]`);
 
     function tidy() {
@@ -369,5 +391,5 @@
         });
     }
 
-    setInterval(() => { gather(); tips(); tidy(); news(); keepFocus(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); keepFocus(); ask(); }, 200);
 })();

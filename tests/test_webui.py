@@ -149,7 +149,7 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
     job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
     running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, progress=Progress(({"title": evil},)))
     page = (
-        job_views.activity([running], job)
+        job_views.activity([running], [job])
         + job_views.overview([running, job], {"cd": "make"})
         + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
     )
@@ -343,7 +343,7 @@ def _ended(service, kind, title, state="done", **more):
         state=state,
         started=1.0,
         ended=float(len(service.queue.jobs()) + 2),
-        **more,
+        **{"created": 0.0, **more},
     )
     service.queue._jobs[job.id] = job
     return job
@@ -380,6 +380,17 @@ def test_what_a_job_says_stands_in_the_pane_of_its_button(service):
     dismissed = [job.id for job in service.queue.jobs() if job.kind == "make"]
     assert updates.changes(service, seen, {"dismissed": dismissed})["make_activity"] == ""
     assert "make_activity" not in updates.changes(service, seen, {"dismissed": dismissed})  # nothing is new
+
+
+def test_a_failure_is_told_until_something_else_is_asked_for(service):
+    """Also beside a job that waited behind it and was done since."""
+    first, second = (_ended(service, "discard", title, "failed", error=f"{title} lost") for title in ("one", "two"))
+    _ended(service, "discard", "three", result={"files": []})
+    told = updates.changes(service, {}, {})["library_activity"]
+    assert "one lost" in told and "two lost" in told
+    assert "one lost" not in updates.changes(service, {}, {"dismissed": [first.id]})["library_activity"]
+    _ended(service, "discard", "four", result={"files": []}, created=second.ended + 1)
+    assert updates.changes(service, {}, {})["library_activity"] == ""
 
 
 def test_what_was_made_is_chosen_and_what_was_converted_is_not(service):

@@ -155,4 +155,6 @@ def read_job(record: Path) -> Job:
         job.ended = record.stat().st_mtime
         outcome = LOST if job.state == "waiting" else recovered_outcome(job)
         vars(job).update(outcome or {"state": "stopping", "ended": None})
+        if job.state == "failed":
+            job.ended = time.time()  # nobody could be told before
     return job

@@ -113,7 +113,9 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
     hidden = set(map(str, dismissed)) if isinstance(dismissed, list) else set()
     told: dict[str, Any] = {"activity": job_views.overview(active, panes)}
     for pane in ACTIVE_PANES:
-        failed = [job for job in _untold([job for job in ended if panes[job.id] == pane]) if job.id not in hidden]
+        asked = max((job.created for job in jobs if panes[job.id] == pane), default=0)
+        untold = _untold([job for job in ended if panes[job.id] == pane], asked)
+        failed = [job for job in untold if job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
         told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}
@@ -132,13 +134,13 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
     return told
 
 
-def _untold(ended: Sequence[Job]) -> list[Job]:
-    """Of the jobs of a pane, the oldest first: the last one if it did not end well, and all that a kill or a restart
-    has ended, until they have been done again."""
+def _untold(ended: Sequence[Job], asked: float) -> list[Job]:
+    """Of the jobs of a pane, the oldest first: those that did not end well since something was last ``asked`` for (who
+    asks again has seen them), and all that a kill or a restart has ended, until they have been done again."""
     done = {(job.kind, job.title): at for at, job in enumerate(ended) if job.state == "done"}
     return [
         job for at, job in enumerate(ended)
-        if job.state != "done" and (job is ended[-1] or job.code in LOST_CODES)
+        if job.state != "done" and ((job.ended or 0) >= asked or job.code in LOST_CODES)
         and at > done.get((job.kind, job.title), -1)
     ]  # fmt: skip
 

@@ -28,7 +28,7 @@ PLACES = {
 SHORT = "6"
 """The place of the short tests."""
 
-PATIENCE = 240_000
+PATIENCE = int(os.environ.get("I2L_PATIENCE", "240000"))
 """Milliseconds. The tests' machine may be busy; a browser that waits costs nothing."""
 
 
@@ -105,6 +105,14 @@ class Place:
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
+
+    def engine(self) -> int:
+        """The process number of the engine of the job at work. Brief jobs have some of their own, which end soon."""
+        end = time.monotonic() + PATIENCE / 1000
+        while len(found := self.engines()) != 1:
+            assert time.monotonic() < end, found
+            time.sleep(0.1)
+        return found[0]
 
     def engines(self) -> list[int]:
         """Process numbers of the engines that belong to this place."""

@@ -1,4 +1,5 @@
-"""The engine, with work that can be made to last: a LoRA whose name begins with ``slow`` takes a minute first."""
+"""The engine, with work that can be made to last: a LoRA whose name begins with ``slow`` takes a minute first, a folder
+of several styles too. One whose name begins with ``late`` ends some seconds after its files have their names."""
 
 import sys
 import time
@@ -8,9 +9,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from i2l_ext.operations import OPERATIONS, Step
 from i2l_ext.operations.models import DownloadResult
-from i2l_ext.worker import main
+from i2l_ext.worker import main, tasks
 
-MAKE = OPERATIONS["make"]
+LATE = 5
+"""Seconds."""
+
+DRAWN = ("my_style", "dusk", "meadow")
+"""Beginnings of the names of those with which the miniature draws: that takes longer than all the rest."""
+
+DRAW = tasks.LATER["make"]
+MAKE, BATCH = OPERATIONS["make"], OPERATIONS["batch"]
 
 
 def last(reporter, step, seconds):
@@ -22,12 +30,20 @@ def last(reporter, step, seconds):
         reporter.progress((number + 1) / 600)
 
 
-def make(request, context):
-    if request.name.startswith("slow"):
-        slowly = Step("encode slowly", "encode slowly", 20_600_000_000, 40)
-        context.reporter.plan([Step("start", "start"), slowly])
-        last(context.reporter, slowly.id, 60)
-    return MAKE(request, context)
+def slow(operation, source):
+    """``operation``, a minute later where its source is called so."""
+
+    def run(request, context):
+        if source(request).startswith("slow"):
+            slowly = Step("encode slowly", "encode slowly", 20_600_000_000, 40)
+            context.reporter.plan([Step("start", "start"), slowly])
+            last(context.reporter, slowly.id, 60)
+        result = operation(request, context)
+        if source(request).startswith("late"):
+            time.sleep(LATE)
+        return result
+
+    return run
 
 
 def download(request, context):
@@ -37,6 +53,13 @@ def download(request, context):
     return DownloadResult(request.model, [])
 
 
+def draw(made, message):
+    return DRAW(made, message) if made.name.startswith(DRAWN) else {}
+
+
 if __name__ == "__main__":
-    OPERATIONS.update(make=make, download=download)
+    tasks.LATER = {"make": draw}
+    make = slow(MAKE, lambda request: request.name)
+    batch = slow(BATCH, lambda request: request.pictures[0].name)
+    OPERATIONS.update(make=make, batch=batch, download=download)
     sys.exit(main.main())

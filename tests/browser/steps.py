@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = os.environ.get("I2L_SCREENSHOTS")
-"""A folder to keep the pictures in. Those of docs/images that show the tab were made with it, alone."""
+"""A folder to keep pictures of the page in."""
 
 
 def drop(page, pictures):
@@ -39,6 +39,11 @@ def share(page, title):
 
 def finish(page, name):
     page.locator("#i2l_make_result h3", has_text=re.compile(f"^{name}$")).wait_for()
+
+
+def made_button(page, title):
+    """A button of the LoRA that was made last; those made before have the same ones, folded away."""
+    return page.locator("#i2l_make_result .i2l-made button", has_text=title)
 
 
 def stop(page, title):

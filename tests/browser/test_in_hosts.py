@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from steps import choose_model, drop, finish, name_it, pane, qwen_lora, start
+from steps import choose_model, drop, finish, made_button, name_it, pane, qwen_lora, start
 
 from conftest import PLACES, Place
 
@@ -29,7 +29,7 @@ def test_every_card_is_there_after_a_make(crowded, open_page, pictures):
     page = open_page()
     start(page, pictures[:1], "carded")
     finish(page, "carded")
-    page.locator("#i2l_make_result button", has_text="Open the Lora tab").click()
+    made_button(page, "Open the Lora tab").click()
     page.locator('#txt2img_lora_cards [data-name="carded"]').wait_for()
     tabs = (
         ("txt2img",) if PLACES[crowded.version][1] == "sdnext" else ("txt2img", "img2img")
@@ -57,12 +57,12 @@ def test_insert_and_open_find_their_tabs(crowded, open_page, pictures):
     start(page, pictures[:1], "inserted")
     finish(page, "inserted")
     for where in ("img2img", "txt2img"):
-        page.locator("#i2l_make_result button", has_text=f"Insert into {where}").click()
+        made_button(page, f"Insert into {where}").click()
         prompt = page.locator(f"#{where}_prompt textarea")
         prompt.wait_for()
         assert prompt.input_value() == "<lora:inserted:1>"
         page.locator("button", has_text="Image to LoRA").first.click()
-    page.locator("#i2l_make_result button", has_text="Open the Lora tab").click()
+    made_button(page, "Open the Lora tab").click()
     page.locator('#txt2img_lora_cards [data-name="inserted"]').wait_for()
     told = page.locator("#i2l_heading").first.text_content()
     assert ("cannot apply" in told) is (PLACES[crowded.version][1] == "a1111")

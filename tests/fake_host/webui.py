@@ -1,8 +1,9 @@
 """A stand-in for a WebUI: what was seen of the real ones, and nothing else. python webui.py PORT, with FAKE_ROOT.
 
 Its extension lies in FAKE_ROOT/extensions/; FAKE_FLAVOUR is a1111, forge, forge-neo or sdnext; FAKE_LANGUAGE is the
-language that its user has chosen. As in the real ones: reading the checkpoint loads it, the dictionary of LoRAs is
-emptied and filled without a lock, one dictionary translates the whole page, and the style sheet colours inner elements.
+language that its user has chosen, FAKE_CSS are style sheets of a real one, to be looked at instead of CSS. As in the
+real ones: reading the checkpoint loads it, the dictionary of LoRAs is emptied and filled without a lock, one dictionary
+translates the whole page, and the style sheet colours inner elements.
 """
 
 import importlib.util
@@ -129,7 +130,31 @@ def build():
     return demo
 
 
-CSS = ".gradio-container .prose span { color: rgb(1, 2, 3); }"
+CSS = (
+    """
+.gradio-container .prose span { color: rgb(1, 2, 3); }
+.gradio-container .prose a { color: unset; }
+.gradio-slider input[type="number"] { width: 6em; }
+"""
+    + """
+:root, .light, .dark {
+    --body-text-color: #e0e0e0; --body-text-color-subdued: #b0b0b0; --body-background-fill: #101010;
+    --background-fill-primary: #404040; --background-fill-secondary: none; --border-color-primary: #101010;
+    --block-background-fill: none; --block-title-text-color: #b0b0b0; --block-label-text-color: #d0d0d0;
+    --panel-background-fill: none; --color-accent: #489292; --color-accent-soft: #404040; --input-border-width: 0;
+    --input-background-fill: #303030; --input-placeholder-color: #707070; --checkbox-background-color: #707070;
+    --button-primary-background-fill: #3e7d7d; --button-primary-text-color: #e0e0e0;
+    --button-secondary-background-fill: #202020; --button-secondary-text-color: #e0e0e0;
+}
+button { max-width: 400px; white-space: nowrap; }
+img { background-color: #101010; }
+.gradio-slider { max-width: 200px; }
+label.block span { padding: 0; margin-top: -4px; }
+.tab-nav { zoom: 110%; }
+"""
+    * IS_SDNEXT
+)
+"""Rules that reach into our tab. SD.Next's standard theme is dark for browsers that prefer light, too."""
 BRIDGE = "function gradioApp(){return document}"
 TRANSLATES = """
 window.localization = WORDS;
@@ -165,7 +190,8 @@ def head():
     ]
     scripts = "".join(f"<script>{script}</script>" for script in (BRIDGE, TRANSLATES.replace("WORDS", words()), *ours))
     sheets = [path.read_text(encoding="utf-8") for one in EXTENSIONS if (path := one / "style.css").is_file()]
-    return scripts + "".join(f"<style>{sheet}</style>" for sheet in (*sheets, CSS))
+    real = [Path(path).read_text(encoding="utf-8") for path in os.environ.get("FAKE_CSS", "").split(os.pathsep) if path]
+    return scripts + "".join(f"<style>{sheet}</style>" for sheet in (*sheets, *(real or [CSS])))
 
 
 def main(port):

@@ -1,0 +1,152 @@
+"""How the tab looks when it is used: every pane with something in it, light and dark, wide and narrow."""
+
+import shutil
+
+import pytest
+from looks import CONTRAST, NAMELESS, NARROW, OUTSIDE, UNFOCUSED
+from steps import IMAGES, drop, finish, look, pane, qwen_lora, start, stop
+
+from i2l_ext.mini.sampler import SAMPLES
+
+SIZES = [(1400, 900), (900, 900)]
+PANES = ("Make", "Several styles", "Library", "Train from it", "Inspect and convert", "Models", "Settings")
+
+
+@pytest.fixture(scope="module")
+def lived_in(place, pictures):
+    """A place whose LoRA folder holds LoRAs of a known program, of a long name, and one that is none."""
+    qwen_lora(place.lora / "ink.safetensors")
+    below = place.lora / "watercolours"
+    below.mkdir()
+    qwen_lora(below / "a_rather_long_name_as_people_give_them_to_their_files_v2-final.safetensors")
+    (place.lora / "broken.safetensors").write_bytes(b"no LoRA at all")
+    styles = place.root / "slow styles"
+    (styles / "two together").mkdir(parents=True, exist_ok=True)
+    for target in (styles, styles / "two together"):
+        shutil.copy(pictures[0], target)
+        shutil.copy(pictures[1], target)
+    yield place
+    for path in (place.lora / "ink.safetensors", place.lora / "broken.safetensors"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(below)
+
+
+def fill_make(page, pictures):
+    """A result with all that can be unfolded."""
+    start(page, pictures[:2], "dusk")
+    finish(page, "dusk")
+    for summary in ("Make variants", "Made before"):
+        found = page.locator("#i2l_make_result summary", has_text=summary)
+        if found.count():
+            found.first.click()
+    page.locator("#i2l_advanced .label-wrap").first.click()
+
+
+def fill_batch(page, place, pictures):
+    """LoRAs that were made of the pictures in Make; then, in the same pane, a folder at work."""
+    pane(page, "Several styles")
+    page.locator("#i2l_each_of_tray").click()
+    page.locator("#i2l_batch_result .i2l-shelf li").nth(1).wait_for()
+    page.locator("#i2l_batch_folder textarea, #i2l_batch_folder input").first.fill(str(place.root / "slow styles"))
+    page.locator("#i2l_each_of_folder").click()
+    page.locator("#i2l_batch_activity .i2l-job", has_text="slow styles").wait_for()
+
+
+def fill_library(page, name):
+    """The list, with one LoRA ticked."""
+    pane(page, "Library")
+    page.locator("#i2l_library_list button", has_text="Look again").click()
+    page.locator(f'#i2l_library_list input[value="{name}.safetensors"]').check()
+
+
+def fill_files(page, place):
+    pane(page, "Inspect and convert")
+    page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(str(place.lora / "ink.safetensors"))
+    page.locator("#i2l_inspect_drop .i2l-dropped", has_text="ink").first.wait_for()
+    page.locator("#i2l_inspect").click()
+    page.locator("#i2l_inspect_result figure img").wait_for()
+    page.locator("#i2l_inspect_result .i2l-loaders summary").click()
+
+
+def fill_models(page):
+    pane(page, "Models")
+    page.locator("#i2l_catalogue details").first.locator("summary").click()
+    page.locator("#i2l_doctor").click()
+    page.locator("#i2l_doctor_result pre").wait_for()
+
+
+def spoil_make(page):
+    """A wrong share, a wrong name, and the offer of a download."""
+    pane(page, "Make")
+    page.locator("#i2l_tray input").first.fill("0")
+    page.locator("#i2l_name textarea, #i2l_name input").first.fill("a/b")
+    page.locator("#i2l_saved_as .i2l-error").wait_for()
+    page.locator("#i2l_models .i2l-model button").first.click()
+    page.locator("#i2l_make_offer .i2l-offer").wait_for()
+    page.locator("#i2l_make_offer summary").click()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
+    page = open_page(dark)
+    fill_make(page, pictures)
+    fill_batch(page, lived_in, pictures)
+    fill_library(page, "ink")
+    page.locator("#i2l_library_list li", has_text="broken").locator(".i2l-error").wait_for()
+    lines = page.evaluate("[...document.querySelectorAll('#i2l .i2l-shelf p')].map((p) => getComputedStyle(p).display)")
+    assert set(lines) == {"block"}, "two facts run into one another"
+    fill_files(page, lived_in)
+    fill_models(page)
+    spoil_make(page)
+    wrong = []
+    for title in PANES:
+        if title == "Settings" and lived_in.version != "6":
+            continue  # they are on the host's own page
+        pane(page, title)
+        for width, height in SIZES:
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_timeout(600)  # what gradio fades in
+            measured = page.evaluate(CONTRAST)
+            assert measured["seen"] > 5, (title, measured)
+            look(page, lived_in, f"pane-{title.split()[0].lower()}-{width}", dark)
+            wrong += [(title, width, "contrast", one) for one in measured["found"]]
+            for kind, script in {"nameless": NAMELESS, "outside": OUTSIDE, "narrow": NARROW}.items():
+                wrong += [(title, width, kind, one) for one in page.evaluate(script)]
+        page.keyboard.press("Tab")  # from here on the keyboard is in use
+        wrong += [(title, "no focus ring", one) for one in page.evaluate(UNFOCUSED)]
+    pane(page, "Several styles")
+    stop(page, "slow styles")
+    assert wrong == [], "\n".join(map(str, wrong))
+
+
+@pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")
+def test_pictures_for_the_documentation(place, open_page, pictures):
+    """I2L_SCREENSHOTS=docs/images python install.py browser tests/browser -k documentation"""
+    if place.version != "6":
+        pytest.skip("the documentation shows the tab stand-alone")
+    meadow = [str(path) for path in sorted(SAMPLES.glob("meadow*.png"))]
+    styles = place.root / "styles"
+    (styles / "meadow").mkdir(parents=True)
+    for sample in SAMPLES.glob("*.png"):
+        shutil.copy(sample, styles / "meadow" if str(sample) in meadow else styles)
+    page = open_page(dark=True)
+    drop(page, meadow)
+    look(page, place, "tab", dark=True)
+    page = open_page()
+    start(page, meadow, "meadow")
+    finish(page, "meadow")
+    qwen_lora(place.lora / "ink.safetensors")
+    look(page, place, "made")
+    pane(page, "Several styles")
+    page.locator("#i2l_batch_folder textarea, #i2l_batch_folder input").first.fill(str(styles))
+    page.locator("#i2l_each_of_folder").click()
+    page.locator("#i2l_batch_result .i2l-shelf li").nth(4).wait_for()
+    look(page, place, "styles")
+    fill_library(page, "ink")
+    look(page, place, "library")
+    pane(page, "Train from it")
+    page.locator("#i2l_curve").click()
+    page.locator("#i2l_train_curve svg").wait_for()
+    page.locator("#i2l_export").click()
+    page.locator("#i2l_train_result code.i2l-prompt").wait_for()
+    look(page, place, "train")
