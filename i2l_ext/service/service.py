@@ -262,7 +262,8 @@ class Service:
 
     def _environment(self) -> Mapping[str, str]:
         named = [str(folder) for folder in self.host.models_folders()]
-        return {"I2L_MODELS": os.pathsep.join(named)} if named else {}
+        models = {"I2L_MODELS": os.pathsep.join(named)} if named else {}
+        return {"I2L_STATE": str(self._state), **models}  # where pictures lie that were uploaded
 
     def _redact(self, job: Job) -> None:
         """No folder of this machine in what a client sees. Where model files lie is in the list of models alone."""
