@@ -135,6 +135,7 @@ def export(
     _refuse_existing(folder, [path.name, *texts, "README.md"], overwrite)
     fields = {
         "export": trainer.id,
+        "run": name,
         "rank_from": str(lora.rank),
         "rank_seed": str(seed),
         "fresh_rows": trainer.fresh_rows,

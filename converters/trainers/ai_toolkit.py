@@ -125,4 +125,6 @@ AI_TOOLKIT = Trainer(
         "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
         "The log must say `Missing keys: []`; keys listed there were not loaded.",
     ),
+    home="toolkit/config_modules.py",
+    results="output/{name}/{name}*.safetensors",
 )

@@ -138,7 +138,8 @@ class Trainer:
     what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and ``{name}`` for
     the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``captions``: whether it reads
     the prompt of a picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
-    here."""
+    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, as a
+    pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str
@@ -149,6 +150,8 @@ class Trainer:
     fresh_rows: str = "kaiming"
     captions: bool = True
     downloads: bool = True
+    home: str = ""
+    results: str = ""
 
 
 def modules_matching(arch: Architecture, pattern: str) -> list[str]:
@@ -188,8 +191,11 @@ def matching_targets(start: TrainingStart) -> list[str]:
 
 def target_names(start: TrainingStart) -> list[str]:
     """The LoRA's modules as PEFT takes them in a list: kinds of layers, which are ends of paths, or whole paths where a
-    layer that is not linear ends like that."""
-    return [*dict.fromkeys(path if "adaLN" in path else start.arch.modules[path].kind.name for path in start.paths)]
+    layer that is not linear ends like that: Z-Image's adaLN, or one that holds layers of another kind."""
+    kinds = {module.kind.name for module in start.arch.modules.values()}
+    unclear = {kind for kind in kinds if "adaLN" in kind or any(other.startswith(f"{kind}.") for other in kinds)}
+    names = {path: start.arch.modules[path].kind.name for path in start.paths}
+    return [*dict.fromkeys(path if name in unclear else name for path, name in names.items())]
 
 
 def named_by_end(start: TrainingStart) -> list[str]:

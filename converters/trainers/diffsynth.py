@@ -85,4 +85,6 @@ DIFFSYNTH = Trainer(
         "If the log says `Warning, LoRA key mismatch!`, what it lists was not loaded. `Total N keys` tells nothing: it",
         "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture.",
     ),
+    home="examples/qwen_image/model_training",
+    results="models/train/{name}/*.safetensors",
 )

@@ -157,6 +157,8 @@ DIFFUSERS = Trainer(
     "`start(transformer)` in place of `transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
     captions=False,
+    home="examples/dreambooth",
+    results="output/{name}/**/pytorch_lora_weights.safetensors",
 )
 FLYMYAI = Trainer(
     "flymyai",
@@ -167,4 +169,6 @@ FLYMYAI = Trainer(
     usage="`{start}` runs its train.py. For a script of your own: `from start import start`, and "
     "`start(flux_transformer)` in place of `flux_transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
+    home="image_datasets/dataset.py",
+    results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

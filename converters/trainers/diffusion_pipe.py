@@ -104,4 +104,6 @@ DIFFUSION_PIPE = Trainer(
         "`--resume_from_checkpoint` goes on from its own checkpoint, which is loaded after the LoRA.",
     ),
     downloads=False,
+    home="utils/dataset.py",
+    results="output/{name}/**/adapter_model.safetensors",
 )

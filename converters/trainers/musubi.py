@@ -120,4 +120,6 @@ MUSUBI = Trainer(
         "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",
     ),
     downloads=False,
+    home="src/musubi_tuner",
+    results="output/{name}*.safetensors",
 )

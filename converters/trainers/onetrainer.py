@@ -96,4 +96,6 @@ ONETRAINER = Trainer(
         "`layer_filter` must stay: OneTrainer stops where it chooses a layer that is not in the file.",
         "To resume, set `continue_last_backup` to true: OneTrainer then takes its backup and not the LoRA.",
     ),
+    home="scripts/train.py",
+    results="models/{name}.safetensors",
 )

@@ -104,4 +104,6 @@ SIMPLETUNER = Trainer(
         "dataset.json is SimpleTuner's description of your pictures (its documentation: DATALOADER.md).",
         "A run of this folder that is started again goes on from its latest checkpoint.",
     ),
+    home="simpletuner",
+    results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

@@ -22,6 +22,7 @@ from i2l_ext.requests.lora_files import (
 from i2l_ext.requests.make import DTYPES, BatchRequest, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import CacheRequest, DownloadRequest, ModelsRequest, TrustRequest, VerifyRequest
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
+from i2l_ext.requests.training_run import RunRequest
 
 PROTOCOL = 2
 """Version of the messages between a page's process and the engine's. Raise it when a message changes its meaning."""
@@ -32,7 +33,7 @@ REQUESTS: dict[str, type[Request]] = {
         MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
         ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
         ModelsRequest, DownloadRequest, TrustRequest,
-        VerifyRequest, CacheRequest, DoctorRequest,
+        VerifyRequest, CacheRequest, DoctorRequest, RunRequest,
     )
 }  # fmt: skip
 """By kind."""
@@ -41,6 +42,6 @@ __all__ = [
     "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "TrustRequest",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "RunRequest", "TrustRequest",
     "VerifyRequest", "bad_request", "parse_size", "weighted_file",
 ]  # fmt: skip
