@@ -41,7 +41,7 @@ class StartFolder:
     ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
     command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
     run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
-    the base model -> where it was found. ``modules``: in the
+    the base model -> where it was found; ``downloads``: whether the trainer fetches what was not. ``modules``: in the
     LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
     without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
@@ -70,6 +70,7 @@ class StartFolder:
     pictures: int = 0
     caption: str = ""
     bases: dict[str, str] = field(default_factory=dict)
+    downloads: bool = True
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -98,8 +99,8 @@ def export(
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
     it to a path}; they get a folder of their own, and a text file each with ``caption`` where the trainer reads such.
-    ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0 to
-    1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
+    ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
+    to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
 
     Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
@@ -167,6 +168,7 @@ def export(
             dataset=str(data.folder) if data.names else "",
             pictures=len(data.names),
             caption=caption,
+            downloads=trainer.downloads,
             bases={part: str(found) for part, found in start.bases.items()},
         )
         if pictures:

@@ -155,9 +155,7 @@ def work(tmp_path):
     return tmp_path / "work"
 
 
-@pytest.mark.parametrize(
-    ("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS]
-)
+@pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
     export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)

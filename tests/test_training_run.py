@@ -1,4 +1,4 @@
-"""A trainer that is run from a start folder: a stand-in of ai-toolkit, started by the train.py that an export writes."""
+"""A trainer that is run from a start folder: a stand-in of ai-toolkit, started by the train.py of an export."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_nothing_starts_where_something_is_missing(start, home, tmp_path):
 
 def test_a_run_with_a_place_to_fill_in_says_which(home, tmp_path):
     export(style(MINI), "ai-toolkit", 4, tmp_path / "start")
-    with pytest.raises(UserError, match=r'ended with code 1: .*config.yaml, line \d+: fill in this path: .*path/to/dat'):
+    with pytest.raises(UserError, match=r"code 1: .*config.yaml, line \d+: fill in this path: .*path/to/dat"):
         run_trainer(request(tmp_path / "start", home, "trains"), Context())
 
 

@@ -7,8 +7,8 @@ waited. Standard library only.
 The message to an engine is one JSON object: ``protocol``, ``kind``, ``request`` and ``options`` (the JSON of a request
 and of EngineOptions), ``folder`` (the job's own), ``outcome`` (the file for its last event), and what else the caller
 adds (``draw``: try out a LoRA of the miniature). Its events: ``plan`` (``steps``: id, title, bytes, layers), ``step``
-(``step``: id, ``share``, ``cached``: ids), ``note`` (``text``), ``log`` (``lines``, ``losses``), and at the end ``done`` (``result``), ``failed``
-(``error``, ``code``) or ``cancelled``.
+(``step``: id, ``share``, ``cached``: ids), ``note`` (``text``), ``log`` (``lines``, ``losses``), and at the end
+``done`` (``result``), ``failed`` (``error``, ``code``) or ``cancelled``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from re import search
 from i2l_ext.converters import bases
 from i2l_ext.converters.architectures import Architecture
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.trainers.base import base_repo
-from i2l_ext.models.store import Folders
+from i2l_ext.converters.trainers.base import BASE_REPOS, base_repo
+from i2l_ext.models.store import INDEX, Folders, shards
 
 SMALLEST = 100 << 20
 """Bytes: smaller files are LoRAs and the like."""
@@ -69,13 +69,13 @@ def find_base(arch: Architecture, more: Sequence[Path] = (), folders: Folders | 
 
     What cannot be read is no base model. Nothing is found for a model that no trainer has, such as the miniature.
     """
-    if arch.caution:
+    if arch.caution or not {arch.id, arch.family} & BASE_REPOS.keys():
         return {}
     folders = folders or Folders.default()
     home = next(filter(_is_whole, _homes(arch, more, folders)), None)
     found = {"folder": home} if home else {}
     for part in PARTS if home else ():
-        found[part] = sorted((home / part).glob("*.safetensors"))[0]
+        found[part] = min((home / part).glob("*.safetensors"))
     for file in _single_files(more, folders) if len(found) < len(PARTS) else ():
         part = _part(arch, file)
         if part is not None:
@@ -91,24 +91,31 @@ def _homes(arch: Architecture, more: Sequence[Path], folders: Folders) -> Iterat
 
 
 def _is_whole(home: Path) -> bool:
-    """Whether a folder holds a whole model of diffusers: its index, and the weights of each part."""
+    """Whether a folder holds a whole model of diffusers: its index, and for each part the weights, all shards."""
     try:
-        return (home / "model_index.json").is_file() and all(any((home / part).glob("*.safetensors")) for part in PARTS)
-    except OSError:
+        return (home / "model_index.json").is_file() and all(map(_has_weights, (home / part for part in PARTS)))
+    except (OSError, UserError):
         return False
+
+
+def _has_weights(folder: Path) -> bool:
+    listed = [shard for index in folder.glob(f"*{INDEX}") for shard in shards(index)]
+    return any(folder.glob("*.safetensors")) and all(shard.is_file() for shard in listed)
 
 
 def _single_files(more: Sequence[Path], folders: Folders) -> Iterator[Path]:
     """Files that are large enough, the first of their shards, in the order of their names."""
     here = [file for root in more for file in sorted(root.rglob("*.safetensors"))]
     for file in dict.fromkeys([*here, *folders.loose]):
-        shard = bases.SHARD.match(file.name)
         try:
-            if file.suffix == ".safetensors" and file.stat().st_size >= SMALLEST:
-                if not shard or "-00001-of-" in file.name:
-                    yield file
+            if file.suffix == ".safetensors" and file.stat().st_size >= SMALLEST and _is_first(file):
+                yield file
         except OSError:
             continue
+
+
+def _is_first(file: Path) -> bool:
+    return not bases.SHARD.match(file.name) or "-00001-of-" in file.name
 
 
 def _part(arch: Architecture, file: Path) -> str | None:

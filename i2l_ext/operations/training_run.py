@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from i2l_ext.converters.errors import Cancelled, UserError, one_line
+from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.templates.processes import supervised
 
@@ -201,9 +201,9 @@ def _run(words: list[str], home: Path, log: Path, watch: _Watch, context: Contex
         supervised(words), cwd=home, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
+    stdin, stdout = cast("tuple[IO[bytes], IO[bytes]]", (process.stdin, process.stdout))
     heard: Queue[tuple[str, bool] | None] = Queue()
-    Thread(target=_read, args=(process.stdout, log, heard), daemon=True).start()
+    Thread(target=_read, args=(stdout, log, heard), daemon=True).start()
     try:
         while True:
             context.reporter.check()
@@ -218,7 +218,7 @@ def _run(words: list[str], home: Path, log: Path, watch: _Watch, context: Contex
         watch.tell(now=True)
         return process.wait()
     finally:
-        process.stdin.close()  # the supervisor ends all that still runs
+        stdin.close()  # the supervisor ends all that still runs
         process.wait()
 
 

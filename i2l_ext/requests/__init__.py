@@ -42,6 +42,6 @@ __all__ = [
     "ADVICE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "RunRequest", "TrustRequest",
-    "VerifyRequest", "bad_request", "parse_size", "weighted_file",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "RunRequest",
+    "TrustRequest", "VerifyRequest", "bad_request", "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -171,7 +171,8 @@ class ExportRequest(Request):
     seed: int = option("seed of fresh rows", 0, minimum=0)
     alpha: float | None = _alpha()
     pictures: tuple[Path, ...] = option(
-        "pictures or folders to train on; those that made the LoRA, as far as they are found, unless given", (),
+        "pictures or folders to train on; those that made the LoRA, as far as they are found, unless given",
+        (),
         local=True,
     )
     caption: str | None = option(

@@ -21,7 +21,7 @@ class RunRequest(Request):
         "the trainer's Python; that of the environment in its folder unless given", None, local=True
     )
     output: Path | None = option(
-        "LoRA file to write; beside the start folder, named after the run, unless given", None, flags=("-o", "--output"),
-        local=True,
+        "LoRA file to write; beside the start folder, named after the run, unless given", None,
+        flags=("-o", "--output"), local=True,
     )  # fmt: skip
     overwrite: bool = option("replace the file of that name", False, local=True)

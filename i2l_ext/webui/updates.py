@@ -20,6 +20,7 @@ from i2l_ext.webui.batch_pane import show_batch
 from i2l_ext.webui.handlers import name_told, slider_rank
 from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
+from i2l_ext.webui.training_view import show_run
 
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
@@ -37,6 +38,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "discard": ("library_result", lambda job, service, form: results.show_discard(job)),
     "curve": ("train_curve", lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
     "export": ("train_result", lambda job, service, form: results.show_export(job, service.host)),
+    "run": ("train_run", lambda job, service, form: show_run(job)),
     "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
     "verify": ("models_result", lambda job, service, form: results.show_verify(job)),
     "doctor": ("doctor_result", lambda job, service, form: results.show_doctor(job)),
@@ -45,6 +47,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 
 PANES_OF = {
     "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
+    "run": "train",
     "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
     "discard": "library", "batch": "batch",
 }  # fmt: skip
@@ -97,7 +100,7 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         last = next((job for job in reversed(ended) if panes[job.id] == pane), None)
         failed = last if last and last.state != "done" and last.id not in hidden else None
         at_work = [job for job in active if panes[job.id] == pane]
-        told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
+        told[f"{pane}_activity"] = job_views.activity(at_work, failed, service.log_of) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}
     seen.update(told)
     for kind, (block, show) in RESULTS.items():
