@@ -78,7 +78,7 @@ def train_pane(service: Service, c: Components) -> None:
         _add(c, gr.Slider, "train_rank", minimum=1, maximum=128, step=1, value=TRAIN_RANK)
     with gr.Row():
         _add(c, gr.Textbox, "train_caption", lines=1)
-        if service.host.is_local:
+        if "server_folder" in c:  # the page takes folders of this machine
             _add(c, gr.Textbox, "train_pictures", lines=1)
     with gr.Row():
         _button(c, "curve")
