@@ -99,7 +99,6 @@ meta: {{name: "[name]", version: "1.0"}}
 """
     places = {
         "CONFIG": start.beside("config.yaml"),
-        "DATASET": start.dataset.folder.as_posix(),
         "INIT": start.init.as_posix(),
     }
     return {"train.py": training_script("ai-toolkit", places, ["python run.py $CONFIG"]), "config.yaml": text}

@@ -78,15 +78,12 @@ elif __name__ == "__main__":
 
 
 def _places(start: TrainingStart) -> dict[str, str]:
-    return {
-        "START": start.beside("start.py"),
-        "DATASET": start.dataset.folder.as_posix(),
-        "INIT": start.init.as_posix(),
-    }
+    return {"START": start.beside("start.py"), "INIT": start.init.as_posix()}
 
 
 def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     values = {"MODEL": start.model, "PROMPT": start.dataset.caption}
+    places = {**_places(start), "DATASET": start.dataset.folder.as_posix()}
     script = "flux2" if start.arch.id == "flux2-dev" else FAMILIES[family][1]
     command = f"""{LAUNCH} --mixed_precision bf16 $START
         examples/dreambooth/train_dreambooth_lora_{script}.py
@@ -96,7 +93,7 @@ def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --lr_scheduler constant --lr_warmup_steps 0 --max_train_steps {STEPS} --checkpointing_steps 250
         --resume_from_checkpoint latest --skip_final_inference --seed 42"""
     return {
-        "train.py": training_script("diffusers' training script", _places(start), [command], values),
+        "train.py": training_script("diffusers' training script", places, [command], values),
         "start.py": _module(start, family=family, title="a training script"),
     }
 

@@ -64,7 +64,6 @@ weight_decay = 0.01
 """
     places = {
         "CONFIG": start.beside("config.toml"),
-        "DATASET": start.dataset.folder.as_posix(),
         "INIT": start.init.as_posix(),
     }
     command = "python -m deepspeed.launcher.runner --num_gpus=1 train.py --deepspeed --config $CONFIG"

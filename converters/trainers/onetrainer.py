@@ -68,7 +68,6 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     }
     places = {
         "CONFIG": start.beside("config.json"),
-        "DATASET": start.dataset.folder.as_posix(),
         "INIT": start.init.as_posix(),
     }
     return {

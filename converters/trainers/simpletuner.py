@@ -57,7 +57,6 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     places = {
         "CONFIG": start.beside("config.json"),
         "DATA": start.beside("dataset.json"),
-        "DATASET": start.dataset.folder.as_posix(),
         "INIT": start.init.as_posix(),
     }
     return {

@@ -74,12 +74,13 @@ def find_base(arch: Architecture, more: Sequence[Path] = (), folders: Folders | 
     folders = folders or Folders.default()
     home = next(filter(_is_whole, _homes(arch, more, folders)), None)
     found = {"folder": home} if home else {}
-    for part in PARTS if home else ():
-        found[part] = min((home / part).glob("*.safetensors"))
-    for file in _single_files(more, folders) if len(found) < len(PARTS) else ():
-        part = _part(arch, file)
-        if part is not None:
-            found.setdefault(part, file)
+    if home:
+        return found | {part: min((home / part).glob("*.safetensors")) for part in PARTS}
+    for file in _single_files(more, folders):
+        if what := _part(arch, file):
+            found.setdefault(what, file)
+        if len(found) == len(PARTS):
+            break
     return found
 
 
