@@ -329,6 +329,15 @@ GUARDS = (
          "from_elsewhere"),
     ),
     *_of(
+        "i2l_ext/service/service.py", "test_webui_service",
+        ("a training started from the network", "if not self.host.is_local:", "if False:", "training_is_started"),
+    ),
+    *_of(
+        "i2l_ext/operations/training_data.py", "test_training_data",
+        ("an upload that is another picture", "hashlib.sha256(path.read_bytes()).hexdigest() == digest", "True",
+         "changed_upload"),
+    ),
+    *_of(
         "i2l_ext/models/hubs.py", "test_store_download",
         ("no checksum, no download", 'if size is None or len(digest) not in (40, 64) or set(digest) - set("0123456789'
          'abcdef"):', "if False:", "no_checksum"),

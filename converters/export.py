@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
 from .threads import one_thread
 from .trainers import TRAINERS, Trainer, TrainingStart
-from .trainers.base import FRESH_ROWS, ModelSupport, modules_matching
+from .trainers.base import FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 class StartFolder:
     """A start folder that was written.
 
-    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script or configuration, and
-    ``start``: the command that runs it, in the trainer's folder; ``name``: of the training run. ``modules``: in the
+    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
+    command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
+    run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
+    the base model -> where it was found; ``downloads``: whether the trainer fetches what was not. ``modules``: in the
     LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
     without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
@@ -63,6 +65,12 @@ class StartFolder:
     error: float
     fresh_rows: str = "kaiming"
     caution: str = ""
+    files: tuple[str, ...] = ()
+    dataset: str = ""
+    pictures: int = 0
+    caption: str = ""
+    bases: dict[str, str] = field(default_factory=dict)
+    downloads: bool = True
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -80,14 +88,19 @@ def export(
     exact: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    pictures: Mapping[str, Callable[[Path], object]] | None = None,
+    caption: str = "",
+    bases: Mapping[str, Path] | None = None,
     progress: Callable[[float], None] = lambda share: None,
     begin_saving: Callable[[], None] = lambda: None,
 ) -> StartFolder:
     """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``. See `TRAINERS` for the ids.
 
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
-    default. ``exact``: compute in float64. ``seed``: of fresh rows. ``progress``: told often what share is done, 0 to
-    1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
+    default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
+    it to a path}; they get a folder of their own, and a text file each with ``caption`` where the trainer reads such.
+    ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
+    to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
 
     Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
@@ -107,7 +120,10 @@ def export(
     short = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip("-")  # a dash would make it an option
     name = f"{short}_i2l_r{rank}_{uuid.uuid4().hex[:6]}"
     path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
-    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(exported))
+    data = Dataset(caption=caption)
+    if pictures:
+        data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption)
+    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}))
     if fill:
         start = _filled(start, support, _fillable(lora, exported, by_default))
     row_norm = FRESH_ROWS[trainer.fresh_rows]
@@ -120,6 +136,7 @@ def export(
     _refuse_existing(folder, [path.name, *texts, "README.md"], overwrite)
     fields = {
         "export": trainer.id,
+        "run": name,
         "rank_from": str(lora.rank),
         "rank_seed": str(seed),
         "fresh_rows": trainer.fresh_rows,
@@ -135,8 +152,8 @@ def export(
             arch=lora.arch.id,
             folder=str(folder),
             init=str(path),
-            run=trainer.run,
-            start=f"{trainer.command} {_shell_word((folder.resolve() / trainer.run).as_posix())}",
+            run=RUN,
+            start=f"python {_shell_word((folder.resolve() / RUN).as_posix())}",
             name=name,
             rank=rank,
             modules=len(init),
@@ -147,11 +164,35 @@ def export(
             error=error,
             fresh_rows=trainer.fresh_rows,
             caution=lora.arch.caution,
+            files=tuple(texts),
+            dataset=str(data.folder) if data.names else "",
+            pictures=len(data.names),
+            caption=caption,
+            downloads=trainer.downloads,
+            bases={part: str(found) for part, found in start.bases.items()},
         )
+        if pictures:
+            _write_pictures(temp / data.folder.name, pictures, caption if trainer.captions else None)
         for file, text in {**texts, "README.md": readme(trainer, written)}.items():
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
         begin_saving()
     return written
+
+
+def _free_folder(folder: Path) -> Path:
+    """A folder for pictures that is not there yet."""
+    number = 1
+    while (target := folder / ("pictures" if number == 1 else f"pictures-{number}")).exists():
+        number += 1
+    return target
+
+
+def _write_pictures(folder: Path, pictures: Mapping[str, Callable[[Path], object]], caption: str | None) -> None:
+    folder.mkdir()
+    for name, write in pictures.items():
+        write(folder / name)
+        if caption is not None:
+            (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
 @contextmanager
@@ -170,11 +211,14 @@ def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 temp.rename(folder)
                 return
             for file in sorted(temp.iterdir()):
-                atomic.place(file, folder / file.name, overwrite=overwrite)
+                if file.is_dir():
+                    file.rename(folder / file.name)
+                else:
+                    atomic.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
         raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{folder}: exists already. Choose another folder.") from None
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
 
@@ -281,11 +325,16 @@ def _excess_error(before: Pair, after: Pair, values: torch.Tensor, rank: int) ->
 BALANCE = {"kaiming": "1/√3", "gaussian": "√d_in / rank"}
 """Key of `FRESH_ROWS` -> its norm, for a person."""
 
+RUN = "train.py"
+"""The script that starts a training."""
+
 SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
 
 
 def readme(trainer: Trainer, written: StartFolder) -> str:
     """The text of README.md, for the person who opens the folder."""
+    words = f"the prompt `{written.caption}`" if written.caption else "an empty prompt"
+    how = ", in a text file beside it" if trainer.captions else ""
     lines = [
         f"# Start folder for {trainer.title}",
         "",
@@ -293,6 +342,11 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{trainer.dialect} keys.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
+        f"Pictures: {written.pictures} in `{Path(written.dataset).name}/`, whole and upright; each has {words}{how}."
+        if written.pictures
+        else f"Pictures: none were found. Name their folder in place of `{TODO}/dataset`; {trainer.title} gives each "
+        + ("the prompt in the .txt file beside it." if trainer.captions else "the prompt in train.py."),
+        f"Base model: {_base_line(trainer, written)}.",
         f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
         f"Balance: the rows of the down factors have the norm {BALANCE[written.fresh_rows]}, as in a fresh LoRA of "
         f"{trainer.title}, so its usual learning rates fit.",
@@ -306,6 +360,14 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         *trainer.notes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _base_line(trainer: Trainer, written: StartFolder) -> str:
+    if written.bases:
+        return ", ".join(f"`{path}`" for path in written.bases.values())
+    return "not found on this machine; " + (
+        f"{trainer.title} downloads it" if trainer.downloads else f"fill in the paths that begin with `{TODO}`"
+    )
 
 
 def _listed(kinds: dict[str, int]) -> str:

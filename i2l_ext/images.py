@@ -11,7 +11,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -146,6 +146,19 @@ def open_whole(source: Path | str | bytes, *, name: str | None = None) -> WholeP
     with _room_for(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of size and of odd files: both are checked here
         return WholePicture(name, hashlib.sha256(data).hexdigest(), _upright(_decode(data, name), name))
+
+
+def whole_copy(path: Path) -> tuple[str, Callable[[Path], object]]:
+    """How to copy a picture for a program that turns and whitens nothing: the suffix of the copy, and what writes it.
+    A JPEG or PNG file that such a program sees as we do is copied as it is; any other becomes a PNG, upright, on white.
+    Raises UserError for a picture that cannot be used."""
+    data, name = _read(path), printable(path.name)
+    image = _decode(data, name)
+    suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
+    turned = _upright(image, name)
+    if suffix and turned is image and getattr(image, "n_frames", 1) == 1:
+        return suffix, lambda target: target.write_bytes(_read(path))
+    return ".png", lambda target: _upright(_decode(_read(path), name), name).save(target, "PNG")
 
 
 def plain(colour: tuple[int, int, int], sizes: Iterable[int] = (COARSE_SIDE,)) -> Picture:

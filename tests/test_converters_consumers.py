@@ -49,11 +49,16 @@ def verdicts(tmp_path, state):
 
 def base(family):
     """The real class at full width and one block of each stack; its memory is reserved and never touched."""
-    from diffusers import QwenImageTransformer2DModel, ZImageTransformer2DModel
+    from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
 
     with torch.device("meta"):
         if family == "qwen-image":
             model = QwenImageTransformer2DModel(num_layers=1)
+        elif family == "flux2":  # klein 4B
+            model = Flux2Transformer2DModel(
+                num_layers=1, num_single_layers=1, num_attention_heads=24, joint_attention_dim=7680,
+                guidance_embeds=False,
+            )  # fmt: skip
         else:
             model = ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
     return model.to_empty(device="cpu")
@@ -66,9 +71,9 @@ def act(down, up):
 
 def diffusers_loads(family, state, lora):
     """How many modules diffusers' own loader sets to exactly our update; None where it ends in an error."""
-    from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin, ZImageLoraLoaderMixin
+    from diffusers.loaders.lora_pipeline import Flux2LoraLoaderMixin, QwenImageLoraLoaderMixin, ZImageLoraLoaderMixin
 
-    mixin = QwenImageLoraLoaderMixin if family == "qwen-image" else ZImageLoraLoaderMixin
+    mixin = {"qwen-image": QwenImageLoraLoaderMixin, "flux2": Flux2LoraLoaderMixin}.get(family, ZImageLoraLoaderMixin)
     model = base(family)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -26,7 +26,7 @@ except ModuleNotFoundError:  # Python 3.10: pytest brings tomli
 import musubi_contract
 from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.export import export
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
 from i2l_ext.converters.trainers.base import FRESH_ROWS
@@ -35,13 +35,14 @@ from peers import diffsynth
 from test_converters_commands import i2l
 from test_converters_consumers import act, base
 
-ARCHS = {arch.id: arch for arch in (QWEN_IMAGE, Z_IMAGE)}
+ARCHS = {arch.family: arch for arch in (QWEN_IMAGE, Z_IMAGE, KLEIN_4B)}
+I2L = [arch.family for arch in (QWEN_IMAGE, Z_IMAGE)]
 PAIRS = [(trainer.id, family) for trainer in TRAINERS.values() for family in trainer.models]
 
 
 def style(arch, rank=3, paths=None):
     """A LoRA of the first block of each stack, whose ranks fall in size."""
-    made = paths or [path for path, module in arch.i2l_modules.items() if module.block == 0]
+    made = paths or [path for path, module in (arch.i2l_modules or arch.modules).items() if module.block == 0]
     generator = torch.Generator().manual_seed(1)
 
     def pair(path):
@@ -81,7 +82,9 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
             assert near(act(down, up), act(*lora[path]))
     assert written.metadata["i2l.rank_seed"] == "0"
     assert written.metadata["i2l.fresh_rows"] == told.fresh_rows == TRAINERS[trainer].fresh_rows
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([Path(told.init).name, told.run, "README.md"])
+    assert told.run == "train.py" and told.run in told.files
+    written = [Path(told.init).name, *told.files, "README.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(written)
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
 
 
@@ -108,6 +111,8 @@ def run_script(script, work):
     for place in re.findall(r"^\w+ = '(path/to/.*)'$", text, re.MULTILINE):
         (work / place).parent.mkdir(parents=True, exist_ok=True)
         (work / place).touch() if "." in place else (work / place).mkdir(exist_ok=True)
+    for data in script.parent.glob("dataset.toml"):
+        data.write_text(data.read_text(encoding="utf-8").replace("path/to/dataset", "pictures"), encoding="utf-8")
     for program in re.findall(r"'(\S+\.py)'", text):
         (work / program).parent.mkdir(parents=True, exist_ok=True)
         (work / program).write_text(STUB)
@@ -139,7 +144,9 @@ def parser_of(program):
     if "musubi_tuner" in program:
         return musubi_contract.parser(Path(program).name)
     parsers = diffsynth("diffusion.parsers")
-    return parsers.add_image_size_config(parsers.add_general_config(argparse.ArgumentParser()))
+    parser = parsers.add_image_size_config(parsers.add_general_config(argparse.ArgumentParser()))
+    parser.add_argument("--tokenizer_path")  # of the training script itself (examples/*/model_training/train.py)
+    return parser
 
 
 @pytest.fixture
@@ -148,9 +155,7 @@ def work(tmp_path):
     return tmp_path / "work"
 
 
-@pytest.mark.parametrize(
-    ("trainer", "family"), [("musubi-tuner", f) for f in ARCHS] + [("diffsynth", f) for f in ARCHS]
-)
+@pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
     export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
@@ -267,6 +272,7 @@ def diffsynth_training():
     [
         ("qwen-image", None),
         ("z-image", None),
+        ("flux2", None),
         ("qwen-image", "attn.to_q"),
         ("qwen-image", "img_mod.1"),
         ("z-image", "w2"),
@@ -449,6 +455,11 @@ def diffusion_pipe_rules(folder, unet):
     return [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
 
 
+def configuration(folder):
+    """The trainer's own configuration in a start folder; None where it has none."""
+    return next(folder.glob("config.*"), None)
+
+
 def read_config(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".toml":
@@ -463,7 +474,7 @@ def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
     told = export(lora, trainer, 5, tmp_path / "out")
     model = base(family)
     RULES[trainer](tmp_path / "out", model)
-    config = read_config(tmp_path / "out" / told.run)
+    config = read_config(configuration(tmp_path / "out"))
     if trainer == "simpletuner":
         assert (config["lora_rank"], config["lora_alpha"], config["init_lora"]) == (5, 5, told.init)
     else:
@@ -642,7 +653,10 @@ HOSTILE = (
 def names_in(folder, told, work):
     """The path of the init file and the run's name (None where it has none), as what runs or reads the text gets
     them."""
-    text = folder / told.run
+    text = configuration(folder) or folder / ("start.py" if "start.py" in told.files else "train.py")
+    if text.suffix == ".yaml" and "start.py" in told.files:
+        assert yaml.safe_load(text.read_text(encoding="utf-8"))["output_dir"] == f"output/{told.name}"
+        text = folder / "start.py"
     if text.name == "train.py":
         *_, args = parsed(text, work).values()
         if "network_weights" in args:

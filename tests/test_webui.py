@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.engine.job import Job, Progress
 from i2l_ext.library import names
 from i2l_ext.service import model_list
@@ -522,13 +523,22 @@ def test_who_loads_a_lora_is_one_line_with_the_table_behind_it():
     assert "Forge Neo" not in mini and "i2l draw" not in mini
 
 
-@pytest.mark.parametrize(("trainer", "run"), [("diffusers", "start.py"), ("flymyai", "start.py"),
-                                              ("musubi-tuner", "train.py"), ("ai-toolkit", "config.yaml")])  # fmt: skip
-def test_what_starts_a_training(service, tmp_path, trainer, run):
-    result = {"folder": "i2l-training/x", "run": run, "trainer": trainer, "kept": {"all": 1.0}}
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_starts_a_training(service, tmp_path, trainer):
+    result = {"folder": "i2l-training/x", "run": "train.py", "trainer": trainer, "kept": {"all": 1.0}}
     page = results.show_export(Job("ab", "export", "x", {}, tmp_path, result=result), service.host)
     assert str(tmp_path / "i2l-training" / "x") in page  # the whole path, to be copied, on this machine's own page
-    assert ("start(" in page) == (run == "start.py") and "python start.py" not in page
-    assert (f"{tmp_path}/i2l-training/x/{run}" in page) == (run != "start.py")
+    assert f"python {tmp_path}/i2l-training/x/train.py" in page
     service.host.is_local = False
     assert str(tmp_path) not in results.show_export(Job("ab", "export", "x", {}, tmp_path, result=result), service.host)
+
+
+def test_a_start_folder_tells_its_pictures_and_its_base(service, tmp_path):
+    result = {"folder": "i2l-training/x", "run": "train.py", "trainer": "musubi-tuner", "kept": {"all": 1.0}}
+    job = Job("ab", "export", "x", {}, tmp_path, result=result)
+    page = results.show_export(job, service.host)
+    for key in ("no_training_pictures", "base_to_fill_in", "run_settings"):
+        assert escape(WORDS[key]) in page
+    job.result |= {"pictures": 3, "caption": "my <word>", "bases": {"vae": "VAE/ae.safetensors"}}
+    page = results.show_export(job, service.host)
+    assert "my &lt;word&gt;" in page and "VAE/ae.safetensors" in page and WORDS["start_run"] not in page

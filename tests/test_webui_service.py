@@ -14,8 +14,10 @@ from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
 from i2l_ext.service.redaction import redact_paths
 from i2l_ext.service.service import Service
+from i2l_ext.webui import updates
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from small_models import SMALL
+from test_training_run import TRAINER
 
 HERE = Path(__file__).resolve().parent
 ENGINE = [sys.executable, str(HERE / "small_engine.py")]
@@ -232,3 +234,56 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
             seen, shown = page(seen)
     finally:
         service.queue.close()
+
+
+@pytest.fixture(scope="module")
+def started(service, made):
+    """A start folder, with the picture that made the LoRA."""
+    return done(service, service.export(service.lora(made.result["file"]), made.result["file"], "ai-toolkit", 4))
+
+
+def test_an_export_takes_the_pictures_from_the_uploads(service, started, place):
+    folder = service.host.lora_folder().parent / started.result["folder"]
+    assert started.result["pictures"] == 1 and str(place) not in str(started.view())
+    copy = folder / "pictures" / "1.png"
+    assert copy.read_bytes() == (place / "picture.png").read_bytes() and copy.with_suffix(".txt").read_text() == ""
+
+
+def test_a_training_is_started_watched_and_its_lora_is_in_the_library(service, started, place):
+    home = place / "ai toolkit"
+    (home / "toolkit").mkdir(parents=True)
+    (home / "toolkit/config_modules.py").touch()
+    (home / "run.py").write_text(TRAINER)
+    (home / "mode").write_text("waits")
+    with pytest.raises(UserError, match="in the settings first"):
+        service.train(started.id)
+    with pytest.raises(UserError, match="no longer known"):
+        service.train("0" * 16)
+    service.host.settings_file.write({"i2l_trainer": str(home), "i2l_trainer_python": sys.executable})
+    service.host.is_local = False
+    with pytest.raises(UserError, match="at the machine itself"):
+        service.train(started.id)
+    service.host.is_local = True
+    job = service.train(started.id)
+    end = time.monotonic() + 120
+    while not job.log.lines and time.monotonic() < end:
+        time.sleep(0.1)
+    assert service.log_of(job).lines == ("Missing keys: []",) and job.lane == "train"
+    page = updates.changes(service, {}, {})
+    assert "Missing keys: []" in page["train_activity"] and f'data-i2l-job="{job.id}"' in page["train_activity"]
+    service.queue.cancel(job.id)
+    assert service.queue.wait(job.id, 20).state == "cancelled"
+    assert not service.host.lora_folder().joinpath(f"{job.title}.safetensors").exists()
+    (home / "mode").write_text("trains")
+    trained = done(service, service.train(started.id))
+    assert trained.result["file"] == f"{trained.title}.safetensors" in service.loras()
+    assert trained.result["losses"][-1] == [4, 0.25] and str(place) not in str(trained.view())
+    page = updates.changes(service, {}, {})
+    assert trained.result["file"] in page["train_run"] and "<polyline" in page["train_run"]
+
+
+def test_a_failed_training_says_the_trainers_last_line(service, started, place):
+    (place / "ai toolkit/mode").write_text("fails")
+    job = service.queue.wait(service.train(started.id).id, 120)
+    assert (job.state, job.code) == ("failed", "trainer_failed")
+    assert "ValueError: it went wrong" in job.error and "Missing keys: []" in job.tail

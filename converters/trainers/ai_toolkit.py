@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .script import training_script
 
 
 def _only(start: TrainingStart) -> list[str]:
@@ -49,10 +50,8 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     if family == "qwen-image":
         ignored = _ignored(start)
         chosen = [f"network_kwargs: {{ignore_if_contains: {json.dumps(ignored)}}}"] if ignored else []
-        model = {"name_or_path": "Qwen/Qwen-Image", "arch": "qwen_image"}
     else:
         chosen = ["transformer_only: false", f"network_kwargs: {{only_if_contains: {json.dumps(_only(start))}}}"]
-        model = {"name_or_path": "Tongyi-MAI/Z-Image", "arch": "zimage"}
     network = "\n        ".join(
         [
             "type: lora",
@@ -74,14 +73,14 @@ config:
         {network}
       save: {{dtype: bf16, save_every: 250, max_step_saves_to_keep: 4}}
       datasets:
-        - folder_path: /path/to/images
+        - folder_path: {quoted(start.dataset.folder.as_posix())}
           caption_ext: txt
           caption_dropout_rate: 0.05
           cache_latents_to_disk: true
-          resolution: [512, 768, 1024]
+          resolution: [512, 768, {SIDE}]
       train:
         batch_size: 1
-        steps: 2000
+        steps: {STEPS}
         cache_text_embeddings: true
         train_unet: true
         train_text_encoder: false
@@ -91,14 +90,21 @@ config:
         lr: 1e-4
         dtype: bf16
       model:
-        name_or_path: {model["name_or_path"]}
-        arch: {model["arch"]}
+        name_or_path: {quoted(start.model)}
+        arch: {ARCHS[family]}
         quantize: true
         quantize_te: true
         low_vram: true
 meta: {{name: "[name]", version: "1.0"}}
 """
-    return {"config.yaml": text}
+    places = {
+        "CONFIG": start.beside("config.yaml"),
+        "INIT": start.init.as_posix(),
+    }
+    return {"train.py": training_script("ai-toolkit", places, ["python run.py $CONFIG"]), "config.yaml": text}
+
+
+ARCHS = {"qwen-image": "qwen_image", "z-image": "zimage"}
 
 
 MODELS = {
@@ -114,10 +120,10 @@ AI_TOOLKIT = Trainer(
     "ai-toolkit",
     "webui",
     MODELS,
-    "config.yaml",
-    "python run.py",
     (
         "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
         "The log must say `Missing keys: []`; keys listed there were not loaded.",
     ),
+    home="toolkit/config_modules.py",
+    results="output/{name}/{name}*.safetensors",
 )

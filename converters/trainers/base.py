@@ -7,16 +7,41 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ..architectures import Architecture
 from ..errors import UserError
 
+TODO = "path/to"
+"""What begins a path that the user has to fill in: train.py starts nothing while one is left."""
+
+STEPS = 2000
+"""Pictures that a written run shows in all, one a step: each is repeated until that is reached."""
+
+SIDE = 1024
+"""Pixels. Pictures are trained at the area of a square of this side, each in its own shape."""
+
 quoted: Callable[[str], str] = partial(json.dumps, ensure_ascii=False)
 """A text from outside as it is written into YAML, TOML or JSON, where it has no control characters. (YAML does not join
 the two halves of an escaped emoji.) In Python it is its ``repr``."""
+
+BASE_REPOS = {
+    "qwen-image": "Qwen/Qwen-Image",
+    "z-image": "Tongyi-MAI/Z-Image",
+    "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    "flux2-dev": "black-forest-labs/FLUX.2-dev",
+}
+"""Id or family of an architecture -> the repository of its base model on Hugging Face and ModelScope, as diffusers
+keeps it."""
+
+
+def base_repo(arch: Architecture) -> str:
+    """The repository of the base model to train on. The miniature's is that of its family."""
+    return BASE_REPOS.get(arch.id) or BASE_REPOS[arch.family]
+
 
 FRESH_ROWS: Mapping[str, Callable[[int, int], float]] = {
     "kaiming": lambda d_in, rank: 1 / math.sqrt(3),
@@ -33,11 +58,27 @@ NONCHARACTERS = "\ufffe\uffff"
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """The pictures of a training run: JPEG and PNG files ``names`` in ``folder`` (absolute). ``caption``: what the
+    prompt of each is, a trigger word, or "" for none. Without ``names`` the user is to fill the folder in."""
+
+    folder: Path = Path(TODO, "dataset")
+    names: tuple[str, ...] = ()
+    caption: str = ""
+
+    def repeats(self, epochs: int) -> int:
+        """How often each picture is to be shown in one of ``epochs``, so that all make about `STEPS`."""
+        return max(1, round(STEPS / (epochs * (len(self.names) or 8))))
+
+
+@dataclass(frozen=True)
 class TrainingStart:
     """The start of a training run: what a trainer's texts are made of.
 
     ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
-    modules in that LoRA. Raises UserError where a path or name has a control character, which would end a comment.
+    modules in that LoRA. ``bases``: where files of the base model were found: ``folder`` (as diffusers keeps it),
+    ``transformer``, ``vae``, ``text_encoder`` (a file, or the first of its shards). Raises UserError where a path or
+    text has a control character, which would end a comment.
     """
 
     arch: Architecture
@@ -46,6 +87,23 @@ class TrainingStart:
     rank: int
     seed: int
     paths: tuple[str, ...]
+    dataset: Dataset = Dataset()
+    bases: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The base model for a trainer that reads a folder of diffusers: where it lies, else its repository, from which
+        the trainer downloads it."""
+        home = self.bases.get("folder")
+        return home.as_posix() if home else base_repo(self.arch)
+
+    def base(self, part: str, name: str) -> str:
+        """Where a part of the base model lies; else a place to fill in, called ``name``."""
+        return (self.bases.get(part) or Path(TODO, name)).as_posix()
+
+    def beside(self, name: str) -> str:
+        """The path of a file in the start folder."""
+        return (self.init.parent / name).as_posix()
 
     @property
     def kinds(self) -> list[str]:
@@ -53,7 +111,8 @@ class TrainingStart:
         return list(dict.fromkeys(self.arch.modules[path].kind.name for path in self.paths))
 
     def __post_init__(self) -> None:
-        for text in (self.init.as_posix(), self.name):
+        found = [path.as_posix() for path in self.bases.values()]
+        for text in (self.init.as_posix(), self.name, self.dataset.caption, *found):
             if any(unicodedata.category(char) in UNWRITABLE or char in NONCHARACTERS for char in text):
                 raise UserError(f"{text!r} has a line break or another control character in it. Rename it.")
 
@@ -75,20 +134,24 @@ class ModelSupport:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer. ``dialect``: that it reads; ``models``: by model family; ``run``: name of the script or configuration
-    among its files, and ``command``: what runs it, before its path; ``notes``: lines for the read-me. ``usage``: what
-    is to be done with that file, for the read-me, where ``{start}`` stands for the whole command and ``{name}`` for the
-    run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`."""
+    """A trainer. ``dialect``: that it reads; ``models``: by model family; ``notes``: lines for the read-me. ``usage``:
+    what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and ``{name}`` for
+    the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``captions``: whether it reads
+    the prompt of a picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
+    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, as a
+    pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str
     dialect: str
     models: Mapping[str, ModelSupport]
-    run: str
-    command: str
     notes: tuple[str, ...] = ()
-    usage: str = "fill in the paths at its top. `{start}` starts the run, which is called `{name}`."
+    usage: str = "`{start}` starts the run, which is called `{name}`."
     fresh_rows: str = "kaiming"
+    captions: bool = True
+    downloads: bool = True
+    home: str = ""
+    results: str = ""
 
 
 def modules_matching(arch: Architecture, pattern: str) -> list[str]:
@@ -128,8 +191,11 @@ def matching_targets(start: TrainingStart) -> list[str]:
 
 def target_names(start: TrainingStart) -> list[str]:
     """The LoRA's modules as PEFT takes them in a list: kinds of layers, which are ends of paths, or whole paths where a
-    layer that is not linear ends like that."""
-    return [*dict.fromkeys(path if "adaLN" in path else start.arch.modules[path].kind.name for path in start.paths)]
+    layer that is not linear ends like that: Z-Image's adaLN, or one that holds layers of another kind."""
+    kinds = {module.kind.name for module in start.arch.modules.values()}
+    unclear = {kind for kind in kinds if "adaLN" in kind or any(other.startswith(f"{kind}.") for other in kinds)}
+    names = {path: start.arch.modules[path].kind.name for path in start.paths}
+    return [*dict.fromkeys(path if name in unclear else name for path, name in names.items())]
 
 
 def named_by_end(start: TrainingStart) -> list[str]:

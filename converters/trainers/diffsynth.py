@@ -7,45 +7,63 @@ diffsynth.diffusion.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, matching_targets, target_pattern
+from .base import SIDE, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
 from .script import LAUNCH, training_script
 
-EXAMPLES = {
-    "qwen-image": (
-        "qwen_image",
-        "Qwen/Qwen-Image:transformer/diffusion_pytorch_model*.safetensors,"
-        "Qwen/Qwen-Image:text_encoder/model*.safetensors,Qwen/Qwen-Image:vae/diffusion_pytorch_model.safetensors",
-    ),
-    "z-image": (
-        "z_image",
-        "Tongyi-MAI/Z-Image:transformer/*.safetensors,Tongyi-MAI/Z-Image:text_encoder/*.safetensors,"
-        "Tongyi-MAI/Z-Image:vae/diffusion_pytorch_model.safetensors",
-    ),
+EPOCHS = 5
+
+EXAMPLES = {"qwen-image": "qwen_image", "z-image": "z_image", "flux2": "flux2"}
+"""Family -> the folder of its example, whose script trains."""
+
+PARTS = {
+    "transformer": "transformer/*.safetensors",
+    "text_encoder": "text_encoder/*.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
 }
+"""The parts of a base model, as files of its repository."""
 
 
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    folder, models = EXAMPLES[family]
+    data, repo = start.dataset, base_repo(start.arch)
     places = {
-        "DATASET": "path/to/dataset",
-        "METADATA": "path/to/dataset/metadata.csv",
+        "DATASET": data.folder.as_posix(),
+        "METADATA": start.beside("metadata.json") if data.names else (data.folder / "metadata.csv").as_posix(),
         "INIT": start.init.as_posix(),
     }
-    command = f"""{LAUNCH} examples/{folder}/model_training/train.py
-        --dataset_base_path $DATASET --dataset_metadata_path $METADATA --dataset_repeat 50 --max_pixels 1048576
-        --model_id_with_origin_paths {models}
-        --learning_rate 1e-4 --num_epochs 5 --remove_prefix_in_ckpt pipe.dit. --output_path models/train/{start.name}
+    rest = repo.replace("klein-base", "klein")  # the distilled model has the same encoder and VAE
+    named = [f"{repo if part == 'transformer' else rest}:{files}" for part, files in PARTS.items()]
+    values = {"MODELS": ",".join(named), "TOKENIZER": f"{rest}:tokenizer/"}
+    chosen = "--model_id_with_origin_paths $MODELS"
+    if home := start.bases.get("folder"):
+        models = [sorted(file.as_posix() for file in home.glob(files)) for files in PARTS.values()]
+        values = {"MODELS": json.dumps(models), "TOKENIZER": (home / "tokenizer").as_posix()}
+        chosen = "--model_paths $MODELS"
+    if home or family == "flux2":  # whose script would take that of FLUX.2 dev
+        chosen += " --tokenizer_path $TOKENIZER"
+    else:
+        del values["TOKENIZER"]
+    command = f"""{LAUNCH} examples/{EXAMPLES[family]}/model_training/train.py
+        --dataset_base_path $DATASET --dataset_metadata_path $METADATA --dataset_repeat {data.repeats(EPOCHS)}
+        --max_pixels {SIDE * SIDE} {chosen}
+        --learning_rate 1e-4 --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
+        --output_path models/train/{start.name}
         --lora_base_model dit --lora_target_modules {target_pattern(start)}
         --lora_rank {start.rank} --lora_checkpoint $INIT --use_gradient_checkpointing --find_unused_parameters"""
-    return {"train.py": training_script("DiffSynth-Studio", places, [command])}
+    texts = {"train.py": training_script("DiffSynth-Studio", places, [command], values)}
+    if data.names:
+        rows = [{"image": name, "prompt": data.caption} for name in data.names]
+        texts["metadata.json"] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    return texts
 
 
-BLOCKS = r"(transformer_blocks|layers|context_refiner|noise_refiner)\..*"
+BLOCKS = r"(transformer_blocks|single_transformer_blocks|layers|context_refiner|noise_refiner)\..*"
 EXAMPLE = (
-    r"transformer_blocks\.(?!.*mlp\.net\.0).*|(layers|context_refiner|noise_refiner)\.\d+\.(attention|feed_forward)\..*"
+    r"(single_)?transformer_blocks\.(?!.*mlp\.net\.0).*"
+    r"|(layers|context_refiner|noise_refiner)\.\d+\.(attention|feed_forward)\..*"
 )
 """What the training examples of DiffSynth-Studio name as targets."""
 MODELS = {
@@ -63,10 +81,10 @@ DIFFSYNTH = Trainer(
     "DiffSynth-Studio",
     "diffsynth",
     MODELS,
-    "train.py",
-    "python",
     (
         "If the log says `Warning, LoRA key mismatch!`, what it lists was not loaded. `Total N keys` tells nothing: it",
-        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture: 8 make 2000 steps.",
+        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture.",
     ),
+    home="examples/qwen_image/model_training",
+    results="models/train/{name}/*.safetensors",
 )

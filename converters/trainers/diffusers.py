@@ -1,7 +1,8 @@
 """diffusers and what is built on its adapters, flymyai-lora-trainer among them: PEFT's own way to set an adapter.
 
-flymyai-lora-trainer loads no LoRA and trains four kinds of layers (train.py): its `add_adapter` is replaced by the
-lines written here. Both start a fresh LoRA with `init_lora_weights="gaussian"`.
+flymyai-lora-trainer loads no LoRA and trains four kinds of layers (train.py). start.py runs their scripts with the
+`add_adapter` of the transformer's class exchanged for its own. diffusers' script opens every file in the folder of
+pictures as a picture, so no captions lie there. Both start a fresh LoRA with `init_lora_weights="gaussian"`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, matching_targets, target_pattern
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, matching_targets, quoted, target_pattern
+from .script import LAUNCH, training_script
 
-FAMILIES = {"qwen-image": "QwenImageTransformer2DModel", "z-image": "ZImageTransformer2DModel"}
+FAMILIES = {
+    "qwen-image": ("QwenImageTransformer2DModel", "qwen_image"),
+    "z-image": ("ZImageTransformer2DModel", "z_image"),
+    "flux2": ("Flux2Transformer2DModel", "flux2_klein"),
+}
+"""Family -> the class of its transformer, and the end of the name of its training script in diffusers."""
 
 
-def _module(start: TrainingStart, *, family: str, title: str) -> Mapping[str, str]:
-    text = f'''"""Starts {title} from an i2L LoRA: `from start import start`, then `start(transformer)` in place of
-its `add_adapter(...)`. Run by itself, it checks the file."""
+def _module(start: TrainingStart, *, family: str, title: str) -> str:
+    kind = FAMILIES[family][0]
+    return f'''"""Starts {title} from an i2L LoRA: `from start import start`, then `start(transformer)` in place of
+its `add_adapter(...)`. `start.py SCRIPT ARGUMENTS` runs a training script so, unchanged; alone it checks the file."""
+
+import runpy
+import sys
+from pathlib import Path
 
 from safetensors import safe_open
 
@@ -26,7 +38,7 @@ TARGETS = r"{target_pattern(start)}"
 
 
 def start(transformer, adapter_name="default"):
-    """Add the adapter to a {FAMILIES[family]} and set it to the init file; raises where a key has no place."""
+    """Add the adapter to a {kind} and set it to the init file; raises where a key has no place."""
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -35,53 +47,125 @@ def start(transformer, adapter_name="default"):
     outcome = set_peft_model_state_dict(transformer, state, adapter_name=adapter_name)
     if outcome.unexpected_keys:
         raise RuntimeError(f"not loaded: {{outcome.unexpected_keys[:3]}}")
-    print(f"{{len(state) // 2}} modules start from {{INIT}}")
+    print(f"{{len(state) // 2}} modules start from {{INIT}}", flush=True)
 
 
-if __name__ == "__main__":
+def run(script):
+    """Run a training script; the first adapter that it adds to its transformer is ours."""
+    from diffusers import {kind} as kind
+
+    add_adapter = kind.add_adapter
+
+    def add_ours(transformer, config, adapter_name="default"):
+        kind.add_adapter = add_adapter
+        start(transformer, adapter_name)
+
+    kind.add_adapter = add_ours
+    sys.path.insert(0, str(Path(script).resolve().parent))
+    runpy.run_path(script, run_name="__main__")
+    if kind.add_adapter is add_ours:
+        sys.exit(f"{{script}} has added no adapter to its transformer: it did not train from {{INIT}}.")
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    del sys.argv[0]
+    run(sys.argv[0])
+elif __name__ == "__main__":
     with safe_open(INIT, "np") as file:
         print(f"{{INIT}}: {{len(file.keys()) // 2}} modules of rank {{RANK}}. This module trains nothing by itself.")
     print("In your training script: `from start import start`, `start(transformer)` in place of `add_adapter(...)`.")
 '''
-    return {"start.py": text}
 
 
-def _support(family: str, title: str) -> ModelSupport:
-    return ModelSupport(
-        ATTENTION,
-        ALL,
-        partial(_module, family=family, title=title),
-        matching_targets,
-    )
+def _places(start: TrainingStart) -> dict[str, str]:
+    return {"START": start.beside("start.py"), "INIT": start.init.as_posix()}
+
+
+def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
+    values = {"MODEL": start.model, "PROMPT": start.dataset.caption}
+    places = {**_places(start), "DATASET": start.dataset.folder.as_posix()}
+    script = "flux2" if start.arch.id == "flux2-dev" else FAMILIES[family][1]
+    command = f"""{LAUNCH} --mixed_precision bf16 $START
+        examples/dreambooth/train_dreambooth_lora_{script}.py
+        --pretrained_model_name_or_path $MODEL --instance_data_dir $DATASET --instance_prompt $PROMPT
+        --output_dir output/{start.name} --rank {start.rank} --lora_alpha {start.rank} --resolution {SIDE}
+        --train_batch_size 1 --gradient_checkpointing --cache_latents --mixed_precision bf16 --learning_rate 1e-4
+        --lr_scheduler constant --lr_warmup_steps 0 --max_train_steps {STEPS} --checkpointing_steps 250
+        --resume_from_checkpoint latest --skip_final_inference --seed 42"""
+    return {
+        "train.py": training_script("diffusers' training script", places, [command], values),
+        "start.py": _module(start, family=family, title="a training script"),
+    }
+
+
+def _flymyai(start: TrainingStart) -> Mapping[str, str]:
+    config = f"""pretrained_model_name_or_path: {quoted(start.model)}
+data_config:
+  train_batch_size: 1
+  num_workers: 4
+  img_size: {SIDE}
+  caption_dropout_rate: 0.1
+  img_dir: {quoted(start.dataset.folder.as_posix())}
+  random_ratio: false
+  caption_type: txt
+report_to: null
+train_batch_size: 1
+output_dir: {quoted(f"output/{start.name}")}
+max_train_steps: {STEPS}
+learning_rate: 1e-4
+lr_scheduler: constant
+lr_warmup_steps: 10
+adam_beta1: 0.9
+adam_beta2: 0.999
+adam_weight_decay: 0.01
+adam_epsilon: 1e-8
+max_grad_norm: 1.0
+logging_dir: logs
+mixed_precision: "bf16"
+checkpointing_steps: 250
+checkpoints_total_limit: 10
+tracker_project_name: i2l
+resume_from_checkpoint: latest
+gradient_accumulation_steps: 1
+rank: {start.rank}
+"""
+    places = {**_places(start), "CONFIG": start.beside("config.yaml")}
+    command = f"{LAUNCH} --mixed_precision bf16 $START train.py --config $CONFIG"
+    return {
+        "train.py": training_script("flymyai-lora-trainer", places, [command]),
+        "start.py": _module(start, family="qwen-image", title="flymyai-lora-trainer"),
+        "config.yaml": config,
+    }
 
 
 ALL = r".*"
-ATTENTION = r".*\.(attn|attention)\.to_(q|k|v|out\.0)"
+ATTENTION = r".*\.(attn|attention)\.to_(q|k|v|out\.0|qkv_mlp_proj|out)"
 """What flymyai-lora-trainer and the training examples of diffusers train unless told otherwise."""
 DIFFUSERS = Trainer(
     "diffusers",
     "diffusers",
     "diffusers",
-    {family: _support(family, "a training script") for family in FAMILIES},
-    "start.py",
-    "python",
+    {family: ModelSupport(ATTENTION, ALL, partial(_diffusers, family=family), matching_targets) for family in FAMILIES},
     (
         "A run that is resumed loads its own checkpoint after that, so it keeps its training.",
         "To use the LoRA without training: `pipe.load_lora_weights(INIT)`.",
     ),
-    usage="put it beside your training script, with `from start import start` at the top of that, and replace "
-    "`transformer.add_adapter(...)` by `start(transformer)`. `python start.py` checks the file.",
+    usage="`{start}` runs the training script of diffusers. For a script of your own: `from start import start`, and "
+    "`start(transformer)` in place of `transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
+    captions=False,
+    home="examples/dreambooth",
+    results="output/{name}/**/pytorch_lora_weights.safetensors",
 )
 FLYMYAI = Trainer(
     "flymyai",
     "flymyai-lora-trainer",
     "diffusers",
-    {"qwen-image": _support("qwen-image", "flymyai-lora-trainer")},
-    "start.py",
-    "python",
+    {"qwen-image": ModelSupport(ATTENTION, ALL, _flymyai, matching_targets)},
     (),
-    usage="put it beside its train.py, with `from start import start` at the top of that, and replace "
-    "`flux_transformer.add_adapter(lora_config)` by `start(flux_transformer)`. `python start.py` checks the file.",
+    usage="`{start}` runs its train.py. For a script of your own: `from start import start`, and "
+    "`start(flux_transformer)` in place of `flux_transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
+    home="image_datasets/dataset.py",
+    results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

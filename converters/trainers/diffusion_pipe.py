@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .script import training_script
 
+EPOCHS = 50
 BLOCKS = r"transformer_blocks\..*"
 
 
@@ -22,11 +24,11 @@ def _trained(start: TrainingStart) -> list[str]:
 
 def _config(start: TrainingStart) -> Mapping[str, str]:
     excluded = missing_kinds(start, SUPPORT)
-    text = f"""# Starts a LoRA of Qwen-Image with diffusion-pipe. Fill in the paths.
+    text = f"""# Starts a LoRA of Qwen-Image with diffusion-pipe.
 output_dir = {quoted(f"output/{start.name}")}
-dataset = "path/to/dataset.toml"
+dataset = {quoted(start.beside("dataset.toml"))}
 
-epochs = 100
+epochs = {EPOCHS}
 micro_batch_size_per_gpu = 1
 pipeline_stages = 1
 gradient_accumulation_steps = 1
@@ -42,7 +44,7 @@ blocks_to_swap = 8
 
 [model]
 type = "qwen_image"
-diffusers_path = "path/to/Qwen-Image"
+{_base(start)}
 dtype = "bfloat16"
 transformer_dtype = "float8"
 timestep_sample_method = "logit_normal"
@@ -60,7 +62,34 @@ lr = 5e-5
 betas = [0.9, 0.99]
 weight_decay = 0.01
 """
-    return {"config.toml": text if excluded else text.replace("exclude_modules = []\n", "")}
+    places = {
+        "CONFIG": start.beside("config.toml"),
+        "INIT": start.init.as_posix(),
+    }
+    command = "python -m deepspeed.launcher.runner --num_gpus=1 train.py --deepspeed --config $CONFIG"
+    return {
+        "train.py": training_script("diffusion-pipe", places, [command]),
+        "config.toml": text if excluded else text.replace("exclude_modules = []\n", ""),
+        "dataset.toml": f"""resolutions = [{SIDE}]
+enable_ar_bucket = true
+min_ar = 0.5
+max_ar = 2.0
+num_ar_buckets = 7
+skip_empty_caption = false
+
+[[directory]]
+path = {quoted(start.dataset.folder.as_posix())}
+num_repeats = {start.dataset.repeats(EPOCHS)}
+""",
+    }
+
+
+def _base(start: TrainingStart) -> str:
+    """The base model: a folder of diffusers, or a file for each part."""
+    parts = ("transformer", "text_encoder", "vae")
+    if "folder" not in start.bases and all(part in start.bases for part in parts):
+        return "\n".join(f"{part}_path = {quoted(start.bases[part].as_posix())}" for part in parts)
+    return f"diffusers_path = {quoted(start.base('folder', 'Qwen-Image'))}"
 
 
 SUPPORT = ModelSupport(BLOCKS, BLOCKS, _config, _trained)
@@ -69,11 +98,11 @@ DIFFUSION_PIPE = Trainer(
     "diffusion-pipe",
     "diffusers",
     {"qwen-image": SUPPORT},
-    "config.toml",
-    "deepspeed --num_gpus=1 train.py --deepspeed --config",
     (
         "Leave one safetensors file in this folder: diffusion-pipe loads the folder and stops where there are two.",
         "`--resume_from_checkpoint` goes on from its own checkpoint, which is loaded after the LoRA.",
     ),
-    usage="fill in the paths at `dataset` and `diffusers_path`. `{start}` starts the run `{name}`.",
+    downloads=False,
+    home="utils/dataset.py",
+    results="output/{name}/**/adapter_model.safetensors",
 )

@@ -10,12 +10,14 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching
+from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
 from .script import LAUNCH, training_script
 
 QWEN_DEFAULT = r"transformer_blocks\..*"
 Z_DEFAULT = r"layers\.\d+\.(attention|feed_forward)\..*"
 Z_TRAINABLE = r"(layers|context_refiner|noise_refiner)\..*"
+
+EPOCHS = 16
 
 SETTINGS = {
     "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
@@ -63,10 +65,10 @@ def _network_args(start: TrainingStart, family: str) -> str:
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     stem, flags, version = SETTINGS[family]
     places = {
-        "DIT": "path/to/transformer.safetensors",
-        "VAE": "path/to/vae.safetensors",
-        "TE": "path/to/text_encoder.safetensors",
-        "DATASET": "path/to/dataset.toml",
+        "DIT": start.base("transformer", "transformer.safetensors"),
+        "VAE": start.base("vae", "vae.safetensors"),
+        "TE": start.base("text_encoder", "text_encoder.safetensors"),
+        "DATASET": start.beside("dataset.toml"),
         "INIT": start.init.as_posix(),
     }
     scripts = f"src/musubi_tuner/{stem}"
@@ -81,9 +83,23 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --max_data_loader_n_workers 2 --persistent_data_loader_workers
         --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank}
         --network_weights $INIT {_network_args(start, family)}
-        --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
+        --max_train_epochs {EPOCHS} --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
     )
-    return {"train.py": training_script("musubi-tuner", places, commands)}
+    return {"train.py": training_script("musubi-tuner", places, commands), "dataset.toml": _dataset(start)}
+
+
+def _dataset(start: TrainingStart) -> str:
+    return f"""[general]
+resolution = [{SIDE}, {SIDE}]
+caption_extension = ".txt"
+batch_size = 1
+enable_bucket = true
+
+[[datasets]]
+image_directory = {quoted(start.dataset.folder.as_posix())}
+cache_directory = {quoted(start.beside("cache"))}
+num_repeats = {start.dataset.repeats(EPOCHS)}
+"""
 
 
 MODELS = {
@@ -99,10 +115,11 @@ MUSUBI = Trainer(
     "musubi-tuner",
     "kohya",
     MODELS,
-    "train.py",
-    "python",
     (
         "`--network_dim` and `--network_alpha` must both stay the file's rank: musubi-tuner ignores the file's alpha.",
         "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",
     ),
+    downloads=False,
+    home="src/musubi_tuner",
+    results="output/{name}*.safetensors",
 )

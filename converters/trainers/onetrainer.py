@@ -10,31 +10,29 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import ModelSupport, Trainer, TrainingStart, modules_matching, target_pattern
+from .base import SIDE, ModelSupport, Trainer, TrainingStart, modules_matching, target_pattern
+from .script import training_script
 
 FAMILIES = {
-    "qwen-image": (
-        "QWEN",
-        "Qwen/Qwen-Image",
-        "transformer_block",
-        r"transformer_blocks\.\d+\.(attn|img_mlp|txt_mlp)\..*",
-    ),
-    "z-image": ("Z_IMAGE", "Tongyi-MAI/Z-Image", "layers", r"layers\.\d+\.(attention|feed_forward)\..*"),
+    "qwen-image": ("QWEN", "transformer_block", r"transformer_blocks\.\d+\.(attn|img_mlp|txt_mlp)\..*"),
+    "z-image": ("Z_IMAGE", "layers", r"layers\.\d+\.(attention|feed_forward)\..*"),
 }
-"""Family -> its name there, its base model, the layers to quantize and those that the presets train."""
+"""Family -> its name there, the layers to quantize and those that the presets train."""
 
-CONFIG_VERSION = 11
-"""Of the format of TrainConfig: without it every migration since the first would run."""
+CONFIG_VERSION, CONCEPT_VERSION = 11, 2
+"""Of the formats of TrainConfig and ConceptConfig: without them every migration since the first would run."""
+
+EPOCHS = 50
 
 
 def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    kind, base, quantized, _ = FAMILIES[family]
+    kind, quantized, _ = FAMILIES[family]
     frozen = {"train": False, "weight_dtype": "FLOAT_8"}
     config = {
         "__version": CONFIG_VERSION,
         "training_method": "LORA",
         "model_type": kind,
-        "base_model_name": base,
+        "base_model_name": start.model,
         "lora_model_name": start.init.as_posix(),
         "lora_rank": start.rank,
         "lora_alpha": float(start.rank),
@@ -45,10 +43,10 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "cache_dir": f"workspace-cache/{start.name}",
         "output_model_format": "DIFFUSERS_LORA",
         "output_model_destination": f"models/{start.name}.safetensors",
-        "concept_file_name": "training_concepts/concepts.json",
-        "resolution": "1024",
+        "concept_file_name": start.beside("concepts.json"),
+        "resolution": str(SIDE),
         "batch_size": 1,
-        "epochs": 100,
+        "epochs": EPOCHS,
         "learning_rate": 1e-4,
         "timestep_distribution": "LOGIT_NORMAL",
         "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
@@ -59,7 +57,24 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "weight_dtype": "BFLOAT_16",
         "output_dtype": "BFLOAT_16",
     }
-    return {"config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n"}
+    concept = {
+        "__version": CONCEPT_VERSION,
+        "name": start.name,
+        "path": start.dataset.folder.as_posix(),
+        "type": "STANDARD",
+        "text": {"prompt_source": "sample"},
+        "balancing": float(start.dataset.repeats(EPOCHS)),
+        "balancing_strategy": "REPEATS",
+    }
+    places = {
+        "CONFIG": start.beside("config.json"),
+        "INIT": start.init.as_posix(),
+    }
+    return {
+        "train.py": training_script("OneTrainer", places, ["python scripts/train.py --config-path $CONFIG"]),
+        "config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n",
+        "concepts.json": json.dumps([concept], indent=1, ensure_ascii=False) + "\n",
+    }
 
 
 ONETRAINER = Trainer(
@@ -73,14 +88,13 @@ ONETRAINER = Trainer(
             partial(_config, family=family),
             lambda start: modules_matching(start.arch, target_pattern(start, exact=True)),
         )
-        for family, (_, _, _, trained) in FAMILIES.items()
+        for family, (_, _, trained) in FAMILIES.items()
     },
-    "config.json",
-    "python scripts/train.py --config-path",
     (
-        "`concept_file_name` is OneTrainer's own list of your pictures. It can also be loaded in its window.",
+        "config.json can also be loaded in OneTrainer's window; concepts.json is its list of your pictures.",
         "`layer_filter` must stay: OneTrainer stops where it chooses a layer that is not in the file.",
         "To resume, set `continue_last_backup` to true: OneTrainer then takes its backup and not the LoRA.",
     ),
-    usage="fill in the path at `concept_file_name`. `{start}` starts the run `{name}`.",
+    home="scripts/train.py",
+    results="models/{name}.safetensors",
 )

@@ -7,21 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .base import TODO
+
+CONFIGURATIONS = (".toml", ".yaml", ".json")
+"""Endings of the configurations that are written beside the script."""
+
 LAUNCH = "python -m accelerate.commands.launch"
 """What `accelerate launch` is, without a program of that name on the path."""
 
 
-def training_script(title: str, places: Mapping[str, str], commands: Sequence[str]) -> str:
-    """The text of train.py, which runs ``commands`` one after another, in the trainer's folder.
+def training_script(
+    title: str, places: Mapping[str, str], commands: Sequence[str], values: Mapping[str, str] | None = None
+) -> str:
+    """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing
+    while a place is missing, or a place that is a text file has one to fill in (`TODO`).
 
-    ``places``: NAME -> path, at the top of the script, where a user fills in what is not known. A command is words
-    with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place.
+    ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
+    another text of that kind. A command is words with spaces between them; ``python`` stands for the Python that runs
+    the script, ``$NAME`` for a place or a value.
     """
-    top = [f"{name} = {path!r}" for name, path in places.items()]
-    lists = [line for command in commands for line in _argument_list(command.split(), places)]
+    named = {**places, **(values or {})}
+    top = [f"{name} = {text!r}" for name, text in named.items()]
+    lists = [line for command in commands for line in _argument_list(command.split(), named)]
     return "\n".join(
         [
-            f'"""Starts {title}. Run this with its Python, in its folder; fill in the paths below first."""',
+            f'"""Starts {title}. Run this with its Python, in its folder."""',
             "",
             "import subprocess",
             "import sys",
@@ -32,6 +42,10 @@ def training_script(title: str, places: Mapping[str, str], commands: Sequence[st
             f"for place in ({', '.join(places)}):",
             "    if not Path(place).exists():",
             '        sys.exit(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
+            f"    if Path(place).suffix in {CONFIGURATIONS}:",
+            '        for number, line in enumerate(Path(place).read_text(encoding="utf-8").splitlines(), 1):',
+            f"            if '\"{TODO}/' in line:",
+            '                sys.exit(f"{place}, line {number}: fill in this path: {line.strip()}")',
             "",
             "COMMANDS = [",
             *lists,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from i2l_ext.operations.library import DiscardResult, LibraryResult
     from i2l_ext.operations.lora_files import CheckResult, ExportResult, InspectResult, WriteResult
     from i2l_ext.operations.lora_folders import FileOutcome
+    from i2l_ext.operations.training_run import RunResult
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -159,6 +160,15 @@ def export_lines(result: ExportResult) -> list[str]:
     ]
 
 
+def run_lines(result: RunResult) -> list[str]:
+    """The LoRA that a trainer made."""
+    loss = f", loss {result.losses[0][1]:g} to {result.losses[-1][1]:g}" if result.losses else ""
+    return [
+        f"{result.file}: rank {result.rank}, {result.modules} modules, {result.seconds:.0f} s{loss}",
+        f"  the trainer's own file: {result.source}",
+    ]
+
+
 def library_lines(result: LibraryResult) -> list[str]:
     """The LoRAs of folders, a line each."""
     lines = []
@@ -193,6 +203,7 @@ COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     "export": (
         requests.ExportRequest, "a head start for a training run: init file, command, self-check", export_lines
     ),
+    "run": (requests.RunRequest, "run a trainer from a start folder, and take the LoRA that it makes", run_lines),
     "library": (requests.LibraryRequest, "the LoRAs of folders: model, rank, dialect, who loads each", library_lines),
     "discard": (requests.DiscardRequest, "move LoRAs with their previews into the trash", discard_lines),
 }  # fmt: skip

@@ -13,9 +13,10 @@ ENDED = frozenset({"done", "failed", "cancelled"})
 
 LANES = {
     "look": "pictures", "models": "look", "inspect": "look", "check": "look", "curve": "look", "doctor": "look",
-    "library": "look", "trust": "look", "setup_plan": "look",
+    "library": "look", "trust": "look", "setup_plan": "look", "run": "train",
 }  # fmt: skip
-"""Lanes of the kinds of jobs that take a moment and need not wait for the long ones."""
+"""Lanes of the kinds of jobs that need not wait for the long ones: those that take a moment, and a trainer's, which
+takes hours and computes in a program of its own."""
 
 BRIEF = frozenset({"look", "models", "library"})
 """Kinds whose results are read once, by who asked."""
@@ -97,12 +98,26 @@ def _planned(step: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Log:
+    """What another program has said that a job runs: the end of its log, and (step, loss)."""
+
+    lines: tuple[str, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+
+    @staticmethod
+    def of_event(event: Mapping[str, Any]) -> Log:
+        """Raises ValueError, TypeError or LookupError for an event that is wrong."""
+        losses = tuple((int(step), float(loss)) for step, loss in event["losses"])
+        return Log(tuple(map(str, event["lines"]))[-100:], losses[:1000])
+
+
 @dataclass
 class Job:
     """One piece of work. ``message`` is what the engine is sent (see queue.py). ``state``: waiting, running, stopping,
     and then done, failed or cancelled. ``code`` names the kind of failure and ``hint`` says what usually helps
     (failures.py). ``folder`` is the job's own, for files that it makes. ``was_cancelled``: somebody asked for its end,
-    whatever came of that. Times are seconds since the epoch."""
+    whatever came of that. ``log``: of a program that it runs, not for strangers. Times are seconds since the epoch."""
 
     id: str
     kind: str
@@ -120,6 +135,7 @@ class Job:
     hint: str | None = None
     tail: list[str] = field(default_factory=list)
     was_cancelled: bool = False
+    log: Log = Log()
 
     @property
     def request(self) -> Mapping[str, Any]:

@@ -7,8 +7,8 @@ waited. Standard library only.
 The message to an engine is one JSON object: ``protocol``, ``kind``, ``request`` and ``options`` (the JSON of a request
 and of EngineOptions), ``folder`` (the job's own), ``outcome`` (the file for its last event), and what else the caller
 adds (``draw``: try out a LoRA of the miniature). Its events: ``plan`` (``steps``: id, title, bytes, layers), ``step``
-(``step``: id, ``share``, ``cached``: ids), ``note`` (``text``), and at the end ``done`` (``result``), ``failed``
-(``error``, ``code``) or ``cancelled``.
+(``step``: id, ``share``, ``cached``: ids), ``note`` (``text``), ``log`` (``lines``, ``losses``), and at the end
+``done`` (``result``), ``failed`` (``error``, ``code``) or ``cancelled``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.engine import failures, process, records
-from i2l_ext.engine.job import BRIEF, ENDED, Job
+from i2l_ext.engine.job import BRIEF, ENDED, Job, Log
 from i2l_ext.engine.locks import Lock
 from i2l_ext.engine.temp_folder import own_temp_folder
 from i2l_ext.engine.turns import machines_turn
@@ -214,7 +214,7 @@ class Queue:
             elif outcome is None:
                 stopped = job.state == "stopping"
                 outcome = {"state": "cancelled"} if stopped else _unexpected_end(exit_code, engine.tail)
-            self._end(job, **outcome, tail=list(engine.tail))
+            self._end(job, **outcome, tail=[*engine.tail, *job.log.lines[-process.TAIL_LINES :]])
 
     def _listen(self, job: Job, engine: process.EngineProcess) -> Mapping[str, Any] | None:
         """Follow a job's progress; its last event, None where there is none."""
@@ -225,6 +225,10 @@ class Queue:
                 continue
             if event["event"] == "note":
                 engine.tail.append(one_line(str(event.get("text"))))
+                continue
+            if event["event"] == "log":
+                with suppress(ValueError, TypeError, LookupError):
+                    job.log = Log.of_event(event)
                 continue
             with suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
                 job.progress = job.progress.apply_event(event)

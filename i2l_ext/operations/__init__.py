@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2l_ext.operations import diffsynth, doctor, draw, library, lora_files, make, models, previews, trust
+from i2l_ext.operations import (
+    diffsynth,
+    doctor,
+    draw,
+    library,
+    lora_files,
+    make,
+    models,
+    previews,
+    training_run,
+    trust,
+)
 from i2l_ext.operations.context import Context, Reporter, Step
 from i2l_ext.requests import Request
 
@@ -27,6 +38,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "merge": lora_files.merge_loras,
     "export": lora_files.export_lora,
     "mend": lora_files.repair_lora,
+    "run": training_run.run_trainer,
     "library": library.list_library,
     "discard": library.discard_loras,
     "models": models.list_models,

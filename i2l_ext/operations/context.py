@@ -42,6 +42,9 @@ class Reporter:
     def note(self, line: str) -> None:
         """Something a user should know that is no error."""
 
+    def log(self, lines: Sequence[str], losses: Sequence[tuple[int, float]]) -> None:
+        """The end of another program's log, and what it has said of its loss: (step, loss)."""
+
     def cancelled(self) -> bool:
         """Whether the user wants to stop."""
         return False

@@ -257,13 +257,18 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
     """Write the folder from which a trainer starts. Raises UserError."""
     from i2l_ext.converters.export import export as write
+    from i2l_ext.models.base_files import find_base
+    from i2l_ext.operations import training_data
 
     lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None, text_encoders=False)
     folder = request.output or _beside(request.file, request.trainer)
+    caption = training_data.activation_text(request.file) if request.caption is None else request.caption
     return ExportResult(
         write(
             lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
-            exact=request.exact, seed=request.seed, overwrite=request.overwrite, progress=_progress(request, context),
+            exact=request.exact, seed=request.seed, overwrite=request.overwrite,
+            pictures=training_data.copies(training_data.pictures_of(request, context)), caption=caption,
+            bases=find_base(lora.arch, request.models), progress=_progress(request, context),
             begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip

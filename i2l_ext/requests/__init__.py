@@ -31,6 +31,7 @@ from i2l_ext.requests.models import (
     VerifyRequest,
 )
 from i2l_ext.requests.system import PRECISIONS, DoctorRequest, EngineOptions, parse_size
+from i2l_ext.requests.training_run import RunRequest
 
 PROTOCOL = 2
 """Version of the messages between a page's process and the engine's. Raise it when a message changes its meaning."""
@@ -41,7 +42,7 @@ REQUESTS: dict[str, type[Request]] = {
         MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
         ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
         ModelsRequest, DownloadRequest, TrustRequest, SetupPlanRequest, SetupRequest, VerifyRequest, CacheRequest,
-        DoctorRequest,
+        DoctorRequest, RunRequest,
     )
 }  # fmt: skip
 """By kind."""
@@ -50,7 +51,7 @@ __all__ = [
     "ADVICE", "CENTRE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
     "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
     "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request",
+    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "RunRequest",
     "SetupPlanRequest", "SetupRequest", "Square", "TrustRequest", "VerifyRequest", "bad_request", "parse_crop",
     "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -170,6 +170,17 @@ class ExportRequest(Request):
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows", 0, minimum=0)
     alpha: float | None = _alpha()
+    pictures: tuple[Path, ...] = option(
+        "pictures or folders to train on; those that made the LoRA, as far as they are found, unless given",
+        (),
+        local=True,
+    )
+    caption: str | None = option(
+        "prompt of every picture, such as a trigger word; the LoRA's activation text unless given", None
+    )
+    models: tuple[Path, ...] = option(
+        "further folders to look for the base model in, beside those of WebUIs and hubs", (), local=True
+    )
     overwrite: bool = option("replace files of these names", False, local=True)
 
 

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.engine.job import Log
 from i2l_ext.engine.queue import Job, Queue, state_folder
 from i2l_ext.library import names
 from i2l_ext.requests import (
@@ -28,6 +29,7 @@ from i2l_ext.requests import (
     RankRequest,
     RepairRequest,
     Request,
+    RunRequest,
     VerifyRequest,
 )
 from i2l_ext.service.consent import ConsentNeeded, Consents
@@ -202,15 +204,47 @@ class Service:
         request.validate()
         return self.submit("", request)
 
-    def export(self, path: Path, name: str, trainer: str, rank: int | None) -> Job:
-        """Write a start folder for a trainer. ``rank`` None: that of the LoRA."""
-        request = ExportRequest(path, trainer, rank)
+    def export(
+        self, path: Path, name: str, trainer: str, rank: int | None, pictures: Sequence[Path] = (),
+        caption: str | None = None,
+    ) -> Job:  # fmt: skip
+        """Write a start folder for a trainer. ``rank`` None: that of the LoRA; ``pictures``: to train on, those that
+        made the LoRA unless given; ``caption`` None: the LoRA's activation text."""
+        request = ExportRequest(path, trainer, rank, pictures=tuple(pictures), caption=caption)
         request.validate()
         start = f"{trainer}-rank{rank}" if rank else trainer
         stem = names.clean_name(f"{Path(name).stem}-{start}")
         with self.targets.lock:
             folder = self.targets.start_folder(stem)
             return self.submit(folder.name, replace(request, output=folder))
+
+    def train(self, id: str) -> Job:
+        """Run the trainer of the settings from the start folder that the job ``id`` has written. That is for those who
+        sit at this machine: raises UserError where the page is open to others."""
+        if not self.host.is_local:
+            raise UserError("Start it at the machine itself: i2l run FOLDER --in THE_TRAINERS_FOLDER", "forbidden")
+        job, home = self.queue.find(id), self.host.option("i2l_trainer")
+        written = job.result if job is not None and job.state == "done" and job.kind in ("export", "mend") else None
+        folder = self.targets.start_folders / PurePath(written["folder"]).name if written else None
+        if folder is None or not folder.is_dir():
+            raise UserError("That start folder is no longer known. Write it again.")
+        if not home:
+            raise UserError("Name the trainer's folder in the settings first.")
+        python = self.host.option("i2l_trainer_python")
+        with self.targets.lock:
+            free = self.targets.free_name(names.clean_name(f"{folder.name}-trained"))
+            request = RunRequest(
+                folder,
+                Path(home).expanduser().absolute(),
+                Path(python).expanduser().absolute() if python else None,
+                self._lora_file(free),
+            )
+            return self.submit(free, request)
+
+    def log_of(self, job: Job) -> Log:
+        """What the program has said that a job runs, as a client may see it."""
+        known = [folder.absolute().parent for folder in self.host.lora_folders()]
+        return replace(job.log, lines=tuple(redact_paths(job.log.lines, [*known, *private_folders()], others=True)))
 
     def repair(self, id: str, consumer: str) -> Job:
         """Write anew, so that ``consumer`` loads it, the LoRA that the job ``id`` made or inspected."""
@@ -263,7 +297,8 @@ class Service:
 
     def _environment(self) -> Mapping[str, str]:
         named = [str(folder) for folder in self.host.models_folders()]
-        return {"I2L_MODELS": os.pathsep.join(named)} if named else {}
+        models = {"I2L_MODELS": os.pathsep.join(named)} if named else {}
+        return {"I2L_STATE": str(self._state), **models}  # where pictures lie that were uploaded
 
     def _redact(self, job: Job) -> None:
         """No folder of this machine in what a client sees. Where model files lie is in the list of models alone."""
@@ -273,7 +308,7 @@ class Service:
         loras = [folder.absolute() for folder in self.host.lora_folders()]
         known = [*loras, *(folder.parent for folder in loras), *self.host.models_folders(), self._state,
                  *private_folders(), *upload_folders(),
-                 *(Path(path).parent for path in [job.request.get("file")] if path)]  # fmt: skip
+                 *_folders_of(job)]  # fmt: skip
         job.result = redact_paths(job.result, known)
         job.error, job.tail = (redact_paths(value, known, others=True) for value in (job.error, job.tail))
 
@@ -296,6 +331,14 @@ class Service:
             self.host.refresh_loras()
         if job.kind in ("download", "verify", "make", "trust"):
             self.models.rows(refresh=job.kind != "make")
+
+
+def _folders_of(job: Job) -> list[Path]:
+    """The folder of the file that a job was given, that of its trainer, and where it has found a base model."""
+    file, home = job.request.get("file"), job.request.get("trainer_folder")
+    found = job.result.get("bases") if isinstance(job.result, dict) else None
+    bases = [path for path in found.values() if isinstance(path, str)] if isinstance(found, dict) else []
+    return [*(Path(path).parent for path in (file, *bases) if path), *(Path(path) for path in [home] if path)]
 
 
 def tray_pictures(form: Mapping[str, Any]) -> tuple[list[str], list[float | None]]:

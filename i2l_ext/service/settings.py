@@ -53,6 +53,10 @@ SETTINGS = (
             folder=True),
     Setting("i2l_diffsynth", "", "DiffSynth-Studio", "The folder of an environment in which it is installed; the v2 "
             "models run through it. Empty: the one that Models sets up.", folder=True),
+    Setting("i2l_trainer", "", "Trainer's folder", "The folder of the trainer that you use, such as musubi-tuner. With "
+            "it a training can be started and watched in the tab. Empty: off.", folder=True),
+    Setting("i2l_trainer_python", "", "Trainer's Python", "The Python in the trainer's environment. Empty: that of "
+            ".venv or venv in its folder.", folder=True),
     Setting("i2l_device", _ENGINE["device"].default, "Device", "Where the engine computes. auto: the graphics card if "
             "there is one.", ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps")),
     Setting("i2l_precision", _ENGINE["precision"].default, "Precision", "Number format in which the encoders are "

@@ -16,7 +16,7 @@ from i2l_ext.service.short_cache import ShortCache
 LISTING_SECONDS = 5.0
 """Seconds for which the names in the LoRA folder are taken to be unchanged while a name is typed."""
 
-WRITES_LORA = frozenset({"make", "batch", "convert", "mend", "rank", "merge"})
+WRITES_LORA = frozenset({"make", "batch", "convert", "mend", "rank", "merge", "run"})
 """Kinds of jobs that write a LoRA, whose name is the job's title; of a batch they are ``names`` of its request."""
 
 CHANGES_LIBRARY = WRITES_LORA | {"discard"}
@@ -74,10 +74,14 @@ class Targets:
             taken.add(f"{free[-1].lower()}.safetensors")
         return free
 
+    @property
+    def start_folders(self) -> Path:
+        """The folder that start folders are written into."""
+        return self._host.lora_folder().absolute().parent / "i2l-training"
+
     def start_folder(self, stem: str) -> Path:
         """A folder for a trainer to start from, named like ``stem``, that is not there and no job was given."""
-        folder = self._host.lora_folder().absolute().parent / "i2l-training"
-        active = self._queue.active()
+        folder, active = self.start_folders, self._queue.active()
         given = {folder / job.title for job in active if job.kind == "export"}
         given |= {Path(job.request["folder"]) for job in active if job.kind == "mend"}
         number = 1

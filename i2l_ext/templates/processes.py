@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,34 @@ def _processes() -> dict[int, _Process]:
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             found[int(entry.name)] = _Process(int(fields[1]), fields[19], int(fields[21]) * PAGE)
     return found
+
+
+def supervised(words: Sequence[str]) -> list[str]:
+    """The command that runs ``words`` and ends them, with all that they start, as soon as its own stdin is closed, as
+    it is when who started it has been killed."""
+    root = str(Path(__file__).resolve().parents[2])
+    start = f"import sys; sys.path.insert(0, {root!r}); from i2l_ext.templates.processes import supervise; supervise()"
+    return [sys.executable, "-c", start, *words]
+
+
+def supervise() -> None:
+    """Run the command of the own arguments until it ends, or stdin does; then exit as it does."""
+    process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    tree = Tree(process.pid)
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        end_tree(process, tree)
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()
+    while process.poll() is None:
+        tree.measure()  # who leaves the session is known from an earlier look
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    os._exit(process.returncode & 0xFF)
 
 
 def end_tree(process: subprocess.Popen[Any], tree: Tree) -> None:

@@ -140,6 +140,11 @@ def _vary(service: Service, said: Said) -> Told:
     return {}
 
 
+def _train(service: Service, said: Said) -> Told:
+    service.train(str(said.get("job")))
+    return {}
+
+
 def _choose(service: Service, said: Said) -> Told:
     """Put a LoRA into the lists of the panes that work on one."""
     file = str(said.get("file"))
@@ -151,9 +156,9 @@ def _choose(service: Service, said: Said) -> Told:
 ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
     "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
-    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"),
-    "look_at_code": (_look_at_code, None), "agree": (_agree, None),
-    "withdraw": (_withdraw, None), "plan_setup": (_plan_setup, None), "set_up": (_set_up, None), **LIBRARY_ACTIONS,
+    "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), "train": (_train, "train_error"),
+    "look_at_code": (_look_at_code, None), "agree": (_agree, None), "withdraw": (_withdraw, None),
+    "plan_setup": (_plan_setup, None), "set_up": (_set_up, None), **LIBRARY_ACTIONS,
 }  # fmt: skip
 """What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
 

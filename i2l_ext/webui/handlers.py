@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.library.names import NameRefused
 from i2l_ext.service.consent import ConsentNeeded
 from i2l_ext.service.disk_errors import explain_disk_errors
@@ -149,7 +149,17 @@ def _bind_jobs(service: Service, c: Components) -> None:
             raise UserError("Choose a LoRA of the list, or drop one.")
         return service.lora(shown), shown
 
+    def export(request: gr.Request, file: str, trainer: str, rank: object, caption: str, folder: str = "") -> str:
+        def start() -> None:
+            pictures = folder_pictures(folder, request.headers) if folder and folder.strip() else []
+            prompt = one_line(caption) if caption and caption.strip() else None
+            service.export(*chosen(file), trainer, slider_rank(rank), pictures, prompt)
+
+        return answer_errors(start)()
+
     inspected, trained = [c["inspect_file"], c["form"]], [c["train_file"]]
+    written = [*trained, *(c[id] for id in ("trainer", "train_rank", "train_caption", "train_pictures") if id in c)]
+    gradio_versions.on(c["export"].click, export, written, [c["train_error"]])
     starts: Mapping[str, tuple[Callable[..., Any], list[Any], str]] = {
         "inspect": (lambda file, form: service.inspect(*chosen(file, form)), inspected, "inspect_error"),
         "convert": (
@@ -157,10 +167,6 @@ def _bind_jobs(service: Service, c: Components) -> None:
             "inspect_error",
         ),
         "curve": (lambda file: service.rank_curve(*chosen(file)), trained, "train_error"),
-        "export": (
-            lambda file, trainer, rank: service.export(*chosen(file), trainer, slider_rank(rank)),
-            [*trained, c["trainer"], c["train_rank"]], "train_error",
-        ),
         "doctor": (service.doctor, [], "models_error"),
     }  # fmt: skip
     for id, (start, inputs, told) in starts.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from i2l_ext.engine.job import Job
+from i2l_ext.engine.job import Job, Log
 from i2l_ext.engine.queue import BRIEF
 from i2l_ext.webui.markup import Markup, action_button, element, error_line, format_seconds, join, sized, value, word
 from i2l_ext.webui.texts import STEPS, WORDS
+from i2l_ext.webui.training_view import show_log
 
 PAUSED = {"download": {"cancel": "pause", "cancelled": "paused"}}
 """Kinds of jobs that go on where they were stopped -> other words for that."""
@@ -36,9 +37,11 @@ def _brief(job: Job, pane: str) -> Markup:
     )
 
 
-def activity(active: Sequence[Job], failed: Sequence[Job] = ()) -> Markup:
-    """The jobs at work and waiting, and those that did not end well."""
-    lines = [_job(job) for job in active if job.kind not in BRIEF]
+def activity(
+    active: Sequence[Job], failed: Sequence[Job] = (), log_of: Callable[[Job], Log] = lambda job: Log()
+) -> Markup:
+    """The jobs at work and waiting, and those that did not end well. ``log_of``: what is shown of a log."""
+    lines = [[_job(job), show_log(log_of(job))] for job in active if job.kind not in BRIEF]
     return element("div", lines, list(map(failure, failed)), class_="i2l-jobs")
 
 

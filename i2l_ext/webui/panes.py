@@ -80,9 +80,13 @@ def train_pane(service: Service, c: Components) -> None:
         _add(c, gr.Dropdown, "trainer", choices=list(TRAINERS), value=TRAINERS[0])
         _add(c, gr.Slider, "train_rank", minimum=1, maximum=128, step=1, value=TRAIN_RANK)
     with gr.Row():
+        _add(c, gr.Textbox, "train_caption", lines=1)
+        if "server_folder" in c:  # the page takes folders of this machine
+            _add(c, gr.Textbox, "train_pictures", lines=1)
+    with gr.Row():
         _button(c, "curve")
         _button(c, "export", "primary")
-    for id in ("train_error", "train_activity", "train_result", "train_curve"):
+    for id in ("train_error", "train_activity", "train_run", "train_result", "train_curve"):
         _html(c, id)
 
 

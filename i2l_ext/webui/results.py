@@ -20,21 +20,13 @@ from i2l_ext.webui.markup import (
     format_share,
     format_took,
     join,
+    quiet_line,
     table,
     value,
     word,
 )
 from i2l_ext.webui.model_views import word_of
 from i2l_ext.webui.texts import WORDS
-
-INTERPRETERS = {".py": "python", ".yaml": "python run.py"}
-"""Suffix of what an export writes to be run -> what runs it."""
-
-BY_HAND = {
-    "diffusers": ("by_hand_diffusers", "from start import start\nstart(transformer)"),
-    "flymyai": ("by_hand_flymyai", "from start import start\nstart(flux_transformer)"),
-}
-"""Trainers whose own script has to be changed -> what to do, and the lines to put there."""
 
 STRENGTHS, RANKS = (0.5, 0.75, 1.25, 1.5), (4, 8, 16, 32)
 """Of the variants that are offered."""
@@ -191,15 +183,40 @@ def show_export(job: Job, host: Host) -> Markup:
     folder = host.lora_folder().parent / folder if host.is_local else folder
     where = join(value(folder.as_posix()), " ", None if host.is_local else join(word("beside_loras"), " "),
                  button("copy", "copy", folder.as_posix()))  # fmt: skip
-    key, lines = BY_HAND.get(result["trainer"], ("run_this", ""))
-    if not lines:
-        run = (folder / result["run"]).as_posix()
-        lines = f"{INTERPRETERS[PurePath(result['run']).suffix]} {shlex.quote(run)}"
+    lines = f"python {shlex.quote((folder / result['run']).as_posix())}"
     code = element("code", lines, class_="i2l-prompt")
     told = element("div", code, button("copy", "copy", lines), class_="i2l-command")
     script = element("details", element("summary", word("script")), element("pre", result.get("said"), tabindex=0))
-    pairs = facts(("folder", where), ("kept", value(format_share(result["kept"]["all"]))))
-    return _wide(job, pairs, element("h4", word(key)), told, script if result.get("said") else None)
+    pairs = facts(
+        ("folder", where), ("kept", value(format_share(result["kept"]["all"]))), *_dataset(result), _base_model(result),
+    )  # fmt: skip
+    title = element("h4", word("run_this"), " ", word("in_folder"))
+    return _wide(job, pairs, title, told, _start_button(job, host), script if result.get("said") else None)
+
+
+def _dataset(result: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The pictures of a start folder, and their prompt."""
+    count = result.get("pictures", 0)
+    if not count:
+        return [("training_pictures", word("no_training_pictures"))]
+    prompt = value(result["caption"]) if result.get("caption") else word("empty_prompt")
+    return [("training_pictures", value(count)), ("training_prompt", prompt)]
+
+
+def _base_model(result: Mapping[str, Any]) -> tuple[str, object]:
+    bases = result.get("bases") or {}
+    if bases:
+        return "base_model", value(", ".join(dict.fromkeys(map(str, bases.values()))))
+    return "base_model", word("base_downloads" if result.get("downloads") else "base_to_fill_in")
+
+
+def _start_button(job: Job, host: Host) -> Markup | None:
+    """What starts the training here, where the settings name a trainer."""
+    if not host.is_local:
+        return None
+    if not host.option("i2l_trainer"):
+        return quiet_line("run_settings")
+    return element("div", action_button("start_run", "train", primary=True, job=job.id), class_="i2l-buttons")
 
 
 def show_download(job: Job) -> Markup:

@@ -45,6 +45,12 @@ CONTROLS = {
         "Rank to train", "Of the network that is trained. The curve shows how much of the LoRA it keeps."
     ),
     "curve": Text("Show what the rank keeps", "Show how much of the LoRA's effect each rank keeps."),
+    "train_caption": Text(
+        "Prompt of the pictures", "Such as a trigger word. Empty: the LoRA's activation text, if any."
+    ),
+    "train_pictures": Text(
+        "Pictures to train on", "The whole path of a folder on this machine. Empty: those that made the LoRA."
+    ),
     "export": Text("Write the start folder", "The start file, the command or settings, and a read-me."),
     "batch_files": Text("Pictures of one style", "What is dropped together becomes one LoRA."),
     "each_of_groups": Text("One LoRA for each style", "Each style above makes one LoRA of all its pictures."),
@@ -193,8 +199,20 @@ WORDS = {
     "vary_rank": "Rank",
     "vary_twice": "Twice as much of picture",
     "make_them": "Make them",
-    "by_hand_diffusers": "In your training script, with start.py beside it, in place of add_adapter(...)",
-    "by_hand_flymyai": "In its train.py, with start.py beside it, in place of flux_transformer.add_adapter(...)",
+    "run": "Training",
+    "start_run": "Start the training",
+    "run_settings": "To start and watch it here, name the trainer's folder in the settings.",
+    "in_folder": "in the trainer's folder, with its Python",
+    "training_pictures": "Pictures to train on",
+    "no_training_pictures": "none were found: name their folder and write it again",
+    "training_prompt": "Prompt of each",
+    "empty_prompt": "empty",
+    "base_model": "Base model",
+    "base_to_fill_in": "not found: fill in its paths, which begin with path/to",
+    "base_downloads": "not found: the trainer downloads it",
+    "loss_curve": "Loss",
+    "log": "Log",
+    "trained_from": "Trained with",
     "beside_loras": "(beside the LoRA folder)",
     "name_empty": "Give the LoRA a name.",
     "name_long": "This name is too long.",

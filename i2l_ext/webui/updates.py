@@ -21,6 +21,7 @@ from i2l_ext.webui.consent_views import show_set_up, show_setup_plan, show_trust
 from i2l_ext.webui.handlers import name_told, slider_rank
 from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
+from i2l_ext.webui.training_view import show_run
 
 DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
@@ -38,6 +39,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "discard": ("library_result", lambda job, service, form: results.show_discard(job)),
     "curve": ("train_curve", lambda job, service, form: show_rank_curve(job, slider_rank(form.get("rank")))),
     "export": ("train_result", lambda job, service, form: results.show_export(job, service.host)),
+    "run": ("train_run", lambda job, service, form: show_run(job)),
     "download": ("{pane}_fetched", lambda job, service, form: results.show_download(job)),
     "trust": ("{pane}_offer", lambda job, service, form: show_trust(job, service, pane_of(job, service) or "models")),
     "setup_plan": ("{pane}_offer", lambda job, service, form: show_setup_plan(job, pane_of(job, service) or "models")),
@@ -49,6 +51,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 
 PANES_OF = {
     "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
+    "run": "train",
     "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
     "discard": "library", "batch": "batch", "trust": "models", "setup_plan": "models", "setup": "models",
 }  # fmt: skip
@@ -117,7 +120,7 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         untold = _untold([job for job in ended if panes[job.id] == pane], asked)
         failed = [job for job in untold if job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
-        told[f"{pane}_activity"] = job_views.activity(at_work, failed) if at_work or failed else ""
+        told[f"{pane}_activity"] = job_views.activity(at_work, failed, service.log_of) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}
     seen.update(told)
     for kind, (block, show) in RESULTS.items():

@@ -65,6 +65,9 @@ class EventReporter(Reporter):
     def note(self, line: str) -> None:
         self.send("note", text=line)
 
+    def log(self, lines: Sequence[str], losses: Sequence[tuple[int, float]]) -> None:
+        self.send("log", lines=lines, losses=losses)
+
     def cancelled(self) -> bool:
         return self.stop.is_set()
 

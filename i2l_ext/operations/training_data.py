@@ -1,0 +1,71 @@
+"""The pictures that a training run from a LoRA shows, and their prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.converters.files import TensorFile
+from i2l_ext.converters.headers import read_json
+from i2l_ext.engine.queue import state_folder
+from i2l_ext.library.cards import SIDECAR
+from i2l_ext.library.metadata import how_made
+
+if TYPE_CHECKING:
+    from i2l_ext.operations.context import Context
+    from i2l_ext.requests import ExportRequest
+
+
+def pictures_of(request: ExportRequest, context: Context) -> list[Path]:
+    """The pictures to train on: those that are named, else those that made the LoRA, found by their content. Those that
+    are not found are told. Raises UserError for a named path that does not exist."""
+    from i2l_ext import images
+
+    if request.pictures:
+        return images.collect(request.pictures)
+    if request.file.is_dir():
+        return []
+    with TensorFile(request.file) as file:
+        made = how_made(file.header.metadata)
+    wanted = [one["sha256"] for one in made["images"]] if made else []
+    uploads = state_folder() / "uploads" if wanted else Path()
+    found = [path for digest in wanted if (path := _upload(uploads, digest)) is not None]
+    if len(found) < len(wanted):
+        context.reporter.note(
+            f"{len(wanted) - len(found)} of the {len(wanted)} pictures that made the LoRA are not here. "
+            "To train on them, name them or their folder: --pictures."
+        )
+    return found
+
+
+def _upload(folder: Path, digest: str) -> Path | None:
+    """The picture of that SHA-256 in a folder where pictures are called by it; it must still be that picture."""
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        return None
+    path = folder / digest
+    try:
+        return path if hashlib.sha256(path.read_bytes()).hexdigest() == digest else None
+    except OSError:
+        return None
+
+
+def copies(paths: Sequence[Path]) -> Mapping[str, Callable[[Path], object]]:
+    """{name in the start folder: what writes the picture to a path}, in order. Raises UserError for a picture that
+    cannot be used."""
+    from i2l_ext import images
+
+    made = [images.whole_copy(path) for path in paths]
+    width = len(str(len(made)))
+    return {f"{number:0{width}}{suffix}": write for number, (suffix, write) in enumerate(made, 1)}
+
+
+def activation_text(file: Path) -> str:
+    """The activation text in the sidecar of a LoRA, in one line; "" where there is none."""
+    try:
+        text = read_json(file.with_name(file.stem + SIDECAR)).get("activation text")
+    except (OSError, ValueError, UserError):
+        return ""
+    return one_line(text)[:1000] if isinstance(text, str) else ""

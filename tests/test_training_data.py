@@ -1,0 +1,202 @@
+"""The pictures of a start folder, and what each trainer's own description of them says by its documented contract."""
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from i2l_ext.converters import UserError
+from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.export import export
+from i2l_ext.converters.trainers import TRAINERS
+from i2l_ext.operations import Context
+from i2l_ext.operations.lora_files import export_lora
+from i2l_ext.requests import ExportRequest
+from test_trainers import read_config, style
+
+COLOURS = ("red", "green", "blue")
+
+
+def values_of(folder):
+    """The texts at the top of train.py."""
+    tree = ast.parse((folder / "train.py").read_text(encoding="utf-8"))
+    found = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {node.targets[0].id: node.value.value for node in found}
+
+
+def musubi(folder):
+    """dataset/config_utils.py, 30c658c: `general` holds what every dataset may, and a dataset its folders."""
+    config = read_config(folder / "dataset.toml")
+    [one] = config["datasets"]
+    assert set(config["general"]) <= {
+        "resolution", "caption_extension", "batch_size", "enable_bucket", "bucket_no_upscale", "num_repeats",
+    }  # fmt: skip
+    assert set(one) == {"image_directory", "cache_directory", "num_repeats"}
+    assert one["cache_directory"] != one["image_directory"] and config["general"]["resolution"] == [1024, 1024]
+    return one["image_directory"], config["general"]["caption_extension"], one["num_repeats"] * 16
+
+
+def ai_toolkit(folder):
+    """toolkit/config_modules.py (DatasetConfig), 27a03a9; the trainer counts steps, not epochs."""
+    process = read_yaml(folder)["config"]["process"][0]
+    [data] = process["datasets"]
+    return data["folder_path"], f".{data['caption_ext']}", process["train"]["steps"] // 3
+
+
+def diffsynth(folder):
+    """UnifiedDataset, 2.1.12: a JSON list of rows, whose pictures lie below the base path."""
+    values = values_of(folder)
+    rows = json.loads(Path(values["METADATA"]).read_text(encoding="utf-8"))
+    assert rows == [{"image": f"{number}.png", "prompt": "my word"} for number in (1, 2, 3)]
+    return values["DATASET"], ".txt", int(re.search(r"'--dataset_repeat', '(\d+)'", script(folder))[1]) * 5
+
+
+def simpletuner(folder):
+    """DATALOADER.md, bc8e6ab: a backend of pictures and one, the default, of prompts."""
+    config = read_config(folder / "config.json")
+    pictures, prompts = json.loads(Path(config["data_backend_config"]).read_text(encoding="utf-8"))
+    assert prompts["dataset_type"] == "text_embeds" and prompts["default"] is True
+    assert pictures["caption_strategy"] == "textfile" and pictures["id"] != prompts["id"]
+    return pictures["instance_data_dir"], ".txt", config["max_train_steps"] // 3
+
+
+def onetrainer(folder):
+    """ConceptConfig, 23df383: `sample` reads the text file beside a picture; balancing counts repeats."""
+    config = read_config(folder / "config.json")
+    [concept] = json.loads(Path(config["concept_file_name"]).read_text(encoding="utf-8"))
+    assert (concept["__version"], concept["text"]["prompt_source"]) == (2, "sample")
+    assert concept["balancing_strategy"] == "REPEATS"
+    return concept["path"], ".txt", concept["balancing"] * config["epochs"]
+
+
+def diffusion_pipe(folder):
+    """utils/dataset.py, 8f83dbf: a picture with an empty caption is left out unless it is told otherwise."""
+    config = read_config(folder / "config.toml")
+    data = read_config(Path(config["dataset"]))
+    assert data["skip_empty_caption"] is False and data["resolutions"] == [1024]
+    [directory] = data["directory"]
+    return directory["path"], ".txt", directory["num_repeats"] * config["epochs"]
+
+
+def flymyai(folder):
+    """image_datasets/dataset.py, c092784: .jpg and .png, each with a file of the caption type."""
+    config = read_yaml(folder)
+    assert {name.suffix for name in Path(config["data_config"]["img_dir"]).iterdir()} <= {".jpg", ".png", ".txt"}
+    return config["data_config"]["img_dir"], f".{config['data_config']['caption_type']}", config["max_train_steps"] // 3
+
+
+def diffusers(folder):
+    """DreamBoothDataset: every file in the folder is opened as a picture; one prompt for all."""
+    values = values_of(folder)
+    assert values["PROMPT"] == "my word" and not list(Path(values["DATASET"]).glob("*.txt"))
+    return values["DATASET"], None, int(re.search(r"'--max_train_steps', '(\d+)'", script(folder))[1]) // 3
+
+
+def read_yaml(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def script(folder):
+    return (folder / "train.py").read_text(encoding="utf-8")
+
+
+CONTRACTS = {
+    "musubi-tuner": musubi, "ai-toolkit": ai_toolkit, "diffsynth": diffsynth, "simpletuner": simpletuner,
+    "onetrainer": onetrainer, "diffusion-pipe": diffusion_pipe, "flymyai": flymyai, "diffusers": diffusers,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_nothing_is_left_to_fill_in_but_the_base(tmp_path, trainer):
+    """The pictures, their captions, and a run of about 2000 steps; only the base model may be missing."""
+    folder = tmp_path / "ü start"
+    pictures = {
+        f"{number}.png": lambda path, colour=colour: Image.new("RGB", (64, 48), colour).save(path)
+        for number, colour in enumerate(COLOURS, 1)
+    }
+    told = export(style(MINI), trainer, 2, folder, pictures=pictures, caption="my word")
+    found, ending, shown = CONTRACTS[trainer](folder)
+    assert Path(found) == Path(told.dataset) == folder / "pictures" and told.pictures == 3
+    assert len(list(Path(found).glob("*.png"))) == 3 and 500 <= shown <= 800
+    for number in (1, 2, 3) if ending else ():
+        assert (Path(found) / f"{number}{ending}").read_text(encoding="utf-8") == "my word"
+    left = [line for file in told.files for line in (folder / file).read_text(encoding="utf-8").splitlines()
+            if "path/to/" in line and "in line" not in line]  # fmt: skip
+    assert bool(left) == (trainer in ("musubi-tuner", "diffusion-pipe")) == (not TRAINERS[trainer].downloads)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "3 in `pictures/`" in text and "`my word`" in text
+    again = export(style(MINI), trainer, 2, folder, pictures=pictures, overwrite=True)
+    assert Path(again.dataset) == folder / "pictures-2" and len(list((folder / "pictures").iterdir())) >= 3
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_base_that_was_found_is_filled_in(tmp_path, trainer):
+    home = tmp_path / "Qwen Image"
+    for part in ("transformer", "vae", "text_encoder"):
+        (home / part).mkdir(parents=True)
+        (home / part / "diffusion_pytorch_model.safetensors").touch()
+    bases = {part: home / part / "diffusion_pytorch_model.safetensors" for part in ("transformer", "vae")}
+    bases |= {"folder": home, "text_encoder": home / "text_encoder/diffusion_pytorch_model.safetensors"}
+    told = export(style(MINI), trainer, 2, tmp_path / "out", bases=bases)
+    texts = "".join((tmp_path / "out" / file).read_text(encoding="utf-8") for file in told.files)
+    assert str(home) in texts and not re.search(r"path/to/(?!dataset)[\w.]", texts.replace("path/to/' in", ""))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A LoRA that four pictures made; three of them are still among the uploads."""
+    monkeypatch.setenv("I2L_STATE", str(tmp_path / "state"))
+    uploads = tmp_path / "state/uploads"
+    uploads.mkdir(parents=True)
+    red = Image.new("RGB", (30, 20), "red")
+    red.save(tmp_path / "plain.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    red.save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.webp")
+    digests = []
+    for name in ("plain.jpg", "turned.jpg", "clear.webp"):
+        data = (tmp_path / name).read_bytes()
+        digests.append(hashlib.sha256(data).hexdigest())
+        (uploads / digests[-1]).write_bytes(data)
+    images = json.dumps([{"sha256": digest, "weight": 1} for digest in [*digests, "0" * 64]])
+    file = tmp_path / "style.safetensors"
+    style(MINI).save(file, metadata={"i2l.model": "mini", "i2l.strength": "1", "i2l.images": images})
+    return file
+
+
+def test_the_pictures_that_made_it_lie_there_as_they_were_seen(made, tmp_path):
+    """A plain JPEG is copied byte by byte; what a trainer would see lying or on black becomes a PNG, as we saw it."""
+    made.with_suffix(".json").write_text(json.dumps({"activation text": "my word"}))
+    told = export_lora(ExportRequest(made, "musubi-tuner", 2, tmp_path / "out"), Context()).written
+    assert sorted(path.name for path in Path(told.dataset).glob("*.[jp][pn]g")) == ["1.jpg", "2.png", "3.png"]
+    assert (Path(told.dataset) / "1.jpg").read_bytes() == (tmp_path / "plain.jpg").read_bytes()
+    assert Image.open(Path(told.dataset) / "2.png").size == (20, 30)
+    assert Image.open(Path(told.dataset) / "3.png").getpixel((0, 0)) == (255, 255, 255)
+    assert told.caption == (Path(told.dataset) / "3.txt").read_text() == "my word"
+
+
+def test_pictures_that_are_gone_are_told_and_others_may_be_named(made, tmp_path, capsys):
+    from i2l_ext.operations.bars import Bars
+
+    export_lora(ExportRequest(made, "musubi-tuner", 2, tmp_path / "a"), Context(reporter=Bars()))
+    assert "1 of the 4 pictures that made the LoRA are not here" in capsys.readouterr().err
+    request = ExportRequest(made, "musubi-tuner", 2, tmp_path / "b", pictures=(tmp_path / "plain.jpg",), caption="x")
+    told = export_lora(request, Context()).written
+    assert (told.pictures, told.caption) == (1, "x")
+    (tmp_path / "state/uploads").joinpath(hashlib.sha256(b"").hexdigest()).touch()
+    with pytest.raises(UserError, match="no such file"):
+        export_lora(ExportRequest(made, "diffsynth", 2, tmp_path / "c", pictures=(tmp_path / "none",)), Context())
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_changed_upload_is_not_taken(made, tmp_path):
+    for path in (tmp_path / "state/uploads").iterdir():
+        path.write_bytes(path.read_bytes() + b"more")
+    told = export_lora(ExportRequest(made, "musubi-tuner", 2, tmp_path / "out"), Context()).written
+    assert told.pictures == 0 and "path/to/dataset" in (tmp_path / "out/dataset.toml").read_text()
