@@ -73,30 +73,24 @@ def _fresh(draw: Callable[[int], torch.Tensor]) -> Factors:
     return {path: (draw(d_in), torch.zeros(d_out, RANK)) for path, (d_out, d_in) in shapes.items()}
 
 
-def exported_start(lora: Lora, fresh_rows: str) -> Factors:
-    """The factors that `i2l export` writes for a trainer; ``fresh_rows`` is a key of `FRESH_ROWS`."""
+def i2l_start(lora: Lora, fresh_rows: str = "kaiming", *, equal: bool = False) -> Factors:
+    """The LoRA at the rank of the training. The rows of down are as long as those that ``fresh_rows``, a key of
+    `FRESH_ROWS`, draws; or as the columns of up where ``equal``, which is what `i2l export` writes."""
     norm = FRESH_ROWS[fresh_rows]
-    resized = resize(lora, RANK, row_norms=lambda path: norm(MINI.modules[path].kind.d_in, RANK))
+    resized = resize(lora, RANK, row_norms=lambda path: norm(MINI.modules[path].kind.d_in, RANK), equal=equal)
     return {path: resized[path] for path in resized}
-
-
-def equal_start(lora: Lora) -> Factors:
-    """The same update with a row of down as long as its column of up, but not shorter than in a fresh LoRA."""
-    factors = {}
-    for path, (down, up) in exported_start(lora, "kaiming").items():
-        longer = (up.norm(dim=0) / down.norm(dim=1)).sqrt().clamp(min=1)
-        factors[path] = (down * longer[:, None], up / longer)
-    return factors
 
 
 STARTS: dict[str, Callable[[Lora, int], Factors]] = {
     "random, Kaiming": lambda lora, seed: kaiming_start(seed),
     "random, Gaussian": lambda lora, seed: gaussian_start(seed),
-    "i2L, Kaiming's norms": lambda lora, seed: exported_start(lora, "kaiming"),
-    "i2L, Gaussian norms": lambda lora, seed: exported_start(lora, "gaussian"),
-    "i2L, equal norms": lambda lora, seed: equal_start(lora),
+    "i2L, Kaiming's norms": lambda lora, seed: i2l_start(lora),
+    "i2L, Gaussian norms": lambda lora, seed: i2l_start(lora, "gaussian"),
+    "i2L, equal norms": lambda lora, seed: i2l_start(lora, equal=True),
 }
 """What a training starts from -> its factors, of the LoRA that i2L made of the pictures, and of a seed."""
+EXPORTED = "i2L, equal norms"
+"""The start that `i2l export` and the hooks make."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ def chosen_starts(starts: Sequence[TrainedStart]) -> tuple[TrainedStart, Trained
 def _reference(start: TrainedStart, plan: Plan, styles: str) -> ClaimRow:
     tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in start.tuning.items())
     return ClaimRow(
-        "start", f"(for reference) {start.name}, rate {start.rate:g}",
+        "start", f"(for reference) {start.name}{' (as exported)' * (start.name == EXPORTED)}, rate {start.rate:g}",
         f"lowest held-out loss; its step; the loss {AFTER} steps later, as a multiple; lowest loss by rate on "
         f"{plan.tuned} other styles", "none",
         f"{start.best.mean():.4f} ± {start.best.std():.4f}; {spread(start.first_at(start.best), 0)}; "
