@@ -45,7 +45,7 @@ class StartFolder:
     LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
     without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
-    the lower rank costs. ``fresh_rows``: the way to draw a down factor whose size those in the file have, a key of
+    the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
     `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.
     """
 
@@ -129,7 +129,7 @@ def export(
     row_norm = FRESH_ROWS[trainer.fresh_rows]
     init = resize(
         _subset(lora, exported), rank, exact=exact, seed=seed, fill=start.paths,
-        row_norms=lambda module: row_norm(lora.arch.modules[module].kind.d_in, rank),
+        row_norms=lambda module: row_norm(lora.arch.modules[module].kind.d_in, rank), equal=True,
     )  # fmt: skip
     resizer = resizer_of(init)
     texts = dict(support.files(start))
@@ -322,8 +322,10 @@ def _excess_error(before: Pair, after: Pair, values: torch.Tensor, rank: int) ->
     return max(0.0, distance - optimum) / size if size else distance
 
 
-BALANCE = {"kaiming": "1/√3", "gaussian": "√d_in / rank"}
-"""Key of `FRESH_ROWS` -> its norm, for a person."""
+BALANCE = (
+    "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
+    "Learning rate: a third of what you use for a fresh LoRA. Keep early steps too: the best may come soon."
+)
 
 RUN = "train.py"
 """The script that starts a training."""
@@ -348,8 +350,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         + ("the prompt in the .txt file beside it." if trainer.captions else "the prompt in train.py."),
         f"Base model: {_base_line(trainer, written)}.",
         f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
-        f"Balance: the rows of the down factors have the norm {BALANCE[written.fresh_rows]}, as in a fresh LoRA of "
-        f"{trainer.title}, so its usual learning rates fit.",
+        BALANCE,
         *([f"Fresh modules added: {written.filled}."] if written.filled else []),
         *(
             [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from .lora import Pair
 
 ROW_NORM = 1 / math.sqrt(3)
-"""Norm of a down row: the average that Kaiming's U(-1/sqrt(d_in), 1/sqrt(d_in)) gives in a fresh LoRA. The singular
-values stay in the up factor, so that a learning rate means the same for both."""
+"""Norm of a down row: the average that Kaiming's U(-1/sqrt(d_in), 1/sqrt(d_in)) gives in a fresh LoRA."""
 
 SMALL_RANK = 128
 """Up to this rank a module's factorization is done on one thread."""
@@ -87,9 +86,17 @@ def _module_svd(lora: Lora, path: str, exact: bool, rank: int | None = None) -> 
 
 
 def factors_of_rank(
-    svd: SVD, rank: int, fresh_rows: Callable[[int, int], torch.Tensor], row_norm: float = ROW_NORM
+    svd: SVD,
+    rank: int,
+    fresh_rows: Callable[[int, int], torch.Tensor],
+    row_norm: float = ROW_NORM,
+    *,
+    equal: bool = False,
 ) -> Pair:
-    """Factors of exactly ``rank``, float32: down [rank, d_in], whose rows have the norm ``row_norm``, up [d_out, rank].
+    """Factors of exactly ``rank``, float32: down [rank, d_in], up [d_out, rank].
+
+    The rows of down have the norm ``row_norm``. Or, where ``equal``, each is as long as its column of up, but not
+    shorter than `ROW_NORM`: of all ways to write an update, a step of Adam changes this one least.
 
     They hold the largest singular values. Where ``rank`` is higher than their number, the further rows of down come
     from ``fresh_rows(count, d_in)`` and the further columns of up are zero: the update is unchanged, and the columns
@@ -98,8 +105,9 @@ def factors_of_rank(
     import torch
 
     count = min(rank, len(svd.s))
-    down = svd.vh[:count] * row_norm
-    up = svd.u[:, :count] * (svd.s[:count] / row_norm)
+    norms = svd.s[:count].sqrt().clamp(min=ROW_NORM) if equal else svd.s.new_full((count,), row_norm)
+    down = svd.vh[:count] * norms[:, None]
+    up = svd.u[:, :count] * (svd.s[:count] / norms)
     if rank > count:
         down = torch.cat([down, fresh_rows(rank - count, down.shape[1]).to(down)])
         up = torch.cat([up, up.new_zeros(up.shape[0], rank - count)], dim=1)
@@ -131,6 +139,7 @@ class Resizer:
     exact: bool = False
     seed: int = 0
     row_norms: Callable[[str], float] = lambda path: ROW_NORM
+    equal: bool = False
     singular_values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __call__(self, path: str) -> Pair:
@@ -141,7 +150,7 @@ class Resizer:
         with one_thread():
             svd = _module_svd(self.lora, path, self.exact, self.ranks[path])
             self.singular_values[path] = svd.s.double()
-            return factors_of_rank(svd, self.ranks[path], fresh_rows, row_norm)
+            return factors_of_rank(svd, self.ranks[path], fresh_rows, row_norm, equal=self.equal)
 
     def _fresh_module(self, path: str, fresh_rows: Callable[[int, int], torch.Tensor]) -> Pair:
         """A module without an update, as a trainer makes it."""
@@ -163,11 +172,13 @@ def resize(
     seed: int = 0,
     fill: Iterable[str] = (),
     row_norms: Callable[[str], float] = lambda path: ROW_NORM,
+    equal: bool = False,
 ) -> Lora:
     """``lora`` at another rank, lower or higher: one for all modules, or one by module path. Factors are float32.
 
     ``fill`` names further modules of the architecture, which start without an update; ``row_norms`` gives the norm of a
-    module's down rows. Nothing is computed before the factors are asked for. Raises UserError for a rank out of range.
+    module's down rows, only of fresh ones where the others are to be as long as the columns of up (``equal``, see
+    `factors_of_rank`). Nothing is computed before the factors are asked for. Raises UserError for a rank out of range.
     """
     filled = set(fill).difference(lora.specs)
     paths = [*lora.specs, *(path for path in lora.arch.modules if path in filled)]
@@ -176,7 +187,7 @@ def resize(
     if wrong is not None:
         raise UserError(f"The rank must be from 1 to {RANK_LIMIT}, not {wrong}.", "out_of_range")
     specs = {path: FactorSpec(ranks[path], "F32") for path in paths}
-    return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed, row_norms))
+    return replace(lora, specs=specs, load=Resizer(lora, ranks, exact, seed, row_norms, equal))
 
 
 def resizer_of(resized: Lora) -> Resizer:

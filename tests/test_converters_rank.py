@@ -74,6 +74,22 @@ def test_form_is_balanced_for_training(k):
             assert relative(up @ down, lora.delta(path)) < 1e-5
 
 
+def test_equal_norms_are_equal_and_every_rank_can_learn():
+    lora = mini()
+    weak = next(iter(MODULES))
+    factors = {path: lora[path] for path in lora} | {weak: (lora[weak][0], lora[weak][1] * 1e-3)}
+    lora = Lora.of(lora.arch, factors)
+    resized = rank.resize(lora, 8, equal=True)
+    for path in MODULES:
+        down, up = resized[path]
+        rows, columns = down.norm(dim=1), up.norm(dim=0)
+        longer = columns > 0.6
+        assert torch.allclose(rows[longer], columns[longer], rtol=1e-4)
+        assert (rows >= (1 - 1e-5) / math.sqrt(3))[:6].all() and (rows > 0.3).all()
+        assert longer.any() != (path == weak)
+        assert relative(up @ down, lora.delta(path)) < 1e-5
+
+
 def test_growth_draws_what_a_fresh_lora_has():
     rows = rank.kaiming_rows("x", 0)(400, 300)
     assert rows.abs().max() <= 1 / math.sqrt(300)

@@ -75,9 +75,10 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     written = Lora.read(told.init)
     for path in lora:
         down, up = written[path]
-        norm = math.sqrt(down.shape[1]) / rank if trainer in ("diffusers", "flymyai") else 3**-0.5
-        assert torch.allclose(down[:3].norm(dim=1), torch.full((min(rank, 3),), norm), rtol=1e-4)
-        assert torch.allclose(down[3:].norm(dim=1), torch.full((rank - min(rank, 3),), norm), rtol=0.1)
+        fresh = math.sqrt(down.shape[1]) / rank if trainer in ("diffusers", "flymyai") else 3**-0.5
+        norms = up.norm(dim=0)[:3].clamp(min=3**-0.5)  # as long as the columns of up
+        assert torch.allclose(down[:3].norm(dim=1), norms, rtol=1e-3)
+        assert torch.allclose(down[3:].norm(dim=1), torch.full((rank - min(rank, 3),), fresh), rtol=0.1)
         if rank >= 3:
             assert near(act(down, up), act(*lora[path]))
     assert written.metadata["i2l.rank_seed"] == "0"

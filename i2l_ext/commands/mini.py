@@ -57,7 +57,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         help="the folder of a training run, for example runs/mini (default: the shipped weights)",
     )
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another training run, to compare with")
-    parser.add_argument("-o", "--out", type=Path, default=Path("docs/claims.md"), help="default: docs/claims.md")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="keep the results of trainings here, and go on with those there"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        help="default: docs/claims.md; with --only nothing, or the file whose other rows stay as they are",
+    )
     parser.set_defaults(run=_report)
 
 
@@ -147,8 +155,8 @@ def _report(args: argparse.Namespace) -> int:
     _needs_diffusers()
     from i2l_ext.mini.report import run_report
 
-    out = None if args.quick or args.only else args.out
-    broken = run_report(args.weights, out, quick=args.quick, only=args.only, against=args.against)
+    out = None if args.quick else args.out or (None if args.only else Path("docs/claims.md"))
+    broken = run_report(args.weights, out, quick=args.quick, only=args.only, against=args.against, resume=args.resume)
     for line in broken:
         print(f"i2l: {line}", file=sys.stderr)
     return 1 if broken else 0

@@ -54,10 +54,10 @@ class InitReport:
 def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | str, *, seed: int = 0) -> InitReport:
     """Set every module that the LoRA has too, at the rank of the network's module. The others stay as they are.
 
-    The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. The rows
-    of the down factors get the norm of those that the trainer has drawn, so its learning rate means what it means for
-    its own start. The up factor is divided by the trainer's scale, so the update is the LoRA's whatever the trainer's
-    alpha is. Parameters keep their identity, dtype and device.
+    The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. These get
+    the norm of those that the trainer has drawn; the others are balanced as `i2l export` does it. The up factor is
+    divided by the trainer's scale, so the update is the LoRA's whatever the trainer's alpha is. Parameters keep their
+    identity, dtype and device.
 
     Raises UserError where no module matches, so that a run without a start cannot be taken for one with a start, where
     a shape differs, where a scale is 0 or not finite, and where parameters in fp16 lose more than 1 % of the update.
@@ -82,7 +82,7 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
             )
     ranks = {path: module.down.shape[0] for path, module in found.items()}
     subset = Lora(lora.arch, {path: lora.specs[path] for path in found}, lora.load)
-    resized = resize(subset, ranks, seed=seed, row_norms=lambda path: _row_norm(found[path].down))
+    resized = resize(subset, ranks, seed=seed, row_norms=lambda path: _row_norm(found[path].down), equal=True)
     losses = Losses()
     with torch.no_grad():
         for path, module in found.items():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from i2l_ext.converters.lora import Lora
 
-from . import measures, start, world
+from . import measures, picture_claims, start_claims, world
 from .branch_claims import SCALES, grey_lora, images_by_branch
 from .evaluation import (
     NEUTRAL_PROMPT,
@@ -22,11 +22,15 @@ from .evaluation import (
     Evaluator,
     UnseenPicture,
     average_loras,
+    pixels_of,
+    spread,
+    style_distances,
     unseen_pictures,
 )
+from .records import Records
 from .sampler import as_image
 from .sheets import image_grid
-from .start import StartComparison
+from .start_claims import QUICK, WHOLE, StartTrainings
 
 LORA_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -35,11 +39,13 @@ LORA_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class ClaimMeasurements:
     """All measurements, on one set of unseen pictures. What several of them need is generated once.
 
-    ``quick`` takes a smaller set. ``sheets`` are the images that belong to the claims measured so far, by name.
+    ``quick`` takes a smaller set. ``records`` hold what the long measurements found so far. ``sheets`` are the images
+    that belong to the claims measured so far, by name.
     """
 
     evaluator: Evaluator
     quick: bool = False
+    records: Records = field(default_factory=Records)
     sheets: dict[str, Image.Image] = field(default_factory=dict)
 
     @property
@@ -92,8 +98,8 @@ class ClaimMeasurements:
         return CLAIMS[name](self)
 
     def style(self) -> list[ClaimRow]:
-        with_it = _style_distances(self.images_by_weight[1.0], self.pictures)
-        without = _style_distances(self.images_by_weight[0.0], self.pictures)
+        with_it = style_distances(self.images_by_weight[1.0], self.pictures)
+        without = style_distances(self.images_by_weight[0.0], self.pictures)
         colour = _colour_distances(self.images_by_weight[1.0], self.pictures)
         colour_without = _colour_distances(self.images_by_weight[0.0], self.pictures)
         floor = self._floor()
@@ -111,16 +117,16 @@ class ClaimMeasurements:
             ClaimRow(
                 "style", "Style: one picture gives its style",
                 "style distance of images to the reference, with LoRA / without", "<= 0.2",
-                f"{ratio:.3f} ({_spread(with_it)} / {_spread(without)})", ratio <= 0.2, self._count("x 8 prompts"),
+                f"{ratio:.3f} ({spread(with_it)} / {spread(without)})", ratio <= 0.2, self._count("x 8 prompts"),
                 note=NOTES["style"], guard=ratio <= 0.3,
             ),
             ClaimRow(
                 "style", "(for reference)", "the same for the world's own pictures: same style, other content", "none",
-                f"{floor.mean() / without.mean():.3f} ({_spread(floor)})", None, self._count(""),
+                f"{floor.mean() / without.mean():.3f} ({spread(floor)})", None, self._count(""),
             ),
             ClaimRow(
                 "style", "(for reference)", "colour half of the distance alone, with / without", "none",
-                f"{colour.mean() / colour_without.mean():.3f} ({_spread(colour)} / {_spread(colour_without)})",
+                f"{colour.mean() / colour_without.mean():.3f} ({spread(colour)} / {spread(colour_without)})",
                 None, self._count("x 8 prompts"),
             ),
         ]  # fmt: skip
@@ -132,7 +138,7 @@ class ClaimMeasurements:
             torch.stack([UnseenPicture.of(picture.style, content).pixels for content in contents])
             for picture in self.pictures
         ]
-        return _style_distances(torch.stack(rows), self.pictures)
+        return style_distances(torch.stack(rows), self.pictures)
 
     def content(self) -> list[ClaimRow]:
         repeats = 4 if self.quick else 24
@@ -156,7 +162,7 @@ class ClaimMeasurements:
         least = 0.85 if self.quick else 0.95  # one of the quick sixteen is 6 %
         curves = torch.stack(
             [
-                _style_distances(self._generate(prompts, self.style_loras, weight), self.pictures)
+                style_distances(self._generate(prompts, self.style_loras, weight), self.pictures)
                 for weight in LORA_WEIGHTS
             ]
         )
@@ -177,14 +183,14 @@ class ClaimMeasurements:
         loras = self.evaluator.make_loras("mini", [picture for group in groups for picture in group[:4]])
         for n, group in enumerate(groups):
             own, target = loras[4 * n : 4 * n + 4], [group[4]]
-            one.append(_style_distances(self.evaluator.generate(PROMPTS, own[0])[None], target))
-            four.append(_style_distances(self.evaluator.generate(PROMPTS, average_loras(own))[None], target))
+            one.append(style_distances(self.evaluator.generate(PROMPTS, own[0])[None], target))
+            four.append(style_distances(self.evaluator.generate(PROMPTS, average_loras(own))[None], target))
         single, joint = torch.cat(one), torch.cat(four)
         return [
             ClaimRow(
                 "several", "several pictures of one style: average",
                 "mean style distance to a fifth picture: 4 pictures against 1", "4 <= 1",
-                f"{_spread(joint)} against {_spread(single)}", bool(joint.mean() <= single.mean()),
+                f"{spread(joint)} against {spread(single)}", bool(joint.mean() <= single.mean()),
                 f"{len(groups)} styles x 8 prompts",
             )
         ]  # fmt: skip
@@ -196,7 +202,7 @@ class ClaimMeasurements:
             found = self.evaluator.classifier.shapes(self.neutral_images[name].flatten(0, 1))
             kept[name] = sum(a == b for a, b in zip(found, shapes, strict=True)) / len(shapes)
             accuracy[name] = self._accuracy(self.prompted_images[name])
-            distance[name] = _style_distances(self.prompted_images[name], self.pictures)
+            distance[name] = style_distances(self.prompted_images[name], self.pictures)
         self.sheets["detail"] = image_grid(
             [
                 [self.pictures[n].image, *(as_image(self.neutral_images[name][n, 0]) for name in kept),
@@ -225,7 +231,7 @@ class ClaimMeasurements:
         ]  # fmt: skip
 
     def fine(self) -> list[ClaimRow]:
-        target = _pixels(self.pictures)[:, None]
+        target = pixels_of(self.pictures)[:, None]
         error = {
             name: (self.neutral_images[name] - target).square().mean((1, 2, 3, 4)).sqrt()
             for name in self.neutral_images
@@ -234,7 +240,7 @@ class ClaimMeasurements:
         return [
             ClaimRow(
                 "fine", "Fine on top of Coarse keeps more detail", "RMS error of the reference, prompt 'a picture'",
-                "Coarse + Fine < Coarse", f"{_spread(fine)} < {_spread(coarse)}, by {(coarse - fine).mean():.4f}, "
+                "Coarse + Fine < Coarse", f"{spread(fine)} < {spread(coarse)}, by {(coarse - fine).mean():.4f}, "
                 f"smaller for {(fine < coarse).float().mean():.0%} of the pictures (Style: {error['mini'].mean():.3f})",
                 bool(fine.mean() < coarse.mean()), self._count("x 4 seeds"),
             )
@@ -259,7 +265,7 @@ class ClaimMeasurements:
         grey, rows = grey_lora(self.evaluator, "mini"), []
         for scale in (1.0, 4.0) if self.quick else SCALES:
             by_branch = images_by_branch(self.evaluator, self.style_loras, grey, scale)
-            far = [f"{_style_distances(images, self.pictures).mean():.3f}" for images in by_branch.values()]
+            far = [f"{style_distances(images, self.pictures).mean():.3f}" for images in by_branch.values()]
             shapes = [f"{self._accuracy(images):.3f}" for images in by_branch.values()]
             rows.append(
                 ClaimRow(
@@ -270,32 +276,26 @@ class ClaimMeasurements:
             )  # fmt: skip
         return rows
 
-    def start(self) -> list[ClaimRow]:
-        seeds = {start.RATES[0]: 1} if self.quick else dict(zip(start.RATES, (5, 2), strict=True))
-        by_rate = {
-            rate: [
-                start.compare_starts(self.evaluator, seed, rate, show=not self.quick and seed == 0)
-                for seed in range(count)
-            ]
-            for rate, count in seeds.items()
-        }
-        if not self.quick:
-            runs = by_rate[start.RATES[0]]
-            self.sheets["start"] = start.plot_starts(runs)
-            self.sheets["start-pictures"] = start.start_sheet(runs[0])
-        return [self._start_row(rate, runs, main=rate == start.RATES[0]) for rate, runs in by_rate.items()]
+    @cached_property
+    def trainings(self) -> StartTrainings:
+        """LoRAs that are trained from several starts."""
+        return StartTrainings(self.evaluator, QUICK if self.quick else WHOLE, self.records)
 
-    def _start_row(self, rate: float, runs: Sequence[StartComparison], main: bool) -> ClaimRow:
-        steps, held_out = ([run.i2l_steps_to_random_end(which) for run in runs] for which in (0, 1))
-        share = sum(steps) / len(runs) / start.STEPS
-        return ClaimRow(
-            "start", "i2L as the start of a LoRA training" if main else "(for reference) at another learning rate",
-            f"steps to the loss that a random start has after {start.STEPS}, share of {start.STEPS}; rate {rate:g}",
-            "<= 1/3" if main else "none",
-            f"{share:.3f} (steps: {_list(steps)}; on held-out pictures: {_list(held_out)}); the random start is where "
-            f"i2L begins after {_list([run.random_steps_to_i2l_start(0) for run in runs])} steps",
-            share <= 1 / 3 if main else None, f"{len(runs)} styles, 8 pictures each",
-        )  # fmt: skip
+    def start(self) -> list[ClaimRow]:
+        starts = self.trainings.trained()
+        if not self.quick:
+            self.sheets["start"] = start_claims.plot_starts(starts)
+            self.sheets["start-pictures"] = start_claims.start_sheet(self.trainings, starts)
+        return start_claims.start_rows(starts, self.trainings.plan)
+
+    def number(self) -> list[ClaimRow]:
+        return picture_claims.number_rows(self.evaluator, self.quick)
+
+    def trained(self) -> list[ClaimRow]:
+        return picture_claims.trained_rows(self.trainings, self.quick)
+
+    def leakage(self) -> list[ClaimRow]:
+        return picture_claims.leakage_rows(self.trainings, self.quick)
 
     def apart(self) -> list[ClaimRow]:
         groups = unseen_pictures(self.size // 2, 2, offset=20_000)
@@ -314,7 +314,7 @@ class ClaimMeasurements:
                 "apart", "two different styles give different LoRAs",
                 "cosine between LoRAs, same style (other content) / different styles; share of cases in which the "
                 "former is greater; the same with the mean LoRA taken off", "greater in >= 90 %",
-                f"{_spread(a)} / {_spread(b)}; {order:.1%}; {_spread(centred[same])} / {_spread(centred[different])}",
+                f"{spread(a)} / {spread(b)}; {order:.1%}; {spread(centred[same])} / {spread(centred[different])}",
                 order >= 0.9, f"{len(groups)} styles x 2 pictures",
             )
         ]  # fmt: skip
@@ -328,7 +328,7 @@ class ClaimMeasurements:
     def _beside_shipped(self, words: str, heads: Path) -> ClaimRow:
         images = self._generate(PROMPTS, self.evaluator.make_loras("mini", self.pictures, heads))
         parts = self.images_by_weight[1.0], images, self.images_by_weight[0.0]
-        own, other, without = (_spread(_style_distances(part, self.pictures)) for part in parts)
+        own, other, without = (spread(style_distances(part, self.pictures)) for part in parts)
         own_shape, other_shape, _ = (self._accuracy(part) for part in parts)
         return ClaimRow(
             "kinds", "(choice of heads)", f"style distance: core kind (shipped) / {words} / without a LoRA", "none",
@@ -355,38 +355,26 @@ CLAIMS: dict[str, Callable[[ClaimMeasurements], list[ClaimRow]]] = {
         "content",
         "strength",
         "several",
+        "number",
+        "leakage",
         "coarse",
         "fine",
         "bias",
         "branch",
+        "trained",
         "start",
         "apart",
         "kinds",
     )
 }
-
-
-def _style_distances(images: torch.Tensor, pictures: Sequence[UnseenPicture]) -> torch.Tensor:
-    """The mean style distance [N] of each picture's images [N, P, 3, 32, 32] to it."""
-    return measures.mean_distances(measures.style_distance, images, _pixels(pictures))
+TRAINING_CLAIMS = ("leakage", "trained", "start")
+"""Those that train LoRAs, at rates that they choose once."""
 
 
 def _colour_distances(images: torch.Tensor, pictures: Sequence[UnseenPicture]) -> torch.Tensor:
     """The same for its colour half."""
-    return measures.mean_distances(measures.colour_distance, images, _pixels(pictures))
-
-
-def _pixels(pictures: Sequence[UnseenPicture]) -> torch.Tensor:
-    return torch.stack([picture.pixels for picture in pictures])
+    return measures.mean_distances(measures.colour_distance, images, pixels_of(pictures))
 
 
 def _shares(values: torch.Tensor) -> str:
     return ", ".join(f"{value:.0%}" for value in values.tolist())
-
-
-def _list(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _spread(values: torch.Tensor) -> str:
-    return f"{values.mean():.3f} ± {values.std():.3f}"

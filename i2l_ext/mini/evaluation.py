@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from i2l_ext.models import catalogue
 from i2l_ext.models.heads import with_heads
 from i2l_ext.weights.compute import NO_CALLBACKS
 
-from . import world
+from . import measures, world
 from .sampler import WEIGHTS, Sampler, as_image
 from .shape_classifier import ShapeClassifier
 
@@ -93,6 +95,14 @@ class Evaluator:
         self.sampler = Sampler(self.folder / "base.safetensors")
         self.classifier = ShapeClassifier.load(self.folder / "judge.safetensors")
 
+    @cached_property
+    def digest(self) -> str:
+        """Tells these weights from others, the world of this code from another."""
+        found = hashlib.sha256()
+        for path in (*sorted(self.folder.glob("*.safetensors")), Path(str(world.__file__))):
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+        return found.hexdigest()[:16]
+
     def make_loras(self, model_name: str, pictures: Sequence[UnseenPicture], heads: Path | None = None) -> list[Lora]:
         """A LoRA of each picture, made as `i2l make` does; with the heads of a file in the folder if it is given."""
         model = catalogue.find(model_name)
@@ -122,6 +132,21 @@ class Evaluator:
 def average_loras(loras: Sequence[Lora]) -> Lora:
     """The LoRA of several pictures, as `i2l make` combines them with equal shares."""
     return concatenate(loras, [1 / len(loras)] * len(loras))
+
+
+def pixels_of(pictures: Sequence[UnseenPicture]) -> torch.Tensor:
+    """The pictures at the size of generated images: [N, 3, 32, 32]."""
+    return torch.stack([picture.pixels for picture in pictures])
+
+
+def style_distances(images: torch.Tensor, pictures: Sequence[UnseenPicture]) -> torch.Tensor:
+    """The mean style distance [N] of each picture's images [N, P, 3, 32, 32] to it."""
+    return measures.mean_distances(measures.style_distance, images, pixels_of(pictures))
+
+
+def spread(values: torch.Tensor, digits: int = 3) -> str:
+    """Mean and standard deviation of values [N], for a table."""
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
 
 def _png(image: Image.Image) -> bytes:

@@ -40,7 +40,16 @@ def run_transformer(
 def sample_timesteps(count: int, rng: torch.Generator) -> torch.Tensor:
     """Logit-normal timesteps [count] in 0..1, a little towards noise (Esser et al. 2024, section 3.1: m = 0.3,
     s = 1.2)."""
-    return torch.sigmoid(1.2 * torch.randn(count, generator=rng) + 0.3)
+    return _logit_normal(torch.randn(count, generator=rng))
+
+
+def timestep_quantiles(count: int) -> torch.Tensor:
+    """Timesteps [count] that stand for the distribution of `sample_timesteps`: the middles of its equal parts."""
+    return _logit_normal(torch.special.ndtri((torch.arange(count) + 0.5) / count))
+
+
+def _logit_normal(normal: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(1.2 * normal + 0.3)
 
 
 def add_noise(x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

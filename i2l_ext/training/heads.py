@@ -161,7 +161,8 @@ def whitening_matrix(x: torch.Tensor, floor: float) -> torch.Tensor:
 
 
 class PerSampleLora:
-    """Forward hooks that give each sample of a batch its own LoRA on a frozen model.
+    """Forward hooks that give each sample of a batch its own LoRA on a frozen model, or each of K equal, consecutive
+    parts of the batch one of K LoRAs.
 
     ``factors`` is what the next forward uses; modules without an entry are not changed. Keep the hooks until after
     the backward pass: gradient checkpointing runs the forward again.
@@ -177,7 +178,7 @@ class PerSampleLora:
             if path not in self.factors:
                 return out
             down, up = self.factors[path]
-            x = inputs[0] if inputs[0].ndim == 3 else inputs[0].unsqueeze(1)
+            x = inputs[0].reshape(len(down), -1, inputs[0].shape[-1])
             update = (x @ down.transpose(1, 2).to(x)) @ up.transpose(1, 2).to(x)
             return out + update.reshape(out.shape)
 
