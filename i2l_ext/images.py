@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from i2l_ext.converters.errors import UserError, printable
 from i2l_ext.image_plugins import PLUGIN_FORMATS, PluginFormat, installed_formats, jxl_size, registered_formats
@@ -226,21 +226,6 @@ def pixels(
     values = (levels * (1 / 255)).astype(np.float32)
     values = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
-
-
-def collage(squares: Sequence[Image.Image], size: int = 512) -> Image.Image:
-    """All pictures in one, RGB ``size`` x ``size``, without gaps, in rows of nearly equal counts."""
-    count = len(squares)
-    rows = max(1, round(count**0.5))
-    sheet = Image.new("RGB", (size, size), "white")
-    for row in range(rows):
-        line = squares[row * count // rows : (row + 1) * count // rows]
-        top, bottom = row * size // rows, (row + 1) * size // rows
-        for column, square in enumerate(line):
-            left, right = column * size // len(line), (column + 1) * size // len(line)
-            cell = ImageOps.fit(square, (right - left, bottom - top), Image.Resampling.BILINEAR)
-            sheet.paste(cell, (left, top))
-    return sheet
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.rank import resize
 from i2l_ext.converters.select import select
 from i2l_ext.library import metadata, names
+from i2l_ext.library.collage import collage
 from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
 from i2l_ext.requests import DTYPES, MakeRequest, Square, parse_crop
@@ -302,7 +303,7 @@ def save_result(
         negative_text=model.settings.negative_prompt if model.settings else "",
         notes=f"Settings of the authors: {model.settings.line}." if model.settings else "",
     )
-    preview = images.collage([picture.square for picture in prepared.pictures])
+    preview = collage([picture.square for picture in prepared.pictures])
     loss: str | None = None
 
     def write(path: Path, stem: str) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, features
 
 from i2l_ext import images
 from i2l_ext.converters.errors import UserError
+from i2l_ext.library.collage import collage
 
 SIGLIP = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 DINOV3 = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -348,11 +349,11 @@ def test_pixels_in_floats_equal_torch():
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 30])
 def test_collage_shows_every_picture(count):
     colours = [(8 * index + 1, 255 - 8 * index, 100) for index in range(count)]
-    sheet = images.collage([Image.new("RGB", (64, 64), colour) for colour in colours], 240)
+    sheet = collage([Image.new("RGB", (64, 64), colour) for colour in colours], 240)
     assert sheet.size == (240, 240) and sheet.mode == "RGB"
     assert {colour for _, colour in sheet.getcolors(240 * 240)} == set(colours)
 
 
 def test_collage_of_one_is_itself():
     square = noise(512, 512)
-    assert np.array_equal(np.asarray(images.collage([square])), np.asarray(square))
+    assert np.array_equal(np.asarray(collage([square])), np.asarray(square))

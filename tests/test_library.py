@@ -20,6 +20,7 @@ from i2l_ext.converters.architectures import ARCHITECTURES
 from i2l_ext.converters.errors import UserError
 from i2l_ext.library import folder as library
 from i2l_ext.library import metadata
+from i2l_ext.library.collage import collage
 from shelf import NOTE, PREVIEW, listing, save, triple, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,7 +164,7 @@ def test_a_preview_carries_nothing_of_the_picture(tmp_path):
     path = tmp_path / "p.jpg"
     PREVIEW.save(path, exif=exif, icc_profile=b"grandma's screen", comment=b"grandma")
     picture = images.open_image(path)
-    saved = library.save_lora(tmp_path, "s", write, preview=images.collage([picture.square]), sidecar=NOTE)
+    saved = library.save_lora(tmp_path, "s", write, preview=collage([picture.square]), sidecar=NOTE)
     assert b"grandma" not in saved.preview.read_bytes()
 
 
