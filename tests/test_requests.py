@@ -15,6 +15,7 @@ from i2l_ext.requests import REQUESTS, ConvertRequest, EngineOptions, MakeReques
 HERE = Path(__file__).resolve().parent
 PICTURE = str(HERE / "picture.png")
 EXAMPLES = {
+    "run": {"folder": PICTURE, "trainer_folder": PICTURE},
     "make": {"pictures": [PICTURE], "weights": [2.0], "description": "two\nlines", "rank": 4},
     "look": {"pictures": [PICTURE]},
     "rank": {"file": PICTURE, "rank": 8},

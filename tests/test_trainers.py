@@ -542,6 +542,36 @@ def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family
     assert sum(hasattr(layer, "lora_A") for layer in model.modules()) == told.modules
 
 
+SCRIPT = """
+import sys
+from diffusers import QwenImageTransformer2DModel
+from peft import LoraConfig
+from beside import CONFIG  # a module beside the script
+transformer = QwenImageTransformer2DModel(**CONFIG)
+if "--none" not in sys.argv:
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+print(len([1 for layer in transformer.modules() if hasattr(layer, "lora_A")]), sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("trainer", ["diffusers", "flymyai"])
+def test_start_py_runs_a_training_script_as_it_is(tmp_path, trainer):
+    """Its adapter is ours, and a script that adds none is told of."""
+    from i2l_ext.mini.base import TRANSFORMER_CONFIG
+
+    told = export(style(MINI), trainer, 4, tmp_path / "out")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/train.py").write_text(SCRIPT)
+    (tmp_path / "work/beside.py").write_text(f"CONFIG = {TRANSFORMER_CONFIG!r}")
+    words = [sys.executable, tmp_path / "out/start.py", tmp_path / "work/train.py", "--config", "x"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    first, last = done.stdout.splitlines()
+    assert done.returncode == 0 and first.startswith(f"{told.modules} modules start from")
+    assert last.endswith("['--config', 'x']") and int(last.split()[0]) >= told.modules > 2
+    done = subprocess.run([*words, "--none"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "has added no adapter" in done.stderr
+
+
 def test_a_lora_saved_by_diffusers_is_known_by_its_maker(tmp_path):
     from diffusers import QwenImagePipeline
     from peft import LoraConfig, get_peft_model_state_dict
