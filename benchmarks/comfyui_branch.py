@@ -1,6 +1,6 @@
 """A LoRA on the positive branch in the real ComfyUI: beside the layers, and by ComfyUI's own hooks.
 
-    COMFYUI/python benchmarks/comfyui_branch.py COMFYUI_FOLDER [--family qwen-image|z-image]
+    COMFYUI/python benchmarks/comfyui_branch.py COMFYUI_FOLDER [--family qwen-image|z-image|miniature]
         [--weights fp32|bf16|fp8|q8_0|q4_0]
 
 With ComfyUI's own classes at real widths, one block (Z-Image: one layer and one of each refiner) of random weights, its
@@ -32,14 +32,20 @@ Z_IMAGE = {
     "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }  # fmt: skip
 QWEN_IMAGE = {"image_model": "qwen_image", "in_channels": 64, "num_layers": 1}
+MINIATURE = QWEN_IMAGE | {
+    "out_channels": 16, "num_layers": 3, "attention_head_dim": 32, "num_attention_heads": 3, "joint_attention_dim": 32,
+    "axes_dims_rope": (8, 12, 12),
+}  # fmt: skip
+"""Qwen-Image's class with the miniature's layers: seconds, where real widths take minutes."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
-    parser.add_argument("--family", choices=("qwen-image", "z-image"), default="qwen-image")
+    parser.add_argument("--family", choices=("qwen-image", "z-image", "miniature"), default="qwen-image")
     parser.add_argument("--weights", choices=("fp32", "bf16", "fp8", "q8_0", "q4_0"), default="fp32")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--modules", type=int, help="how many of the LoRA's modules; patching takes its time for each")
     parser.add_argument("--side", type=int, default=32, help="of the latent")
     args = parser.parse_args()
     sys.argv = ["comfyui", "--cpu"]
@@ -62,14 +68,17 @@ def compare(args: argparse.Namespace, file: Path) -> None:
 
     is_z = args.family == "z-image"
     base = random_model(args, is_z)
-    arch = architectures.Z_IMAGE if is_z else architectures.QWEN_IMAGE
+    is_small = args.family == "miniature"
+    arch = (
+        architectures.ARCHITECTURES["mini"] if is_small else architectures.Z_IMAGE if is_z else architectures.QWEN_IMAGE
+    )
     random = torch.Generator().manual_seed(1)
     factors = {}
-    for path in (path for path in arch.i2l_modules if path.startswith(BLOCKS)):
+    for path in [path for path in arch.i2l_modules if is_small or path.startswith(BLOCKS)][: args.modules]:
         d_out, d_in = arch.modules[path].shape
         factors[path] = torch.randn(4, d_in, generator=random) * 0.05, torch.randn(d_out, 4, generator=random) * 0.05
     Lora.of(arch, factors).save(file)
-    width = 2560 if is_z else 3584
+    width = 32 if is_small else 2560 if is_z else 3584
     positive, negative = ([[torch.randn(1, 64, width, generator=random), {}]] for _ in range(2))
     tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
     hooked = comfy.hooks.set_hooks_for_conditioning(positive, comfy.hooks.create_hook_lora(tensors, 1.0, 0.0))
@@ -177,7 +186,8 @@ def random_model(args: argparse.Namespace, is_z: bool) -> Any:
 
     torch.manual_seed(0)
     dtype = {"fp32": torch.float32, "fp8": torch.float8_e4m3fn}.get(args.weights, torch.bfloat16)
-    config = comfy.supported_models.ZImage(Z_IMAGE) if is_z else comfy.supported_models.QwenImage(QWEN_IMAGE)
+    sizes = MINIATURE if args.family == "miniature" else QWEN_IMAGE
+    config = comfy.supported_models.ZImage(Z_IMAGE) if is_z else comfy.supported_models.QwenImage(sizes)
     config.set_inference_dtype(dtype, torch.bfloat16 if args.weights == "fp8" else None)
     model = config.get_model({})
     transformer = model.diffusion_model.to(dtype)
