@@ -112,7 +112,7 @@ def _judge(path: Path) -> dict[str, Any]:
 
     reading, verdicts = consumers.check(path)
     if reading.arch.caution:  # a program that knows its names has no model of its sizes
-        verdicts = ()
+        verdicts = []
     with TensorFile(path) as file:
         ranks = sorted({file.info(slot.down).shape[0] for slot in reading.slots.values()})
     return {

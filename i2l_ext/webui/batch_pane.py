@@ -83,9 +83,9 @@ def _model(form: Mapping[str, Any]) -> str | None:
 def read_groups(form: Mapping[str, Any]) -> list[Group]:
     """Names and ids of the groups in the page. Raises UserError."""
     groups = form.get("groups", [])
-    for one in groups if isinstance(groups, list) else (None,):
-        ids = one.get("pictures") if isinstance(one, Mapping) else None
-        if not isinstance(ids, list) or not all(isinstance(text, str) for text in (one.get("name"), *ids)):
+    for one in groups if isinstance(groups, list) else [None]:
+        name, ids = (one.get("name"), one.get("pictures")) if isinstance(one, Mapping) else (None, None)
+        if not isinstance(ids, list) or not all(isinstance(text, str) for text in (name, *ids)):
             raise UserError("The list of pictures is damaged. Reload the page.")
     return [(one["name"], one["pictures"]) for one in groups]
 
