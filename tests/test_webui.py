@@ -148,7 +148,7 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
     job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
     running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, progress=Progress(({"title": evil},)))
     page = (
-        job_views.activity([running], job)
+        job_views.activity([running], [job])
         + job_views.overview([running, job], {"cd": "make"})
         + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
     )
