@@ -111,8 +111,8 @@ def _judge(path: Path) -> dict[str, Any]:
     from i2l_ext.converters.files import TensorFile
 
     reading, verdicts = consumers.check(path)
-    if reading.arch.caution:
-        verdicts = []  # a program that knows its names has no model of its sizes
+    if reading.arch.caution:  # a program that knows its names has no model of its sizes
+        verdicts = []
     with TensorFile(path) as file:
         ranks = sorted({file.info(slot.down).shape[0] for slot in reading.slots.values()})
     return {
