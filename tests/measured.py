@@ -2,9 +2,9 @@
 
     python tests/measured.py [--all] [--out docs/trust.md]
 
-Runs the tests of these parts under coverage, and with ``--all`` beside them, in a second process, the others without:
-two processors are what most machines have. Ends with code 1 where a test fails or a part is below its bound. With
-``--out`` the table goes into the file, between the marks.
+Runs the tests of these parts under coverage, and with ``--all`` the others without, two processes at a time. Ends
+with code 1 where a test fails or a part is below its bound. With ``--out`` the table goes into the file, between the
+marks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,14 @@ def files() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for name in TESTS for path in ROOT.glob(f"tests/test_{name}.py"))
 
 
+def others() -> list[list[str]]:
+    """The other files, in two halves that take about as long. The browser's are the last of theirs: their client keeps
+    an event loop."""
+    names = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/test_*.py"))
+    rest = [name for name in names if name not in files()]
+    return [rest[::2], [*rest[1::2], "tests/browser"]]
+
+
 def percent(counts: list[Mapping[str, int]]) -> float:
     """Of lines and branches together, as coverage itself counts."""
     done = sum(one["covered_lines"] + one["covered_branches"] for one in counts)
@@ -54,18 +63,17 @@ def table(measured: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[str,
     return "\n".join((head, "", "| part | lines | branches | run by its tests |", "|---|---|---|---|", *rows)), low
 
 
-def run(command: Sequence[str]) -> int:
-    return subprocess.run(command, cwd=ROOT).returncode
+def run_two_at_a_time(commands: Sequence[Sequence[str]]) -> int:
+    """What each prints is shown when it has ended."""
 
+    def told(command: Sequence[str]) -> int:
+        ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        print(ended.stdout.decode(errors="replace"), flush=True)
+        return ended.returncode
 
-def beside(first: Sequence[str], second: Sequence[str], told: Path) -> int:
-    """Run both at once. What the ``first`` one prints is kept in the file ``told`` and shown when both have ended."""
-    print("The tests of the measured parts run beside these; what they say follows at the end.", flush=True)
-    with told.open("wb") as stream, subprocess.Popen(first, cwd=ROOT, stdout=stream, stderr=stream) as process:
-        code = run(second)
-        code = process.wait() or code
-    print(told.read_text(encoding="utf-8", errors="replace"))
-    return code
+    print(f"The tests run in {len(commands)} processes, two at a time; each tells when it has ended.", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        return max(pool.map(told, commands))
 
 
 def main() -> int:
@@ -73,8 +81,10 @@ def main() -> int:
         data, report = f"--data-file={folder}/coverage", Path(folder, "coverage.json")
         coverage = [sys.executable, "-m", "coverage"]
         measured = [*coverage, "run", data, "-m", "pytest", *files()]
-        others = [sys.executable, "-m", "pytest", *(f"--ignore={name}" for name in files())]
-        code = beside(measured, others, Path(folder, "measured.txt")) if "--all" in sys.argv else run(measured)
+        if "--all" in sys.argv:
+            code = run_two_at_a_time([measured, *([sys.executable, "-m", "pytest", *names] for names in others())])
+        else:
+            code = subprocess.run(measured, cwd=ROOT).returncode
         subprocess.run([*coverage, "json", data, "-q", "-o", str(report)], cwd=ROOT, check=True)
         text, low = table(json.loads(report.read_text(encoding="utf-8"))["files"])
     print(text)
