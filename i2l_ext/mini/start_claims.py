@@ -234,7 +234,8 @@ NOTE = "at its own best rate a random start is quick on eight pictures of mini, 
 def chosen_starts(starts: Sequence[TrainedStart]) -> tuple[TrainedStart, TrainedStart]:
     """The best start of i2L and the best random one, by the styles that are not counted."""
     best = sorted(starts, key=lambda start: min(start.tuning.values()))
-    return tuple(next(start for start in best if start.name.startswith(kind)) for kind in ("i2L", "random"))
+    ours, fresh = (next(start for start in best if start.name.startswith(kind)) for kind in ("i2L", "random"))
+    return ours, fresh
 
 
 def _reference(start: TrainedStart, plan: Plan, styles: str) -> ClaimRow:
