@@ -62,6 +62,17 @@ def test_the_start_is_what_export_writes(trainer, tmp_path):
             assert torch.allclose(one, other, atol=1e-5)
 
 
+def test_every_start_has_the_update_of_its_kind():
+    lora = random_lora()
+    best = start_claims.i2l_start(lora)
+    for name, start in start_claims.STARTS.items():
+        for path, (down, up) in start(lora, 3).items():
+            update = up @ down
+            assert torch.allclose(update, (best[path][1] @ best[path][0]) * name.startswith("i2L"), atol=1e-4)
+            assert (down.norm(dim=1) > 0.1).all()  # can learn
+    assert {*start_claims.WHOLE.starts, *start_claims.QUICK.starts} <= start_claims.STARTS.keys()
+
+
 def test_quantiles_stand_for_the_timesteps_of_a_training():
     drawn = sample_timesteps(100_000, torch.Generator().manual_seed(0))
     assert timestep_quantiles(16).mean().item() == pytest.approx(drawn.mean().item(), abs=0.01)

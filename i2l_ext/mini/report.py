@@ -29,9 +29,12 @@ that measured worse. LoRAs are made as by `i2l make`, from PNG to bf16 factors. 
 deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two unrelated
 styles.
 
-The rows `start` train LoRAs of rank 8 with AdamW, batch 4, and read the loss on held-out pictures every 5 steps. Each
-start has its own learning rate, chosen on styles that are not counted. `i2l report --only start -o docs/claims.md
---resume FOLDER` writes these rows alone, and goes on after a break with what FOLDER holds.
+The rows `start` train LoRAs of rank 8 on eight pictures with AdamW, batch 4, and read the loss on eight held-out
+pictures of the style every 5 steps, for at most 300 steps. i2L makes its start of the same eight pictures. Each start
+has its own learning rate, chosen on styles that are not counted. The lowest loss of a curve is taken for every start,
+as if each run were stopped at its best. Mini's heads were trained on styles of this world: how much a start from the
+real models gains, these rows cannot say. `i2l report --only start -o docs/claims.md --resume FOLDER` writes these
+rows alone, and goes on after a break with what FOLDER holds.
 """
 
 CAPTIONS = {

@@ -33,9 +33,10 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: learning rates, styles to choose them on, styles that are counted, the most steps of a
-    training, and the steps without a lower loss after which it ends."""
+    """How much is measured: starts (keys of `STARTS`), learning rates, styles to choose these on, styles that are
+    counted, the most steps of a training, and the steps without a lower loss after which it ends."""
 
+    starts: tuple[str, ...]
     rates: tuple[float, ...]
     tuned: int
     counted: int
@@ -43,8 +44,6 @@ class Plan:
     patience: int
 
 
-WHOLE = Plan((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
-QUICK = Plan((1e-3, 3e-3), 1, 2, 20, 20)
 AFTER = 100
 """Overfitting is told so many steps after the best loss."""
 NEAR = 1.02
@@ -93,6 +92,11 @@ EXPORTED = "i2L, equal norms"
 """The start that `i2l export` and the hooks make."""
 
 
+MEASURED = ("random, Kaiming", "i2L, Kaiming's norms", EXPORTED)
+WHOLE = Plan(MEASURED, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
+QUICK = Plan(MEASURED, (1e-3, 3e-3), 1, 2, 20, 20)
+
+
 @dataclass(frozen=True)
 class TrainedStart:
     """One start, trained. ``tuning``: rate -> the mean lowest loss on the styles to choose by; ``rate``: the best of
@@ -121,7 +125,7 @@ class TrainedStart:
 
 @dataclass
 class StartTrainings:
-    """All trainings from the starts in `STARTS`. The LoRAs that i2L makes are made once."""
+    """All trainings of a plan. The LoRAs that i2L makes are made once."""
 
     evaluator: Evaluator
     plan: Plan
@@ -146,9 +150,9 @@ class StartTrainings:
         }
 
     def trained(self) -> list[TrainedStart]:
-        """Every start at its best rate."""
+        """Every start of the plan at its best rate."""
         found = []
-        for name in STARTS:
+        for name in self.plan.starts:
             rate, by_rate = self.tuned_rate(name)
             found.append(TrainedStart(name, by_rate, rate, self._losses(name, self.counted, rate)))
         return found
@@ -230,8 +234,8 @@ NOTE = "at its own best rate a random start is quick on eight pictures of mini, 
 def chosen_starts(starts: Sequence[TrainedStart]) -> tuple[TrainedStart, TrainedStart]:
     """The best start of i2L and the best random one, by the styles that are not counted."""
     best = sorted(starts, key=lambda start: min(start.tuning.values()))
-    own, random = (next(start for start in best if start.name.startswith(kind)) for kind in ("i2L", "random"))
-    return own, random
+    ours, fresh = (next(start for start in best if start.name.startswith(kind)) for kind in ("i2L", "random"))
+    return ours, fresh
 
 
 def _reference(start: TrainedStart, plan: Plan, styles: str) -> ClaimRow:
