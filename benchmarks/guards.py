@@ -270,7 +270,6 @@ GUARDS = (
         ("a result with other tensors than a LoRA's", "if odd or reading.networks:", "if False:", "not_believed"),
         ("a result of other numbers than floats", 'if info.dtype not in ("F32", "BF16", "F16"):', "if False:",
          "not_believed"),
-        ("control codes in what a template prints", 'c if c.isprintable() else "?" for', "c for", "is_one_line"),
         ("a result that is not finite", "if not all(all_finite(piece, info.dtype) for piece in file.chunks(name)):",
          "if False:", "not_believed"),
         ("a template that does not end", "if time.monotonic() - start > bounds.seconds:", "if False:", "may and time"),

@@ -71,13 +71,15 @@ def test_it_is_set_up_whole_in_a_folder_of_its_own(index, tmp_path):
     assert before == [sorted(path.name for path in folder.rglob("*.dist-info")) for folder in site]
 
 
-@pytest.mark.parametrize("trouble", ["hash", "import", "cancel", "network"])
+@pytest.mark.parametrize("trouble", ["hash", "no hash", "import", "cancel", "network"])
 def test_it_appears_whole_or_not_at_all(index, tmp_path, monkeypatch, trouble):
     plan, callbacks, looks = index(), NO_CALLBACKS, []
     plan.folder.mkdir(parents=True)
     (plan.folder / setup.STAMP).write_text("of an older version")
     if trouble == "hash":
         index(digest="0" * 64)
+    elif trouble == "no hash":
+        (tmp_path / "lock.txt").write_text("diffsynth==2.1.12\n")
     elif trouble == "import":
         index({**GOOD, "diffsynth/core.py": "raise ImportError('two\\nlines')"})
     elif trouble == "network":
