@@ -28,7 +28,7 @@ PLACES = {
 SHORT = "6"
 """The place of the short tests."""
 
-PATIENCE = int(os.environ.get("I2L_PATIENCE", "240000"))
+PATIENCE = 240_000
 """Milliseconds. The tests' machine may be busy; a browser that waits costs nothing."""
 
 
