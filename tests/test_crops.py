@@ -127,7 +127,6 @@ def test_two_squares_of_a_wide_picture_and_the_same_again(world, wide, tmp_path,
     apart = made(capsys, *parts, "--model", "small", "--weights", 1, 3, *rest, "--name", "b")
     ours, theirs = load_file(first["file"]), load_file(apart["file"])
     assert all((ours[key] == theirs[key]).all() for key in theirs) and ours.keys() == theirs.keys()
-    assert Path(first["preview"]).read_bytes() == Path(apart["preview"]).read_bytes(), "it shows the squares"
     assert [(one["crop"], one["weight"]) for one in first["images"]] == [("0,0,60", 0.25), ("90,0,60", 0.75)]
     assert len({one["sha256"] for one in first["images"]}) == 1
     assert json.loads(metadata_of(first)["i2l.images"]) == first["images"]
@@ -237,9 +236,6 @@ def test_squares_of_the_tray_become_a_lora_and_its_like(service, wide):
     assert [one.get("crop") for one in job.result["images"]] == ["0,0,60", "90,0,60", None]
     with pytest.raises(UserError, match="one square for each"):
         service.make(pictures, name="it", model="small", crops=("0,0,60",))
-    beyond = service.make(pictures[:1], name="beyond", model="small", crops=("91,0,60",))
-    service.queue.wait(beyond.id, 120)
-    assert beyond.state == "failed" and beyond.error.startswith("picture 1: the square 91,0,60 does not lie inside")
     while service.library.rows() is None:
         pass
     [anew] = service.library.make_anew(["it.safetensors"])
