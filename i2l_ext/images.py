@@ -102,18 +102,20 @@ class WholePicture:
     sha256: str
     image: Image.Image = field(repr=False)
 
+    def check_inside(self, crop: Square) -> None:
+        """Raises UserError for a square that is not inside."""
+        width, height = self.image.size
+        if crop.box[2] > width or crop.box[3] > height:
+            raise UserError(
+                f"{self.name}: the square {crop} does not lie inside the picture, which is {width} x {height}. Give "
+                "LEFT,TOP,SIDE inside it.", "out_of_range",
+            )  # fmt: skip
+
     def cropped(self, crop: Square | None = None, sizes: Iterable[int] = (SIDE, COARSE_SIDE)) -> Picture:
         """A square of it; None: the centre. Raises UserError for a square that is not inside."""
-        image = self.image
-        if crop is not None:
-            left, top, side = crop
-            if left + side > image.width or top + side > image.height:
-                raise UserError(
-                    f"{self.name}: the square {crop} does not lie inside the picture, which is {image.width} x "
-                    f"{image.height}. Give LEFT,TOP,SIDE inside it.",
-                    "out_of_range",
-                )
-            image = image.crop((left, top, left + side, top + side))
+        if crop:
+            self.check_inside(crop)
+        image = self.image.crop(crop.box) if crop else self.image
         return Picture(self.name, self.sha256, {size: cover(image, size) for size in {SIDE, *sizes}}, crop)
 
 
@@ -148,17 +150,23 @@ def open_whole(source: Path | str | bytes, *, name: str | None = None) -> WholeP
         return WholePicture(name, hashlib.sha256(data).hexdigest(), _upright(_decode(data, name), name))
 
 
-def whole_copy(path: Path) -> tuple[str, Callable[[Path], object]]:
-    """How to copy a picture for a program that turns and whitens nothing: the suffix of the copy, and what writes it.
-    A JPEG or PNG file that such a program sees as we do is copied as it is; any other becomes a PNG, upright, on white.
-    Raises UserError for a picture that cannot be used."""
-    data, name = _read(path), printable(path.name)
-    image = _decode(data, name)
-    suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
-    turned = _upright(image, name)
-    if suffix and turned is image and getattr(image, "n_frames", 1) == 1:
+def plain_copy(path: Path, crop: Square | None = None) -> tuple[str, Callable[[Path], object]]:
+    """How to copy a picture, or a square of it, for a program that turns and whitens nothing: the copy's suffix, and
+    what writes it. A whole JPEG or PNG that is seen alike is copied as it is; any other becomes a PNG, upright, on
+    white. Raises UserError for a picture that cannot be used."""
+    name = printable(path.name)
+    image = _decode(_read(path), name)
+    turned, suffix = _upright(image, name), {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
+    if crop:
+        WholePicture(name, "", turned).check_inside(crop)
+    elif suffix and turned is image and getattr(image, "n_frames", 1) == 1:
         return suffix, lambda target: target.write_bytes(_read(path))
-    return ".png", lambda target: _upright(_decode(_read(path), name), name).save(target, "PNG")
+
+    def write(target: Path) -> None:
+        upright = _upright(_decode(_read(path), name), name)
+        (upright.crop(crop.box) if crop else upright).save(target, "PNG")
+
+    return ".png", write
 
 
 def plain(colour: tuple[int, int, int], sizes: Iterable[int] = (COARSE_SIDE,)) -> Picture:

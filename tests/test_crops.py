@@ -15,9 +15,10 @@ from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations import Context, perform
 from i2l_ext.requests import BatchRequest, MakeRequest, PreviewRequest, Square, parse_crop
+from i2l_ext.service.batches import make_groups
 from i2l_ext.service.service import Service, tray_pictures
 from i2l_ext.service.uploads import split_crops
-from i2l_ext.webui import actions, batch_pane, html
+from i2l_ext.webui import actions, html
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from test_queue import SMALL
 
@@ -247,8 +248,9 @@ def test_squares_of_the_tray_become_a_lora_and_its_like(service, wide):
 
 
 def test_each_square_of_the_tray(service, wide):
-    [path] = service.uploads.paths([service.uploads.take(wide)])
-    job = batch_pane.start_batch(service, [path, path], ["a", "b"], "small", crops=("0,0,60", "centre"))
+    id = service.uploads.take(wide)
+    [path] = service.uploads.paths([id])
+    job = make_groups(service, [("a", [f"{id}@0,0,60"]), ("b", [id])], model="small")
     service.queue.wait(job.id, 120)
     assert job.state == "done", job.error
     assert [[one.get("crop") for one in made["images"]] for made in job.result["made"]] == [["0,0,60"], [None]]

@@ -181,6 +181,18 @@ def test_the_pictures_that_made_it_lie_there_as_they_were_seen(made, tmp_path):
     assert told.caption == (Path(told.dataset) / "3.txt").read_text() == "my word"
 
 
+def test_a_square_that_made_it_is_what_is_trained_on(made, tmp_path):
+    digest = hashlib.sha256((tmp_path / "turned.jpg").read_bytes()).hexdigest()
+    for name, crop in (("inside", "2,10,16"), ("outside", "10,10,16")):
+        images = json.dumps([{"sha256": digest, "weight": 1, "crop": crop}])
+        metadata = {"i2l.model": "mini", "i2l.strength": "1", "i2l.images": images}
+        style(MINI).save(tmp_path / f"{name}.safetensors", metadata=metadata)
+    request = ExportRequest(tmp_path / "inside.safetensors", "musubi-tuner", 2, tmp_path / "out")
+    assert Image.open(Path(export_lora(request, Context()).written.dataset) / "1.png").size == (16, 16)
+    with pytest.raises(UserError, match="does not lie inside"):
+        export_lora(ExportRequest(tmp_path / "outside.safetensors", "diffsynth", 2, tmp_path / "no"), Context())
+
+
 def test_pictures_that_are_gone_are_told_and_others_may_be_named(made, tmp_path, capsys):
     from i2l_ext.operations.bars import Bars
 

@@ -13,26 +13,28 @@ from i2l_ext.converters.headers import read_json
 from i2l_ext.engine.queue import state_folder
 from i2l_ext.library.cards import SIDECAR
 from i2l_ext.library.metadata import how_made
+from i2l_ext.requests import CENTRE, parse_crop
 
 if TYPE_CHECKING:
     from i2l_ext.operations.context import Context
-    from i2l_ext.requests import ExportRequest
+    from i2l_ext.requests import ExportRequest, Square
 
 
-def pictures_of(request: ExportRequest, context: Context) -> list[Path]:
-    """The pictures to train on: those that are named, else those that made the LoRA, found by their content. Those that
-    are not found are told. Raises UserError for a named path that does not exist."""
+def pictures_of(request: ExportRequest, context: Context) -> list[tuple[Path, Square | None]]:
+    """The pictures to train on, each with the square of it that is meant (None: the whole): those that are named, else
+    those that made the LoRA, found by their content. Those that are not found are told. Raises UserError for a named
+    path that does not exist."""
     from i2l_ext import images
 
     if request.pictures:
-        return images.collect(request.pictures)
+        return [(path, None) for path in images.collect(request.pictures)]
     if request.file.is_dir():
         return []
     with TensorFile(request.file) as file:
         made = how_made(file.header.metadata)
-    wanted = [one["sha256"] for one in made["images"]] if made else []
+    wanted = made["images"] if made else []
     uploads = state_folder() / "uploads" if wanted else Path()
-    found = [path for digest in wanted if (path := _upload(uploads, digest)) is not None]
+    found = [(path, parse_crop(one.get("crop", CENTRE))) for one in wanted if (path := _upload(uploads, one["sha256"]))]
     if len(found) < len(wanted):
         context.reporter.note(
             f"{len(wanted) - len(found)} of the {len(wanted)} pictures that made the LoRA are not here. "
@@ -52,12 +54,12 @@ def _upload(folder: Path, digest: str) -> Path | None:
         return None
 
 
-def copies(paths: Sequence[Path]) -> Mapping[str, Callable[[Path], object]]:
+def copies(pictures: Sequence[tuple[Path, Square | None]]) -> Mapping[str, Callable[[Path], object]]:
     """{name in the start folder: what writes the picture to a path}, in order. Raises UserError for a picture that
     cannot be used."""
     from i2l_ext import images
 
-    made = [images.whole_copy(path) for path in paths]
+    made = [images.plain_copy(path, crop) for path, crop in pictures]
     width = len(str(len(made)))
     return {f"{number:0{width}}{suffix}": write for number, (suffix, write) in enumerate(made, 1)}
 

@@ -20,6 +20,11 @@ class Square(NamedTuple):
     top: int
     side: int
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom."""
+        return self.left, self.top, self.left + self.side, self.top + self.side
+
     def __str__(self) -> str:
         return f"{self.left},{self.top},{self.side}"
 

@@ -148,8 +148,8 @@ def _convert(service: Service, lora: str, to: str) -> Job:
     return service.convert(service.lora(lora), lora, to)
 
 
-def _export(service: Service, lora: str, trainer: str, rank: int) -> Job:
-    return service.export(service.lora(lora), lora, trainer, rank)
+def _export(service: Service, lora: str, trainer: str, rank: int, caption: str | None = None) -> Job:
+    return service.export(service.lora(lora), lora, trainer, rank, caption=caption)
 
 
 def _download(service: Service, model: str, source: str, agree: bool) -> Job:

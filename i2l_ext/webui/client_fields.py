@@ -95,6 +95,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
 """Path of a POST with a JSON body -> its fields that are needed."""
 
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {
+    "/export": {"caption": ExportRequest.fields()["caption"]},
     "/library/convert": {name: field for name, field in _offered(ConvertRequest).items() if name != "dialect"},
     "/library/rank": _offered(RankRequest),
     "/library/merge": _offered(MergeRequest),
