@@ -26,7 +26,7 @@ except ModuleNotFoundError:  # Python 3.10: pytest brings tomli
 import musubi_contract
 from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.export import export
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
 from i2l_ext.converters.trainers.base import FRESH_ROWS
@@ -37,7 +37,7 @@ from test_converters_consumers import act, base
 
 ARCHS = {arch.family: arch for arch in (QWEN_IMAGE, Z_IMAGE, KLEIN_4B)}
 I2L = [arch.family for arch in (QWEN_IMAGE, Z_IMAGE)]
-PAIRS = [(trainer.id, family) for trainer in TRAINERS.values() for family in trainer.models]
+PAIRS = [(trainer.id, family) for trainer in TRAINERS.values() for family in trainer.models if family in ARCHS]
 
 
 def style(arch, rank=3, paths=None):
@@ -146,7 +146,8 @@ def parser_of(program):
         return musubi_contract.parser(Path(program).name)
     parsers = diffsynth("diffusion.parsers")
     parser = parsers.add_image_size_config(parsers.add_general_config(argparse.ArgumentParser()))
-    parser.add_argument("--tokenizer_path")  # of the training script itself (examples/*/model_training/train.py)
+    for option in ("--tokenizer_path", "--processor_config", "--noise_scale"):
+        parser.add_argument(option)  # of the training scripts themselves (examples/*/model_training/train.py)
     return parser
 
 
@@ -301,6 +302,26 @@ def test_diffsynth_loads_all_by_its_own_code(tmp_path, work, family, only):
         layer = model.get_submodule(path)
         found = layer.scaling["default"] * act(layer.lora_A["default"].weight, layer.lora_B["default"].weight)
         assert near(found, act(*lora[path]))
+
+
+def test_diffsynth_trains_hidream_in_the_layers_of_its_class(tmp_path, work):
+    """The whole class, without memory for its weights: which layers its parser and PEFT choose, and which keys load."""
+    from test_converters_architectures import hidream
+
+    paths = [path for path in HIDREAM_O1.modules if re.search(r"language_model.*(q|v)_proj", path)]
+    lora = style(HIDREAM_O1, paths=paths)
+    told = export(lora, "diffsynth", 5, tmp_path / "out")
+    args = parsed(tmp_path / "out" / "train.py", work)["train.py"]
+    assert args.model_id_with_origin_paths.startswith("HiDream-ai/HiDream-O1-Image:")
+    assert args.max_pixels == 4 << 20
+    module = diffsynth_training()
+    with torch.device("meta"):
+        whole = hidream()
+        model = module.add_lora_to_model(whole, module.parse_lora_target_modules(None, args.lora_target_modules), 5)
+    assert {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")} == set(lora.specs)
+    state = diffsynth("utils.lora.general").GeneralLoRALoader().convert_state_dict(state_of(told))
+    mapped = module.mapping_lora_state_dict(state)
+    assert mapped.keys() == {name for name, _ in model.named_parameters() if "lora_" in name}
 
 
 @pytest.mark.parametrize(("trainer", "family"), [pair for pair in PAIRS if pair[0] in ("diffusers", "flymyai")])

@@ -33,6 +33,7 @@ BASE_REPOS = {
     "flux2-klein-4b": "black-forest-labs/FLUX.2-klein-base-4B",
     "flux2-klein-9b": "black-forest-labs/FLUX.2-klein-base-9B",
     "flux2-dev": "black-forest-labs/FLUX.2-dev",
+    "hidream-o1": "HiDream-ai/HiDream-O1-Image",
 }
 """Id or family of an architecture -> the repository of its base model on Hugging Face and ModelScope, as diffusers
 keeps it."""

@@ -16,8 +16,13 @@ from .script import LAUNCH, training_script
 
 EPOCHS = 5
 
-EXAMPLES = {"qwen-image": "qwen_image", "z-image": "z_image", "flux2": "flux2"}
+EXAMPLES = {
+    "qwen-image": "qwen_image", "z-image": "z_image", "flux2": "flux2", "hidream-o1": "hidream_o1_image",
+}  # fmt: skip
 """Family -> the folder of its example, whose script trains."""
+
+SIDES = {"hidream-o1": 2048}
+"""Family -> the side of a square that has as many pixels as its example trains at, where that is not `SIDE`."""
 
 PARTS = {
     "transformer": "transformer/*.safetensors",
@@ -27,13 +32,14 @@ PARTS = {
 """The parts of a base model, as files of its repository."""
 
 
-def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    data, repo = start.dataset, base_repo(start.arch)
-    places = {
-        "DATASET": data.folder.as_posix(),
-        "METADATA": start.beside("metadata.json") if data.names else (data.folder / "metadata.csv").as_posix(),
-        "INIT": start.init.as_posix(),
-    }
+def _model(start: TrainingStart, family: str) -> tuple[dict[str, str], str]:
+    """Where the base model is: texts for the top of train.py, and the options that use them."""
+    repo = base_repo(start.arch)
+    if family == "hidream-o1":  # one model that is its own encoder and has no VAE
+        return (
+            {"MODELS": f"{repo}:model-*.safetensors", "PROCESSOR": f"{repo}:./"},
+            "--model_id_with_origin_paths $MODELS --processor_config $PROCESSOR --noise_scale 8.0",
+        )
     rest = repo.replace("klein-base", "klein")  # the distilled model has the same encoder and VAE
     named = [f"{repo if part == 'transformer' else rest}:{files}" for part, files in PARTS.items()]
     values = {"MODELS": ",".join(named), "TOKENIZER": f"{rest}:tokenizer/"}
@@ -43,12 +49,22 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         values = {"MODELS": json.dumps(models), "TOKENIZER": (home / "tokenizer").as_posix()}
         chosen = "--model_paths $MODELS"
     if home or family == "flux2":  # whose script would take that of FLUX.2 dev
-        chosen += " --tokenizer_path $TOKENIZER"
-    else:
-        del values["TOKENIZER"]
+        return values, f"{chosen} --tokenizer_path $TOKENIZER"
+    return {"MODELS": values["MODELS"]}, chosen
+
+
+def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
+    data = start.dataset
+    places = {
+        "DATASET": data.folder.as_posix(),
+        "METADATA": start.beside("metadata.json") if data.names else (data.folder / "metadata.csv").as_posix(),
+        "INIT": start.init.as_posix(),
+    }
+    values, chosen = _model(start, family)
+    side = SIDES.get(family, SIDE)
     command = f"""{LAUNCH} examples/{EXAMPLES[family]}/model_training/train.py
         --dataset_base_path $DATASET --dataset_metadata_path $METADATA --dataset_repeat {data.repeats(EPOCHS)}
-        --max_pixels {SIDE * SIDE} {chosen}
+        --max_pixels {side * side} {chosen}
         --learning_rate 1e-4 --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
         --output_path models/train/{start.name}
         --lora_base_model dit --lora_target_modules {target_pattern(start)}
@@ -60,10 +76,14 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     return texts
 
 
-BLOCKS = r"(transformer_blocks|single_transformer_blocks|layers|context_refiner|noise_refiner)\..*"
+BLOCKS = (
+    r"(transformer_blocks|single_transformer_blocks|layers|context_refiner|noise_refiner"
+    r"|model\.language_model\.layers|model\.visual\.blocks)\..*"
+)
 EXAMPLE = (
     r"(single_)?transformer_blocks\.(?!.*mlp\.net\.0).*"
     r"|(layers|context_refiner|noise_refiner)\.\d+\.(attention|feed_forward)\..*"
+    r"|model\.(language_model\.layers|visual\.blocks)\..*"
 )
 """What the training examples of DiffSynth-Studio name as targets."""
 MODELS = {
