@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html import escape
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ NOT_IN_THE_TAB = (
     "no model is downloaded, so", "--each names and weighs", "Say where to save", "was made with heads of its own",
     "says its scale itself", "is a folder. Say with -o", "i2l models trust", "for X: i2l check", "a LoRA that i2l has",
     "does not say how it was made. Name", "Test LoRA: only", "python run.py",
+    "python X",  # what is typed in the trainer's terminal, which the tab's user has
 )  # fmt: skip
 """Texts that the tab's own requests never bring about, or which it tells in words of its own."""
 
@@ -359,15 +361,15 @@ def test_all_that_a_kill_has_ended_is_told_until_it_is_done_again_or_dismissed(s
         "one", "two", "four", "five",
     ]  # fmt: skip
     assert "why three" in told["inspect_activity"]
-    _ended(service, "make", "two", result=None, state="cancelled")  # asked for again, and stopped
-    again = _ended(service, "make", "five", "failed", error="why again", code="unexpected")
+    _ended(service, "make", "two", result=None, state="cancelled", created=6.5)  # asked for again, and stopped
+    again = _ended(service, "make", "five", "failed", error="why again", code="unexpected", created=7.5)
     shown = updates.changes(service, {}, {"dismissed": [service.queue.jobs()[3].id]})["make_activity"]
     assert "why one" in shown and "why two" in shown and again.error in shown
     assert "why four" not in shown and "why five" not in shown
     jobs = service.queue.jobs()
     done = Job("ff", "make", "one", {}, Path("x"), state="done")
-    assert [job.title for job in updates._untold([*jobs[:2], done])] == ["two"]
-    assert [job.title for job in updates._untold([done, *jobs[:2]])] == ["one", "two"], "it was lost after that"
+    assert [job.title for job in updates._untold([*jobs[:2], done], inf)] == ["two"]
+    assert [job.title for job in updates._untold([done, *jobs[:2]], inf)] == ["one", "two"], "it was lost after that"
 
 
 def test_what_a_job_says_stands_in_the_pane_of_its_button(service):
