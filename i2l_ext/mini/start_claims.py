@@ -92,9 +92,8 @@ EXPORTED = "i2L, equal norms"
 """The start that `i2l export` and the hooks make."""
 
 
-MEASURED = ("random, Kaiming", "i2L, Kaiming's norms", EXPORTED)
-WHOLE = Plan(MEASURED, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
-QUICK = Plan(MEASURED, (1e-3, 3e-3), 1, 2, 20, 20)
+WHOLE = Plan(tuple(STARTS), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
+QUICK = Plan(("random, Kaiming", EXPORTED), (1e-3, 3e-3), 1, 2, 20, 20)
 
 
 @dataclass(frozen=True)
