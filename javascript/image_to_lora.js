@@ -112,7 +112,7 @@
     }
 
     // The cards of the tray are drawn anew; a job that is asked for meanwhile waits for it.
-    window.imageToLoraTray = {redraw: () => queue(() => take([]))};
+    window.imageToLoraTray = {redraw: () => queue(() => take({paths: []}, "i2l_take", "#i2l_tray"))};
 
     // If the button is pressed while pictures are uploading, the job starts after the last of them.
     function afterUploads(button) {

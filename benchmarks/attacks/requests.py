@@ -23,7 +23,10 @@ from i2l_ext.webui.openapi import description
 from i2l_ext.webui.statuses import REFUSALS
 
 KNOWN = {*REFUSALS, 200, 202}
-ENGINE = ["sh", "-c", 'read line; echo \'{"event": "done", "result": []}\'']
+_ENGINE = """read line
+case "$line" in *'"kind": "library"'*) found='{"rows": [], "read": 0}' ;; *) found='[]' ;; esac
+echo '{"event": "done", "result": '"$found"'}'"""
+ENGINE = ["sh", "-c", _ENGINE]
 """Does nothing, and says that it is done: what is attacked is the interface, not the engine behind it."""
 
 
