@@ -238,7 +238,7 @@ GUARDS = (
     ),
     *_of(
         "i2l_ext/images.py", "test_crops",
-        ("a square beyond the picture", "if left + side > image.width or top + side > image.height:", "if False:",
+        ("a square beyond the picture", "if crop.box[2] > width or crop.box[3] > height:", "if False:",
          "beyond or made_up"),
     ),
     *_of(
