@@ -93,7 +93,7 @@ EXPORTED = "i2L, equal norms"
 
 
 WHOLE = Plan(tuple(STARTS), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
-QUICK = Plan(("random, Kaiming", EXPORTED), (1e-3, 3e-3), 1, 2, 20, 20)
+QUICK = Plan(("random, Kaiming", "i2L, Kaiming's norms", EXPORTED), (1e-3, 3e-3), 1, 2, 20, 20)
 
 
 @dataclass(frozen=True)

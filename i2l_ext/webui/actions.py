@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.engine.job import Job
 from i2l_ext.service.disk_errors import explain_disk_errors
 from i2l_ext.service.model_list import available_hubs, with_disk
 from i2l_ext.service.service import Service
@@ -33,6 +34,7 @@ ERRORS = ("make_error", "train_error", "inspect_error", "models_error", "library
 Said = Mapping[str, Any]
 Told = Mapping[str, Any]
 """New values by control."""
+Action = Callable[[Service, Said], Told]
 
 
 def acted_controls() -> list[str]:
@@ -58,6 +60,10 @@ def act(service: Service, text: str, *, opened_here: bool = False) -> Told:
         return {told: error_line(str(refused))}
 
 
+def _model(said: Said) -> str:
+    return str(said.get("model"))
+
+
 def offer_download(service: Service, model: str, pane: str, *, then_make: bool = False) -> Told:
     """The offer to download a model, in a pane."""
     row = with_disk(service.models.find(model))
@@ -68,7 +74,7 @@ def offer_download(service: Service, model: str, pane: str, *, then_make: bool =
 
 
 def _offer(service: Service, said: Said) -> Told:
-    return offer_download(service, str(said.get("model")), _pane(said))
+    return offer_download(service, _model(said), _pane(said))
 
 
 def _close_offer(service: Service, said: Said) -> Told:
@@ -77,7 +83,7 @@ def _close_offer(service: Service, said: Said) -> Told:
 
 def _fetch(service: Service, said: Said) -> Told:
     """Start a download; where a LoRA is to be made after it, the page then presses that button once more."""
-    model, pane = str(said.get("model")), _pane(said)
+    model, pane = _model(said), _pane(said)
     source = _field(said, "source")
     job = service.download(model, source[0] if source else "huggingface", agreed=model in _field(said, "agreed"))
     service.panes[job.id] = pane
@@ -85,10 +91,15 @@ def _fetch(service: Service, said: Said) -> Told:
     return {f"{pane}_offer": then}
 
 
-def _look_at_code(service: Service, said: Said) -> Told:
-    job = service.consents.look(str(said.get("model")))
-    service.panes[job.id] = _pane(said)
-    return {f"{_pane(said)}_offer": ""}
+def _begins(start: Callable[[Service, Said], Job]) -> Action:
+    """The action that starts a job, whose result takes the place of the pane's offer."""
+
+    def action(service: Service, said: Said) -> Told:
+        pane = _pane(said)
+        service.panes[start(service, said).id] = pane
+        return {f"{pane}_offer": ""}
+
+    return action
 
 
 def _agree(service: Service, said: Said) -> Told:
@@ -104,26 +115,8 @@ def _agree(service: Service, said: Said) -> Told:
     return {f"{pane}_offer": then}
 
 
-def _withdraw(service: Service, said: Said) -> Told:
-    job = service.consents.withdraw(str(said.get("model")))
-    service.panes[job.id] = _pane(said)
-    return {f"{_pane(said)}_offer": ""}
-
-
-def _plan_setup(service: Service, said: Said) -> Told:
-    job = service.consents.plan_setup()
-    service.panes[job.id] = _pane(said)
-    return {f"{_pane(said)}_offer": ""}
-
-
-def _set_up(service: Service, said: Said) -> Told:
-    job = service.consents.set_up()
-    service.panes[job.id] = _pane(said)
-    return {f"{_pane(said)}_offer": ""}
-
-
 def _verify(service: Service, said: Said) -> Told:
-    service.verify(str(said.get("model")))
+    service.verify(_model(said))
     return {}
 
 
@@ -153,12 +146,15 @@ def _choose(service: Service, said: Said) -> Told:
     return {name: gr.update(choices=files, value=file) for name in LORA_LISTS}
 
 
-ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Told], str | None]] = {
+ACTIONS: Mapping[str, tuple[Action, str | None]] = {
     "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
     "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), "train": (_train, "train_error"),
-    "look_at_code": (_look_at_code, None), "agree": (_agree, None), "withdraw": (_withdraw, None),
-    "plan_setup": (_plan_setup, None), "set_up": (_set_up, None), **LIBRARY_ACTIONS,
+    "look_at_code": (_begins(lambda service, said: service.consents.look(_model(said))), None),
+    "withdraw": (_begins(lambda service, said: service.consents.withdraw(_model(said))), None),
+    "plan_setup": (_begins(lambda service, said: service.consents.plan_setup()), None),
+    "set_up": (_begins(lambda service, said: service.consents.set_up()), None), "agree": (_agree, None),
+    **LIBRARY_ACTIONS,
 }  # fmt: skip
 """What a button says -> what is done, and the control that tells why not; None: that of the pane it names."""
 
