@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.operations.context import Context, Step
-from i2l_ext.templates.processes import supervised
+from i2l_ext.process_tree import supervised
 
 if TYPE_CHECKING:
     from i2l_ext.converters.trainers import Trainer

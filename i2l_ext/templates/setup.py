@@ -24,8 +24,8 @@ from typing import IO
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.locks import Lock
+from i2l_ext.process_tree import Tree, end_tree
 from i2l_ext.templates import child
-from i2l_ext.templates.processes import Tree, end_tree
 from i2l_ext.weights.compute import Callbacks
 
 VERSION = "2.1.12"

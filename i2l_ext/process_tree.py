@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+END_SECONDS = 10.0
+"""How long the killed are waited for: one that reads from a lost share dies only when the system lets it."""
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -42,7 +46,7 @@ class Tree:
                 self.seen[pid] = one.start
                 memory += one.resident
                 count += 1
-        self.seen = {pid: start for pid, start in self.seen.items() if pid in running}
+        self.seen = {pid: start for pid, start in self.seen.items() if pid in running and running[pid].start == start}
         return Usage(memory, count)
 
 
@@ -53,21 +57,23 @@ class _Process(NamedTuple):
 
 
 def _processes() -> dict[int, _Process]:
-    """Every process by its number, parents first (as far as numbers grow)."""
+    """Every process that runs by its number, parents first (as far as numbers grow). One that has ended and whose
+    parent has not asked for its end is none."""
     found: dict[int, _Process] = {}
     entries = [one for one in Path("/proc").iterdir() if one.name.isdigit()] if Path("/proc/self/stat").exists() else []
     for entry in sorted(entries, key=lambda one: int(one.name)):
         with suppress(OSError, ValueError, IndexError):
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            found[int(entry.name)] = _Process(int(fields[1]), fields[19], int(fields[21]) * PAGE)
+            if fields[0] not in "ZX":
+                found[int(entry.name)] = _Process(int(fields[1]), fields[19], int(fields[21]) * PAGE)
     return found
 
 
 def supervised(words: Sequence[str]) -> list[str]:
     """The command that runs ``words`` and ends them, with all that they start, as soon as its own stdin is closed, as
     it is when who started it has been killed."""
-    root = str(Path(__file__).resolve().parents[2])
-    start = f"import sys; sys.path.insert(0, {root!r}); from i2l_ext.templates.processes import supervise; supervise()"
+    root = str(Path(__file__).resolve().parents[1])
+    start = f"import sys; sys.path.insert(0, {root!r}); from i2l_ext.process_tree import supervise; supervise()"
     return [sys.executable, "-c", start, *words]
 
 
@@ -92,15 +98,26 @@ def supervise() -> None:
 
 
 def end_tree(process: subprocess.Popen[Any], tree: Tree) -> None:
-    """End the process and all that descend from it. In a process namespace the kernel does it with the first."""
+    """End the process and all that descend from it, and wait until they are gone (on Linux, END_SECONDS at most). In a
+    process namespace the kernel does it with the first."""
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False)
     else:
-        tree.measure()
+        end = time.monotonic() + END_SECONDS
+        left = tree.measure().processes
+        _kill(process.pid, tree)
+        while left and time.monotonic() < end:
+            time.sleep(0.01)
+            left = tree.measure().processes
+            _kill(process.pid, tree)  # one of them may just have started another
+    process.kill()
+    process.wait()
+
+
+def _kill(group: int, tree: Tree) -> None:
+    if sys.platform != "win32":
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
         for pid in tree.seen:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
