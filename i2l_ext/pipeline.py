@@ -375,7 +375,7 @@ class PhaseClock:
             try:
                 pair = lora.load(path)
             except OSError as error:  # else it would be taken for an error of the file that is being written
-                raise UserError(f"The weights cannot be read ({error.strerror or error}).") from error
+                raise UserError(f"The model files cannot be read ({error.strerror or error}).") from error
             self.seconds["decode"] += time.perf_counter() - start
             done.add(path)
             callbacks.progress(len(done) / len(lora))

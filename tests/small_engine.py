@@ -57,7 +57,7 @@ def fail(request, reporter):
 
 
 def refuse(request, reporter):
-    raise UserError("weights are missing: i2l models download", "weights_missing")
+    raise UserError("model files are missing: i2l models download", "weights_missing")
 
 
 def note(request, reporter):

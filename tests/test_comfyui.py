@@ -206,7 +206,10 @@ def test_auto_is_what_is_there(images, loras):
         ({"weights": "1 1 1"}, "one weight for each picture"),
         ({"weights": "1 0"}, "greater than 0"),
         ({"name": "a/b"}, "for example a-b"),
-        ({"model": "z-image-style"}, r'z-image-style: weights are missing.* Here the node "i2L models" downloads it\.'),
+        (
+            {"model": "z-image-style"},
+            r'z-image-style: model files are missing.* Here the node "i2L models" downloads it\.',
+        ),
     ],
 )
 def test_a_wrong_input_is_one_line(images, loras, wrong, said):
@@ -285,7 +288,7 @@ def test_an_interrupt_is_heeded_within_a_second(comfy):
     [
         ("fail", "not enough of it. Memory ran out"),
         ("die", "stopped from outside"),
-        ("refuse", "weights are missing"),
+        ("refuse", "model files are missing"),
     ],
 )
 def test_a_job_that_fails_says_why_in_one_line(comfy, kind, said):

@@ -86,7 +86,8 @@ def test_the_commands_run_in_their_order(page, folder, tmp_path, monkeypatch, ca
     monkeypatch.setenv("I2L_MODELS", str(tmp_path / "models"))
     for number, lines in enumerate(blocks(page)):
         monkeypatch.chdir(shutil.copytree(folder, tmp_path / str(number)))
-        for words in lines:
+        for line, words in enumerate(lines):
+            words = [f"{line}/" if word == "OUT/" else word for word in words]
             assert main(words) == 0, (words, capsys.readouterr().err)
 
 

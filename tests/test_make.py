@@ -276,7 +276,7 @@ def test_a_disk_that_fails_while_the_file_is_written(make, tmp_path, monkeypatch
 
     monkeypatch.setattr("i2l_ext.decoder.decode._Workers.make", fail)
     code, err = make()
-    assert code == 1 and "weights cannot be read (Input/output error)" in err and "Cannot write" not in err
+    assert code == 1 and "model files cannot be read (Input/output error)" in err and "Cannot write" not in err
     assert not list((tmp_path / "Lora").glob("**/*"))
 
 

@@ -113,7 +113,7 @@ def test_a_failure_shows_its_words_and_a_hint(queue):
 
 def test_a_refusal_is_one_line(queue):
     job = queue.wait(queue.submit("refuse", "Refuse", {}).id, 20)
-    assert (job.state, job.error) == ("failed", "weights are missing: i2l models download")
+    assert (job.state, job.error) == ("failed", "model files are missing: i2l models download")
     assert job.tail == [] and "Models" in job.hint and job.code == "weights_missing"
 
 

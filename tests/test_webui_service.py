@@ -87,7 +87,7 @@ def test_a_repair_by_an_export(service, made):
 
 def test_what_needs_no_mending(service, made):
     job = service.queue.wait(service.repair(made.id, "forge-neo").id, 300)
-    assert job.state == "failed" and job.error.startswith("There is nothing to mend")
+    assert job.state == "failed" and job.error.startswith("There is nothing to repair")
     for id in ("", "0" * 16):
         with pytest.raises(UserError):
             service.repair(id, "musubi-tuner")

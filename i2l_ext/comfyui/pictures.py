@@ -42,7 +42,7 @@ def _pngs(images: Sequence[torch.Tensor]) -> Iterator[bytes]:
                 f"Picture {number} has the shape {list(pixels.shape)}. Connect an image of 1 to 4 channels."
             )
         if not torch.isfinite(pixels).all():
-            raise UserError(f"Picture {number} has values that are no numbers. Mend what makes it.")
+            raise UserError(f"Picture {number} has values that are no numbers. Put right what makes it.")
         levels = (pixels.float().clamp(0, 1) * 255).round().byte().cpu().contiguous().numpy()
         stream = io.BytesIO()
         Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(stream, "PNG", compress_level=1)

@@ -192,19 +192,19 @@ def discard_lines(result: DiscardResult) -> list[str]:
 
 COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     "inspect": (
-        requests.InspectRequest, "what a LoRA file is: model, dialect, ranks, values, maker", inspection_lines
+        requests.InspectRequest, "what a LoRA file is: model, key format, ranks, values, maker", inspection_lines
     ),
     "check": (requests.CheckRequest, "who loads a LoRA file, who does not, and what repairs it", check_lines),
-    "convert": (requests.ConvertRequest, "write a LoRA in another dialect", write_lines),
+    "convert": (requests.ConvertRequest, "write a LoRA in another key format", write_lines),
     "rank": (
         requests.RankRequest, "change the rank: the nearest LoRA of a lower one, or room to learn", write_lines
     ),
     "merge": (requests.MergeRequest, "one LoRA from several, each with a weight", write_lines),
     "export": (
-        requests.ExportRequest, "a head start for a training run: init file, command, self-check", export_lines
+        requests.ExportRequest, "a start folder for a training run: start file, command or configuration, read-me", export_lines
     ),
     "run": (requests.RunRequest, "run a trainer from a start folder, and take the LoRA that it makes", run_lines),
-    "library": (requests.LibraryRequest, "the LoRAs of folders: model, rank, dialect, who loads each", library_lines),
+    "library": (requests.LibraryRequest, "the LoRAs of folders: model, rank, key format, who loads each", library_lines),
     "discard": (requests.DiscardRequest, "move LoRAs with their previews into the trash", discard_lines),
 }  # fmt: skip
 """Command -> its request, its help, and its result for a person."""

@@ -233,4 +233,4 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}")
-        raise UserError(f"Cannot write to {folder} ({reason}). Mend that, or choose another folder.") from error
+        raise UserError(f"Cannot write to {folder} ({reason}). Put that right, or choose another folder.") from error

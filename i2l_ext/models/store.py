@@ -277,12 +277,12 @@ def require(model: I2LModel, folders: Folders | None = None) -> dict[str, list[P
     found = {part.id: locate(part, folders) for part in model.parts}
     missing = [part for part in model.parts if found[part.id] is None]
     if any(part.repo is None for part in missing):
-        raise UserError(f"{model.name}: its weights belong to this program but are not there. Install it again.")
+        raise UserError(f"{model.name}: its model files belong to this program but are not there. Install it again.")
     if missing:
         parts = ", ".join(f"{part.id} ({gigabytes(part.nbytes)})" for part in missing)
         size = gigabytes(sum(part.nbytes for part in missing))
         advice = f"Download them with: i2l models download {model.name}. To try it out without: --model mini."
-        raise UserError(f"{model.name}: weights are missing: {parts}; {size} in all. {advice}", "weights_missing")
+        raise UserError(f"{model.name}: model files are missing: {parts}; {size} in all. {advice}", "weights_missing")
     return {id: paths for id, paths in found.items() if paths is not None}
 
 

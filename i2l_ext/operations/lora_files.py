@@ -280,7 +280,7 @@ def repair_lora(request: requests.RepairRequest, context: Context) -> RepairResu
     verdict = next((one for one in found.verdicts if one.consumer.id == request.consumer), None)
     advised = repair_of(request.file, verdict) if verdict else None
     if advised is None:
-        raise UserError("There is nothing to mend: that program loads it as it is, or cannot run it at all.")
+        raise UserError("There is nothing to repair: that program loads it as it is, or cannot run it at all.")
     target = request.folder if isinstance(advised, requests.ExportRequest) else request.output
     result = REPAIRS[advised.kind](replace(advised, output=target), context)  # type: ignore[type-var]
     return RepairResult(advised.kind, request.consumer, target, result)

@@ -55,7 +55,7 @@ def _rank(help: str) -> int | None:
 
 @dataclass(frozen=True)
 class InspectRequest(Request):
-    """What a LoRA file is: model, dialect, ranks, values, maker. ``header``: the values are not read."""
+    """What a LoRA file is: model, key format, ranks, values, maker. ``header``: the values are not read."""
 
     kind: ClassVar[str] = "inspect"
 
@@ -87,12 +87,12 @@ class RankCurveRequest(Request):
 
 @dataclass(frozen=True)
 class ConvertRequest(Request):
-    """Write a LoRA in another dialect."""
+    """Write a LoRA in another key format."""
 
     kind: ClassVar[str] = "convert"
 
     file: Path = _file(ONE_OR_ALL)
-    dialect: str = _dialect(f"dialect, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
+    dialect: str = _dialect(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     rank: int | None = _rank(
@@ -119,7 +119,7 @@ class RankRequest(Request):
     per_module: bool = option("each module its own rank, for the same size or share", False)
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows where the rank grows", 0, minimum=0)
-    dialect: str | None = _dialect("dialect; that of the (first) file unless given")
+    dialect: str | None = _dialect("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("fp32")
@@ -147,7 +147,7 @@ class MergeRequest(Request):
         "such as a.safetensors:0.7 b.safetensors:0.3", flags=(), metavar="FILE[:WEIGHT]", local=True
     )
     rank: int | None = _rank("bring the result to this rank; else the ranks add up")
-    dialect: str | None = _dialect("dialect; that of the (first) file unless given")
+    dialect: str | None = _dialect("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the files where the weights lose no digit, else fp32")
@@ -158,7 +158,7 @@ class MergeRequest(Request):
 
 @dataclass(frozen=True)
 class ExportRequest(Request):
-    """Write a start folder for a training run: init file, command or configuration, self-check."""
+    """Write a start folder for a training run: start file, command or configuration, self-check."""
 
     kind: ClassVar[str] = "export"
 

@@ -167,7 +167,7 @@ class Library:
         wanted = [file for file in files if file in mends]
         if files and not wanted:
             raise UserError(
-                "There is nothing to mend: that program loads these as they are, or cannot run them at all."
+                "There is nothing to repair: that program loads these as they are, or cannot run them at all."
             )
         folder = self._service.targets.start_folder
         return self._each(
