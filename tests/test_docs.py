@@ -87,8 +87,8 @@ def test_the_commands_run_in_their_order(page, folder, tmp_path, monkeypatch, ca
     for number, lines in enumerate(blocks(page)):
         monkeypatch.chdir(shutil.copytree(folder, tmp_path / str(number)))
         for line, words in enumerate(lines):
-            words = [f"{line}/" if word == "OUT/" else word for word in words]
-            assert main(words) == 0, (words, capsys.readouterr().err)
+            ours = [f"{line}/" if word == "OUT/" else word for word in words]
+            assert main(ours) == 0, (words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("page", FOR_USERS, ids=lambda page: page.name)

@@ -201,10 +201,12 @@ COMMANDS: dict[str, tuple[type[Request], str, Callable[[Any], list[str]]]] = {
     ),
     "merge": (requests.MergeRequest, "one LoRA from several, each with a weight", write_lines),
     "export": (
-        requests.ExportRequest, "a start folder for a training run: start file, command or configuration, read-me", export_lines
+        requests.ExportRequest, "a start folder for a training run: start file, command, read-me", export_lines
     ),
     "run": (requests.RunRequest, "run a trainer from a start folder, and take the LoRA that it makes", run_lines),
-    "library": (requests.LibraryRequest, "the LoRAs of folders: model, rank, key format, who loads each", library_lines),
+    "library": (
+        requests.LibraryRequest, "the LoRAs of folders: model, rank, key format, who loads each", library_lines
+    ),
     "discard": (requests.DiscardRequest, "move LoRAs with their previews into the trash", discard_lines),
 }  # fmt: skip
 """Command -> its request, its help, and its result for a person."""
