@@ -12,5 +12,5 @@ MINI = qwen_image(
     latent=48,
     text=32,
     condition=16,
-    caution="Test LoRA: only `i2l draw` can use it. Programs for Qwen-Image know its names, not its sizes.",
+    caution="Test LoRA: only `i2l draw` can use it.",
 )
