@@ -1,35 +1,71 @@
 """A row of docs/trainers.md: python benchmarks/trainers.py TRAINER FAMILY [--checkout FOLDER].
 
 A small random model of the real class, a start folder as `i2l export` writes it, and the trainer's own code: load the
-LoRA, compare it at step 0, save it, train it (or change it), resume. For musubi-tuner: with its own Python, and
---checkout names its folder. DiffSynth-Studio and diffusers are taken from the environment.
+LoRA, compare it at step 0, save it, train it (or change it), resume. DiffSynth-Studio and diffusers are taken from the
+environment; of any other --checkout names the folder. What a checkout imports and this Python lacks is stood in for by
+modules whose every name does nothing; the row tells which ("stood in").
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import inspect
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 
 from i2l_ext.converters import Lora
+from i2l_ext.converters import trainers as exported
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, Architecture, z_image
 from i2l_ext.converters.architectures.flux2 import flux2
 from i2l_ext.converters.export import StartFolder, export
+from i2l_ext.converters.fusing import fuse
 
 Delta = Callable[[str], torch.Tensor]
 """The update of a module, by its path."""
+Build = Callable[[], torch.nn.Module]
+"""Makes the small random model."""
 
 
-def small(family: str) -> tuple[Architecture, Callable[[], torch.nn.Module]]:
+class StandIns:
+    """An importer, the last one, for packages that a file of ``checkout`` imports and that are not here."""
+
+    def __init__(self, checkout: Path) -> None:
+        self.checkout, self.names = str(checkout.resolve()), set[str]()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        root, frame = name.partition(".")[0], sys._getframe(1)
+        while frame.f_back and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        asked = frame.f_code.co_filename.startswith(self.checkout)
+        if root.startswith("_") or (
+            root not in self.names and (root != name or not asked or (Path(self.checkout) / root).exists())
+        ):
+            return None
+        self.names.add(root)
+        return importlib.util.spec_from_loader(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> ModuleType:
+        module = MagicMock(name=spec.name)
+        module.__spec__, module.__path__ = spec, []
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def small(family: str) -> tuple[Architecture, Build]:
     """A small architecture of a family, known to the converters, and what builds its model."""
     import diffusers
 
@@ -92,7 +128,7 @@ def worst(lora: Lora, delta: Delta) -> float:
 
 def strength(lora: Lora, file: Path) -> float:
     """The least share of an update that a saved file has."""
-    saved = Lora.read(file)
+    saved = fuse(Lora.read(file)) if lora.arch is not ARCHITECTURES[lora.arch.id] else Lora.read(file)
     return min(float((saved.delta(p) * lora.delta(p)).sum() / lora.delta(p).square().sum()) for p in lora)
 
 
@@ -103,7 +139,7 @@ def change(parameters: Iterator[tuple[str, torch.Tensor]], mark: str) -> None:
                 value.mul_(3)
 
 
-def diffsynth(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolder, _: Path) -> dict[str, Any]:
+def diffsynth(lora: Lora, build: Build, told: StartFolder, _: Path) -> dict[str, Any]:
     """Its targets, loader, mapping and saving; resumed: its own file as --lora_checkpoint."""
     from safetensors.torch import load_file, save_file
 
@@ -137,7 +173,7 @@ def diffsynth(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolde
     return {**row, "resumed": kept, "version": f"diffsynth {version('diffsynth')}"}
 
 
-def diffusers(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolder, _: Path) -> dict[str, Any]:
+def diffusers(lora: Lora, build: Build, told: StartFolder, _: Path) -> dict[str, Any]:
     """start.py; saving and resuming as its training scripts do."""
     import diffusers as library
     from diffusers.utils import convert_unet_state_dict_to_peft
@@ -163,7 +199,171 @@ def diffusers(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolde
     return {**row, "resumed": kept, "version": f"diffusers {version('diffusers')}, peft {version('peft')}"}
 
 
-def musubi(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolder, checkout: Path) -> dict[str, Any]:
+def ai_toolkit(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
+    """Its NetworkConfig from config.yaml, its network over its own model class, its loading and saving. The order is
+    that of BaseSDTrainProcess; a resumed run loads the newest file of its name by the same `load_weights`."""
+    sys.path.insert(0, str(checkout))
+    import diffusers.pipelines.ltx2.export_utils as videos
+    import yaml
+
+    vars(videos).setdefault("encode_video", None)  # its video models want a name of a later diffusers
+    from toolkit.config_modules import ModelConfig, NetworkConfig
+    from toolkit.lora_special import LoRASpecialNetwork
+    from toolkit.util.get_model import get_model_class
+
+    folder = Path(told.folder)
+    process = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["config"]["process"][0]
+    options, model = NetworkConfig(**process["network"]), ModelConfig(**process["model"])
+    sd = get_model_class(model)("cpu", model)
+
+    def start(file: str | Path) -> Any:
+        unet = build()
+        network = LoRASpecialNetwork(
+            text_encoder=None, unet=unet, lora_dim=options.linear, multiplier=1.0, alpha=options.linear_alpha,
+            train_unet=True, train_text_encoder=False, network_config=options, network_type=options.type,
+            transformer_only=options.transformer_only, is_transformer=sd.is_transformer, base_model=sd,
+            target_lin_modules=sd.target_lora_modules, **options.network_kwargs,
+        )  # fmt: skip
+        network.force_to("cpu", dtype=torch.float32)
+        network._update_torch_multiplier()
+        network.apply_to(None, unet, False, True)
+        network.load_weights(str(file))
+        return network
+
+    network = start(options.pretrained_lora_path)
+    layers = {one.lora_name.replace("$$", ".").removeprefix("transformer."): one for one in network.get_all_modules()}
+
+    def delta(path: str) -> torch.Tensor:
+        return layers[path].scale * layers[path].lora_up.weight @ layers[path].lora_down.weight
+
+    row: dict[str, Any] = {"loads": True, "step 0": worst(lora, delta)}
+    network.save_weights(str(folder / "saved.safetensors"), dtype=torch.float32)
+    row["strength"] = strength(lora, folder / "saved.safetensors")
+    change(network.named_parameters(), "lora_up")
+    network.save_weights(str(folder / "trained.safetensors"), dtype=torch.float32)
+    pairs = zip(network.parameters(), start(folder / "trained.safetensors").parameters(), strict=True)
+    return {**row, "resumed": all(torch.equal(*pair) for pair in pairs), "version": checkout.name}
+
+
+def simpletuner(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
+    """Its model's `add_lora_adapter` with the written options, over its own class of the transformer; saved as its
+    hook saves, and resumed by `load_lora_weights`, which its hook calls for a checkpoint."""
+    sys.path.insert(0, str(checkout))
+    from peft.utils import get_peft_model_state_dict
+
+    stem, name = {"qwen-image": ("qwen_image", "QwenImage"), "z-image": ("z_image", "ZImage"),
+                  "flux2": ("flux2", "Flux2")}[lora.arch.family]  # fmt: skip
+    kind = getattr(importlib.import_module(f"simpletuner.helpers.models.{stem}.model"), name)
+    folder, known = Path(told.folder), inspect.signature(kind.MODEL_CLASS.__init__).parameters
+    sizes = {key: value for key, value in build().config.items() if key in known}
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    defaults = {"lora_dropout": 0.0, "lora_initialisation_style": True, "controlnet": False, "lora_format": None}
+
+    def start() -> tuple[Any, Any]:
+        wrapper = object.__new__(kind)
+        wrapper.config, wrapper.controlnet, wrapper.accelerator = SimpleNamespace(**defaults, **given), None, None
+        wrapper.unwrap_model = lambda model=None: model if model is not None else wrapper.model
+        wrapper.get_trained_component = lambda **_: wrapper.model
+        torch.manual_seed(0)
+        wrapper.model = kind.MODEL_CLASS(**sizes)
+        return wrapper, wrapper.add_lora_adapter()
+
+    wrapper, (unknown, missing) = start()
+    lost = [path for path in lora for key in missing if key.startswith(f"transformer.{path}.lora_")]
+    row = {"loads": not unknown and not lost, "step 0": worst(lora, of_peft(wrapper.model))}
+    wrapper.save_lora_weights(str(folder / "saved"), transformer_lora_layers=get_peft_model_state_dict(wrapper.model))
+    row["strength"] = strength(lora, next((folder / "saved").glob("*.safetensors")))
+    change(wrapper.model.named_parameters(), "lora_B")
+    trained = get_peft_model_state_dict(wrapper.model)
+    wrapper.save_lora_weights(str(folder / "trained"), transformer_lora_layers=trained)
+    again, _ = start()
+    again.load_lora_weights([again.model], str(folder / "trained"))
+    new = get_peft_model_state_dict(again.model)
+    return {**row, "resumed": all(torch.equal(value, new[key]) for key, value in trained.items())}
+
+
+def onetrainer(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
+    """Its TrainConfig, its loader and its LoRAModuleWrapper, in the order of its setup; its saver; and its backup,
+    which a run that goes on loads in the LoRA's place."""
+    sys.path.insert(0, str(checkout))
+    from modules.modelLoader.mixin.LoRALoaderMixin import LoRALoaderMixin
+    from modules.module.LoRAModule import LoRAModuleWrapper
+    from modules.util.config.TrainConfig import TrainConfig
+    from modules.util.enum.ModelFormat import ModelFormat
+    from modules.util.ModelNames import ModelNames
+
+    stem, name = {"qwen-image": ("qwen", "Qwen"), "z-image": ("zImage", "ZImage")}[lora.arch.family]
+    model_class = getattr(importlib.import_module(f"modules.model.{name}Model"), f"{name}Model")
+    saver = getattr(importlib.import_module(f"modules.modelSaver.{stem}.{name}LoRASaver"), f"{name}LoRASaver")()
+    folder = Path(told.folder)
+    config = TrainConfig.default_values().from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+    def start(file: str | Path) -> tuple[Any, Any]:
+        model = model_class(config.model_type)
+        model.transformer, model.text_encoder, model.train_config = build(), torch.nn.Module(), None
+        type("Loader", (LoRALoaderMixin,), {})()._load(model, ModelNames(lora=str(file)))
+        filters = config.layer_filter.split(",")
+        model.transformer_lora = LoRAModuleWrapper(model.transformer, "transformer", config, filters)
+        model.transformer_lora.load_state_dict(model.lora_state_dict)
+        model.lora_state_dict = None
+        model.transformer_lora.hook_to_module()
+        return model, model.transformer_lora.lora_modules
+
+    model, layers = start(config.lora_model_name)
+
+    def delta(path: str) -> torch.Tensor:
+        layer = layers[path]
+        return layer.alpha / layer.rank * layer.lora_up.weight @ layer.lora_down.weight
+
+    row: dict[str, Any] = {"loads": layers.keys() == lora.specs.keys(), "step 0": worst(lora, delta)}
+    saver.save(model, config.output_model_format, str(folder / "saved.safetensors"), torch.float32)
+    row["strength"] = strength(lora, folder / "saved.safetensors")
+    change(((key, value) for layer in layers.values() for key, value in layer.named_parameters()), "lora_up")
+    saver.save(model, ModelFormat.INTERNAL, str(folder / "backup"), None)
+    (folder / "backup/meta.json").write_text("{}")
+    kept, new = model.transformer_lora.state_dict(), start(folder / "backup")[0].transformer_lora.state_dict()
+    return {**row, "resumed": all(torch.equal(value, new[key]) for key, value in kept.items())}
+
+
+def diffusion_pipe(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
+    """`configure_adapter` and `load_adapter_weights` of its pipeline, and its Saver. DeepSpeed keeps its checkpoints,
+    so what is resumed is its own file as `init_from_existing`."""
+    sys.path.insert(0, str(checkout))
+    from models.qwen_image import QwenImagePipeline
+    from utils.saver import Saver
+
+    try:
+        import tomllib as toml
+    except ModuleNotFoundError:
+        import tomli as toml
+    folder = Path(told.folder)
+    given = toml.loads((folder / "config.toml").read_text(encoding="utf-8"))["adapter"]
+    adapter = {**given, "alpha": given["rank"], "dropout": 0.0, "dtype": torch.float32}
+
+    def start(existing: str | Path) -> Any:
+        pipe = object.__new__(QwenImagePipeline)
+        pipe.transformer = build()
+        pipe.configure_adapter(adapter)
+        pipe.load_adapter_weights(existing)
+        return pipe
+
+    def save(pipe: Any, name: str) -> Path:
+        grid = SimpleNamespace(get_data_parallel_rank=lambda: 0, get_pipe_parallel_rank=lambda: 0)
+        args, engine = SimpleNamespace(config=str(folder / "config.toml")), SimpleNamespace(grid=grid)
+        saver = Saver(args, {}, True, folder.parent / "output", pipe, None, engine, pipe.transformer)
+        saver.save_adapter(name)
+        return folder.parent / "output" / name
+
+    pipe = start(given["init_from_existing"])
+    row: dict[str, Any] = {"loads": True, "step 0": worst(lora, of_peft(pipe.transformer))}
+    row["strength"] = strength(lora, save(pipe, "saved") / "adapter_model.safetensors")
+    change(pipe.transformer.named_parameters(), "lora_B")
+    new = dict(start(save(pipe, "trained")).transformer.named_parameters())
+    kept = ((key, value) for key, value in pipe.transformer.named_parameters() if "lora_" in key)
+    return {**row, "resumed": all(torch.equal(value, new[key]) for key, value in kept)}
+
+
+def musubi(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
     """Its parser, `_build_network`, a step, `--resume` (accelerate's state, in its own order) and `save_weights`."""
     sys.path[:0] = [str(checkout / "src"), str(Path(__file__).resolve().parents[1] / "tests")]
     from importlib import import_module
@@ -172,7 +372,7 @@ def musubi(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolder, 
 
     from test_hooks import small as blocks
 
-    name = "qwen_image" if lora.arch.family == "qwen-image" else "zimage"
+    name = {"qwen-image": "qwen_image", "z-image": "zimage", "flux2": "flux_2"}[lora.arch.family]
     scripts = import_module(f"musubi_tuner.{name}_train_network")
     base = import_module("musubi_tuner.training.trainer_base")
     [trainer] = [one for one in vars(base).values() if isinstance(one, type) and hasattr(one, "_build_network")]
@@ -180,11 +380,11 @@ def musubi(lora: Lora, build: Callable[[], torch.nn.Module], told: StartFolder, 
     words = words[next(at for at, word in enumerate(words) if word.endswith("train_network.py")) + 1 :]
 
     def start(*more: str) -> tuple[Any, Any, Any]:
-        parser = getattr(scripts, f"{name}_setup_parser")(scripts.setup_parser_common())
+        parser = getattr(scripts, f"{name.replace('x_', 'x')}_setup_parser")(scripts.setup_parser_common())
         args = parser.parse_args([*words, *more])
         args.gradient_checkpointing = False
         accelerator = Accelerator(cpu=True)
-        unet = blocks(type(build()).__name__, lora.arch)
+        unet = build() if name == "flux_2" else blocks(type(build()).__name__, lora.arch)
         network = trainer._build_network(SimpleNamespace(), args, accelerator, unet, None, torch.float32)
         network, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), lr=1e-3))
         trainer.resume_from_local_or_hf_if_specified(SimpleNamespace(), accelerator, args)
@@ -220,10 +420,26 @@ def commands(told: StartFolder) -> list[list[str]]:
 @contextmanager
 def started(trainer: str, lora: Lora) -> Iterator[StartFolder]:
     with tempfile.TemporaryDirectory() as folder:
-        yield export(lora, trainer, 5, Path(folder) / "start", stem="style")
+        yield export(lora, trainer, 9, Path(folder) / "start", stem="style")
 
 
-TRAINERS = {"musubi-tuner": musubi, "diffsynth": diffsynth, "diffusers": diffusers}
+def first_implementation(trainer: str, checkout: Path) -> torch.nn.Module:
+    """The trainer's own class of FLUX.2, as small as that of `small`."""
+    package = "musubi_tuner.flux_2.flux2_models"
+    if trainer == "ai-toolkit":
+        package = "extensions_built_in.diffusion_models.flux2.src.model"
+    sys.path[:0] = [str(checkout), str(checkout / "src")]
+    models = importlib.import_module(package)
+    sizes = {"in_channels": 16, "context_in_dim": 96, "hidden_size": 128, "num_heads": 4, "depth": 2,
+             "depth_single_blocks": 2, "axes_dim": [8, 8, 8, 8], "use_guidance_embed": False}  # fmt: skip
+    torch.manual_seed(0)
+    return models.Flux2(models.Flux2Params(**sizes))
+
+
+TRAINERS = {
+    "musubi-tuner": musubi, "ai-toolkit": ai_toolkit, "diffsynth": diffsynth, "diffusers": diffusers,
+    "simpletuner": simpletuner, "onetrainer": onetrainer, "diffusion-pipe": diffusion_pipe,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -232,10 +448,16 @@ def main() -> None:
     parser.add_argument("family", choices=("qwen-image", "z-image", "flux2"))
     parser.add_argument("--checkout", type=Path, default=Path())
     args = parser.parse_args()
+    stood_in = StandIns(args.checkout)
     arch, build = small(args.family)
     lora = style(arch)
     with started(args.trainer, lora) as told:
-        print(json.dumps(TRAINERS[args.trainer](lora, build, told, args.checkout)))
+        if args.checkout != Path():
+            sys.meta_path.append(stood_in)
+        if exported.TRAINERS[args.trainer].models[args.family].fused:
+            lora, build = fuse(lora), partial(first_implementation, args.trainer, args.checkout)
+        row = TRAINERS[args.trainer](lora, build, told, args.checkout)
+        print(json.dumps({**row, "stood in": sorted(stood_in.names)}))
 
 
 if __name__ == "__main__":

@@ -45,18 +45,19 @@ DIALECTS: dict[str, Dialect] = {
         Dialect("kohya", "lora_unet_", *_KOHYA, dotted=False, readers="musubi-tuner, sd-scripts, ComfyUI"),
         Dialect("diffusers", "transformer.", *_PEFT, readers="diffusers, PEFT, ai-toolkit, Forge Neo, ComfyUI"),
         Dialect("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight", readers="DiffSynth-Studio"),
+        Dialect("webui-fused", "diffusion_model.", *_PEFT, native=True, readers="ai-toolkit for FLUX.2, ComfyUI"),
         Dialect(
             "kohya-fused",
             "lora_unet_",
             *_KOHYA,
             dotted=False,
             native=True,
-            readers="Forge Neo for Z-Image, where plain kohya is refused",
+            readers="musubi-tuner for FLUX.2, Forge Neo for Z-Image, where plain kohya is refused",
         ),
     )
 }
-"""By name, those that are written. ``kohya-fused`` differs from ``kohya`` for Z-Image only, whose q, k and v it writes
-as one layer."""
+"""By name, those that are written. The two ``-fused`` differ from those without it for Z-Image, FLUX.1 and FLUX.2 only,
+whose q, k and v they write as one layer."""
 DEFAULT = "webui"
 
 VARIANTS: tuple[Dialect, ...] = (

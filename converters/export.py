@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import atomic, files, keys
+from .dialects import DIALECTS
 from .errors import UserError
+from .fusing import fuse
 from .lora import Lora
 from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
@@ -41,8 +43,8 @@ class StartFolder:
     ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
     command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
     run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
-    the base model -> where it was found; ``downloads``: whether the trainer fetches what was not. ``modules``: in the
-    LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
+    the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what was not. ``dialect``: of the
+    LoRA's keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
     without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
     the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
@@ -71,6 +73,7 @@ class StartFolder:
     caption: str = ""
     bases: dict[str, str] = field(default_factory=dict)
     downloads: bool = True
+    dialect: str = ""
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -80,7 +83,7 @@ class StartFolder:
 def export(
     lora: Lora,
     trainer_id: str,
-    rank: int,
+    rank: int | None,
     folder: Path,
     *,
     stem: str = "lora",
@@ -94,7 +97,9 @@ def export(
     progress: Callable[[float], None] = lambda share: None,
     begin_saving: Callable[[], None] = lambda: None,
 ) -> StartFolder:
-    """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``. See `TRAINERS` for the ids.
+    """Write into ``folder`` what the trainer needs to train on from ``lora`` at ``rank``; None: the rank at which
+    nothing is lost, the LoRA's, or where the trainer has q, k and v as one layer, the sum of theirs. See `TRAINERS` for
+    the ids.
 
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
@@ -112,6 +117,10 @@ def export(
     support = trainer.models.get(lora.arch.family)
     if support is None:
         raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
+    dialect = trainer.dialect_for(lora.arch)
+    if support.fused:
+        lora = fuse(lora)
+    rank = lora.rank if rank is None else rank
     trainable = {*modules_matching(lora.arch, support.trainable)}
     by_default = modules_matching(lora.arch, support.default)
     exported = [path for path in lora if path in trainable]
@@ -141,11 +150,11 @@ def export(
         "rank_seed": str(seed),
         "fresh_rows": trainer.fresh_rows,
     }
-    metadata = updated_metadata(init, trainer.dialect, path.stem, **fields)
+    metadata = updated_metadata(init, dialect, path.stem, **fields)
     with _atomic_folder(folder, overwrite) as temp:
-        init.save(temp / path.name, trainer.dialect, metadata=metadata, progress=lambda share: progress(share / 2))
+        init.save(temp / path.name, dialect, metadata=metadata, progress=lambda share: progress(share / 2))
         error = self_check(
-            temp / path.name, trainer, lora, init, resizer.singular_values, lambda share: progress((1 + share) / 2)
+            temp / path.name, dialect, lora, init, resizer.singular_values, lambda share: progress((1 + share) / 2)
         )
         written = StartFolder(
             trainer=trainer.id,
@@ -169,7 +178,12 @@ def export(
             pictures=len(data.names),
             caption=caption,
             downloads=trainer.downloads,
-            bases={part: str(found) for part, found in start.bases.items()},
+            dialect=dialect,
+            bases={
+                part: str(found)
+                for part, found in start.bases.items()
+                if any(f"{found.as_posix()}{mark}" in text for text in texts.values() for mark in "'\"")
+            },
         )
         if pictures:
             _write_pictures(temp / data.folder.name, pictures, caption if trainer.captions else None)
@@ -261,28 +275,30 @@ def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
 
 def self_check(
     path: Path,
-    trainer: Trainer,
+    dialect: str,
     lora: Lora,
     init: Lora,
     values: Mapping[str, torch.Tensor],
     progress: Callable[[float], None] = lambda share: None,
 ) -> float:
-    """Read the written file back and compare it with ``lora``, of which it was made, and ``init``, its resized form.
+    """Read the file written in ``dialect`` back and compare it with ``lora``, of which it was made, and ``init``, its
+    resized form, both in the same layers.
 
     ``values``: singular values of ``lora`` by module path. ``progress``: told after each module what share is done.
     Returns the largest relative error of an update, beyond
     that of the lower rank. Raises UserError where keys, ranks, dtypes, scales or updates are wrong, or a rank could
     not learn.
     """
-    written, worst = Lora.read(path), 0.0
+    read, worst = Lora.read(path), 0.0
+    written = fuse(read) if DIALECTS[dialect].native else read
     problems = []
-    if written.read_from.reading.dialect != trainer.dialect:
-        problems.append(f"its key format is {written.read_from.reading.dialect}")
+    if read.read_from.reading.dialect != dialect:
+        problems.append(f"its key format is {read.read_from.reading.dialect}")
     if written.specs.keys() != init.specs.keys():
         problems.append("it has other modules than it should")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
         problems.append("it has other ranks or dtypes than it should")
-    if any(scale != 1 for scale in written.read_from.scales.values()):
+    if any(scale != 1 for scale in read.read_from.scales.values()):
         problems.append("its alpha is not its rank")
     for number, module in enumerate(written if not problems else (), 1):
         with one_thread():
@@ -342,7 +358,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         "",
         *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
-        f"{trainer.dialect} keys.",
+        f"{written.dialect} keys.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
         f"Pictures: {written.pictures} in `{Path(written.dataset).name}/`, whole and upright; each has {words}{how}."
         if written.pictures

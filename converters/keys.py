@@ -15,7 +15,7 @@ from .architectures import ARCHITECTURES, Architecture
 from .dialects import DIALECTS, OTHER_MODELS, TEXT_ENCODER, UNSUPPORTED, VARIANTS
 from .errors import UserError
 from .key_parts import KeyParts, split_key, stems, without_wrapper
-from .spellings import Spelling, spelling_of
+from .spellings import NativeLayer, Spelling, native_layers, spelling_of
 from .text_encoders import describe_text_encoder
 
 Shape = tuple[int, ...]
@@ -97,15 +97,19 @@ _UP = re.compile(r"(?<=_)B\b|(?<=[._])up\b")
 _DOWN = {"B": "A", "up": "down"}
 
 
-def module_path(name: str, arch: Architecture) -> str | None:
+def module_path(name: str, arch: Architecture, *, fused: bool = False) -> str | None:
     """The path of the module that a program calls ``name``: with dots or underscores, with any known prefix.
 
-    None where there is no such module, or where the name is a fused layer's.
+    ``fused``: the path in `Architecture.fused`. None where there is no such module there, such as a fused layer among
+    ours, or a part of one among those of the first implementation.
     """
     for _, stem in stems(without_wrapper(name)):
-        spelling = spelling_of(arch.id, stem)
-        if spelling and len(spelling.targets) == 1:
-            return spelling.targets[0][0]
+        if spelling := spelling_of(arch.id, stem):
+            paths = tuple(path for path, _ in spelling.targets)
+            layer = native_layers(arch.id).get(paths[0], NativeLayer(paths[0], paths[:1]))
+            named = {layer.paths: layer.name} if fused else {paths[:1]: paths[0]}
+            if paths in named:
+                return named[paths]
     return None
 
 

@@ -302,26 +302,28 @@ def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
             yield _LayerWriter(layer.name, spec, shape, partial(lora.load, path), partial(raw, path) if raw else None)
         elif layer.name not in done:
             done.add(layer.name)
-            yield _fused(lora, layer)
+            fused, load = fused_factors(lora, layer.paths)
+            yield _LayerWriter(layer.name, fused, lora.arch.fused.modules[layer.name].shape, load)
 
 
-def _fused(lora: Lora, layer: spellings.NativeLayer) -> _LayerWriter:
-    """Several modules as the rows of one layer. If all have the same down factor, the layer has it too, at the same
-    rank. Otherwise its factors hold theirs block by block, which is exact as well."""
+def fused_factors(lora: Lora, paths: Sequence[str]) -> tuple[FactorSpec, Callable[[], Pair]]:
+    """Several modules as the rows of one layer, in this order: what its factors are, and what makes them. A module that
+    the LoRA lacks has zeros. If all have the same down factor, the layer has it too, at the same rank. Otherwise its
+    factors hold theirs block by block, which is exact as well."""
     import torch
 
-    specs = [lora.specs[path] for path in layer.paths if path in lora.specs]
-    heights = [lora.arch.modules[path].shape[0] for path in layer.paths]
+    specs = [lora.specs[path] for path in paths if path in lora.specs]
+    heights = [lora.arch.modules[path].shape[0] for path in paths]
     dtypes = {spec.dtype for spec in specs}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
     shared = len({spec.rank for spec in specs}) == 1
-    if shared:
-        downs = [lora.load(path)[0] for path in layer.paths if path in lora.specs]
+    if shared and len(specs) > 1:
+        downs = [lora.load(path)[0] for path in paths if path in lora.specs]
         shared = all(torch.equal(down, downs[0]) for down in downs)
     rank = specs[0].rank if shared else sum(spec.rank for spec in specs)
 
     def load() -> Pair:
-        pairs = [lora.load(path) if path in lora.specs else None for path in layer.paths]
+        pairs = [lora.load(path) if path in lora.specs else None for path in paths]
         made = [(down.to(files.torch_dtype(dtype)), up) for down, up in filter(None, pairs)]
         down = made[0][0] if shared else torch.cat([down for down, _ in made])
         up, row, column = down.new_zeros(sum(heights), rank), 0, 0
@@ -333,9 +335,7 @@ def _fused(lora: Lora, layer: spellings.NativeLayer) -> _LayerWriter:
             row += height
         return down, up
 
-    return _LayerWriter(
-        layer.name, FactorSpec(rank, dtype), (sum(heights), lora.arch.modules[layer.paths[0]].shape[1]), load
-    )
+    return FactorSpec(rank, dtype), load
 
 
 @dataclass

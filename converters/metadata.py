@@ -16,7 +16,9 @@ every program sees them; diffusers refuses a file whose header tells others."""
 STALE = (*UNTRUE, "i2l.request")
 """Keys that are dropped from a file's metadata for a file made of it: also the digest of the options that made it."""
 
-MODULES = {"qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage"}
+MODULES = {
+    "qwen-image": "networks.lora_qwen_image", "z-image": "networks.lora_zimage", "flux2": "networks.lora_flux_2",
+}  # fmt: skip
 """musubi-tuner's network module, by family: what ``ss_network_module`` names in its files."""
 
 BASE_VERSIONS = {

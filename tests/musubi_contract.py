@@ -12,8 +12,16 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-BLOCKS = {"lora_qwen_image": "QwenImageTransformerBlock", "lora_zimage": "ZImageTransformerBlock"}
-EXCLUDED = {"lora_qwen_image": r".*(_mod_).*", "lora_zimage": r".*(_modulation|_refiner).*"}
+BLOCKS = {
+    "lora_qwen_image": ("QwenImageTransformerBlock",),
+    "lora_zimage": ("ZImageTransformerBlock",),
+    "lora_flux_2": ("DoubleStreamBlock", "SingleStreamBlock"),
+}
+EXCLUDED = {
+    "lora_qwen_image": r".*(_mod_).*",
+    "lora_zimage": r".*(_modulation|_refiner).*",
+    "lora_flux_2": r".*(norm).*",
+}
 
 
 class Module(torch.nn.Module):
@@ -39,7 +47,7 @@ class Network(torch.nn.Module):
         super().__init__()
         self.unet_loras = []
         for name, block in unet.named_modules():
-            if type(block).__name__ != BLOCKS[kind]:
+            if type(block).__name__ not in BLOCKS[kind]:
                 continue
             for child, layer in block.named_modules():
                 whole = f"{name}.{child}"
@@ -80,7 +88,7 @@ PATHS = dict.fromkeys(
 )
 CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
-    "timestep_sampling": ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr"),
+    "timestep_sampling": ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "flux2_shift", "qwen_shift", "logsnr"),
     "weighting_scheme": ("logit_normal", "mode", "cosmap", "sigma_sqrt", "none"),
 }
 NUMBERS = dict.fromkeys(
@@ -93,7 +101,7 @@ def parser(script):
     """What a script of musubi-tuner reads its arguments with, as far as we give them, by its file name."""
     made = argparse.ArgumentParser(allow_abbrev=False)
     made.add_argument("--dataset_config", type=Path)
-    if script.startswith("qwen_image"):
+    if script.startswith(("qwen_image", "flux_2")):
         made.add_argument("--model_version")
     options = PATHS | NUMBERS | {"optimizer_type": str}
     if not script.endswith("train_network.py"):

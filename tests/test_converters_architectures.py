@@ -173,7 +173,8 @@ def test_qwen_images_fused_projections():
 
 
 @pytest.mark.parametrize("arch", FLUX_LIKE, ids=lambda arch: arch.id)
-def test_convert_flux(tmp_path, arch):
+@pytest.mark.parametrize("dialect", ["kohya-fused", "webui-fused"])
+def test_convert_flux(tmp_path, arch, dialect):
     """From the first implementation's names to ours and back: the same update."""
     from i2l_ext.converters import Lora
 
@@ -185,10 +186,10 @@ def test_convert_flux(tmp_path, arch):
         pairs[path] = (torch.randn(2, d_in, generator=made), torch.randn(d_out, 2, generator=made))
     first = Lora.of(arch, pairs)
     first.save(tmp_path / "webui", "webui")
-    Lora.read(tmp_path / "webui").save(tmp_path / "native", "kohya-fused")
+    Lora.read(tmp_path / "webui").save(tmp_path / "native", dialect)
     again = Lora.read(tmp_path / "native")
     assert again.arch is arch and list(again) == list(first)
-    assert again.read_from.reading.dialect == "kohya-fused"
+    assert again.read_from.reading.dialect == dialect
     probe = {path: torch.randn(arch.modules[path].shape[1], generator=made) for path in paths}
     for path in paths:
         down, up = first[path]

@@ -16,6 +16,8 @@ import i2l_ext.hooks.ai_toolkit
 import i2l_ext.hooks.peft
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
+from i2l_ext.converters.fusing import fuse
+from i2l_ext.converters.rank import resize
 from i2l_ext.hooks import musubi
 from i2l_ext.hooks.network import initialize_network, kohya_modules
 from musubi_contract import Module, metadata_of_a_run, network_module
@@ -27,13 +29,15 @@ from test_trainers import near, style
 def small(cls="QwenImageTransformer2DModel", arch=MINI):
     """The modules of an architecture, in classes of the names that musubi looks for."""
     model = type(cls, (torch.nn.Module,), {})()
+    blocks = {"double_blocks": "DoubleStreamBlock", "single_blocks": "SingleStreamBlock"}
     block_class = "QwenImageTransformerBlock" if cls.startswith("Qwen") else "ZImageTransformerBlock"
     for path, module in arch.modules.items():
         parent, parts = model, path.split(".")
         for depth, part in enumerate(parts[:-1]):
             if part not in parent._modules:
                 is_block = module.stack is not None and depth == len(module.stack.split("."))
-                made = type(block_class, (torch.nn.Module,), {})() if is_block else torch.nn.Module()
+                kind = blocks.get(module.stack, block_class)
+                made = type(kind, (torch.nn.Module,), {})() if is_block else torch.nn.Module()
                 parent.add_module(part, made)
             parent = parent._modules[part]
         parent.add_module(parts[-1], torch.nn.Linear(module.kind.d_in, module.kind.d_out, bias=False))
@@ -47,7 +51,7 @@ def trainer(request, monkeypatch):
     for index in range(len(packages)):
         name = ".".join(packages[: index + 1])
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    for kind in ("lora_qwen_image", "lora_zimage"):
+    for kind in ("lora_qwen_image", "lora_zimage", "lora_flux_2"):
         module = types.ModuleType(kind)
         module.create_arch_network = network_module(kind)
         module.create_arch_network_from_weights = lambda *args, **kwargs: (args, kwargs)
@@ -133,6 +137,44 @@ def test_z_image_keeps_its_refiners(trainer, tmp_path, capsys):
         assert "21 modules start from the LoRA" in capsys.readouterr().out
     finally:
         del architectures.ARCHITECTURES["tiny"]
+
+
+@pytest.fixture
+def klein(monkeypatch):
+    """A LoRA of a tiny FLUX.2."""
+    from i2l_ext.converters import architectures
+
+    tiny = architectures.flux2("tiny", "tiny", depth=2, singles=2, hidden=32, text=12)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", tiny)
+    return style(tiny)
+
+
+@pytest.mark.parametrize("dim", [None, 12, 4])
+def test_q_k_and_v_of_flux2_start_as_one_layer(trainer, klein, tmp_path, capsys, dim):
+    """musubi's FLUX.2 has them so. Without a rank it is the sum of theirs, at which nothing is lost."""
+    klein.save(tmp_path / "klein")
+    unet = small("Flux2", klein.arch.fused)
+    network = musubi.create_arch_network(1.0, dim, 1.0, None, None, unet, init=str(tmp_path / "klein"))
+    assert "10 modules start from the LoRA" in capsys.readouterr().out
+    modules, expected = by_path(network), resize(fuse(klein), dim or 9)
+    assert len(modules) == 20 and len(expected) == 10
+    for path in expected:
+        module = modules[path.replace(".", "_")]
+        assert module.lora_down.weight.shape[0] == (dim or 9)
+        assert near(act(module.lora_down.weight, module.lora_up.weight), act(*expected[path]))
+    if dim != 4:
+        module = modules["double_blocks_0_img_attn_qkv"]
+        for part, name in enumerate(("to_q", "to_k", "to_v")):
+            rows = module.lora_up.weight[32 * part : 32 * (part + 1)]
+            assert near(act(module.lora_down.weight, rows), act(*klein[f"transformer_blocks.0.attn.{name}"]))
+
+
+def test_a_network_without_fused_layers_of_a_model_that_has_them(klein):
+    """What is one layer in both starts the same, whichever of the two the network was made of."""
+    model = small("Flux2", klein.arch.fused)
+    names = ["double_blocks.0.img_attn.proj", "single_blocks.0.linear1"]
+    modules = [Module(f"lora_unet.{name}".replace(".", "_"), model.get_submodule(name), 4, 4, 1.0) for name in names]
+    assert initialize_network(kohya_modules(modules), klein).from_lora == 2
 
 
 def test_merging_stays_musubis(trainer):

@@ -26,8 +26,9 @@ except ModuleNotFoundError:  # Python 3.10: pytest brings tomli
 import musubi_contract
 from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE, flux2
 from i2l_ext.converters.export import export
+from i2l_ext.converters.fusing import fuse
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
 from i2l_ext.converters.trainers.base import FRESH_ROWS
 from i2l_ext.requests import ExportRequest
@@ -53,6 +54,27 @@ def style(arch, rank=3, paths=None):
     return Lora.of(arch, {path: pair(path) for path in made})
 
 
+def is_fused(trainer, arch):
+    return TRAINERS[trainer].models[arch.family].fused
+
+
+def layers(trainer, lora):
+    """A LoRA in the layers that the trainer has."""
+    return fuse(lora) if is_fused(trainer, lora.arch) else lora
+
+
+def model_for(trainer, arch):
+    """What the trainer trains, at full width and one block of each stack: diffusers' class, or a stand-in for the first
+    implementation's. Its memory is reserved and never touched."""
+    from test_hooks import small
+
+    if not is_fused(trainer, arch):
+        return base(arch.family)
+    with torch.device("meta"):
+        model = small("Flux2", flux2("one", "one", depth=1, singles=1, hidden=3072, text=7680).fused)
+    return model.to_empty(device="cpu")
+
+
 def state_of(told):
     return safetensors.torch.load_file(told.init)
 
@@ -64,22 +86,24 @@ def near(found, expected):
 @pytest.mark.parametrize(("trainer", "family"), PAIRS)
 @pytest.mark.parametrize("rank", [2, 3, 5])
 def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
-    lora = style(ARCHS[family])
-    told = export(lora, trainer, rank, tmp_path / "out", stem="style")
+    arch = ARCHS[family]
+    lora = layers(trainer, style(arch))
+    told = export(style(arch), trainer, rank, tmp_path / "out", stem="style")
     assert (told.modules, told.rank, told.filled, told.left_out) == (len(lora), rank, 0, {})
     state = state_of(told)
     factors = {key: tensor for key, tensor in state.items() if not key.endswith("alpha")}
     assert len(factors) == 2 * len(lora)
     assert all(tensor.dtype == torch.float32 and rank in tensor.shape for tensor in factors.values())
     assert all(tensor == rank for key, tensor in state.items() if key.endswith("alpha"))
-    written = Lora.read(told.init)
+    written = layers(trainer, Lora.read(told.init))
     for path in lora:
         down, up = written[path]
+        given = lora.specs[path].rank  # 3, or of a fused layer 9
         fresh = math.sqrt(down.shape[1]) / rank if trainer in ("diffusers", "flymyai") else 3**-0.5
-        norms = up.norm(dim=0)[:3].clamp(min=3**-0.5)  # as long as the columns of up
-        assert torch.allclose(down[:3].norm(dim=1), norms, rtol=1e-3)
-        assert torch.allclose(down[3:].norm(dim=1), torch.full((rank - min(rank, 3),), fresh), rtol=0.1)
-        if rank >= 3:
+        norms = up.norm(dim=0)[:given].clamp(min=3**-0.5)  # as long as the columns of up
+        assert torch.allclose(down[:given].norm(dim=1), norms, rtol=1e-3)
+        assert torch.allclose(down[given:].norm(dim=1), torch.full((rank - min(rank, given),), fresh), rtol=0.1)
+        if rank >= given:
             assert near(act(down, up), act(*lora[path]))
     assert written.metadata["i2l.rank_seed"] == "0"
     assert written.metadata["i2l.fresh_rows"] == told.fresh_rows == TRAINERS[trainer].fresh_rows
@@ -181,6 +205,8 @@ FILES = {
     "z": (Z_IMAGE, None, 21, r"include_patterns=\['\.\*_refiner\.\*\(attention\|feed_forward\)\.\*'\]"),
     "z main": (Z_IMAGE, r"layers\.0\.(attention|feed_forward).*", 7, None),
     "z modulation": (Z_IMAGE, r"layers\.0\..*", 8, r"adaLN_modulation"),
+    "klein": (KLEIN_4B, None, 10, None),
+    "klein attention only": (KLEIN_4B, r"transformer_blocks\.0\.attn\..*", 4, r"img_mlp\\\.0"),
 }
 
 
@@ -194,17 +220,19 @@ def chosen(name):
 def test_musubi_loads_all_and_trains_nothing_else(tmp_path, work, name):
     arch, lora = chosen(name)
     _, _, count, flag = FILES[name]
-    told = export(lora, "musubi-tuner", 5, tmp_path / "out")
+    told = export(lora, "musubi-tuner", 9, tmp_path / "out")
+    lora = layers("musubi-tuner", lora)
     programs = parsed(tmp_path / "out" / "train.py", work)
     assert len(programs) == 3
     args = next(given for program, given in programs.items() if program.endswith("train_network.py"))
     assert flag is None or re.search(flag, " ".join(args.network_args))
-    assert args.network_dim == args.network_alpha == 5
+    assert args.network_dim == args.network_alpha == 9
     assert (args.network_weights, args.output_name) == (told.init, told.name)
-    unet = base(arch.family)
+    assert getattr(args, "model_version", None) in ("original", "klein-base-4b") or arch is Z_IMAGE
+    unet = model_for("musubi-tuner", arch)
     kind = args.network_module.removeprefix("networks.")
     options = dict(argument.split("=") for argument in args.network_args or ())
-    network = musubi_contract.network_module(kind)(1.0, 5, 5.0, None, None, unet, **options)
+    network = musubi_contract.network_module(kind)(1.0, 9, 9.0, None, None, unet, **options)
     network.apply_to(None, unet)
     assert len(network.unet_loras) == count
     outcome = network.load_weights(told.init)
@@ -232,17 +260,23 @@ def ai_toolkit_modules(config, unet, block_names):
     return names
 
 
+AI_TOOLKIT_BLOCKS = {
+    "qwen-image": ["transformer_blocks"], "z-image": ["layers"], "flux2": ["double_blocks", "single_blocks"],
+}  # fmt: skip
+"""`get_transformer_block_names` of its models."""
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_ai_toolkit_loads_all_and_trains_nothing_else(tmp_path, name):
     arch, lora = chosen(name)
-    told = export(lora, "ai-toolkit", 5, tmp_path / "out")
+    told = export(lora, "ai-toolkit", 9, tmp_path / "out")
+    lora = layers("ai-toolkit", lora)
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     network = config["config"]["process"][0]["network"]
-    assert network["linear"] == network["linear_alpha"] == 5
+    assert network["linear"] == network["linear_alpha"] == 9
     assert network["pretrained_lora_path"] == told.init and Path(told.init).is_absolute()
     assert config["config"]["name"] == told.name
-    blocks = ["transformer_blocks"] if arch is QWEN_IMAGE else ["layers"]
-    names = ai_toolkit_modules(config, base(arch.family), blocks)
+    names = ai_toolkit_modules(config, model_for("ai-toolkit", arch), AI_TOOLKIT_BLOCKS[arch.family])
     keys = {f"diffusion_model.{name}.lora_{side}.weight" for name in names for side in "AB"}
     state = state_of(told)
     if name in ("z main", "z modulation"):  # it chooses by pieces of names, so the refiners come too, and start fresh
@@ -252,6 +286,40 @@ def test_ai_toolkit_loads_all_and_trains_nothing_else(tmp_path, name):
     for path in lora:
         down, up = state[f"diffusion_model.{path}.lora_A.weight"], state[f"diffusion_model.{path}.lora_B.weight"]
         assert near(act(down, up), act(*lora[path]))  # its scale is 1
+
+
+def test_a_fused_layer_keeps_all_at_the_sum_of_the_ranks(tmp_path):
+    """FLUX.2 of musubi-tuner and ai-toolkit: q, k and v are one layer, so that is the rank unless another is asked for,
+    which takes the nearest update."""
+    lora = style(KLEIN_4B, paths=[f"transformer_blocks.0.attn.to_{part}" for part in "qkv"])
+    for trainer, dialect in (("musubi-tuner", "kohya-fused"), ("ai-toolkit", "webui-fused")):
+        whole = export(lora, trainer, None, tmp_path / trainer / "whole")
+        assert (whole.rank, whole.modules, whole.dialect, whole.kept["all"]) == (9, 1, dialect, 1)
+        asked = export(lora, trainer, 4, tmp_path / trainer / "asked")
+        assert asked.rank == 4 and 0.9 < asked.kept["all"] < 0.99 and asked.error < 1e-5
+        back = Lora.read(whole.init)
+        assert list(back) == list(lora) and all(near(act(*back[path]), act(*lora[path])) for path in lora)
+
+
+def test_a_folder_of_diffusers_is_no_model_as_first_implemented(tmp_path):
+    """musubi-tuner and ai-toolkit read FLUX.2 as first implemented, which a folder of diffusers has not."""
+    lora = style(KLEIN_4B, paths=["transformer_blocks.0.attn.to_q"])
+    home = tmp_path / "klein"
+    bases = {part: home / part / "model.safetensors" for part in ("transformer", "vae", "text_encoder")}
+    bases["folder"] = home
+    home.mkdir()
+    told = export(lora, "musubi-tuner", 4, tmp_path / "musubi", bases=bases)
+    assert told.bases == {"text_encoder": str(bases["text_encoder"])}
+    assert "DIT = 'path/to/" in (tmp_path / "musubi/train.py").read_text()
+    for there in (False, True):
+        if there:
+            (home / "flux-2-klein-base-4b.safetensors").touch()
+        folder = tmp_path / f"ai-{there}"
+        told = export(lora, "ai-toolkit", 4, folder, bases=bases)
+        model = yaml.safe_load((folder / "config.yaml").read_text())["config"]["process"][0]["model"]
+        name = home.as_posix() if there else "black-forest-labs/FLUX.2-klein-base-4B"
+        assert model["name_or_path"] == name and model["arch"] == "flux2_klein_4b"
+        assert told.bases == ({"folder": str(home)} if there else {})
 
 
 def diffsynth_training():
@@ -394,9 +462,10 @@ def test_the_read_me_knows_all_that_is_trained(tmp_path, trainer, name, fill):
         return
     told = export(lora, trainer, 2, tmp_path / "out", fill=fill)
     written = Lora.read(told.init)
-    unet = base(arch.family)
+    unet = model_for(trainer, arch)
     chosen_by_rules = RULES[trainer](tmp_path / "out", unet)
-    start = TrainingStart(arch, Path(told.init), told.name, 2, 0, tuple(written))
+    written = fuse(written) if is_fused(trainer, arch) else written
+    start = TrainingStart(layers(trainer, lora).arch, Path(told.init), told.name, 2, 0, tuple(written))
     trained = TRAINERS[trainer].models[arch.family].trained(start)
     assert {path for path in trained if path in dict(unet.named_modules())} == {*chosen_by_rules}
     if fill:
@@ -419,7 +488,7 @@ def musubi_rules(folder, unet):
 
 
 def ai_toolkit_rules(folder, unet):
-    blocks = ["transformer_blocks"] if hasattr(unet, "transformer_blocks") else ["layers"]
+    blocks = next(blocks for blocks in AI_TOOLKIT_BLOCKS.values() if all(hasattr(unet, block) for block in blocks))
     return ai_toolkit_modules(yaml.safe_load((folder / "config.yaml").read_text()), unet, blocks)
 
 
@@ -507,7 +576,7 @@ def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
     assert keys <= parameters and len(keys) == 2 * len(lora)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name, (arch, *_) in FILES.items() if arch.family in I2L])
 def test_onetrainers_filter_chooses_what_is_in_the_file_and_nothing_else(tmp_path, name):
     """It raises where a chosen layer has no key; also where only some blocks are in the file."""
     arch, lora = chosen(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 
@@ -80,6 +80,23 @@ class Architecture:
         ours = {stack.name: stack.depth for stack in self.stacks}
         native = {_stack(name): ours[_stack(parts[0])] for name, parts in self.native.items() if "*" in name}
         return ours | native
+
+    @cached_property
+    def fused(self) -> Architecture:
+        """The same model in the layers of its first implementation, as `native` names them."""
+        names = {part: name for name, parts in self.native.items() for part in parts}
+        ours = {kind.name: kind for kind in self.singles}
+        ours |= {f"{stack.name}.*.{kind.name}": kind for stack in self.stacks for kind in stack.kinds}
+        layers: dict[str, list[LayerKind]] = {}
+        for pattern, kind in ours.items():
+            layers.setdefault(names.get(pattern, pattern), []).append(kind)
+        stacks: dict[str, list[LayerKind]] = {}
+        for pattern, kinds in layers.items():
+            stack, _, name = pattern.rpartition(".*.")
+            stacks.setdefault(stack, []).append(LayerKind(name, kinds[0].d_in, sum(kind.d_out for kind in kinds)))
+        singles = tuple(stacks.pop("", ()))
+        made = tuple(LayerStack(name, self.depths[name], tuple(kinds)) for name, kinds in stacks.items())
+        return replace(self, stacks=made, singles=singles, native={}, aliases={})
 
     def expanded(self, names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         """``native`` or ``aliases`` with the number of every block for ``*``: name -> paths of our modules."""

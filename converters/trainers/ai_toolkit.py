@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from ..metadata import BASE_VERSIONS
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, missing_kinds, modules_matching, quoted
 from .script import training_script
 
 
@@ -25,9 +26,9 @@ def _only(start: TrainingStart) -> list[str]:
     return pieces + [kind for kind in start.kinds if "adaLN" in kind]
 
 
-def _ignored(start: TrainingStart) -> list[str]:
-    """Pieces of names that no trained module of Qwen-Image has."""
-    missing = missing_kinds(start, MODELS["qwen-image"])
+def _ignored(start: TrainingStart, family: str) -> list[str]:
+    """Pieces of names that no trained module of Qwen-Image or FLUX.2 has."""
+    missing = missing_kinds(start, MODELS[family])
     pair = ["img_mlp.net.0.proj", "txt_mlp.net.0.proj"]
     if all(kind in missing for kind in pair):
         missing = ["mlp.net.0", *(kind for kind in missing if kind not in pair)]
@@ -35,8 +36,8 @@ def _ignored(start: TrainingStart) -> list[str]:
 
 
 def _trained(start: TrainingStart, *, family: str) -> list[str]:
-    if family == "qwen-image":
-        ignored = _ignored(start)
+    if family != "z-image":
+        ignored = _ignored(start, family)
         return [
             path
             for path in modules_matching(start.arch, MODELS[family].default)
@@ -47,8 +48,8 @@ def _trained(start: TrainingStart, *, family: str) -> list[str]:
 
 
 def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    if family == "qwen-image":
-        ignored = _ignored(start)
+    if family != "z-image":
+        ignored = _ignored(start, family)
         chosen = [f"network_kwargs: {{ignore_if_contains: {json.dumps(ignored)}}}"] if ignored else []
     else:
         chosen = ["transformer_only: false", f"network_kwargs: {{only_if_contains: {json.dumps(_only(start))}}}"]
@@ -90,8 +91,8 @@ config:
         lr: 1e-4
         dtype: bf16
       model:
-        name_or_path: {quoted(start.model)}
-        arch: {ARCHS[family]}
+        name_or_path: {quoted(_model(start))}
+        arch: {BASE_VERSIONS.get(start.arch.id) or BASE_VERSIONS[family]}
         quantize: true
         quantize_te: true
         low_vram: true
@@ -104,14 +105,25 @@ meta: {{name: "[name]", version: "1.0"}}
     return {"train.py": training_script("ai-toolkit", places, ["python run.py $CONFIG"]), "config.yaml": text}
 
 
-ARCHS = {"qwen-image": "qwen_image", "z-image": "zimage"}
+FILES = {
+    "flux2-klein-4b": "flux-2-klein-base-4b.safetensors", "flux2-klein-9b": "flux-2-klein-base-9b.safetensors",
+    "flux2-dev": "flux2-dev.safetensors",
+}  # fmt: skip
+"""Architecture -> the file of its repository that it reads, which holds the transformer as first implemented."""
+
+
+def _model(start: TrainingStart) -> str:
+    """The folder of the base model, else its repository. A folder without the file that it reads is none."""
+    file, home = FILES.get(start.arch.id), start.bases.get("folder")
+    return base_repo(start.arch) if file and home and not (home / file).is_file() else start.model
 
 
 MODELS = {
-    family: ModelSupport(default, trainable, partial(_config, family=family), partial(_trained, family=family))
-    for family, default, trainable in (
-        ("qwen-image", r"transformer_blocks\..*", r"transformer_blocks\..*"),
-        ("z-image", r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*"),
+    family: ModelSupport(default, trainable, partial(_config, family=family), partial(_trained, family=family), fused)
+    for family, default, trainable, fused in (
+        ("qwen-image", r"transformer_blocks\..*", r"transformer_blocks\..*", False),
+        ("z-image", r"layers\..*", r"(layers|context_refiner|noise_refiner)\..*", False),
+        ("flux2", r"(double_blocks|single_blocks)\..*", r"(double_blocks|single_blocks)\..*", True),
     )
 }
 

@@ -123,7 +123,8 @@ class ModelSupport:
     """How a trainer trains one family of models.
 
     ``default``: the modules that it trains by default, as a pattern of the whole path; ``trainable``: those that it can
-    train. ``files``: makes the texts that start it, {file name: text}; ``trained``: the paths of the modules that those
+    train. ``fused``: it has the layers of the model's first implementation, so all paths are those of
+    `Architecture.fused`. ``files``: makes the texts that start it, {file name: text}; ``trained``: the paths of the modules that those
     texts make it train, which may be more than the LoRA has.
     """
 
@@ -131,6 +132,7 @@ class ModelSupport:
     trainable: str
     files: Callable[[TrainingStart], Mapping[str, str]]
     trained: Callable[[TrainingStart], list[str]]
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,10 @@ class Trainer:
     downloads: bool = True
     home: str = ""
     results: str = ""
+
+    def dialect_for(self, arch: Architecture) -> str:
+        """The dialect that it reads of a model that it trains."""
+        return f"{self.dialect}-fused" if self.models[arch.family].fused else self.dialect
 
 
 def modules_matching(arch: Architecture, pattern: str) -> list[str]:

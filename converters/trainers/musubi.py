@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
@@ -16,14 +17,21 @@ from .script import LAUNCH, training_script
 QWEN_DEFAULT = r"transformer_blocks\..*"
 Z_DEFAULT = r"layers\.\d+\.(attention|feed_forward)\..*"
 Z_TRAINABLE = r"(layers|context_refiner|noise_refiner)\..*"
+FLUX2_DEFAULT = r"(double_blocks|single_blocks)\..*"
 
 EPOCHS = 16
 
 SETTINGS = {
-    "qwen-image": ("qwen_image", "--discrete_flow_shift 2.2 --learning_rate 5e-5", " --model_version original"),
-    "z-image": ("zimage", "--discrete_flow_shift 2.0 --learning_rate 1e-4", ""),
+    "qwen-image": ("qwen_image", "shift --weighting_scheme none --discrete_flow_shift 2.2 --learning_rate 5e-5"),
+    "z-image": ("zimage", "shift --weighting_scheme none --discrete_flow_shift 2.0 --learning_rate 1e-4"),
+    "flux2": ("flux_2", "flux2_shift --weighting_scheme none --learning_rate 1e-4"),
 }
-"""Family -> the beginning of its scripts' names, what its guide advises, and what its scripts need besides."""
+"""Family -> the beginning of its scripts' names, and how to draw timesteps and learn as its guide advises."""
+
+VERSIONS = {
+    "qwen-image": "original", "flux2-klein-4b": "klein-base-4b", "flux2-klein-9b": "klein-base-9b", "flux2-dev": "dev",
+}  # fmt: skip
+"""Id or family of an architecture -> what its scripts call it, where they train several."""
 
 
 def _patterns(start: TrainingStart, family: str) -> dict[str, list[str]]:
@@ -63,7 +71,11 @@ def _network_args(start: TrainingStart, family: str) -> str:
 
 
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    stem, flags, version = SETTINGS[family]
+    stem, flags = SETTINGS[family]
+    known = VERSIONS.get(start.arch.id) or VERSIONS.get(family)
+    version = f" --model_version {known}" if known else ""
+    if MODELS[family].fused and "folder" in start.bases:  # whose transformer and VAE have other names than it reads
+        start = replace(start, bases={"text_encoder": start.bases["text_encoder"]})
     places = {
         "DIT": start.base("transformer", "transformer.safetensors"),
         "VAE": start.base("vae", "vae.safetensors"),
@@ -78,7 +90,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         f"{version}",
         f"""{LAUNCH} --num_cpu_threads_per_process 1 --mixed_precision bf16 {scripts}_train_network.py
         --dit $DIT --vae $VAE --text_encoder $TE{version} --dataset_config $DATASET
-        --sdpa --mixed_precision bf16 --timestep_sampling shift --weighting_scheme none {flags}
+        --sdpa --mixed_precision bf16 --timestep_sampling {flags}
         --optimizer_type adamw8bit --gradient_checkpointing
         --max_data_loader_n_workers 2 --persistent_data_loader_workers
         --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank}
@@ -103,10 +115,11 @@ num_repeats = {start.dataset.repeats(EPOCHS)}
 
 
 MODELS = {
-    family: ModelSupport(default, trainable, partial(_script, family=family), partial(_trained, family=family))
-    for family, default, trainable in (
-        ("qwen-image", QWEN_DEFAULT, QWEN_DEFAULT),
-        ("z-image", Z_DEFAULT, Z_TRAINABLE),
+    family: ModelSupport(default, trainable, partial(_script, family=family), partial(_trained, family=family), fused)
+    for family, default, trainable, fused in (
+        ("qwen-image", QWEN_DEFAULT, QWEN_DEFAULT, False),
+        ("z-image", Z_DEFAULT, Z_TRAINABLE, False),
+        ("flux2", FLUX2_DEFAULT, FLUX2_DEFAULT, True),
     )
 }
 

@@ -24,13 +24,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
+from i2l_ext.converters.fusing import fuse
 from i2l_ext.hooks.network import initialize_network, kohya_modules
 
 if TYPE_CHECKING:
     import torch
 
-NETWORKS = {"QwenImageTransformer2DModel": "lora_qwen_image", "ZImageTransformer2DModel": "lora_zimage"}
+NETWORKS = {
+    "QwenImageTransformer2DModel": "lora_qwen_image", "ZImageTransformer2DModel": "lora_zimage", "Flux2": "lora_flux_2",
+}  # fmt: skip
 """Class of the model -> musubi's network module for it."""
+FUSED = "Flux2"
+"""The class whose q, k and v are one layer."""
 
 REFINERS = "['.*_refiner.*(attention|feed_forward).*']"
 """musubi leaves out Z-Image's refiners by default. They are included where the LoRA has them."""
@@ -59,7 +64,8 @@ def create_arch_network(
     """
     try:
         lora, fresh_seed = opened(init, images, model, seed)
-        own, dim = _network(unet), network_dim or lora.rank
+        own = _network(unet)
+        dim = network_dim or (fuse(lora) if type(unet).__name__ == FUSED else lora).rank
         if any("_refiner" in path for path in lora):
             kwargs.setdefault("include_patterns", REFINERS)
         network = own.create_arch_network(
@@ -104,7 +110,7 @@ def _network(unet: torch.nn.Module | None) -> ModuleType:
     """
     kind = type(unet).__name__
     if kind not in NETWORKS:
-        raise UserError(f"The model is a {kind}; an i2L LoRA can start {' and '.join(NETWORKS)}.")
+        raise UserError(f"The model is a {kind}; an i2L LoRA can start {', '.join(NETWORKS)}.")
     for package in ("musubi_tuner.networks", "networks"):
         name = f"{package}.{NETWORKS[kind]}"
         try:

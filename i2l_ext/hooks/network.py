@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import Lora, UserError
+from i2l_ext.converters.fusing import fuse
 from i2l_ext.converters.keys import module_path
 from i2l_ext.converters.precision import NOTICED, REFUSED, Losses
 from i2l_ext.converters.rank import ROW_NORM, resize
@@ -54,6 +55,7 @@ class InitReport:
 def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | str, *, seed: int = 0) -> InitReport:
     """Set every module that the LoRA has too, at the rank of the network's module. The others stay as they are.
 
+    Where the network has q, k and v as one layer, as the first implementation of FLUX.2 has, they start from all three.
     The LoRA is resized exactly; where the rank grows, the further rows are drawn with ``seed`` and can learn. These get
     the norm of those that the trainer has drawn; the others are balanced as `i2l export` does it. The up factor is
     divided by the trainer's scale, so the update is the LoRA's whatever the trainer's alpha is. Parameters keep their
@@ -65,7 +67,10 @@ def initialize_network(modules: Sequence[NetworkModule], source: Lora | Path | s
     import torch
 
     lora = source if isinstance(source, Lora) else Lora.read(source)
-    named = [(module_path(module.name, lora.arch), module) for module in modules]
+    arch = lora.arch
+    if fused := any(not module_path(one.name, arch) and module_path(one.name, arch, fused=True) for one in modules):
+        lora = fuse(lora)
+    named = [(module_path(module.name, arch, fused=fused), module) for module in modules]
     found = {path: module for path, module in named if path is not None and path in lora.specs}
     if not found:
         first = modules[0].name if modules else "none"

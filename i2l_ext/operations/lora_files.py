@@ -265,7 +265,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     caption = training_data.activation_text(request.file) if request.caption is None else request.caption
     return ExportResult(
         write(
-            lora, request.trainer, request.rank or lora.rank, folder, stem=_stem(request.file), fill=request.fill,
+            lora, request.trainer, request.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite,
             pictures=training_data.copies(training_data.pictures_of(request, context)), caption=caption,
             bases=find_base(lora.arch, request.models), progress=_progress(request, context),

@@ -164,7 +164,7 @@ class ExportRequest(Request):
 
     file: Path = _file()
     trainer: str = option("the trainer", choices=tuple(TRAINERS), flags=("--for",))
-    rank: int | None = _rank("rank to train at; that of the file unless given")
+    rank: int | None = _rank("rank to train at; that at which nothing is lost unless given")
     output: Path | None = _output("folder to write; FILE_TRAINER unless given", "FOLDER")
     fill: bool = option("write fresh modules for what the trainer trains besides", False)
     exact: bool = option("compute in float64", False)

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -335,6 +336,51 @@ def test_train_from_it(place, open_page, pictures):
     assert folder == place.lora.parent / "i2l-training" / "start_here-musubi-tuner-rank4"
     assert script.is_file() and list(folder.glob("*.safetensors"))
     look(page, place, "train")
+
+
+def test_a_training_is_started_watched_cancelled_and_its_lora_taken(place, open_page, pictures):
+    """With a stand-in of ai-toolkit: what a person presses and sees."""
+    if place.version != "6":
+        return  # the settings are on the host's own page
+    from test_training_run import TRAINER
+
+    home = place.root / "ai toolkit"
+    (home / "toolkit").mkdir(parents=True)
+    (home / "toolkit/config_modules.py").touch()
+    (home / "run.py").write_text(TRAINER)
+    (home / "mode").write_text("waits")
+    page = open_page()
+    pane(page, "Settings")
+    for setting, text in (("trainer", home), ("trainer_python", sys.executable)):
+        page.locator(f"#i2l_setting_{setting}").locator("textarea, input").first.fill(str(text))
+        page.locator("#i2l_settings_note", has_text="Saved.").first.wait_for()
+    pane(page, "Make")
+    start(page, pictures[:1], "watched")
+    finish(page, "watched")
+    page.locator("#i2l_make_result button", has_text="Train from it").click()
+    page.locator("#i2l_trainer input").first.click()
+    page.locator('[role="option"], [data-testid="dropdown-option"]').filter(has_text="ai-toolkit").first.click()
+    page.locator("#i2l_export").click()
+    button = page.locator("#i2l_train_result button", has_text="Start the training")
+    button.click()
+    activity = page.locator("#i2l_train_activity")
+    activity.locator("pre", has_text="Missing keys: []").wait_for()
+    activity.locator('[data-i2l="cancel"]').click()
+    activity.locator("em", has_text="cancelled").wait_for()
+    assert not list(place.lora.glob("watched*trained*"))
+    (home / "mode").write_text("trains")
+    button.click()
+    result = page.locator("#i2l_train_run .i2l-result")
+    result.locator("svg polyline").wait_for()
+    name = result.locator("b").first.inner_text()
+    assert name.startswith("watched") and (place.lora / name).is_file()
+    look(page, place, "trained")
+    result.get_by_role("button", name="Inspect", exact=True).click()
+    page.locator("#i2l_inspect_result figure img").wait_for()
+    for setting in ("trainer", "trainer_python"):  # other tests share the page
+        pane(page, "Settings")
+        page.locator(f"#i2l_setting_{setting}").locator("textarea, input").first.fill("")
+        page.locator("#i2l_settings_note", has_text="Saved.").first.wait_for()
 
 
 def test_a_killed_engine_and_a_killed_webui(place, open_page, pictures):
