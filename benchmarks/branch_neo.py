@@ -5,6 +5,8 @@
 FOLDER is Forge Neo's; run it with Forge Neo's Python, and with this repository on PYTHONPATH. The models have real
 widths, one block of each kind, and random weights. Each prediction is compared with two models: one into whose weights
 Forge Neo's own loader has merged the LoRA, and one without. Printed: the largest difference over the largest number.
+In bf16 both predictions with two LoRAs, ours and the merged model's, are compared with the exact one, too: the same
+weights and factors merged and computed in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import copy
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(sys.argv[1]).resolve()
@@ -36,6 +39,12 @@ from safetensors.torch import load_file  # noqa: E402
 from i2l_ext import branch  # noqa: E402
 from i2l_ext.converters import Lora  # noqa: E402
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture  # noqa: E402
+
+
+CASES = (("one batch", (8, 8), 1), ("two pictures", (8, 8), 2), ("separate calls", (7, 64), 1))
+"""Name, tokens of the two prompts, pictures."""
+Predictions = tuple[torch.Tensor, torch.Tensor]
+"""Of the positive and of the negative branch."""
 
 
 def qwen() -> tuple[torch.nn.Module, type, int]:
@@ -98,8 +107,8 @@ def lora_file(arch: Architecture, folder: Path, name: str, seed: int, dtype: tor
 
 def predict(
     model: KModel, tokens: tuple[int, int], width: int, pictures: int, options: dict, *, both: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forge Neo's predictions of both branches, (positive, negative)."""
+) -> Predictions:
+    """Forge Neo's predictions of both branches."""
     generator = torch.Generator().manual_seed(1)
     frames = [1] if width == 3584 else []  # Qwen-Image's latents are those of a video model
     x = torch.randn(pictures, 16, *frames, 16, 16, generator=generator)
@@ -108,6 +117,15 @@ def predict(
     sigma = torch.full((pictures,), 0.7)
     with torch.inference_mode():
         return calc_cond_uncond_batch(model, cond, uncond if both else None, x, sigma, {"transformer_options": options})
+
+
+def exactly(model: KModel, loras: Sequence[tuple[Path, float]], width: int) -> list[Predictions]:
+    """For each case the predictions of a model in fp32, into which LoRA files were merged in fp32."""
+    exact = copy.deepcopy(model).float()
+    for part in (exact, exact.diffusion_model):
+        part.storage_dtype = part.computation_dtype = torch.float32
+    exact = merged(exact, *loras)
+    return [predict(exact, tokens, width, pictures, {}) for _, tokens, pictures in CASES]
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -126,14 +144,12 @@ def compare(name: str, dtype: torch.dtype) -> None:
     with tempfile.TemporaryDirectory() as folder:
         style = lora_file(arch, Path(folder), "style", 1, dtype)
         grey = lora_file(arch, Path(folder), "style-grey", 2, dtype, rank=4)
-        with_style, with_grey = merged(plain, (style, 0.8)), merged(plain, (style, -0.2), (grey, 0.5))
+        positive, negative = [(style, 0.8)], [(style, -0.2), (grey, 0.5)]
+        exact = [exactly(plain, loras, width) for loras in (positive, negative)] if dtype != torch.float32 else []
+        with_style, with_grey = merged(plain, *positive), merged(plain, *negative)
         model = plain.diffusion_model
         # host's loader reads 60-block names; only block 0 is here, and so in the file
-        for case, tokens, pictures in (
-            ("one batch", (8, 8), 1),
-            ("two pictures", (8, 8), 2),
-            ("separate calls", (7, 64), 1),
-        ):
+        for number, (case, tokens, pictures) in enumerate(CASES):
             expected = [predict(one, tokens, width, pictures, {}) for one in (with_style, with_grey)]
             before = predict(plain, tokens, width, pictures, {})
             branch.follow(model)
@@ -149,10 +165,17 @@ def compare(name: str, dtype: torch.dtype) -> None:
             branch.unfollow(model)
             branch.forget_adapter(model)
             after = predict(plain, tokens, width, pictures, {})
+            from_exact = "".join(
+                f"from the exact {branch_name}: {difference(two[branch_number], truth):.1e}, "
+                f"merged {difference(expected[branch_number][branch_number], truth):.1e}; "
+                for branch_number, branch_name in enumerate(("positive", "negative"))
+                for truth in [exact[branch_number][number][branch_number]]
+            ) if exact else ""  # fmt: skip
             print(
                 f"{name} {str(dtype)[6:]}, {case}: one LoRA: positive {difference(one[0], expected[0][0]):.1e}, "
                 f"negative {difference(one[1], before[1]):.1e}; at cfg 1 {difference(alone[0], expected[0][0]):.1e}; "
                 f"two LoRAs: {difference(two[0], expected[0][0]):.1e}, {difference(two[1], expected[1][1]):.1e}; "
+                f"{from_exact}"
                 f"the LoRA itself changes it by {difference(one[0], before[0]):.2f}; after removal bit-equal: "
                 f"{all(map(torch.equal, before, after))}", flush=True,
             )  # fmt: skip

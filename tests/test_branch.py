@@ -9,7 +9,7 @@ from torch import nn
 
 from branch_models import MINI, TINY_Z, Fused, hooks_of, known, lora_of, merged, qwen, qwen_inputs
 from i2l_ext.branch import BranchAdapter, Strength, adapter_of, forget_adapter, match_lora
-from i2l_ext.converters import UserError
+from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import QWEN_IMAGE
 
 pytest.importorskip("diffusers")
@@ -69,6 +69,22 @@ def test_several_loras_add_up_each_with_its_own_strengths():
     with adapter.active([Strength(0.5), Strength(0.5)], [True, True]):
         found = predict(model, 2)
     assert near(found, predict(merged(model, (style, 0.5), (grey, 0.5)), 2))
+
+
+def test_weights_that_differ_are_not_rounded_to_the_layers_dtype():
+    """bf16 would make 0.8 of a LoRA 0.80078 of it, and only where another one has another weight."""
+    path, hidden = "transformer_blocks.0.attn.to_q", 96
+    rank_one = torch.zeros(1, hidden), torch.zeros(hidden, 1)
+    rank_one[0][0, 0] = rank_one[1][0, 0] = 1.0
+    model = qwen().bfloat16()
+    layer = model.get_submodule(path)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    x = torch.zeros(1, 256, hidden, dtype=torch.bfloat16)
+    x[0, :, 0] = torch.arange(256)
+    loras = [Lora.of(MINI, {path: rank_one}), Lora.of(MINI, {path: rank_one})]
+    with BranchAdapter(model, loras).active([Strength(0.8), Strength(0.0)], [True]):
+        found = layer(x)[0, :, 0]
+    assert torch.equal(found, (0.8 * torch.arange(256)).bfloat16())
 
 
 def test_loras_of_other_layers_share_an_adapter():

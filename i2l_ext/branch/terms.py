@@ -69,7 +69,7 @@ class LayerTerm:
             scales = [run.weights[number] for number, _ in self.owners]
             if any(scale != scales[0] for scale in scales):
                 spread = [scale for scale, (_, rank) in zip(scales, self.owners, strict=True) for _ in range(rank)]
-                hidden *= torch.tensor(spread, dtype=y.dtype, device=y.device)
+                hidden *= torch.tensor(spread, dtype=torch.float32, device=y.device)
             alpha = scales[0] if len({*scales}) == 1 else 1.0
             out = y[run.start : run.end].view(-1, y.shape[-1])
             for part in self.ups:
