@@ -61,6 +61,7 @@ class FileReader:
     def __init__(self, file: TensorFile, *, direct: bool = False) -> None:
         self.file = file
         self._direct = _reopen_direct(file.fileno()) if direct else None
+        self._direct_failed = False  # once is enough: the next read would fail too, after half of its time
 
     def close(self) -> None:
         """The file itself stays open."""
@@ -73,28 +74,28 @@ class FileReader:
 
         The rest of the first and last page of ``area`` may be overwritten too. Raises UserError as TensorFile does.
         """
-        lead = start % PAGE
+        lead, done = start % PAGE, 0
         wanted = area[lead : lead + end - start]
-        if self._direct is None:
-            self.file.read(start, wanted)
-        elif _read_pages(self._direct, start - lead, end, area):
-            self.file.check()
+        if self._direct is not None and not self._direct_failed:
+            done = min(max(_read_pages(self._direct, start - lead, end, area) - lead, 0), len(wanted))
+            self._direct_failed = done < len(wanted)
+        if done < len(wanted):
+            self.file.read(start + done, wanted[done:])  # it tells what is wrong, if the plain way fails too
         else:
-            self.file.read(start, wanted)
+            self.file.check()
 
 
-def _read_pages(number: int, start: int, end: int, area: memoryview) -> bool:
-    """Read whole pages from the disk; False where that fails: then a plain read tells why."""
+def _read_pages(number: int, start: int, end: int, area: memoryview) -> int:
+    """Read whole pages from the disk until ``end``; how many bytes came. Fewer where the system or the disk cannot."""
     area, done = area[: -(-(end - start) // PAGE) * PAGE], 0
     if sys.platform == "linux":
-        with suppress(OSError):
-            while start + done < end:
+        with suppress(OSError, AttributeError):  # a Python without preadv
+            while start + done < end and done % PAGE == 0:
                 count = os.preadv(number, [area[done:]], start + done)
+                if not count:
+                    break
                 done += count
-                if not count or (count % PAGE and start + done < end):  # cut short
-                    return False
-            return True
-    return False
+    return done
 
 
 def _reopen_direct(number: int) -> int | None:
