@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MAX_THREADS = 8
 """More do not help: then memory bandwidth is the limit."""
 
-WIDENED = {"F8_E4M3": "BF16", "F8_E5M2": "BF16"}
-"""Formats that processors do not multiply -> the format they are computed in. It holds each of their numbers."""
+WIDENED = {"F8_E4M3": "BF16", "F8_E5M2": "BF16", "I8": "BF16"}
+"""Formats of one byte, packed ones among them -> the format they are computed in. It holds each of their numbers."""
 
 
 class Decoder:
