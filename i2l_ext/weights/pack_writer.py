@@ -116,7 +116,7 @@ class PackWriter:
         except ValueError as error:
             raise UserError(f"{self.name}: not a usable safetensors file: {error}.") from None
         self._plan(header.tensors, header.metadata)
-        end = len(self._header(self.note.origin))
+        end = len(self._header("0" * 64))
         self.stream.write(bytes(end))
         for key, info in header.tensors.items():
             packed = is_packed(info)
