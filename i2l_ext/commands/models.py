@@ -136,10 +136,11 @@ def run_pack(args: argparse.Namespace) -> int:
         return 0
     for part in found.parts:
         print(f"{part.id}: {gigabytes(part.bytes)} ({found.form})", *part.files, sep="\n    ")
-    size, whole = (gigabytes(sum(sizes)) for sizes in zip(*((p.bytes, p.unpacked_bytes) for p in found.parts)))
+    size = gigabytes(sum(part.bytes for part in found.parts))
     print(f"{found.model}: the packed files are used from now on ({size}).")
     spare = [path for part in found.parts for path in part.unpacked]
     if spare:
+        whole = gigabytes(sum(part.unpacked_bytes for part in found.parts))
         print(f"The unpacked files are no longer needed ({whole}). Delete them to have the room:")
         print(*(f"    {path}" for path in spare), sep="\n")
     if found.moved:

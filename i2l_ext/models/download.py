@@ -20,7 +20,7 @@ from i2l_ext.converters.atomic import place
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.models.checked_files import DownloadCallbacks, digest, write_note
-from i2l_ext.models.hubs import BROKEN, Hub, RemoteFile, explain
+from i2l_ext.models.hubs import BROKEN, BROKEN_PACKED, Hub, RemoteFile, explain
 from i2l_ext.models.pack import PACKED_KINDS, check_room, write_packed
 from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, packing_note, shards
 from i2l_ext.weights.packing import PackNote, packed_bytes, packed_name
@@ -192,7 +192,12 @@ class _Download:
             return final
 
         def fill(writer: PackWriter) -> None:
-            self.complete(remote, lambda: writer.taken, lambda stop: self.transfer_packed(remote, final, writer, stop))
+            try:
+                self.complete(
+                    remote, lambda: writer.taken, lambda stop: self.transfer_packed(remote, final, writer, stop)
+                )
+            except DeliveryError as broken:
+                raise UserError(str(broken).replace(BROKEN, BROKEN_PACKED)) from broken
 
         note = PackNote(part.id, Path(remote.file).name, form, remote.digest)
         facts = {"source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision}

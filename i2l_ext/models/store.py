@@ -25,7 +25,7 @@ from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 from i2l_ext.library.folder import LORA_FOLDERS
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
-from i2l_ext.weights.packing import PACK_FORMATS, PackNote, group_size, pack_note, packed_name, scale_key, weights_of
+from i2l_ext.weights.packing import PACK_FORMATS, PackNote, group_size, pack_note, packed_name, weights_of
 from i2l_ext.weights.structure import check_structure, structure_md5
 
 INDEX = ".index.json"
@@ -305,13 +305,9 @@ def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with TensorFile(path) as file:
-            weights = weights_of(file.header)
-            for key, info in weights.items():
-                if scaled_by := scale_key(key, file.header.tensors):
-                    group_size(path.name, key, info, file.header.tensors[scaled_by])
-                elif info.dtype == "I8":
-                    raise UserError(f"{path.name}: the scales of {key!r} are missing. Pack or download the file again.")
-            shapes.update({key: info.shape for key, info in weights.items()})
+            for key, info in weights_of(file.header).items():
+                group_size(path.name, key, file.header.tensors)
+                shapes[key] = info.shape
     return shapes
 
 

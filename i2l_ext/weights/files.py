@@ -56,7 +56,7 @@ class TensorFiles:
             raise UserError(f"{self.files[0].path.name}{others}: the tensor {key!r} is missing.")
         file = self._file_of[key]
         entry = file.info(key)
-        if entry.dtype not in FLOATS and scale_key(key, file.header.tensors) is None:
+        if not group_size(file.path.name, key, file.header.tensors) and entry.dtype not in FLOATS:
             raise UserError(f"{file.path.name}: the tensor {key!r} holds {entry.dtype}, not floats.")
         return file, entry
 
@@ -71,7 +71,7 @@ class TensorFiles:
         if scaled_by is None:
             return TensorSlot(name, key, file, entry)
         scales = TensorSlot(name, scaled_by, file, file.info(scaled_by))
-        return TensorSlot(name, key, file, entry, scales, group_size(file.path.name, key, entry, scales.entry))
+        return TensorSlot(name, key, file, entry, scales, group_size(file.path.name, key, file.header.tensors))
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Raises UserError with the name of the first tensor that is missing or has another shape."""

@@ -61,9 +61,18 @@ def weights_of(header: Header) -> dict[str, TensorInfo]:
     return {key: info for key, info in tensors.items() if key not in scales and not key.endswith(_MARKS)}
 
 
-def group_size(name: str, key: str, weight: TensorInfo, scales: TensorInfo) -> int:
-    """How many neighbours of a tensor share a scale. Raises UserError, with the file's ``name``, where the scales are
-    no floats, or not one for the tensor, for each row, for equal parts of rows, or for GROUP numbers each."""
+def group_size(name: str, key: str, tensors: Mapping[str, TensorInfo]) -> int:
+    """How many neighbours of a tensor share a scale; 0 where it has none and needs none.
+
+    Raises UserError, with the file's ``name``, where scales are missing, are no floats, or are not one for the tensor,
+    for each row, for equal parts of rows, or for GROUP numbers each.
+    """
+    weight, scaled_by = tensors[key], scale_key(key, tensors)
+    if scaled_by is None:
+        if weight.dtype == "I8":
+            raise UserError(f"{name}: the scales of {key!r} are missing. Pack or download the file again.")
+        return 0
+    scales = tensors[scaled_by]
     numbers, count = prod(weight.shape), prod(scales.shape)
     rows = weight.shape[0] if weight.shape else 1
     whole = count > 0 and numbers % count == 0
