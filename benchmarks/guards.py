@@ -252,6 +252,9 @@ GUARDS = (
         ("a file that was there", "if final.stat().st_size != remote.size or digest(final, remote.digest, self."
          "callbacks) != remote.digest:", "if False:", "overwritten"),
         ("more than was announced", "if self.tell() + len(chunk) > self.limit:", "if False:", "announced"),
+    ),
+    *_of(
+        "i2l_ext/models/checked_files.py", "test_store_download",
         ("a checkpoint that has changed since", "if digest(path, noted, callbacks or DownloadCallbacks()) != noted:",
          "if False:", "sees_a_change"),
     ),

@@ -244,6 +244,23 @@ class WritePlan:
                     lambda: [tensor_bytes(tensor)] if tensor.numel() else [])  # fmt: skip
 
 
+def header_bytes(plans: Iterable[WritePlan], metadata: Mapping[str, str] | None = None) -> bytes:
+    """All that comes before the first byte of data. Raises UserError where it would be larger than `TensorFile`
+    reads."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for plan in plans:
+        start, end = end, end + plan.nbytes
+        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        check_bounds(text)  # nothing is written that would not be read again
+    except ValueError as error:
+        raise UserError(f"The file cannot be written: {error}. Shorten its description and other metadata.") from None
+    return struct.pack("<Q", len(text)) + text
+
+
 def write(
     stream: BinaryIO,
     plans: Iterable[WritePlan],
@@ -257,19 +274,7 @@ def write(
     gives more or fewer bytes than its shape needs.
     """
     plans = list(plans)
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for plan in plans:
-        start, end = end, end + plan.nbytes
-        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    try:
-        check_bounds(text)  # nothing is written that would not be read again
-    except ValueError as error:
-        raise UserError(f"The file cannot be written: {error}. Shorten its description and other metadata.") from None
-    stream.write(struct.pack("<Q", len(text)))
-    stream.write(text)
+    stream.write(header_bytes(plans, metadata))
     sent, start = 0, stream.tell()
     total = sum(plan.nbytes for plan in plans)
     for plan in plans:

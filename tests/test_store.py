@@ -17,7 +17,8 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import catalogue, store
 from i2l_ext.models.catalogue import MODELS, Checkpoint
-from i2l_ext.models.store import Folders, files_identity, listing, locate, require
+from i2l_ext.models.listing import listing
+from i2l_ext.models.store import Folders, files_identity, locate, require
 from i2l_ext.weights.structure import structure_md5
 
 SHAPES = {"head.weight": (4, 6), "head.bias": (4,), "tail.weight": (2, 4)}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import threading
 import time
@@ -19,7 +20,8 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import WritePlan, write
 from i2l_ext.models import download as downloading
 from i2l_ext.models.catalogue import MODELS
-from i2l_ext.models.download import DownloadCallbacks, download, missing, verify
+from i2l_ext.models.checked_files import DownloadCallbacks, verify
+from i2l_ext.models.download import download, missing
 from i2l_ext.models.hubs import HUBS
 from i2l_ext.models.store import Folders, files_identity, known_sha256, locate, note_path
 from test_store import SHAPES, SHARDED, TINY, save, save_shards
@@ -269,7 +271,7 @@ def test_nobody_answers(hub, client, folder, monkeypatch):
 
 def test_no_room(hub, client, folder, monkeypatch):
     part, _ = weights(hub)
-    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     assert "1.0 MB are free" in fails(part, client, folder, "3.0 MB are to be downloaded")
     assert hub.fetched() == []
 

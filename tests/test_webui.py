@@ -165,9 +165,9 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
 
 
 def test_a_download_is_told_as_the_command_line_tells_it():
-    from i2l_ext.models import catalogue, download, hubs, store
+    from i2l_ext.models import catalogue, download, hubs, listing, store
 
-    row = next(row for row in store.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
+    row = next(row for row in listing.listing(store.Folders(Path("/srv/weights"))) if row.name == "qwen-image-style")
     for places in (True, False):
         page = model_views.download_offer(row.json(), "make", places=places)
         missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))

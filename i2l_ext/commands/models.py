@@ -8,13 +8,14 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from i2l_ext.commands.arguments import add_arguments, request_of
+from i2l_ext.commands.arguments import add_arguments, add_engine_options, engine_options_of, request_of
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.bars import bars
 from i2l_ext.requests import (
     CacheRequest,
     DownloadRequest,
     ModelsRequest,
+    PackRequest,
     SetupPlanRequest,
     SetupRequest,
     TrustRequest,
@@ -36,6 +37,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     add_arguments(fetch, DownloadRequest)
     fetch.add_argument("--offline", action="store_true", help="only say what is missing")
     fetch.set_defaults(run=run_download)
+
+    pack = actions.add_parser("pack", help="pack the files of a model that are here to half their size")
+    add_arguments(pack, PackRequest)
+    add_engine_options(pack)
+    pack.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    pack.set_defaults(run=run_pack)
 
     trust = actions.add_parser("trust", help="see the code that a v2 model brings, and agree to run it")
     add_arguments(trust, TrustRequest)
@@ -74,7 +81,9 @@ def run_models(args: argparse.Namespace) -> int:
         state = "ready" if row.ready else f"{gigabytes(row.download_bytes)} to download"
         print(f"{row.name}: {row.line} ({state})")
         for part in row.parts:
-            print(f"    {part.id:24} {gigabytes(part.bytes):>9}  {part.path or part.problem or 'not here'}")
+            packed = f"packed ({part.packed}): " if part.packed else ""
+            place = f"{packed}{part.path}" if part.path else part.problem or "not here"
+            print(f"    {part.id:24} {gigabytes(part.bytes):>9}  {place}")
     print(f"Downloads go to {found.rows[0].download_folder}")
     return 0
 
@@ -95,6 +104,8 @@ def run_download(args: argparse.Namespace) -> int:
         missing = ", ".join(part.id for part in plan.missing)
         raise UserError(f"{name}: offline; {gigabytes(plan.bytes)} are missing: {missing}.")
     title = f"{name}: {gigabytes(plan.bytes)} to download from {request.source} into {plan.folders.own}"
+    if request.packed:
+        title += f", where {gigabytes(plan.packed_bytes)} of it are kept"
     _ask_consent(title, plan, request.agreed)
     try:
         with bars() as reporter:
@@ -106,6 +117,36 @@ def run_download(args: argparse.Namespace) -> int:
         print(path)
     if request.folder:
         print(f"To have downloads go there always, set I2L_MODELS={plan.folders.own}", file=sys.stderr)
+    return 0
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    """Pack what is here, and say what that has given and, with pictures, what it moves."""
+    from i2l_ext.models.store import gigabytes
+    from i2l_ext.operations import Context, perform
+
+    try:
+        with bars() as reporter:
+            found = perform(request_of(args, PackRequest), Context(engine_options_of(args), reporter))
+    except KeyboardInterrupt:
+        print("i2l: stopped; what was packed is kept for the next time.", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(found.json(), indent=2))
+        return 0
+    for part in found.parts:
+        print(f"{part.id}: {gigabytes(part.bytes)} ({found.form})", *part.files, sep="\n    ")
+    size = gigabytes(sum(part.bytes for part in found.parts))
+    print(f"{found.model}: the packed files are used from now on ({size}).")
+    spare = [path for part in found.parts for path in part.unpacked]
+    if spare:
+        whole = gigabytes(sum(part.unpacked_bytes for part in found.parts))
+        print(f"The unpacked files are no longer needed ({whole}). Delete them to have the room:")
+        print(*(f"    {path}" for path in spare), sep="\n")
+    if found.moved:
+        print(f"Against the unpacked files, on {found.moved.pictures} pictures:")
+        for id, share in {**found.moved.embeddings, "update": found.moved.update}.items():
+            print(f"    {id:24} {100 * share:.2f} %")
     return 0
 
 

@@ -35,15 +35,18 @@ if TYPE_CHECKING:
 MAX_THREADS = 8
 """More do not help: then memory bandwidth is the limit."""
 
-WIDENED = {"F8_E4M3": "BF16", "F8_E5M2": "BF16"}
-"""Formats that processors do not multiply -> the format they are computed in. It holds each of their numbers."""
+WIDENED = {"F8_E4M3": "BF16", "F8_E5M2": "BF16", "I8": "BF16"}
+"""Formats of one byte, packed ones among them -> the format they are computed in. It holds each of their numbers."""
 
 
 class Decoder:
     """An i2L checkpoint, open for use. Close it, or use it in a ``with``."""
 
-    def __init__(self, path: Path, spec: DecoderSpec, callbacks: Callbacks = NO_CALLBACKS) -> None:
-        """Raises UserError where the file does not match ``spec`` or does not hold floats; it names the tensor."""
+    def __init__(
+        self, path: Path, spec: DecoderSpec, callbacks: Callbacks = NO_CALLBACKS, dtype: str | None = None
+    ) -> None:
+        """``dtype``, by safetensors' name: in which to compute; None: that of the file, bfloat16 for a packed one or
+        an fp8. Raises UserError where the file does not match ``spec`` or does not hold floats; it names the tensor."""
         self.spec, self.callbacks, self.kind = spec, callbacks, HEAD_KINDS[spec.kind]
         self.files = TensorFiles([path])
         try:
@@ -54,7 +57,7 @@ class Decoder:
         except UserError:
             self.files.close()
             raise
-        self.dtype = WIDENED.get(stored, stored)
+        self.dtype = dtype or WIDENED.get(stored, stored)
         self.options = ComputeOptions("cpu", TORCH_NAMES[self.dtype])
         self.blocks: dict[str, list[HeadSpec]] = {}
         """The heads of each block, blocks and heads in the order of the file."""
@@ -80,7 +83,7 @@ class Decoder:
         """The LoRA of N pictures, side by side along the rank: the update is the sum of scales_i x update_i.
 
         ``embeddings`` [N, embed]; ``residual`` [N, length, dim] where the spec has one. The factors have the
-        checkpoint's dtype (bfloat16 for an fp8) and rank N x rank, and are made when they are asked for. The modules
+        dtype of the decoder and rank N x rank, and are made when they are asked for. The modules
         are in the order of the file; asked for in that order, each byte is read once.
 
         Where the spec has a transformer, ``embeddings`` are patch tokens [N, T, token], and the factors have the rank

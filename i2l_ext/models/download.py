@@ -7,32 +7,28 @@ full disk ended this one. It gets its own name once it is whole and the checksum
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
-import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
-from i2l_ext.converters.atomic import atomic_path, place
+from i2l_ext.converters.atomic import place
 from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
-from i2l_ext.models.hubs import BROKEN, Hub, RemoteFile, explain
-from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, note_path, read_note, shapes_of, shards
-from i2l_ext.weights.structure import check_structure
+from i2l_ext.models.checked_files import DownloadCallbacks, digest, write_note
+from i2l_ext.models.hubs import BROKEN, BROKEN_PACKED, Hub, RemoteFile, explain
+from i2l_ext.models.pack import PACKED_KINDS, check_room, write_packed
+from i2l_ext.models.store import INDEX, Folders, gigabytes, locate, packing_note, shards
+from i2l_ext.weights.packing import PackNote, packed_bytes, packed_name
+
+if TYPE_CHECKING:
+    from i2l_ext.weights.pack_writer import PackWriter
 
 Result = TypeVar("Result")
-
-RESERVE = 64 << 20
-"""Bytes that are left free on the disk."""
-
-READ_SIZE = 8 << 20
-"""Bytes read between two checks for cancellation."""
 
 POLL_SECONDS = 0.1
 """Between two checks for cancellation, and between two reports of progress."""
@@ -47,26 +43,6 @@ CODE = "model.py"
 TEMPLATE_SUFFIXES = (".py", ".safetensors", ".json", ".txt", ".model", "LICENSE", "NOTICE")
 TEMPLATE_FILES = 200
 """Of a template's repository: its code, what is fetched, and how many files at most."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes done, and all bytes."""
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class DownloadCallbacks:
-    """Who is told how far a download is, and who may stop it. Both are called on the caller's thread."""
-
-    progress: Progress = _silent
-    cancelled: Callable[[], bool] = lambda: False
-
-    def check(self) -> None:
-        """Raises Cancelled when the user wants to stop."""
-        if self.cancelled():
-            raise Cancelled
 
 
 class DeliveryError(UserError):
@@ -96,23 +72,32 @@ def _is_inside(name: str) -> bool:
     return not set(name) & set('\\:\0*?"<>|') and all(part and not part.startswith(".") for part in parts)
 
 
+def _has_sha256(remote: RemoteFile) -> bool:
+    """Whether it is a large file, a shard and no index of shards."""
+    return len(remote.digest) == 64 and remote.file.endswith(".safetensors")
+
+
 def notes(parts: Sequence[Checkpoint]) -> list[str]:
     """What to agree to before a download: a line for each part, with its size, its origin and its licence."""
     return [f"{part.id}: {gigabytes(part.nbytes)} from {part.repo}. Licence: {part.licence}" for part in parts]
 
 
 def download(
-    parts: Sequence[Checkpoint], hub: Hub, folder: Path, callbacks: DownloadCallbacks | None = None
+    parts: Sequence[Checkpoint], hub: Hub, folder: Path, callbacks: DownloadCallbacks | None = None, form: str = ""
 ) -> list[Path]:
-    """Fetch the files of ``parts`` into ``folder``; their paths.
+    """Fetch the files of ``parts`` into ``folder``; their paths. ``form``: pack them while they arrive (int8, fp8), so
+    that the disk never holds the unpacked file. A file that is not whole is then fetched anew by the next run.
 
     Raises UserError for what the user can mend (no connection, no permission, a full disk, wrong bytes), Cancelled
     within a second. What was fetched until then is used by the next run.
     """
     fetching = _Download(hub, folder, callbacks or DownloadCallbacks())
-    remotes = [remote for part in parts for remote in fetching.files(part)]
-    fetching.check_space(remotes)
-    return [fetching.obtain(remote) for remote in remotes]
+    wanted = [
+        (remote, part, form if part.kind in PACKED_KINDS and _has_sha256(remote) else "")
+        for part in parts for remote in fetching.files(part)
+    ]  # fmt: skip
+    fetching.check_space(wanted)
+    return [fetching.obtain_packed(remote, part, to) if to else fetching.obtain(remote) for remote, part, to in wanted]
 
 
 @dataclass(frozen=True)
@@ -152,21 +137,23 @@ class _Download:
     def final(self, remote: RemoteFile) -> Path:
         return self.folder / remote.repo / remote.file
 
+    def packed(self, remote: RemoteFile, form: str) -> Path:
+        final = self.final(remote)
+        return final.with_name(packed_name(final.name, form))
+
     def part(self, remote: RemoteFile) -> Path:
         final = self.final(remote)
         return final.with_name(f".{final.name}.{remote.digest[:16]}.part")
 
-    def check_space(self, remotes: Sequence[RemoteFile]) -> None:
-        """Raises UserError where the disk has not enough space for what is missing."""
-        lacking = [remote for remote in remotes if not self.final(remote).exists()]
-        due = sum(max(remote.size - _size(self.part(remote)), 0) for remote in lacking)
-        home = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(home).free
-        if due and free < due + RESERVE:
-            raise UserError(
-                f"{self.folder}: {gigabytes(due)} are to be downloaded, but only {gigabytes(free)} are free. "
-                "Make room, or choose another folder with --to."
-            )
+    def check_space(self, wanted: Sequence[tuple[RemoteFile, Checkpoint, str]]) -> None:
+        """Raises UserError where the disk has not enough space for what is missing, in its form."""
+        due = 0
+        for remote, part, form in wanted:
+            if form:
+                due += 0 if self.packed(remote, form).exists() else packed_bytes(remote.size, part.dtype)
+            elif not self.final(remote).exists():
+                due += max(remote.size - _size(self.part(remote)), 0)
+        check_room(self.folder, due, "downloaded")
 
     def obtain(self, remote: RemoteFile) -> Path:
         """The file under its own name. It is fetched unless it is there, and checked."""
@@ -178,7 +165,9 @@ class _Download:
             return final
         with _writing(part.parent):
             part.parent.mkdir(parents=True, exist_ok=True)
-        self.complete(remote, part)
+        self.complete(
+            remote, lambda: _size(part) if part.exists() else -1, lambda stop: self.transfer(remote, part, stop)
+        )
         if digest(part, remote.digest, self.callbacks) != remote.digest:
             part.unlink()
             raise UserError(
@@ -193,19 +182,39 @@ class _Download:
                     stale.unlink()
         return final
 
-    def complete(self, remote: RemoteFile, part: Path) -> None:
-        """Fetch the rest of ``part``, over as many connections as that takes."""
+    def obtain_packed(self, remote: RemoteFile, part: Checkpoint, form: str) -> Path:
+        """The packed form of the file, which is packed while it arrives unless it is there."""
+        final = self.packed(remote, form)
+        if final.exists():
+            note = packing_note(final)
+            if note is None or (note.checkpoint, note.origin) != (part.id, remote.digest):
+                raise UserError(f"{final}: was not packed from what {self.hub.name} has. Move it away or delete it.")
+            return final
+
+        def fill(writer: PackWriter) -> None:
+            try:
+                self.complete(
+                    remote, lambda: writer.taken, lambda stop: self.transfer_packed(remote, final, writer, stop)
+                )
+            except DeliveryError as broken:
+                raise UserError(str(broken).replace(BROKEN, BROKEN_PACKED)) from broken
+
+        note = PackNote(part.id, Path(remote.file).name, form, remote.digest)
+        facts = {"source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision}
+        return write_packed(final, remote.size, note, fill, self.callbacks, facts)
+
+    def complete(self, remote: RemoteFile, received: Callable[[], int], transfer: Callable[[Event], None]) -> None:
+        """Fetch the rest of a file, over as many connections as that takes. ``received``: bytes that are here, -1
+        where there is no file yet; ``transfer`` fetches more over one connection."""
         empty = 0
-        while not part.exists() or _size(part) != remote.size:
+        while received() != remote.size:
             self.callbacks.check()
-            before = _size(part)
+            before = received()
             try:
                 with self.explained(remote.repo, remote.file):
-                    _interruptible(
-                        lambda stop: self.transfer(remote, part, stop), self.callbacks, self.report(remote, part)
-                    )
+                    _interruptible(transfer, self.callbacks, self.report(remote, received))
             except DeliveryError as broken:
-                empty = 0 if _size(part) > before else empty + 1
+                empty = 0 if received() > before else empty + 1
                 if broken.lasting or empty == MAX_EMPTY:
                     raise
                 _interruptible(lambda stop: stop.wait(RETRY_SECONDS), self.callbacks)
@@ -226,20 +235,28 @@ class _Download:
                 raise
             raise _refused(part.parent, error) from None
 
-    def report(self, remote: RemoteFile, part: Path) -> Callable[[], None]:
-        return lambda: self.callbacks.progress(f"download {remote.file}", _size(part), remote.size)
+    def transfer_packed(self, remote: RemoteFile, final: Path, writer: PackWriter, stop: Event) -> None:
+        """The same, into a packed file."""
+        from filelock import FileLock, Timeout
+
+        sink = _PackingSink(writer, final.parent, stop)
+        try:
+            with FileLock(f"{self.part(remote)}.lock", blocking=False):
+                self.hub.fetch(remote, cast("BinaryIO", sink), sink.tell())
+        except Timeout:
+            raise UserError(f"{remote.file}: is being downloaded by another run. Wait for it, or stop it.") from None
+        if sink.tell() < remote.size:
+            raise DeliveryError(self.hub, remote.repo, remote.file, BROKEN)
+
+    def report(self, remote: RemoteFile, received: Callable[[], int]) -> Callable[[], None]:
+        return lambda: self.callbacks.progress(f"download {remote.file}", max(received(), 0), remote.size)
 
     def note(self, remote: RemoteFile, measured: Path) -> None:
         """Write down beside the file what the hub says of it. ``measured``: the file, perhaps under its hidden name."""
         if len(remote.digest) != 64:
             return
-        status = measured.stat()
-        noted = {
-            "sha256": remote.digest, "size": status.st_size, "mtime_ns": status.st_mtime_ns,
-            "source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision,
-        }  # fmt: skip
-        with atomic_path(note_path(self.final(remote)), overwrite=True) as path:
-            path.write_text(json.dumps(noted, indent=1), encoding="utf-8")
+        facts = {"source": self.hub.name, "repo": remote.repo, "file": remote.file, "revision": remote.revision}
+        write_note(self.final(remote), measured, remote.digest, facts)
 
     @contextmanager
     def explained(self, repo: str, file: str) -> Iterator[None]:
@@ -277,38 +294,32 @@ class _Sink(io.FileIO):
         return len(chunk)
 
 
-def digest(path: Path, like: str, callbacks: DownloadCallbacks) -> str:
-    """The checksum of a file, of the same kind as ``like``: sha256 or git's sha1. Raises Cancelled."""
-    total, done = path.stat().st_size, 0
-    sha = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % total, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while piece := stream.read(READ_SIZE):
-            callbacks.check()
-            sha.update(piece)
-            done += len(piece)
-            callbacks.progress(f"check {path.name}", done, total)
-    return sha.hexdigest()
+class _PackingSink:
+    """Gives what comes to a packer, as ``_Sink`` gives it to a file. Once ``stop`` is set it raises Cancelled."""
 
+    def __init__(self, writer: PackWriter, folder: Path, stop: Event) -> None:
+        self.writer, self.folder, self.stop = writer, folder, stop
 
-def verify(part: Checkpoint, paths: Sequence[Path], callbacks: DownloadCallbacks | None = None) -> str:
-    """Check files by the hub's checksums, where they are known, and by our own modules; what was checked, as text.
+    def write(self, chunk: bytes) -> int:
+        if self.stop.is_set():
+            raise Cancelled
+        if self.writer.taken + len(chunk) > self.writer.size:
+            self.truncate()
+            raise ConnectionError("more came than was announced")
+        with _writing(self.folder):
+            return self.writer.write(chunk)
 
-    Raises UserError that names what is wrong, Cancelled when the user wants to stop.
-    """
-    checked = []
-    for path in paths:
-        noted = read_note(path).get("sha256")
-        if isinstance(noted, str):
-            if digest(path, noted, callbacks or DownloadCallbacks()) != noted:
-                raise UserError(f"{path}: has changed since it was downloaded. Delete it and download it again.")
-            checked.append(path)
-    if part.kind == "template":
-        return "checksum" if checked == list(paths) else "nothing (no checksum is known)"
-    shapes = shapes_of(paths)
-    if part.kind != "bias":
-        check_structure(paths[0].name, part.shapes, shapes)
-    whole = "checksum and structure" if checked == list(paths) else "structure (no checksum is known)"
-    return whole if part.kind != "bias" else whole.replace("structure", "format")
+    def tell(self) -> int:
+        return self.writer.taken
+
+    def seek(self, position: int) -> int:
+        """Only to the start, before all of it is thrown away."""
+        return position
+
+    def truncate(self) -> int:
+        with _writing(self.folder):
+            self.writer.restart()
+        return 0
 
 
 def _interruptible(

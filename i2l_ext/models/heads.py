@@ -16,6 +16,7 @@ from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, Expert, I2LModel
 from i2l_ext.models.store import files_identity
 from i2l_ext.requests import MakeRequest
+from i2l_ext.weights.packing import weights_of
 from i2l_ext.weights.structure import check_structure
 
 
@@ -67,7 +68,7 @@ def seeing_patches(model: I2LModel) -> I2LModel:
 def _spec_in(path: Path) -> DecoderSpec:
     """The decoder whose checkpoint the file is. Raises UserError; it names the tensor where only little differs."""
     with TensorFile(path) as file:
-        shapes = file.header.shapes
+        shapes = {key: info.shape for key, info in weights_of(file.header).items()}
     spec = spec_of(shapes)
     if spec is not None:
         return spec

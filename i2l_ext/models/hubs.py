@@ -150,6 +150,8 @@ REASONS = {
 }
 LATER = "it has an internal error. Try again later"
 BROKEN = "the connection failed. The next run resumes where this one stopped"
+BROKEN_PACKED = "the connection failed. The next run fetches this file anew"
+"""Of a file that is packed while it arrives: its checksum can only be computed from the start."""
 
 
 @dataclass(frozen=True)

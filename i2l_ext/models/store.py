@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import prod
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,23 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 from i2l_ext.library.folder import LORA_FOLDERS
-from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
+from i2l_ext.weights.packing import PACK_FORMATS, PackNote, group_size, pack_note, packed_name, weights_of
 from i2l_ext.weights.structure import check_structure, structure_md5
 
 INDEX = ".index.json"
 HEADER_SLACK = HEADER_LIMIT + 8
-"""Bytes that a file may be larger than its tensors and still be worth a look at its header."""
+"""Bytes that a file may be larger than its tensors and still be worth a look at its header. One of a byte a number may
+have scales besides."""
+
+FORMS = (*PACK_FORMATS, "")
+"""In which a checkpoint's files may be here: who has packed them wants them used. "": as the hub has them."""
+
+SHIPPED = "i2l"
+"""Where packed forms of what we ship lie, in place of a repository."""
+
+_FileStamp = tuple[Path, int, int]
+"""A path, its size and its time of change: what was read of the file holds until one of them changes."""
 
 PACKAGE = Path(i2l_ext.__file__).absolute().parent
 
@@ -155,22 +165,23 @@ def _newest(snapshots: Path) -> list[Path]:
     return sorted(snapshots.iterdir() if snapshots.is_dir() else (), key=lambda folder: -folder.stat().st_mtime)
 
 
-def locate(checkpoint: Checkpoint, folders: Folders | None = None) -> list[Path] | None:
-    """The files of a checkpoint, shards in the order of their names; None where there are none.
+def locate(checkpoint: Checkpoint, folders: Folders | None = None, forms: Sequence[str] = FORMS) -> list[Path] | None:
+    """The files of a checkpoint, shards in the order of their names; None where there are none. ``forms``: in which
+    they are looked for, packed ones (int8, fp8) or "" for those of the hub; the first that is found counts.
 
     Raises UserError where the only files of that name are damaged, or another model's: it names what is wrong.
     """
     folders = folders or Folders.default()
     trouble: UserError | None = None
-    for paths in _candidates(checkpoint, folders):
+    for form, paths in product(forms, _candidates(checkpoint, folders)):
         try:
-            found = _expand(paths)
+            found = _expand(paths, form)
             if found is not None:
                 _check(checkpoint, found)
                 return found
         except UserError as error:
             trouble = trouble or error
-    renamed = _recognise(checkpoint, folders)
+    renamed = _recognise(checkpoint, folders) if "" in forms else None
     if renamed is None and trouble is not None:
         raise trouble
     return renamed
@@ -178,18 +189,22 @@ def locate(checkpoint: Checkpoint, folders: Folders | None = None) -> list[Path]
 
 def _candidates(checkpoint: Checkpoint, folders: Folders) -> Iterator[list[Path]]:
     """Sets of files by exact name, each set from one place."""
-    homes = folders.homes(checkpoint.repo, checkpoint.files[0]) if checkpoint.repo else (PACKAGE,)
-    for home in homes:
+    homes = folders.homes(checkpoint.repo or SHIPPED, checkpoint.files[0])
+    for home in homes if checkpoint.repo else (PACKAGE, *homes):
         yield [home / file for file in checkpoint.files]
 
 
-def _expand(paths: Iterable[Path]) -> list[Path] | None:
-    """The safetensors files that ``paths`` stand for, an index for its shards; None where one is not there."""
+def _expand(paths: Iterable[Path], form: str = "") -> list[Path] | None:
+    """The safetensors files that ``paths`` stand for, an index for its shards, packed or not; None where one is not
+    there."""
     found: list[Path] = []
     for path in paths:
-        if not path.is_file():
-            return None
-        found += shards(path) if path.name.endswith(INDEX) else [path]
+        if path.name.endswith(INDEX):
+            found += shards(path) if path.is_file() else [path]
+        else:
+            found.append(path)
+    if form:
+        found = [path.with_name(packed_name(path.name, form)) for path in found]
     return found if all(path.is_file() for path in found) else None
 
 
@@ -216,10 +231,46 @@ def _check(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
     template nothing is known before."""
     if checkpoint.kind == "template":
         return
+    _check_origin(checkpoint, paths)
     found = _structure(paths)
     if checkpoint.structure_md5 not in (None, found):
         name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name}/{paths[0].name} and its shards"
         check_structure(name, checkpoint.shapes, shapes_of(paths))
+
+
+def _check_origin(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
+    """Raises UserError for packed files that were made of another checkpoint, or of another state of its file than
+    lies beside them."""
+    for path in paths:
+        note = packing_note(path)
+        if note is None:
+            continue
+        if note.checkpoint != checkpoint.id:
+            raise UserError(f"{path.name}: was packed from {note.checkpoint}, not from {checkpoint.id}. Delete it.")
+        beside = path.with_name(note.file) if _is_plain(note.file) else path
+        if beside != path and beside.is_file() and known_sha256(beside) not in (None, note.origin):
+            raise UserError(f"{path.name}: was packed from another state of {note.file} than lies beside it. Delete "
+                            "it, and pack again.")  # fmt: skip
+
+
+def packed_form(paths: Iterable[Path]) -> str | None:
+    """How the numbers of located files are packed: int8 or fp8; None where they are not."""
+    packed = (_packing_of(_stamp_of(path))[1] for path in paths if path.suffix == ".safetensors")
+    return next((form for form in packed if form), None)
+
+
+def packing_note(path: Path) -> PackNote | None:
+    """What a file says of its origin; None where it was not packed by us. Raises UserError."""
+    return _packing_of(_stamp_of(path))[0]
+
+
+@lru_cache(maxsize=256)
+def _packing_of(stamp: _FileStamp) -> tuple[PackNote | None, str | None]:
+    """What a file says of its origin, where it was packed by us, and in which form its numbers are packed."""
+    with TensorFile(stamp[0]) as file:
+        dtypes = {info.dtype for info in file.header.tensors.values()}
+        form = next((form for form, packed in PACK_FORMATS.items() if packed.dtype in dtypes), None)
+        return pack_note(stamp[0], file.header), form
 
 
 def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
@@ -227,13 +278,15 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
     structure = checkpoint.structure_md5
     if structure is None:
         return None
-    sizes = [checkpoint.parameters * width for width in set(BYTES.values())]
+    numbers = checkpoint.parameters
+    sizes = {numbers * width: HEADER_SLACK for width in set(BYTES.values())} | {numbers: HEADER_SLACK + numbers // 8}
     for path in folders.loose:
         try:
             paths = _expand([path])
             size = sum(part.stat().st_size for part in paths or ())
-            likely = _may_be(checkpoint, path) and any(0 <= size - least <= HEADER_SLACK for least in sizes)
+            likely = _may_be(checkpoint, path) and any(0 <= size - least <= slack for least, slack in sizes.items())
             if likely and _structure(paths or ()) == structure:
+                _check_origin(checkpoint, paths or ())
                 return paths
         except (UserError, OSError):  # another program's file, or one that is just being written
             continue
@@ -247,27 +300,31 @@ def _may_be(checkpoint: Checkpoint, path: Path) -> bool:
 
 
 def shapes_of(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    """{key: shape} of all files together. Raises UserError where one is not a whole safetensors file."""
+    """{key: shape} of the weights of all files together, packed or not. Raises UserError where one is not a whole
+    safetensors file, or where scales do not fit."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with TensorFile(path) as file:
-            shapes.update(file.header.shapes)
+            for key, info in weights_of(file.header).items():
+                group_size(path.name, key, file.header.tensors)
+                shapes[key] = info.shape
     return shapes
 
 
 def _structure(paths: Iterable[Path]) -> str:
-    stamps = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path.name}: cannot be read ({error.strerror}).") from None
-        stamps.append((path, status.st_size, status.st_mtime_ns))
-    return _structure_of(tuple(stamps))
+    return _structure_of(tuple(map(_stamp_of, paths)))
+
+
+def _stamp_of(path: Path) -> _FileStamp:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path.name}: cannot be read ({error.strerror}).") from None
+    return path, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=256)
-def _structure_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
+def _structure_of(stamps: tuple[_FileStamp, ...]) -> str:
     return structure_md5(shapes_of(path for path, _, _ in stamps))
 
 
@@ -325,75 +382,3 @@ def _stamp(path: Path) -> str:
         status = os.fstat(stream.fileno())
         header = hashlib.sha256(stream.read(file.header.data_start)).hexdigest()
     return f"{status.st_size}:{status.st_mtime_ns}:{header}"
-
-
-@dataclass(frozen=True)
-class CheckpointStatus:
-    """A checkpoint as ``i2l models`` shows it. ``repo``: where it is downloaded from; None for what we ship.
-    ``bytes``: of the files where they are here, else to download. ``structure_md5``: of our own module definitions;
-    None where it was not asked for or there is none. ``problem``: why files of that name cannot be used."""
-
-    id: str
-    parameters: int
-    structure_md5: str | None
-    present: bool
-    path: str | None
-    bytes: int
-    licence: str
-    repo: str | None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """A model as ``i2l models`` shows it. ``download_folder``: where a download goes. ``has_code``: it is a template,
-    whose code runs only after ``i2l models trust``; ``agreed``: some state of it was agreed to, perhaps not this."""
-
-    name: str
-    arch: str
-    line: str
-    parts: tuple[CheckpointStatus, ...]
-    ready: bool
-    download_bytes: int
-    download_folder: str
-    has_code: bool = False
-    agreed: bool = False
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def listing(folders: Folders | None = None, *, structures: bool = False) -> list[ModelStatus]:
-    """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
-    imports torch) for their hashes and exact sizes."""
-    folders = folders or Folders.default()
-    parts = {part.id: part for model in catalogue.MODELS.values() for part in model.parts}
-    shown = {id: _status(part, folders, structures) for id, part in parts.items()}
-    return [
-        ModelStatus(
-            model.name,
-            model.arch.id,
-            model.line,
-            tuple(shown[part.id] for part in model.parts),
-            all(shown[part.id].present for part in model.parts),
-            sum(part.nbytes for part in model.parts if part.repo and not shown[part.id].present),
-            str(folders.own.absolute()),
-            model.template is not None,
-        )
-        for model in catalogue.MODELS.values()
-    ]
-
-
-def _status(part: Checkpoint, folders: Folders, structures: bool) -> CheckpointStatus:
-    problem, paths = None, None
-    try:
-        paths = locate(part, folders)
-    except UserError as error:
-        problem = str(error)
-    held = paths and part.kind == "template" and [path for path in paths[0].parent.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in held or paths) if paths else part.nbytes
-    parameters, md5 = part.parameters, None
-    if structures and part.kind not in ("bias", "template"):
-        parameters, md5 = sum(map(prod, part.shapes.values())), structure_md5(part.shapes)
-    first = str(paths[0]) if paths else None
-    return CheckpointStatus(part.id, parameters, md5, bool(paths), first, size, part.licence, part.repo, problem)

@@ -15,6 +15,7 @@ from pathlib import Path
 from i2l_ext import __version__, requests
 from i2l_ext.converters.errors import UserError
 from i2l_ext.models import catalogue, store
+from i2l_ext.models.listing import listing
 from i2l_ext.operations.context import Context
 from i2l_ext.operations.licences import licences
 from i2l_ext.requests import EngineOptions
@@ -105,7 +106,7 @@ def _devices(options: EngineOptions) -> Iterator[tuple[str, str]]:
 
 
 def _models() -> Iterator[tuple[str, str]]:
-    for row in store.listing():
+    for row in listing():
         yield f"model {row.name}", "ready" if row.ready else "not downloaded"
     folder = store.Folders.default().own
     while not folder.exists() and folder != folder.parent:

@@ -11,8 +11,8 @@ import i2l_ext
 from i2l_ext import library
 from i2l_ext.converters.errors import UserError, printable
 from i2l_ext.library import metadata, names
-from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
+from i2l_ext.models.listing import listing
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import CENTRE, BatchRequest, MakeRequest
@@ -202,7 +202,7 @@ def as_like(request: MakeRequest) -> MakeRequest:
 
 def default_model() -> str:
     """The first downloaded model that has no code of its own; without one the miniature."""
-    rows = (row for row in store.listing() if row.ready and not row.has_code)
+    rows = (row for row in listing() if row.ready and not row.has_code)
     return next((row.name for row in rows if any(part.repo for part in row.parts)), MINIATURE)
 
 

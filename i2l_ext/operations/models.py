@@ -14,7 +14,9 @@ from i2l_ext.operations.context import Context, Reporter, Step
 
 if TYPE_CHECKING:
     from i2l_ext.models.catalogue import Checkpoint, I2LModel
-    from i2l_ext.models.store import Folders, ModelStatus
+    from i2l_ext.models.checked_files import DownloadCallbacks
+    from i2l_ext.models.listing import ModelStatus
+    from i2l_ext.models.store import Folders
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class DownloadPlan:
     @property
     def bytes(self) -> int:
         return sum(part.nbytes for part in self.missing)
+
+    @property
+    def packed_bytes(self) -> int:
+        """About how many bytes they take packed."""
+        from i2l_ext.models.pack import PACKED_KINDS
+        from i2l_ext.weights.packing import packed_bytes
+
+        return sum(
+            packed_bytes(part.nbytes, part.dtype) if part.kind in PACKED_KINDS else part.nbytes for part in self.missing
+        )
 
     @property
     def licences(self) -> str:
@@ -97,7 +109,7 @@ class CacheResult:
 
 def list_models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
     """Every model and which of its files are here."""
-    from i2l_ext.models.store import listing
+    from i2l_ext.models.listing import listing
     from i2l_ext.templates.consent import agreed_digests
 
     repos = {noted.get("repo") for noted in agreed_digests().values()}
@@ -134,9 +146,10 @@ def download_model(request: requests.DownloadRequest, context: Context) -> Downl
         raise UserError(f"{plan.model.name}: agree to the licences before the download ({plan.licences}).", "licences")
     context.reporter.plan([Step("download", "download", plan.bytes)])
     remember(plan.folders.own)
-    job = downloads.DownloadCallbacks(_phases(context.reporter), context.reporter.cancelled)
+    job = byte_callbacks(context.reporter)
+    form = requests.PACK_FORMS[0] if request.packed else ""
     return DownloadResult(
-        plan.model.name, downloads.download(plan.missing, HUBS[request.source](), plan.folders.own, job)
+        plan.model.name, downloads.download(plan.missing, HUBS[request.source](), plan.folders.own, job, form)
     )
 
 
@@ -154,7 +167,7 @@ def verify_models(request: requests.VerifyRequest, context: Context) -> VerifyRe
 
 
 def _verify(part: Checkpoint, folders: Folders, reporter: Reporter) -> VerifiedPart:
-    from i2l_ext.models import download as downloads
+    from i2l_ext.models.checked_files import verify
     from i2l_ext.models.store import locate
 
     reporter.plan([Step(f"verify {part.id}", f"verify {part.id}", part.nbytes)])
@@ -162,7 +175,7 @@ def _verify(part: Checkpoint, folders: Folders, reporter: Reporter) -> VerifiedP
         paths = locate(part, folders)
         if paths is None:
             return VerifiedPart(part.id)
-        held = downloads.verify(part, paths, downloads.DownloadCallbacks(_phases(reporter), reporter.cancelled))
+        held = verify(part, paths, byte_callbacks(reporter))
         return VerifiedPart(part.id, held, paths[0])
     except UserError as error:
         return VerifiedPart(part.id, problem=str(error))
@@ -174,6 +187,13 @@ def encoder_cache(request: requests.CacheRequest, context: Context) -> CacheResu
 
     held = EmbeddingCache.default()
     return CacheResult(held.folder, *(held.clear() if request.clear else held.size()))
+
+
+def byte_callbacks(reporter: Reporter) -> DownloadCallbacks:
+    """The reporter, as what reads and writes whole files knows it."""
+    from i2l_ext.models.checked_files import DownloadCallbacks
+
+    return DownloadCallbacks(_phases(reporter), reporter.cancelled)
 
 
 def _phases(reporter: Reporter) -> Callable[[str, int, int], None]:

@@ -22,9 +22,11 @@ from i2l_ext.requests.lora_files import (
 )
 from i2l_ext.requests.make import DTYPES, BatchRequest, MakeRequest, PreviewRequest
 from i2l_ext.requests.models import (
+    PACK_FORMS,
     CacheRequest,
     DownloadRequest,
     ModelsRequest,
+    PackRequest,
     SetupPlanRequest,
     SetupRequest,
     TrustRequest,
@@ -41,17 +43,17 @@ REQUESTS: dict[str, type[Request]] = {
     for request in (
         MakeRequest, BatchRequest, PreviewRequest, DrawRequest, InspectRequest, CheckRequest, RankCurveRequest,
         ConvertRequest, RankRequest, MergeRequest, ExportRequest, RepairRequest, LibraryRequest, DiscardRequest,
-        ModelsRequest, DownloadRequest, TrustRequest, SetupPlanRequest, SetupRequest, VerifyRequest, CacheRequest,
-        DoctorRequest, RunRequest,
+        ModelsRequest, DownloadRequest, PackRequest, TrustRequest, SetupPlanRequest, SetupRequest, VerifyRequest,
+        CacheRequest, DoctorRequest, RunRequest,
     )
 }  # fmt: skip
 """By kind."""
 
 __all__ = [
-    "ADVICE", "CENTRE", "DTYPES", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest", "CheckRequest",
-    "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest", "EngineOptions",
-    "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest", "MergeRequest",
-    "ModelsRequest", "PreviewRequest", "RankCurveRequest", "RankRequest", "RepairRequest", "Request", "RunRequest",
-    "SetupPlanRequest", "SetupRequest", "Square", "TrustRequest", "VerifyRequest", "bad_request", "parse_crop",
-    "parse_size", "weighted_file",
+    "ADVICE", "CENTRE", "DTYPES", "PACK_FORMS", "PRECISIONS", "PROTOCOL", "REQUESTS", "BatchRequest", "CacheRequest",
+    "CheckRequest", "ConvertRequest", "DiscardRequest", "DoctorRequest", "DownloadRequest", "DrawRequest",
+    "EngineOptions", "ExportRequest", "Field", "FieldInfo", "InspectRequest", "LibraryRequest", "MakeRequest",
+    "MergeRequest", "ModelsRequest", "PackRequest", "PreviewRequest", "RankCurveRequest", "RankRequest",
+    "RepairRequest", "Request", "RunRequest", "SetupPlanRequest", "SetupRequest", "Square", "TrustRequest",
+    "VerifyRequest", "bad_request", "parse_crop", "parse_size", "weighted_file",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ from i2l_ext.requests.fields import Request, option
 
 TORCH_KINDS = ("auto", "cpu")
 
+PACK_FORMS = ("int8", "fp8")
+
 HUBS = ("huggingface", "modelscope")
 
 
@@ -34,6 +36,22 @@ class DownloadRequest(Request):
         "a folder of your choice; name it in I2L_MODELS later", None, flags=("--to",), metavar="DIR", local=True
     )
     agreed: bool = option("agree to the licences without being asked", False, flags=("--yes",))
+    packed: bool = option("pack the files (int8) while they arrive: half the size on the disk", False)
+
+
+@dataclass(frozen=True)
+class PackRequest(Request):
+    """Pack the model files of a model that are here to half their size. ``verify``: pictures on which packed and
+    unpacked files are compared."""
+
+    kind: ClassVar[str] = "pack"
+
+    model: str = option("a model, as `i2l models` lists them", flags=(), metavar="NAME")
+    form: str = option("int8 (default) is the more exact", "int8", choices=PACK_FORMS, flags=("--to",))
+    verify: tuple[Path, ...] = option(
+        "then make the LoRA of these pictures in memory, with packed and with unpacked files, and say how far apart "
+        "embeddings and LoRA are", (), flags=("--verify",), metavar="PICTURE", local=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

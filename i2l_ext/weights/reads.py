@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +17,14 @@ READ_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """A tensor by its name in a group, and where it is."""
+    """A tensor by its name in a group, and where it is. A packed one has ``scales``, each for ``group`` numbers."""
 
     name: str
     key: str
     file: TensorFile
     entry: TensorInfo
+    scales: TensorSlot | None = None
+    group: int = 0
 
     @property
     def start(self) -> int:
@@ -57,6 +59,17 @@ class ReadRange:
     end: int
     at: int
     parts: tuple[SlotPart, ...]
+
+
+def plan_group(slots: Sequence[TensorSlot]) -> list[ReadRange]:
+    """The same for tensors that may be packed: scales are read too, and before what they scale. Where they lie behind
+    it, as in some files of other programs, they are read first."""
+    scales = [slot.scales for slot in slots if slot.scales]
+    if any(slot.scales and slot.scales.start > slot.start for slot in slots):
+        return plan_reads(scales) + plan_reads(slots)
+    both = [one for slot in slots for one in (slot, slot.scales) if one]
+    order = list(dict.fromkeys(slot.file for slot in slots))
+    return plan_reads(sorted(both, key=lambda slot: (order.index(slot.file), slot.start)))
 
 
 def plan_reads(slots: Iterable[TensorSlot]) -> list[ReadRange]:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from threading import Event
+from threading import Event, Lock
 from typing import TypeVar
 
 import torch
@@ -26,7 +26,8 @@ from i2l_ext.weights import reads
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.file_reader import PAGE, from_page_start, page_buffer
 from i2l_ext.weights.files import TensorFiles
-from i2l_ext.weights.reads import ReadRange, TensorSlot, places_in_buffer, plan_reads
+from i2l_ext.weights.pack_writer import unpack
+from i2l_ext.weights.reads import ReadRange, TensorSlot, places_in_buffer, plan_group
 
 ALIGN = 128
 """Numbers: each tensor that is converted starts at a multiple of this in its buffer."""
@@ -66,7 +67,7 @@ class TensorLoader:
     def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
         """The tensors of a group, which lie in ``buffer``, and the jobs that fill them. Jobs may run at once."""
         slots = self.files.slots(names)
-        ranges = plan_reads(slots)
+        ranges = plan_group(slots)
         if self._in_place(slots):
             places = places_in_buffer(ranges)
             tensors = {slot.name: slot.view(buffer, places.get(slot.name, 0)) for slot in slots}
@@ -76,7 +77,8 @@ class TensorLoader:
             numbers = math.prod(slot.entry.shape)
             tensors[slot.name] = flat[end : end + numbers].view(slot.entry.shape)
             end += _aligned(numbers)
-        return tensors, [partial(self._convert, one, tensors) for one in ranges]
+        scales = {slot.scales.key: _Scales(slot.scales, self) for slot in slots if slot.scales}
+        return tensors, [partial(self._convert, one, tensors, scales) for one in ranges]
 
     def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
         """A group's tensors, read on this thread. They are valid until ``buffer`` is used again."""
@@ -103,7 +105,7 @@ class TensorLoader:
         except UserError as error:
             raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
 
-    def _convert(self, one: ReadRange, tensors: Mapping[str, Tensor]) -> None:
+    def _convert(self, one: ReadRange, tensors: Mapping[str, Tensor], scales: Mapping[str, _Scales]) -> None:
         stage, copied = self._stage()
         if copied:
             copied.synchronize()
@@ -111,12 +113,19 @@ class TensorLoader:
         self._read(replace(one, at=at), stage)
         with self._on_stream():
             for part in one.parts:
-                dtype, nbytes = part.slot.dtype, part.stop - part.start
-                found = stage[at : at + nbytes]
-                found = (found.clone() if at % dtype.itemsize else found).view(dtype)
-                target = tensors[part.slot.name].view(-1)[part.start // dtype.itemsize : part.stop // dtype.itemsize]
-                target.copy_(found.to(self.device, non_blocking=True) if self.stream else found)
-                at += nbytes
+                slot, found = part.slot, stage[at : at + part.stop - part.start]
+                at += len(found)
+                if slot.key in scales:
+                    scales[slot.key].fill(part.start, found)
+                    continue
+                size = slot.dtype.itemsize
+                found = (found.clone() if found.data_ptr() % size else found).view(slot.dtype)
+                found = found.to(self.device, non_blocking=True) if self.stream else found
+                target = tensors[slot.name].view(-1)[part.start // size : part.stop // size]
+                if slot.scales:
+                    unpack(found, scales[slot.scales.key].value(), slot.group, part.start // size, target)
+                else:
+                    target.copy_(found)
             self._stages.append((stage, self.stream.record_event() if self.stream else None))
 
     def _stage(self) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -126,6 +135,30 @@ class TensorLoader:
         except IndexError:  # each thread's first call
             memory = torch.empty(reads.READ_SIZE + 3 * PAGE, dtype=torch.uint8, pin_memory=self.stream is not None)
             return from_page_start(memory), None
+
+
+class _Scales:
+    """The scales of a packed tensor: one job fills them, others wait for them. Jobs that fill are always begun before
+    those that wait."""
+
+    def __init__(self, slot: TensorSlot, loader: TensorLoader) -> None:
+        self.loader, self.missing, self.lock, self.ready = loader, slot.entry.nbytes, Lock(), Event()
+        self.held = torch.empty(math.prod(slot.entry.shape), dtype=slot.dtype)
+
+    def fill(self, start: int, found: Tensor) -> None:
+        """The bytes from ``start`` on."""
+        self.held.view(torch.uint8)[start : start + len(found)] = found
+        with self.lock:
+            self.missing -= len(found)
+        if not self.missing:
+            self.ready.set()
+
+    def value(self) -> Tensor:
+        """All scales, on the loader's device. Raises Cancelled where the loader is stopped before they are there."""
+        while not self.ready.wait(0.05):
+            if self.loader.stop.is_set():
+                raise Cancelled
+        return self.held.to(self.loader.device)
 
 
 def _aligned(numbers: int) -> int:
