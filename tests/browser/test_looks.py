@@ -122,6 +122,33 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     assert wrong == [], "\n".join(map(str, wrong))
 
 
+BARE = """(dark) => {
+    for (const sheet of document.styleSheets)
+        if (![...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText))) sheet.disabled = true;
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    document.body.style.background = "Canvas";
+}"""
+"""What SD.Next's modern theme does to the page: the style sheets of gradio are gone, and so are its variables."""
+
+LOOKS_OF = """([selector, name]) => getComputedStyle(document.querySelector("#i2l " + selector))[name]"""
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_theme_without_gradios_colours(place, open_page, pictures, dark):
+    page = open_page(dark)
+    drop(page, pictures[:1])
+    page.evaluate(BARE, dark)
+    page.locator("#i2l_tray .i2l-card").first.get_by_text("Crop").click()
+    page.locator(".i2l-crop[open] .i2l-square").first.wait_for()
+    shade = "rgb(18, 18, 18)" if dark else "rgb(255, 255, 255)"
+    assert page.evaluate(LOOKS_OF, [".i2l-crop", "backgroundColor"]) == shade, "the page shows through"
+    for selector in (".i2l-crop", ".i2l-crop .i2l-button", ".i2l-model"):
+        assert page.evaluate(LOOKS_OF, [selector, "borderTopStyle"]) == "solid", selector
+    page.keyboard.press("Escape")
+    assert page.evaluate(CONTRAST)["found"] == []
+
+
 @pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")
 def test_pictures_for_the_documentation(place, open_page, pictures):
     """I2L_SCREENSHOTS=docs/images python install.py browser tests/browser -k documentation"""
