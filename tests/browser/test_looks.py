@@ -134,19 +134,18 @@ LOOKS_OF = """([selector, name]) => getComputedStyle(document.querySelector("#i2
 
 
 @pytest.mark.short
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_theme_without_gradios_colours(place, open_page, pictures, dark):
-    page = open_page(dark)
+def test_a_theme_without_gradios_colours(place, open_page, pictures):
+    page = open_page()
     drop(page, pictures[:1])
-    page.evaluate(BARE, dark)
-    page.locator("#i2l_tray .i2l-card").first.get_by_text("Crop").click()
-    page.locator(".i2l-crop[open] .i2l-square").first.wait_for()
-    shade = "rgb(18, 18, 18)" if dark else "rgb(255, 255, 255)"
-    assert page.evaluate(LOOKS_OF, [".i2l-crop", "backgroundColor"]) == shade, "the page shows through"
-    for selector in (".i2l-crop", ".i2l-crop .i2l-button", ".i2l-model"):
-        assert page.evaluate(LOOKS_OF, [selector, "borderTopStyle"]) == "solid", selector
-    page.keyboard.press("Escape")
-    assert page.evaluate(CONTRAST)["found"] == []
+    for dark, shade in ((False, "rgb(255, 255, 255)"), (True, "rgb(18, 18, 18)")):
+        page.evaluate(BARE, dark)
+        page.locator("#i2l_tray .i2l-card").first.get_by_text("Crop").click()
+        page.locator(".i2l-crop[open] .i2l-square").first.wait_for()
+        assert page.evaluate(LOOKS_OF, [".i2l-crop", "backgroundColor"]) == shade, "the page shows through"
+        for selector in (".i2l-crop", ".i2l-crop .i2l-button", ".i2l-model"):
+            assert page.evaluate(LOOKS_OF, [selector, "borderTopStyle"]) == "solid", selector
+        page.keyboard.press("Escape")
+        assert page.evaluate(CONTRAST)["found"] == []
 
 
 @pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")
