@@ -351,14 +351,14 @@
     // What a poll draws anew keeps the keyboard's place.
     const keyOf = (item) => ["i2l", "i2lJob", "i2lText", "i2lTarget"].map((name) => item.dataset[name] || "").join("|");
 
+    document.addEventListener("focusin", (event) => {
+        held = event.target.matches("#i2l [data-i2l]") ? keyOf(event.target) : "";
+    });
+
     function keepFocus() {
-        const now = document.activeElement;
-        if (now && now !== document.body) {
-            held = now.matches("#i2l [data-i2l]") ? keyOf(now) : "";
-        } else if (held) {
-            const again = all("#i2l button[data-i2l]").find((item) => keyOf(item) === held);
-            if (again) again.focus({preventScroll: true});
-        }
+        if (!held || (document.activeElement && document.activeElement !== document.body)) return;
+        const again = all("#i2l button[data-i2l]").find((item) => keyOf(item) === held);
+        if (again) again.focus({preventScroll: true});
     }
 
     // Asked before the hidden button is pressed: without an answer, gradio would show an alert at each press.

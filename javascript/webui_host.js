@@ -48,16 +48,16 @@
         }
     }
 
-    // SD.Next's modern theme has a navigation of its own, into whose places it moves the parts of the page. Where it hides
-    // txt2img and img2img, "Images" does the work of both.
-    const isModern = () => Boolean(byId("sdnext_app"));
+    // SD.Next's modern theme and UI-UX have a navigation of their own, into whose places they move the parts of the page.
+    // Where SD.Next hides txt2img and img2img, "Images" does the work of both.
+    const entryOf = (where) => byId(where + "_nav");
 
     function placeOf(where) {
-        return isModern() && !isVisible(byId(where + "_nav")) && byId("control_prompt") ? "control" : where;
+        return entryOf(where) && !isVisible(entryOf(where)) && byId("control_prompt") ? "control" : where;
     }
 
     function openPlace(where) {
-        const entry = isModern() && byId(where + "_nav");
+        const entry = entryOf(where);
         if (entry) entry.click();
         else openPanel("tab_" + where);
     }
@@ -103,10 +103,11 @@
         openLoras() {
             const where = placeOf(PLACES[0]);
             openPlace(where);
-            if (isModern()) openNetworksAside(where).catch(console.error);
+            if (entryOf("lora")) entryOf("lora").click();  // UI-UX lists them beside the page
+            else if (entryOf(where)) openNetworksAside(where).catch(console.error);
             else if (byId(where + "_extra_networks_btn")) openNetworks(where).catch(console.error);
             else openPanel(where + "_lora");
-            const tab = isModern() ? null : titled(byId(where + "_extra_tabs"), "Lora");
+            const tab = entryOf(where) ? null : titled(byId(where + "_extra_tabs"), "Lora");
             if (tab && !isVisible(byId(where + "_lora"))) tab.click();
         },
         // LoRAs were added: show their cards too.

@@ -160,6 +160,16 @@ def browser():
         browser.close()
 
 
+def stop_all(page):
+    """Stop what a test has left at work: the next one finds an empty queue."""
+    stop = "document.querySelectorAll('#i2l .i2l-job [data-i2l=cancel]').forEach((one) => one.click())"
+    end = time.monotonic() + 30
+    with suppress(Exception):  # the page may have been left, or its WebUI been killed
+        while page.locator('#i2l_jobs[data-active="1"]').count() and time.monotonic() < end:
+            page.evaluate(stop)
+            page.wait_for_timeout(500)
+
+
 @pytest.fixture
 def open_page(browser, place):
     """Opens the tab in a browser window of its own; (dark=True) for the dark theme."""
@@ -183,6 +193,8 @@ def open_page(browser, place):
 
     open_page.show = show
     yield open_page
+    for page in [page for context in contexts for page in context.pages][-1:]:
+        stop_all(page)
     for context in contexts:
         context.close()
 

@@ -51,6 +51,13 @@ def stop(page, title):
     job(page, title).locator("em", has_text="cancelled").wait_for()
 
 
+def dismiss_failures(page):
+    """Those that earlier tests have left: they are told in each browser until they are dismissed there."""
+    page.locator("#i2l_jobs").wait_for(state="attached")
+    page.evaluate("document.querySelectorAll('#i2l [data-i2l=dismiss]').forEach((one) => one.click())")
+    page.locator("#i2l .i2l-failed").first.wait_for(state="detached")
+
+
 def pane(page, title):
     """gradio 3.41 gives its tabs no role; later ones keep hidden twins of them to measure."""
     tabs = page.locator('#i2l_panes button[role="tab"], #i2l_panes > .tab-nav > button')

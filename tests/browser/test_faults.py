@@ -6,7 +6,19 @@ import signal
 import time
 
 from engine import LATE
-from steps import choose_model, drop, finish, job, made_button, name_it, no_leftovers, pane, qwen_lora, start
+from steps import (
+    choose_model,
+    dismiss_failures,
+    drop,
+    finish,
+    job,
+    made_button,
+    name_it,
+    no_leftovers,
+    pane,
+    qwen_lora,
+    start,
+)
 
 WATCH = """() => {
     window.told = new Set();
@@ -86,6 +98,7 @@ def test_where_it_will_be_saved(place, open_page, pictures):
 def test_a_refusal_names_the_picture(place, open_page, pictures):
     """By the number on its card, not the file that an upload is kept in, whose name is a number of 64 letters."""
     page = open_page()
+    dismiss_failures(page)
     drop(page, pictures[:1])
     choose_model(page, "mini")
     name_it(page, "unreadable")

@@ -31,10 +31,10 @@ def lived_in(place, pictures):
     shutil.rmtree(below)
 
 
-def fill_make(page, pictures):
+def fill_make(page, pictures, name):
     """A result with all that can be unfolded."""
-    start(page, pictures[:2], "dusk")
-    finish(page, "dusk")
+    start(page, pictures[:2], name)
+    finish(page, name)
     for summary in ("Make variants", "Made before"):
         found = page.locator("#i2l_make_result summary", has_text=summary)
         if found.count():
@@ -45,8 +45,11 @@ def fill_make(page, pictures):
 def fill_batch(page, place, pictures):
     """LoRAs that were made of the pictures in Make; then, in the same pane, a folder at work."""
     pane(page, "Several styles")
+    result = page.locator("#i2l_batch_result").first
+    before = result.text_content()
     page.locator("#i2l_each_of_tray").click()
-    page.locator("#i2l_batch_result .i2l-shelf li").nth(1).wait_for()
+    page.wait_for_function("([one, before]) => one.textContent !== before", arg=[result.element_handle(), before])
+    result.locator(".i2l-shelf li").nth(1).wait_for()
     page.locator("#i2l_batch_folder textarea, #i2l_batch_folder input").first.fill(str(place.root / "slow styles"))
     page.locator("#i2l_each_of_folder").click()
     page.locator("#i2l_batch_activity .i2l-job", has_text="slow styles").wait_for()
@@ -89,7 +92,7 @@ def spoil_make(page):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     page = open_page(dark)
-    fill_make(page, pictures)
+    fill_make(page, pictures, "dusk_dark" if dark else "dusk")
     fill_batch(page, lived_in, pictures)
     fill_library(page, "ink")
     page.locator("#i2l_library_list li", has_text="broken").locator(".i2l-error").wait_for()
@@ -117,6 +120,32 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
     pane(page, "Several styles")
     stop(page, "slow styles")
     assert wrong == [], "\n".join(map(str, wrong))
+
+
+BARE = """(dark) => {
+    for (const sheet of document.styleSheets)
+        if (![...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText))) sheet.disabled = true;
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    document.body.style.background = "Canvas";
+}"""
+"""What SD.Next's modern theme does to the page: the style sheets of gradio are gone, and so are its variables."""
+
+LOOKS_OF = """([selector, name]) => getComputedStyle(document.querySelector("#i2l " + selector))[name]"""
+
+
+@pytest.mark.short
+def test_a_theme_without_gradios_colours(place, open_page, pictures):
+    page = open_page()
+    drop(page, pictures[:1])
+    for dark, shade in ((False, "rgb(255, 255, 255)"), (True, "rgb(18, 18, 18)")):
+        page.evaluate(BARE, dark)
+        page.locator("#i2l_tray .i2l-card").first.get_by_text("Crop").click()
+        page.locator(".i2l-crop[open] .i2l-square").first.wait_for()
+        assert page.evaluate(LOOKS_OF, [".i2l-crop", "backgroundColor"]) == shade, "the page shows through"
+        for selector in (".i2l-crop", ".i2l-crop .i2l-button", ".i2l-model"):
+            assert page.evaluate(LOOKS_OF, [selector, "borderTopStyle"]) == "solid", selector
+        page.keyboard.press("Escape")
+        assert page.evaluate(CONTRAST)["found"] == []
 
 
 @pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")

@@ -1,4 +1,5 @@
-"""Insert and Open in SD.Next's modern theme: a page with the parts that it has, as its script lays them (8a78eed)."""
+"""Insert and Open where a theme has a navigation of its own: pages with the parts that they have, as their scripts lay
+them: SD.Next's modern theme (8a78eed) and UI-UX (6f1cbfb)."""
 
 import pytest
 
@@ -35,6 +36,13 @@ NETWORKS = (
     '<div id="en-layout-{0}" class="en hidden"><div id="{0}_extra_tabs"><button>Model</button><button>Lora</button>'
     '<button id="{0}_extra_refresh">again</button></div></div>'
 )
+UI_UX = """
+<div id="anapnoe_app">
+  <button id="txt2img_nav" data-shows="txt2img">T2I</button><button id="img2img_nav" data-shows="img2img">I2I</button>
+  <button id="checkpoints_nav">Checkpoints</button><button id="lora_nav">LORA</button>
+  PLACES
+</div>
+"""
 WHERE = ("txt2img", "img2img", "control")
 
 
@@ -56,4 +64,23 @@ def test_insert_and_open_find_their_places(place, browser, hides, where):
         page.locator(f"#{where}_extra_refresh[data-pressed]").wait_for(timeout=5000)
         assert page.locator(f"#{where}_extra_tabs button", has_text="Lora").get_attribute("data-pressed")
         page.evaluate("document.querySelectorAll('[data-pressed]').forEach((item) => delete item.dataset.pressed)")
+    page.close()
+
+
+@pytest.mark.short
+def test_ui_ux_has_its_loras_beside_the_page(place, browser):
+    if place.version != SHORT:
+        pytest.skip("it needs no host")
+    page = browser.new_page()
+    page.set_content(UI_UX.replace("PLACES", "".join(map(PLACE.format, WHERE[:2]))) + PAGE[PAGE.index("<script>") :])
+    page.evaluate(
+        "document.head.append(Object.assign(document.createElement('style'), {textContent: '.hidden{display:none}'}))"
+    )
+    page.add_script_tag(path=ROOT / "javascript" / "webui_host.js")
+    for where in WHERE[:2]:
+        page.evaluate(f"imageToLoraHost.insert('<lora:a:1>', '{where}')")
+        page.locator(f"#{where}_prompt").wait_for(timeout=5000)
+        assert page.locator(f"#{where}_prompt textarea").input_value() == "<lora:a:1>"
+    page.evaluate("imageToLoraHost.openLoras()")
+    assert page.locator("#lora_nav").get_attribute("data-pressed") and page.locator("#txt2img_prompt").is_visible()
     page.close()

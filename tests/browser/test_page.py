@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from looks import NAMELESS
-from steps import choose_model, drop, finish, job, look, name_it, pane, qwen_lora, start, stop
+from steps import choose_model, dismiss_failures, drop, finish, job, look, name_it, pane, qwen_lora, start, stop
 
 SIZES = [(1400, 900), (900, 900)]
 
@@ -50,6 +50,7 @@ def test_a_share_that_is_no_share_is_told_before_the_job(place, open_page, pictu
 @pytest.mark.short
 def test_names_in_any_script(place, open_page, pictures):
     page = open_page()
+    dismiss_failures(page)
     field = page.locator("#i2l_name textarea, #i2l_name input").first
     for name in ("水彩", "стиль", "ガラス絵"):
         field.fill(name)
@@ -110,6 +111,17 @@ def test_progress_and_failures_stand_by_their_button(place, open_page, pictures)
 
 
 @pytest.mark.short
+def test_a_button_that_is_drawn_anew_at_once_keeps_the_keyboard(place, open_page):
+    """A poll may come right after the keyboard has moved on."""
+    page = open_page()
+    page.locator("#i2l_models button").nth(1).focus()
+    page.wait_for_timeout(500)
+    redraw = "(one) => { one.focus(); window.fresh = one.cloneNode(true); one.replaceWith(fresh); }"
+    page.locator("#i2l_models button").nth(2).evaluate(redraw)
+    page.wait_for_function("document.activeElement === fresh", timeout=10_000)
+
+
+@pytest.mark.short
 def test_a_model_that_is_absent_is_downloaded_where_make_is_pressed(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:1])
@@ -137,6 +149,7 @@ def test_a_model_that_is_absent_is_downloaded_where_make_is_pressed(place, open_
 @pytest.mark.short
 def test_the_result_and_what_follows_from_it(place, open_page, pictures):
     page = open_page()
+    dismiss_failures(page)
     start(page, pictures[:2], "shown")
     finish(page, "shown")
     result = page.locator("#i2l_make_result .i2l-result").first
