@@ -111,7 +111,9 @@ def host(_: Sequence[str]) -> int:
                 PRIVATE.rename(Path(aside) / "old")
             fresh.rename(PRIVATE)
     except (subprocess.CalledProcessError, OSError):
-        print("Image to LoRA: those packages could not be installed (see pip above). The WebUI is unchanged; restart it to retry.")
+        print(
+            "Image to LoRA: that could not be installed (see pip above). The WebUI is unchanged; restart it to retry."
+        )
     return 0
 
 

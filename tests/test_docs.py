@@ -22,7 +22,12 @@ ELSEWHERE = (
 )  # fmt: skip
 """Words of commands that need what a test lacks: a network, hours, a page, a trainer's folder, the system's trash."""
 
-STANDS_FOR = {"FILE": "my_style.safetensors", "FOLDER": "old_loras", "BASE": "path/to/base"}
+STANDS_FOR = {
+    "FILE": "my_style.safetensors",
+    "FOLDER": "old_loras",
+    "BASE": "path/to/base",
+    "lokr.safetensors": "a.safetensors",
+}
 
 AVOIDED = {
     r"dialects?": "key format", r"held against": "checked by", r"whoever": "who", r"init file": "start folder",
