@@ -27,6 +27,8 @@ STANDS_FOR = {
     "FOLDER": "old_loras",
     "BASE": "path/to/base",
     "lokr.safetensors": "a.safetensors",
+    "dora.safetensors": "b.safetensors",
+    "qwen_image_bf16.safetensors": "path/to/base/base.safetensors",
 }
 
 AVOIDED = {
@@ -92,7 +94,7 @@ def test_the_commands_run_in_their_order(page, folder, tmp_path, monkeypatch, ca
     for number, lines in enumerate(blocks(page)):
         monkeypatch.chdir(shutil.copytree(folder, tmp_path / str(number)))
         for line, words in enumerate(lines):
-            ours = [f"{line}/" if word == "OUT/" else word for word in words]
+            ours = [f"{line}-{word}" if word in ("OUT/", "lora.safetensors") else word for word in words]
             assert main(ours) == 0, (words, capsys.readouterr().err)
 
 
