@@ -123,8 +123,11 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
 
 
 BARE = """(dark) => {
-    for (const sheet of document.styleSheets)
-        if (![...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText))) sheet.disabled = true;
+    const isOurs = (sheet) => {
+        try { return [...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText)); }
+        catch (error) { return false; }  // of another site
+    };
+    for (const sheet of document.styleSheets) if (!isOurs(sheet)) sheet.disabled = true;
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
     document.body.style.background = "Canvas";
 }"""
