@@ -67,6 +67,7 @@ def fill_files(page, place):
     page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(str(place.lora / "ink.safetensors"))
     page.locator("#i2l_inspect_drop .i2l-dropped", has_text="ink").first.wait_for()
     page.locator("#i2l_inspect").click()
+    page.locator("#i2l_inspect_result h3", has_text="ink").wait_for()
     page.locator("#i2l_inspect_result figure img").wait_for()
     page.locator("#i2l_inspect_result .i2l-loaders summary").click()
 

@@ -296,6 +296,7 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     )
     page.locator("#i2l_inspect_drop .i2l-dropped", has_text="looked_at").first.wait_for()
     page.locator("#i2l_inspect").click()
+    page.locator("#i2l_inspect_result h3", has_text="looked_at").wait_for()  # not what was looked at before
     page.locator("#i2l_inspect_result figure img").wait_for()
     result = page.locator("#i2l_inspect_result").first
     result.locator(".i2l-loaders summary", has_text="after conversion").click()
