@@ -67,6 +67,7 @@ def fill_files(page, place):
     page.locator('#i2l_inspect_drop input[type="file"]').first.set_input_files(str(place.lora / "ink.safetensors"))
     page.locator("#i2l_inspect_drop .i2l-dropped", has_text="ink").first.wait_for()
     page.locator("#i2l_inspect").click()
+    page.locator("#i2l_inspect_result h3", has_text="ink").wait_for()
     page.locator("#i2l_inspect_result figure img").wait_for()
     page.locator("#i2l_inspect_result .i2l-loaders summary").click()
 
@@ -123,8 +124,11 @@ def test_every_pane_with_something_in_it(lived_in, open_page, pictures, dark):
 
 
 BARE = """(dark) => {
-    for (const sheet of document.styleSheets)
-        if (![...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText))) sheet.disabled = true;
+    const isOurs = (sheet) => {
+        try { return [...sheet.cssRules].some((rule) => /^#i2l /.test(rule.selectorText)); }
+        catch (error) { return false; }  // of another site
+    };
+    for (const sheet of document.styleSheets) if (!isOurs(sheet)) sheet.disabled = true;
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
     document.body.style.background = "Canvas";
 }"""

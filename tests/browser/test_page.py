@@ -179,7 +179,7 @@ def test_the_result_and_what_follows_from_it(place, open_page, pictures):
     page.wait_for_function("(held) => held.value === 'shown-r4.safetensors'", arg=held.element_handle())
 
 
-def test_a_start_folder_for_a_script_of_ones_own(place, open_page):
+def test_a_start_folder_for_a_trainer_without_a_command_of_its_own(place, open_page):
     qwen_lora(place.lora / "to_train.safetensors")
     page = open_page()
     pane(page, "Train from it")
@@ -188,8 +188,9 @@ def test_a_start_folder_for_a_script_of_ones_own(place, open_page):
         page.locator('[role="option"], [data-testid="dropdown-option"]').filter(has_text=choice).first.click()
     page.locator("#i2l_export").click()
     result = page.locator("#i2l_train_result .i2l-result")
-    result.locator("code", has_text="start(transformer)").first.wait_for()
-    assert str(place.lora.parent / "i2l-training" / "to_train-diffusers-rank16") in result.inner_text()
+    folder = place.lora.parent / "i2l-training" / "to_train-diffusers-rank16"
+    result.locator("code", has_text=f"python {folder}/train.py").first.wait_for()
+    assert (folder / "train.py").is_file() and (folder / "start.py").is_file()
     assert "python start.py" not in result.inner_text()
 
 

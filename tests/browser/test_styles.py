@@ -31,7 +31,7 @@ def test_groups_of_dropped_pictures(place, open_page, pictures):
     page.locator("#i2l_groups .i2l-error:visible").first.wait_for()  # no picture: told, and no group is left of it
     assert groups.count() == 2
     page.locator("#i2l_each_of_groups").click()
-    result = page.locator("#i2l_batch_result article")
+    result = page.locator("#i2l_batch_result article", has_text="oil")
     result.wait_for()
     assert "2 / 2" in result.inner_text() and result.locator("img").count() == 2
     assert [len(images_of(place.lora / f"{name}.safetensors")) for name in ("oil", "ink")] == [1, 2]

@@ -297,6 +297,7 @@ def test_inspect_convert_and_train(place, open_page, pictures):
     )
     page.locator("#i2l_inspect_drop .i2l-dropped", has_text="looked_at").first.wait_for()
     page.locator("#i2l_inspect").click()
+    page.locator("#i2l_inspect_result h3", has_text="looked_at").wait_for()  # not what was looked at before
     page.locator("#i2l_inspect_result figure img").wait_for()
     result = page.locator("#i2l_inspect_result").first
     result.locator(".i2l-loaders summary", has_text="after conversion").click()
@@ -326,7 +327,7 @@ def test_train_from_it(place, open_page, pictures):
     page.locator("#i2l_train_curve dd .i2l-value", has_text=re.compile("^4$")).wait_for()
     assert 0 < float(whole.inner_text().rstrip("%")) < first <= 100
     page.locator("#i2l_export").click()
-    command = page.locator("#i2l_train_result code.i2l-prompt")
+    command = page.locator("#i2l_train_result code.i2l-prompt", has_text="start_here")
     command.wait_for()
     page.locator("#i2l_train_result .i2l-command button", has_text="Copy").click()
     page.locator("#i2l_train_result button", has_text="Copied").wait_for()
