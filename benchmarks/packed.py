@@ -166,8 +166,8 @@ def main() -> None:
             errors[name] = [
                 *map(relative_difference, exact, found),
                 relative_difference(torch.cat(exact, -1), torch.cat(found, -1)),
-                update_difference(truth, same),
-                update_difference(truth, both),
+                update_difference([truth], [same]),
+                update_difference([truth], [both]),
             ]
             print(name, errors[name], flush=True)
         text = table(["file", "form", "bf16", "packed", "to pack", "read bf16", "read packed", "ratio"], sizes)

@@ -186,7 +186,7 @@ def broken(path, change):
 
 
 UNFIT = {
-    "missing": (lambda t: t.pop("a.weight_scale"), "scales of 'a.weight' are missing"),
+    "missing": (lambda t: t.pop("a.weight_scale"), "'a.weight' holds I8, not floats, and its scales are missing"),
     "too few": (lambda t: t.update({"a.weight_scale": t["a.weight_scale"][:5]}), "do not fit"),
     "columns": (lambda t: t.update({"a.weight_scale": torch.ones(1, 128)}), "do not fit"),
     "blocks": (lambda t: t.update({"a.weight_scale": torch.ones(3, 4)}), "do not fit"),
