@@ -1,6 +1,7 @@
 """What packing does to the real models: bytes, time to read them, and how far embedding and update move.
 
-    python benchmarks/packed.py --layers 40 --images 2 --dir /somewhere/with/room
+    python benchmarks/packed.py --small                                   # a quarter of the width, all layers
+    python benchmarks/packed.py --images 2 --dir /somewhere/with/room     # as published; 33 GB
 
 Random bfloat16 weights of the real shapes (DINOv3-7B, SigLIP2-G384 and the Style heads) are written to a file, packed
 by ``PackWriter`` as ``i2l models pack`` does, and used by the same code as always. Errors are relative (Frobenius),
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench import out_of_cache, random_file  # before torch: how its threads wait
 
@@ -29,10 +31,12 @@ from bench import out_of_cache, random_file  # before torch: how its threads wai
 import torch
 from torch import Tensor
 
+from i2l_ext.converters.architectures import MINI
+from i2l_ext.decoder import DecoderSpec
 from i2l_ext.decoder.decode import Decoder
 from i2l_ext.encoders import encoder_module
 from i2l_ext.models.catalogue import DINOV3, SIGLIP2, STYLE, Checkpoint
-from i2l_ext.operations.packing import update_difference
+from i2l_ext.operations.packing import relative_difference, update_difference
 from i2l_ext.weights.compute import ComputeOptions
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.pack_writer import PackWriter
@@ -60,7 +64,7 @@ def packed(path: Path, form: str) -> tuple[Path, float]:
 
 def read_seconds(path: Path, rounds: int) -> float:
     """The least of some rounds to have every tensor once as bf16, a hundred megabytes at a time."""
-    times = []
+    times: list[float] = []
     with TensorFiles([path]) as files:
         groups: list[dict[str, str]] = []
         size = 0
@@ -80,18 +84,19 @@ def read_seconds(path: Path, rounds: int) -> float:
     return min(times)
 
 
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / one.norm())
-
-
 def embeddings(parts: Sequence[Checkpoint], files: Mapping[str, Path], dtype: str, images: int) -> list[Tensor]:
     """Of each encoder [images, width], of random pictures."""
-    found = []
+    found: list[Tensor] = []
     for part in parts:
         pixels = torch.randn(images, 3, part.spec.image, part.spec.image, generator=torch.Generator().manual_seed(1))
         module, options = encoder_module(part.kind), ComputeOptions(dtype=DTYPES[dtype])
         found += module.encode([files[part.id]], part.spec, [pixels], options)
     return found
+
+
+def narrow(dims: Any) -> Any:
+    """The same encoder at a quarter of its width, on pictures of half the side."""
+    return replace(dims, hidden=dims.hidden // 4, heads=dims.heads // 4, mlp=dims.mlp // 4, image=dims.image // 2)
 
 
 def report(title: str, errors: Mapping[str, Sequence[float]], heads: Sequence[str]) -> str:
@@ -103,15 +108,20 @@ def report(title: str, errors: Mapping[str, Sequence[float]], heads: Sequence[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=40, help="of each encoder (40 are all)")
+    parser.add_argument("--small", action="store_true", help="a quarter of the width, and a small base model's heads")
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2, help="of reading")
     parser.add_argument("--to", nargs="+", choices=PACK_FORMATS, default=list(PACK_FORMATS))
-    parser.add_argument("--dir", type=Path, help="where to keep the files (11 GB for each form, and 21 GB unpacked)")
+    parser.add_argument("--dir", type=Path, help="where to keep the files (12 GB for each form, and 21 GB unpacked)")
     args = parser.parse_args()
     with ExitStack() as opened:
         folder = args.dir or Path(opened.enter_context(tempfile.TemporaryDirectory()))
         encoders = [replace(one, spec=replace(one.spec, layers=args.layers)) for one in (SIGLIP2, DINOV3)]
-        parts = [*encoders, STYLE]
+        style = STYLE
+        if args.small:
+            encoders = [replace(one, spec=narrow(one.spec)) for one in encoders]
+            style = replace(STYLE, spec=DecoderSpec(MINI, sum(one.spec.hidden for one in encoders), compress=64))
+        parts = [*encoders, style]
         plain = {part.id: folder / f"{part.id}-{args.layers}.safetensors" for part in parts}
         for part in parts:
             if not plain[part.id].exists():
@@ -140,7 +150,7 @@ def main() -> None:
         def made(files: Mapping[str, Path], dtype: str, form: str) -> tuple[list[Tensor], Decoder]:
             found = embeddings(encoders, files, dtype, args.images)
             print(form, dtype, "embedded", flush=True)
-            return found, opened.enter_context(Decoder(files[STYLE.id], STYLE.spec, dtype=dtype))
+            return found, opened.enter_context(Decoder(files[style.id], style.spec, dtype=dtype))
 
         scales = [1 / args.images] * args.images
         exact, decoder = made(plain, "F32", "plain")
@@ -154,15 +164,16 @@ def main() -> None:
             same = heads.lora(torch.cat(exact, dim=-1), scales)  # the heads alone
             both = heads.lora(torch.cat(found, dim=-1), scales)
             errors[name] = [
-                *map(apart, exact, found),
-                apart(torch.cat(exact, -1), torch.cat(found, -1)),
-                update_difference(truth, same),
-                update_difference(truth, both),
+                *map(relative_difference, exact, found),
+                relative_difference(torch.cat(exact, -1), torch.cat(found, -1)),
+                update_difference([truth], [same]),
+                update_difference([truth], [both]),
             ]
             print(name, errors[name], flush=True)
         text = table(["file", "form", "bf16", "packed", "to pack", "read bf16", "read packed", "ratio"], sizes)
         head = ["SigLIP2", "DINOv3", "embedding", "update, heads alone", "update"]
-        title = f"Against fp32; {args.layers} layers, {args.images} pictures:"
+        width = "a quarter of the width" if args.small else "as published"
+        title = f"Against fp32; {width}, {args.layers} layers, {args.images} pictures:"
         record("Packed weights", f"{text}\n\n{report(title, errors, head)}", script=__file__)
 
 

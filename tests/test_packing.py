@@ -23,7 +23,7 @@ from i2l_ext.models.checked_files import DownloadCallbacks, verify
 from i2l_ext.models.download import download, missing
 from i2l_ext.models.hubs import HUBS
 from i2l_ext.models.store import Folders, files_identity, known_sha256, locate
-from i2l_ext.operations.packing import difference, update_difference
+from i2l_ext.operations.packing import relative_difference, update_difference
 from i2l_ext.weights import pack_writer, reads
 from i2l_ext.weights.compute import ComputeOptions
 from i2l_ext.weights.files import TensorFiles
@@ -108,7 +108,7 @@ def test_packed_numbers_are_the_nearest_ones(plain, form, chunk, monkeypatch):
         step = before[key].double().view(-1, GROUP).abs().amax(1, keepdim=True) / PACK_FORMATS[form].largest
         apart = (after[key] - before[key].double()).view(-1, GROUP).abs()
         assert (apart <= step * (0.51 if form == "int8" else 16.5)).all()
-    assert path.stat().st_size < 0.6 * plain.stat().st_size
+    assert path.stat().st_size < 0.65 * plain.stat().st_size
 
 
 def test_the_file_says_what_it_was_made_of(plain):
@@ -186,7 +186,7 @@ def broken(path, change):
 
 
 UNFIT = {
-    "missing": (lambda t: t.pop("a.weight_scale"), "scales of 'a.weight' are missing"),
+    "missing": (lambda t: t.pop("a.weight_scale"), "'a.weight' holds I8, not floats, and its scales are missing"),
     "too few": (lambda t: t.update({"a.weight_scale": t["a.weight_scale"][:5]}), "do not fit"),
     "columns": (lambda t: t.update({"a.weight_scale": torch.ones(1, 128)}), "do not fit"),
     "blocks": (lambda t: t.update({"a.weight_scale": torch.ones(3, 4)}), "do not fit"),
@@ -429,7 +429,7 @@ def test_a_file_is_packed_while_it_arrives(hub, client, tmp_path, folders, cuts)
     [found] = download([part], client, folders.own, DownloadCallbacks(progress), "int8")
     assert locate(part, folders) == [found] and [*loaded([found])] == [*loaded([path])]
     assert verify(part, [found]) == "checksum and structure; packed (int8)"
-    assert largest < 0.7 * path.stat().st_size
+    assert largest < 0.75 * path.stat().st_size
     [same] = pack.pack_files(part, [path], tmp_path / "again", "int8", DownloadCallbacks())
     assert same.read_bytes() == found.read_bytes()
     asked = len(hub.fetched())
@@ -562,7 +562,7 @@ def test_the_miniature_packed(monkeypatch, tmp_path, capsys):
 
 def test_how_far_apart():
     one = torch.randn(3, 5)
-    assert difference(one, one) == 0 and difference(one, one * 1.1) == pytest.approx(0.1)
+    assert relative_difference(one, one) == 0 and relative_difference(one, one * 1.1) == pytest.approx(0.1)
 
 
 def test_writing_in_pieces_needs_no_second_copy(plain):

@@ -26,6 +26,7 @@ EXAMPLES = {
     "library": {"folders": [PICTURE]},
     "discard": {"files": [PICTURE]},
     "download": {"model": "mini"},
+    "pack": {"model": "mini", "verify": [PICTURE]},
     "trust": {"model": "mini"},
     "draw": {"prompts": ["a circle"]},
 }

@@ -130,16 +130,16 @@ def packing_error(
         widths = [part.spec.width for part in (model.siglip2, model.dinov3) if part]
         names = [part.id for part in (model.siglip2, model.dinov3) if part]
         pairs = zip(names, exact.image.split(widths, -1), moved.image.split(widths, -1), strict=True)
-        shares = {name: difference(one, other) for name, one, other in pairs}
+        shares = {name: relative_difference(one, other) for name, one, other in pairs}
         if model.qwen_vl:
             both = ([*map(torch.flatten, one.tokens.values())] for one in (exact, moved))
-            shares[model.qwen_vl.id] = difference(*map(torch.cat, both))
+            shares[model.qwen_vl.id] = relative_difference(*map(torch.cat, both))
         context.reporter.begin("decode")
         update = update_difference(parts, moved_parts)
     return PackingError(len(paths), shares, update)
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """How far apart two tensors are, as a share of the size (Frobenius norm) of ``one``."""
     return float((other - one).norm() / one.norm())
 

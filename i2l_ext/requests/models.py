@@ -36,18 +36,20 @@ class DownloadRequest(Request):
         "a folder of your choice; name it in I2L_MODELS later", None, flags=("--to",), metavar="DIR", local=True
     )
     agreed: bool = option("agree to the licences without being asked", False, flags=("--yes",))
-    packed: bool = option("pack the files (int8) while they arrive: half the size on the disk", False)
+    packed: bool = option("pack the files (int8) while they arrive: about half the size on the disk", False)
 
 
 @dataclass(frozen=True)
 class PackRequest(Request):
-    """Pack the model files of a model that are here to half their size. ``verify``: pictures on which packed and
+    """Pack the model files of a model that are here to about half their size. ``verify``: pictures on which packed and
     unpacked files are compared."""
 
     kind: ClassVar[str] = "pack"
 
     model: str = option("a model, as `i2l models` lists them", flags=(), metavar="NAME")
-    form: str = option("int8 (default) is the more exact", "int8", choices=PACK_FORMS, flags=("--to",))
+    form: str = option(
+        "int8 (default), or fp8, which is four times as coarse", "int8", choices=PACK_FORMS, flags=("--to",)
+    )
     verify: tuple[Path, ...] = option(
         "then make the LoRA of these pictures in memory, with packed and with unpacked files, and say how far apart "
         "embeddings and LoRA are", (), flags=("--verify",), metavar="PICTURE", local=True,

@@ -116,9 +116,10 @@ def model_table(rows: Sequence[Row] | None, *, places: bool, fetching: Collectio
 
 
 def _place(part: Mapping[str, Any], places: bool) -> Markup:
+    shown = word("here" if part["path"] and not part["problem"] else "not_here")
     if places and (part["problem"] or part["path"]):
-        return value(part["problem"] or part["path"])
-    return word("here" if part["path"] and not part["problem"] else "not_here")
+        shown = value(part["problem"] or part["path"])
+    return join(shown, " ", word("packed"), f" ({part['packed']})") if part.get("packed") else shown
 
 
 def _room_line(rows: Sequence[Row]) -> Markup | None:
