@@ -292,7 +292,9 @@ def onetrainer(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> d
     from modules.util.enum.ModelFormat import ModelFormat
     from modules.util.ModelNames import ModelNames
 
-    stem, name = {"qwen-image": ("qwen", "Qwen"), "z-image": ("zImage", "ZImage")}[lora.arch.family]
+    stem, name = {"qwen-image": ("qwen", "Qwen"), "z-image": ("zImage", "ZImage"), "flux2": ("flux2", "Flux2")}[
+        lora.arch.family
+    ]
     model_class = getattr(importlib.import_module(f"modules.model.{name}Model"), f"{name}Model")
     saver = getattr(importlib.import_module(f"modules.modelSaver.{stem}.{name}LoRASaver"), f"{name}LoRASaver")()
     folder = Path(told.folder)
@@ -303,7 +305,10 @@ def onetrainer(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> d
         model.transformer, model.text_encoder, model.train_config = build(), torch.nn.Module(), None
         type("Loader", (LoRALoaderMixin,), {})()._load(model, ModelNames(lora=str(file)))
         filters = config.layer_filter.split(",")
-        model.transformer_lora = LoRAModuleWrapper(model.transformer, "transformer", config, filters)
+        model.transformer_lora = LoRAModuleWrapper(
+            model.transformer, "transformer", config, filters, fusion_spec=model.fusion_groups(),
+            fuse=config.output_model_format.needs_qkv_fusion(),
+        )  # fmt: skip
         model.transformer_lora.load_state_dict(model.lora_state_dict)
         model.lora_state_dict = None
         model.transformer_lora.hook_to_module()

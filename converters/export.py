@@ -43,9 +43,10 @@ class StartFolder:
     ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
     command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
     run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
-    the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what was not. ``dialect``: of the
-    LoRA's keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start
-    without an update; ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``:
+    the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what
+    was not. ``dialect``: of the LoRA's keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind
+    -> number of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of
+    modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
     the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
     `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.

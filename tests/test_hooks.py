@@ -144,8 +144,8 @@ def klein(monkeypatch):
     """A LoRA of a tiny FLUX.2."""
     from i2l_ext.converters import architectures
 
-    tiny = architectures.flux2("tiny", "tiny", depth=2, singles=2, hidden=32, text=12)
-    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", tiny)
+    tiny = architectures.flux2("tiny-klein", "tiny klein", depth=2, singles=2, hidden=32, text=12)
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny-klein", tiny)
     return style(tiny)
 
 

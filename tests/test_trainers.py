@@ -576,7 +576,7 @@ def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
     assert keys <= parameters and len(keys) == 2 * len(lora)
 
 
-@pytest.mark.parametrize("name", [name for name, (arch, *_) in FILES.items() if arch.family in I2L])
+@pytest.mark.parametrize("name", FILES)
 def test_onetrainers_filter_chooses_what_is_in_the_file_and_nothing_else(tmp_path, name):
     """It raises where a chosen layer has no key; also where only some blocks are in the file."""
     arch, lora = chosen(name)

@@ -16,6 +16,7 @@ from .script import training_script
 FAMILIES = {
     "qwen-image": ("QWEN", "transformer_block", r"transformer_blocks\.\d+\.(attn|img_mlp|txt_mlp)\..*"),
     "z-image": ("Z_IMAGE", "layers", r"layers\.\d+\.(attention|feed_forward)\..*"),
+    "flux2": ("FLUX_2", "transformer_block", r"(single_)?transformer_blocks\..*"),
 }
 """Family -> its name there, the layers to quantize and those that the presets train."""
 
@@ -49,6 +50,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "epochs": EPOCHS,
         "learning_rate": 1e-4,
         "timestep_distribution": "LOGIT_NORMAL",
+        **({"dynamic_timestep_shifting": True} if family == "flux2" else {}),
         "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
         "text_encoder": frozen,
         "vae": {"weight_dtype": "FLOAT_32"},

@@ -376,8 +376,9 @@ def test_a_training_is_started_watched_cancelled_and_its_lora_taken(place, open_
     name = result.locator("b").first.inner_text()
     assert name.startswith("watched") and (place.lora / name).is_file()
     look(page, place, "trained")
-    result.get_by_role("button", name="Inspect", exact=True).click()
-    page.locator("#i2l_inspect_result figure img").wait_for()
+    result.locator("button", has_text="Inspect").click()  # it is chosen there
+    held = page.locator("#i2l_inspect_file input").first
+    page.wait_for_function("([held, name]) => held.value === name", arg=[held.element_handle(), name])
     for setting in ("trainer", "trainer_python"):  # other tests share the page
         pane(page, "Settings")
         page.locator(f"#i2l_setting_{setting}").locator("textarea, input").first.fill("")
