@@ -40,7 +40,6 @@ from i2l_ext import branch  # noqa: E402
 from i2l_ext.converters import Lora  # noqa: E402
 from i2l_ext.converters.architectures import QWEN_IMAGE, Z_IMAGE, Architecture  # noqa: E402
 
-
 CASES = (("one batch", (8, 8), 1), ("two pictures", (8, 8), 2), ("separate calls", (7, 64), 1))
 """Name, tokens of the two prompts, pictures."""
 Predictions = tuple[torch.Tensor, torch.Tensor]
