@@ -107,9 +107,15 @@ def host(_: Sequence[str]) -> int:
             command = ("install", "--quiet", "--no-deps", "--no-compile", "--target", fresh, *_hashed(wanted))
             subprocess.run([sys.executable, "-m", "pip", *map(str, command)], check=True)
             (fresh / private_packages.STAMP).write_text(private_packages.stamp(taken), encoding="utf-8")
+            old = Path(aside) / "old"
             if PRIVATE.exists():
-                PRIVATE.rename(Path(aside) / "old")
-            fresh.rename(PRIVATE)
+                PRIVATE.rename(old)
+            try:
+                fresh.rename(PRIVATE)
+            except OSError:  # on Windows a scanner may have a new file open
+                if old.exists():
+                    old.rename(PRIVATE)
+                raise
     except (subprocess.CalledProcessError, OSError):
         print(
             "Image to LoRA: that could not be installed (see pip above). The WebUI is unchanged; restart it to retry."

@@ -39,9 +39,20 @@ def lora(rank: int, blocks: int, dtype: torch.dtype) -> Lora:
     )
 
 
-def step_ratio(side: int, tokens: int, turns: int, dtype: torch.dtype) -> tuple[float, float, float, int]:
-    """Ratio of the medians, both medians in processor seconds, bytes of the factors."""
-    model = QwenImageTransformer2DModel(num_layers=2).to(dtype).eval().requires_grad_(False)
+def seconds_of(device: str) -> float:
+    """A clock: of the processors; of the wall for another device, once it is done with what it was given."""
+    if device == "cpu":
+        return time.process_time()
+    torch.get_device_module(device).synchronize()
+    return time.perf_counter()
+
+
+def step_ratio(
+    side: int, tokens: int, turns: int, dtype: torch.dtype, device: str = "cpu", **sizes: int
+) -> tuple[float, float, float, int]:
+    """Ratio of the medians, both medians in seconds (see ``seconds_of``), bytes of the factors. ``sizes``: those of
+    diffusers' class, where they are not Qwen-Image's."""
+    model = QwenImageTransformer2DModel(num_layers=2, **sizes).to(device, dtype).eval().requires_grad_(False)
     pixels = side * side
     inputs = {
         "hidden_states": torch.randn(2, pixels, 64, dtype=dtype), "timestep": torch.tensor([0.5, 0.5], dtype=dtype),
@@ -49,18 +60,19 @@ def step_ratio(side: int, tokens: int, turns: int, dtype: torch.dtype) -> tuple[
         "encoder_hidden_states_mask": torch.ones(2, tokens, dtype=torch.bool),
         "img_shapes": [[(1, side, side)]] * 2, "return_dict": False,
     }  # fmt: skip
+    inputs = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
     adapter = BranchAdapter(model, [lora(20, 2, dtype)])
     seconds: dict[bool, list[float]] = {False: [], True: []}
     with torch.inference_mode():
         for turn in range(2 * turns + 2):
-            begun = time.process_time()
+            begun = seconds_of(device)
             if turn % 2:
                 with adapter.active([Strength()], [True, False]):
                     model(**inputs)
             else:
                 model(**inputs)
             if turn > 1:
-                seconds[bool(turn % 2)].append(time.process_time() - begun)
+                seconds[bool(turn % 2)].append(seconds_of(device) - begun)
     without, with_it = (statistics.median(seconds[with_it]) for with_it in (False, True))
     return with_it / without, without, with_it, adapter.nbytes
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-import subprocess
 import sys
 import uuid
 from collections import Counter
@@ -258,8 +257,9 @@ def _filled(start: TrainingStart, support: ModelSupport, more: Iterable[str]) ->
 
 
 def _shell_word(text: str) -> str:
-    """A path as the shell of this system takes it."""
-    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
+    """A path as the shell of this system takes it: on Windows both, cmd and PowerShell."""
+    quoted = text if re.fullmatch(r"[\w:/\\.-]+", text) else f'"{text}"'  # no name on Windows has a quote
+    return quoted if sys.platform == "win32" else shlex.quote(text)
 
 
 def _kinds(lora: Lora, paths: Iterable[str]) -> dict[str, int]:

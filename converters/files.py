@@ -12,11 +12,12 @@ import math
 import os
 import struct
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,7 +54,8 @@ class TensorFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._buffer: memoryview | None = None
-        self._seeking = Lock()
+        self._more: list[FileIO] = []
+        self._idle: deque[FileIO] = deque()
         try:
             self._stream = self.path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -63,6 +65,7 @@ class TensorFile:
         except ValueError:
             raise UserError(f"{self.path.name}: is not a possible file name.") from None
         try:
+            self._idle.append(self._stream)
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
         except ValueError as error:
@@ -81,7 +84,8 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
-        self._stream.close()
+        for stream in (self._stream, *self._more):
+            stream.close()
 
     def _stat(self) -> tuple[int, int]:
         status = os.fstat(self._stream.fileno())
@@ -127,9 +131,22 @@ class TensorFile:
     def _read(self, position: int, buffer: memoryview) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._stream.fileno(), [buffer], position)
-        with self._seeking:  # Windows
-            self._stream.seek(position)
-            return self._stream.readinto(buffer) or 0
+        stream = self._own_stream()  # Windows: readers that share one position would wait for each other
+        stream.seek(position)
+        count = stream.readinto(buffer) or 0
+        self._idle.append(stream)
+        return count
+
+    def _own_stream(self) -> FileIO:
+        """One that no other thread uses now. Raises UserError where another file has the path by now."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            stream = self.path.open("rb", buffering=0)
+            self._more.append(stream)
+            if not os.path.samestat(os.fstat(stream.fileno()), os.fstat(self._stream.fileno())):
+                raise UserError(f"{self.path.name}: the file changed while it was read. Try again.") from None
+            return stream
 
     def readinto(self, info: TensorInfo, buffer: memoryview, offset: int = 0) -> None:
         """Fill ``buffer`` with a tensor's bytes, from its byte ``offset``."""

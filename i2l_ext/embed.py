@@ -108,14 +108,16 @@ def _encode(
     dtype = choose_dtype(device_facts(options.device), encoder.spec.safe_dtypes, options.dtype).dtype
     inputs = [(number, array) for number, view in enumerate(views) for array in view]
 
-    def compute(missing: Sequence[int]) -> list[torch.Tensor]:
-        """The embeddings of some of the inputs; those of one view are computed together."""
+    def compute(missing: Sequence[int], found: int = 0) -> list[torch.Tensor]:
+        """The embeddings of some of the inputs; those of one view are computed together. ``found``: bytes of the
+        others'."""
         batches: dict[int, list[torch.Tensor]] = {}
         for number, array in (inputs[index] for index in missing):
             batches.setdefault(number, []).append(torch.from_numpy(array))
         pixels = [torch.stack(batch) for batch in batches.values()]
         module = encoder_module(encoder.kind)
-        computed = module.encode(files, encoder.spec, pixels, replace(options, dtype=dtype), callbacks)
+        held = options.held + found + sum(array.nbytes for _, array in inputs)
+        computed = module.encode(files, encoder.spec, pixels, replace(options, dtype=dtype, held=held), callbacks)
         for batch in computed:
             _check_finite(encoder, batch, dtype)
         return [embedding for batch in computed for embedding in batch]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any
 from unittest import mock
@@ -52,25 +54,15 @@ class SlowDisk:
 PREADV = getattr(os, "preadv", None)
 
 
-class _Seeking:
-    """A file as Windows has it: a position that all readers share."""
+class _Seeking(io.FileIO):
+    """A file as Windows has it: whoever reads sets its position first."""
 
-    def __init__(self, stream: Any, disk: SlowDisk) -> None:
-        self.stream, self.disk, self.position = stream, disk, 0
+    disk = SlowDisk()
 
-    def seek(self, position: int) -> None:
-        self.position = position
-
-    def readinto(self, area: memoryview) -> int:
-        count = self.disk.read(self.stream.fileno(), area, self.position)
-        self.position += count
+    def readinto(self, area: Any) -> int:
+        count = self.disk.read(self.fileno(), memoryview(area), self.tell())
+        self.seek(count, os.SEEK_CUR)
         return count
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    def close(self) -> None:
-        self.stream.close()
 
 
 SYSTEMS = ("page cache", "past it", "past it refused", "past it cut short", "without preadv")
@@ -87,8 +79,6 @@ def system(kind: str, disk: SlowDisk) -> Iterator[None]:
     def init(self: TensorFile, path: Any) -> None:
         plain_init(self, path)
         plainly_opened.add(self.fileno())
-        if kind == "without preadv":
-            self._stream = _Seeking(self._stream, disk)  # type: ignore[assignment]
 
     def preadv(number: int, areas: Sequence[memoryview], position: int) -> int:
         past = number not in plainly_opened
@@ -110,4 +100,12 @@ def system(kind: str, disk: SlowDisk) -> Iterator[None]:
         patches.enter_context(mock.patch.object(os, "preadv", preadv))
         if kind == "without preadv":
             del os.preadv
+            seeking = type("Seeking", (_Seeking,), {"disk": disk})
+            opened = Path.open
+
+            def opens(self: Path, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
+                weights = mode == "rb" and buffering == 0 and self.suffix == ".safetensors"
+                return seeking(self) if weights else opened(self, mode, buffering, *rest, **named)
+
+            patches.enter_context(mock.patch.object(Path, "open", opens))
         yield

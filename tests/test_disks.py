@@ -45,8 +45,8 @@ def test_every_value_arrives_and_nothing_is_read_twice(file, kind, most, monkeyp
     monkeypatch.setattr("i2l_ext.weights.reads.READ_SIZE", MB)
     disk = SlowDisk(most=most)
     with system(kind, disk):
-        disk.calls.clear()
         read(path, tensors)
+    disk.calls = [call for call in disk.calls if call[0] + call[1] > 4096]  # without the header
     whole = sum(tensor.nbytes for tensor in tensors.values())
     # past the page cache whole pages are read: at most one more at both ends of each of twelve or more reads
     assert whole <= disk.given <= whole + (2 * file_reader.PAGE * 20 if "past" in kind else 0)
@@ -73,17 +73,15 @@ def test_readers_wait_for_a_far_disk_at_the_same_time(file, monkeypatch):
     most = []
 
     def seen(seconds):
-        if seconds != 0.02:
-            return sleep(seconds)
         with lock:
-            waiting[0] += 1
+            waiting[0] += seconds == 0.02
             most.append(waiting[0])
         sleep(seconds)
         with lock:
-            waiting[0] -= 1
+            waiting[0] -= seconds == 0.02
 
     monkeypatch.setattr("slow_disks.time.sleep", seen)
-    for kind in SYSTEMS[:2]:
+    for kind in SYSTEMS:
         most.clear()
         with system(kind, SlowDisk(latency=0.02)):
             read(path, tensors)

@@ -178,6 +178,22 @@ def test_an_update_that_breaks_off_leaves_the_private_folder_as_it_was(install, 
     assert not private_packages.is_current(install.PRIVATE)
 
 
+def test_a_new_folder_that_cannot_be_moved_brings_the_old_one_back(install, monkeypatch, capsys):
+    """As on Windows, where a scanner may hold a file that was just written."""
+    (install.PRIVATE / "transformers").mkdir(parents=True)
+    rename = Path.rename
+
+    def held(path, target):
+        if path.name == "new":
+            raise PermissionError(13, "Access is denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(install.metadata, "version", lambda name: "0.1")
+    monkeypatch.setattr(Path, "rename", held)
+    assert install.main([]) == 0 and "that failed" in capsys.readouterr().out
+    assert [path.name for path in install.PRIVATE.iterdir()] == ["transformers"]
+
+
 def test_an_update_leaves_nothing_of_the_old_packages(install, monkeypatch):
     killed = install.PRIVATE.parent / "new-killed"
     for folder in (install.PRIVATE / "old_package", killed):
@@ -363,6 +379,21 @@ def test_nothing_is_said_of_cards_where_there_is_nothing_to_do(environment, monk
     monkeypatch.setattr(environment.shutil, "which", lambda name: card)
     environment._environment("mini")
     assert "I2L_TORCH_INDEX" not in capsys.readouterr().out
+
+
+def test_the_python_of_an_environment_on_windows(environment, monkeypatch):
+    class Windows:
+        name = "nt"
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    monkeypatch.setattr(environment, "os", Windows())
+    assert Path(environment._environment("mini")).parts[-2:] == ("Scripts", "python.exe")
+    assert all(Path(command[0]).name == "python.exe" for command in environment.calls)
+    environment.calls.clear()
+    environment._gradio("3.41")  # the browser tests are not for Windows: nothing is installed for them
+    assert not environment.calls
 
 
 def test_a_set_up_that_breaks_off_is_done_again(environment, monkeypatch):

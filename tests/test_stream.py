@@ -255,8 +255,8 @@ def test_little_memory_gives_the_same_in_more_rounds(tmp_path, monkeypatch, seen
     layer, state = 4 * 64, 4 * 8
     shares = []
     with TensorFiles([path]) as files:
-        # beside one layer there is room for two pictures at work and three waiting: five rounds of two
-        bound = ComputeOptions(dtype="float32", memory=layer + 8 * state)
+        # beside all pixels and one layer there is room for two pictures at work and three waiting: five rounds of two
+        bound = ComputeOptions(dtype="float32", memory=batch.nbytes + layer + 8 * state)
         (result,) = run_layers(files, stack, [batch], bound, Callbacks(progress=shares.append))
     assert relative(result, expected(batch)) < 1e-6
     assert sum(count for *_, count in seen_reads) == 5 * 4 * layer

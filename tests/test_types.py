@@ -26,7 +26,7 @@ def tree(tmp_path):
 
 
 def test_the_types_hold_and_a_wrong_one_would_be_seen(tree):
-    for system in ("linux", "win32"):
+    for system in ("linux", "win32", "darwin"):
         ended = check(tree, "--platform", system)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     with (tree / "i2l_ext" / "library" / "names.py").open("a") as stream:

@@ -16,9 +16,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the facts."""
+    """Print the facts; 1 where the self-test found something wrong."""
     from i2l_ext.operations import Context, perform
 
     found = perform(request_of(args, DoctorRequest), Context())
     print(json.dumps(found.json(), indent=2) if args.json else found.text)
-    return 0
+    return int(found.failed)

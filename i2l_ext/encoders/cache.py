@@ -90,14 +90,15 @@ class EmbeddingCache:
                 self._trim()
 
     def get_or_encode(
-        self, keys: Sequence[str], encode: Callable[[Sequence[int]], Sequence[torch.Tensor]]
+        self, keys: Sequence[str], encode: Callable[[Sequence[int], int], Sequence[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """The tensors of all keys. ``encode`` gets the indices of those that are missing, if any; what it gives for
-        them is kept."""
+        """The tensors of all keys. ``encode`` gets the indices of those that are missing, if any, and the bytes of
+        those that were found; what it gives is kept."""
         tensors = [self.get(key) for key in keys]
         missing = [index for index, tensor in enumerate(tensors) if tensor is None]
         if missing:
-            for index, tensor in zip(missing, encode(missing), strict=True):
+            found = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+            for index, tensor in zip(missing, encode(missing, found), strict=True):
                 tensors[index] = tensor
                 self.put(keys[index], tensor)
         return [tensor for tensor in tensors if tensor is not None]

@@ -16,7 +16,7 @@ from i2l_ext.encoders.dims import Dinov3Dims
 from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.files import TensorFiles
-from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
+from i2l_ext.weights.layers import PictureCost, StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
@@ -119,6 +119,11 @@ def encode(
             enter=enter,
             step=step,
             leave=lambda state: model.norm(state[0])[:, 0],
-            cost=lambda _: (dims.tokens * dims.hidden, dims.tokens * (8 * dims.hidden + 3 * dims.mlp)),
+            cost=lambda _: PictureCost(
+                between=dims.tokens * dims.hidden,
+                inside=dims.tokens * (8 * dims.hidden + 3 * dims.mlp),
+                pairs=dims.heads * dims.tokens**2,
+                result=dims.hidden,
+            ),
         )
         return run_layers(files, streamed, batches, options, callbacks, fixed=fixed)

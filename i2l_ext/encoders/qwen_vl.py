@@ -19,7 +19,7 @@ from i2l_ext.encoders.qwen_view import patch_angles, prompt_positions, window_or
 from i2l_ext.encoders.skeleton import build_without_weights, file_keys, load_small_tensors, structure_of
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.files import TensorFiles
-from i2l_ext.weights.layers import StreamedLayers, hidden_states, run_layers
+from i2l_ext.weights.layers import PictureCost, StreamedLayers, hidden_states, run_layers
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -175,8 +175,14 @@ def _run_vision(
     def leave(state: VisionState) -> Tensor:
         return tower.merger(state.hidden)[state.order.argsort()][None]
 
-    def cost(batch: Tensor) -> tuple[int, int]:
-        return batch.shape[1] * dims.vision_hidden, batch.shape[1] * (12 * dims.vision_hidden + 3 * dims.vision_mlp)
+    def cost(batch: Tensor) -> PictureCost:
+        patches, rotary = batch.shape[1], 2 * dims.vision_hidden // dims.vision_heads
+        return PictureCost(
+            between=patches * (dims.vision_hidden + rotary),
+            inside=patches * (12 * dims.vision_hidden + 3 * dims.vision_mlp),
+            pairs=dims.vision_heads * patches**2,
+            result=patches // unit * dims.hidden,
+        )
 
     streamed = StreamedLayers(
         layers=tower.blocks,
@@ -216,9 +222,14 @@ def _run_language(
         hidden, rotary = state
         return hidden_states(layer(hidden, attention_mask=None, position_embeddings=rotary)), rotary
 
-    def cost(batch: Tensor) -> tuple[int, int]:
+    def cost(batch: Tensor) -> PictureCost:
         tokens = batch.shape[1] + len(dims.template)
-        return tokens * dims.hidden, tokens * (8 * dims.hidden + 3 * dims.mlp)
+        return PictureCost(
+            between=tokens * dims.hidden,
+            inside=tokens * (8 * dims.hidden + 3 * dims.mlp),
+            pairs=dims.heads * tokens**2,
+            result=tokens * dims.hidden,
+        )
 
     streamed = StreamedLayers(
         layers=language.layers,

@@ -42,6 +42,8 @@ _REASONS = {
     errno.EACCES: "writing is not allowed there, or another program holds the file",
     errno.EPERM: "writing is not allowed there",
     errno.EROFS: "the disk is read-only",
+    errno.ENAMETOOLONG: "its path is too long",
+    errno.ENOENT: "it is gone, or its path is too long for Windows",
     errno.ENOTDIR: "it is a file, not a folder",
     errno.EEXIST: "it is a file, not a folder",
 }

@@ -32,8 +32,11 @@ def discard(files: Sequence[Path]) -> Path:
 
 def _to_system(file: Path) -> Path:
     """Into the trash of the user. Raises OSError where there is none on this disk."""
-    if sys.platform == "darwin":
-        return _move(file, Path.home() / ".Trash")
+    return _move(file, Path.home() / ".Trash") if sys.platform == "darwin" else _to_freedesktop(file)
+
+
+def _to_freedesktop(file: Path) -> Path:
+    """The same by the specification of freedesktop.org."""
     if os.name == "nt":
         raise OSError
     root = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "Trash"

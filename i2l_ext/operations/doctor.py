@@ -18,6 +18,7 @@ from i2l_ext.models import catalogue, store
 from i2l_ext.models.listing import listing
 from i2l_ext.operations.context import Context
 from i2l_ext.operations.licences import licences
+from i2l_ext.operations.selftest import FAILED, self_test
 from i2l_ext.requests import EngineOptions
 
 PACKAGES = (
@@ -36,6 +37,11 @@ class DoctorResult:
         return dict(self.facts)
 
     @property
+    def failed(self) -> bool:
+        """Whether a check of the self-test came out badly."""
+        return any(value.startswith(FAILED) for value in self.facts.values())
+
+    @property
     def text(self) -> str:
         """A line for each fact, the values below each other."""
         width = max(map(len, self.facts))
@@ -43,9 +49,11 @@ class DoctorResult:
 
 
 def examine_installation(request: requests.DoctorRequest, context: Context) -> DoctorResult:
-    """Versions, devices and models; with ``licences`` those of all packages instead."""
+    """Versions, devices and models; with ``licences`` those of all packages instead, with ``selftest`` its lines."""
     if request.licences:
         return DoctorResult(dict(_licences()))
+    if request.selftest:
+        return DoctorResult(dict(self_test(context)))
     host = {"host": request.host} if request.host else {}
     return DoctorResult({**host, **dict(_facts(context.options))})
 
@@ -86,14 +94,13 @@ def _memory() -> str:
 def _devices(options: EngineOptions) -> Iterator[tuple[str, str]]:
     """Which devices there are, which one computes, and in which dtype it computes each of the published encoders."""
     try:
-        import torch
+        import torch  # noqa: F401 - the others need it
     except ImportError as error:
         yield "devices", f"torch cannot be imported: {type(error).__name__}"
         return
-    from i2l_ext.weights.devices import choose_dtype, device_facts, resolve_device, resolve_precision
+    from i2l_ext.weights.devices import choose_dtype, device_facts, devices_here, resolve_device, resolve_precision
 
-    cards = [str(device_facts(f"cuda:{index}")) for index in range(torch.cuda.device_count())]
-    yield "devices", ", ".join(["cpu", *cards])
+    yield "devices", ", ".join(str(device_facts(name)) for name in devices_here())
     try:
         device, precision = device_facts(resolve_device(options.device)), resolve_precision(options.precision)
     except UserError as error:

@@ -26,12 +26,13 @@ def parse_size(size: str) -> int:
 @dataclass(frozen=True)
 class DoctorRequest(Request):
     """What a bug report needs. ``host``: the program the extension runs in. ``licences``: those of all packages,
-    instead."""
+    instead. ``selftest``: what only a real system can tell, instead."""
 
     kind: ClassVar[str] = "doctor"
 
     host: str = option("the program the extension runs in", "", local=True)
     licences: bool = option("print the licences of all that is used, instead", False)
+    selftest: bool = option("make, convert and read back a small LoRA, measure, and print ten lines, instead", False)
 
 
 @dataclass(frozen=True)

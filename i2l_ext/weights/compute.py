@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ComputeOptions:
     """``device`` and ``dtype`` by torch's names; ``dtype`` is bfloat16, float16 or float32, or, as a wish for all
-    encoders of a model, also auto (devices.choose_dtype). ``memory`` limits the bytes of weights and activations; None:
-    no limit."""
+    encoders of a model, also auto (devices.choose_dtype). ``memory`` limits the bytes of weights, pictures and
+    activations; None: no limit on the processor, and 0.85 of what is free on another device. ``held``: bytes of the
+    computer's memory that are taken for as long as encoders run."""
 
     device: str = "cpu"
     dtype: str = "bfloat16"
     memory: int | None = None
+    held: int = 0
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -15,7 +15,7 @@ are published in bf16, and every device computes fp32."""
 
 @dataclass(frozen=True)
 class Device:
-    """What is known of a device. ``kind``: cpu, cuda or mps. ``capability``: CUDA's compute capability. ``bf16``:
+    """What is known of a device. ``kind``: cpu, cuda, xpu or mps. ``capability``: CUDA's compute capability. ``bf16``:
     whether torch has bfloat16 there at all."""
 
     kind: str
@@ -29,6 +29,11 @@ class Device:
         if dtype == "bfloat16":
             return self.bf16 and (self.capability is None or self.capability >= (8, 0))
         return dtype == "float32" or self.kind != "cpu"
+
+    def attends_by_squares(self, dtype: str) -> bool:
+        """Whether torch's attention holds a number for every pair of tokens there. On a processor, and in what CUDA has
+        of its own, it does not."""
+        return self.kind in ("mps", "xpu") or not (self.kind == "cpu" or self.native(dtype))
 
     def __str__(self) -> str:
         capability = f" (compute capability {self.capability[0]}.{self.capability[1]})" if self.capability else ""
@@ -78,7 +83,31 @@ def device_facts(name: str) -> Device:
     if kind == "cuda":
         card = torch.cuda.get_device_properties(name)
         return Device(kind, f"{name}: {card.name}, {card.total_memory / 1e9:.1f} GB", (card.major, card.minor))
-    return Device(kind, kind, bf16=kind != "mps" or _mps_has_bf16())
+    return Device(kind, name, bf16=kind != "mps" or _mps_has_bf16())
+
+
+def devices_here() -> list[str]:
+    """Torch's names of all devices of this machine."""
+    import torch
+
+    numbered = [(kind, getattr(torch, kind, None)) for kind in ("cuda", "xpu")]
+    cards = [f"{kind}:{index}" for kind, module in numbered if module for index in range(module.device_count())]
+    return ["cpu", *cards, *["mps"] * torch.backends.mps.is_available()]
+
+
+def free_memory(name: str) -> int | None:
+    """Bytes of a device that can be taken: free ones, and those that torch holds unused. None where that is not known,
+    and for the processor, whose memory the system shares out."""
+    import torch
+
+    device = torch.device(name)
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type in ("cuda", "xpu"):
+        module = getattr(torch, device.type)
+        index = module.current_device() if device.index is None else device.index
+        return module.mem_get_info(index)[0] + module.memory_reserved(index) - module.memory_allocated(index)
+    return None
 
 
 def _mps_has_bf16() -> bool:
@@ -103,9 +132,10 @@ def resolve_device(name: str) -> str:
             return "cuda" if own is None else f"cuda:{int(own) % torch.cuda.device_count()}"
         return "mps" if mps and mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": 1 if torch.backends.mps.is_available() else 0}
+    found = [one.partition(":")[0] for one in devices_here()]
+    count = {kind: found.count(kind) for kind in ("cpu", "cuda", "xpu", "mps")}
     if kind not in count or (index and not index.isdecimal()):
-        raise UserError(f"There is no device {name!r}. There are: cpu, cuda, cuda:0, mps and auto.", "unknown_choice")
+        raise UserError(f"There is no device {name!r}. There are: cpu, cuda, cuda:0, xpu, mps, auto.", "unknown_choice")
     if int(index or 0) >= count[kind]:
         raise UserError(f"This machine has no {name}. Leave --device out to use what there is.", "unknown_choice")
     return name

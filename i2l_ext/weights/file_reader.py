@@ -63,6 +63,11 @@ class FileReader:
         self._direct = _reopen_direct(file.fileno()) if direct else None
         self._direct_failed = False  # once is enough: the next read would fail too, after half of its time
 
+    @property
+    def can_read_directly(self) -> bool:
+        """Whether it reads past the page cache, as far as it knows."""
+        return self._direct is not None and not self._direct_failed
+
     def close(self) -> None:
         """The file itself stays open."""
         if self._direct is not None:

@@ -5,16 +5,18 @@ Each layer's weights are read once, for all pictures. Their memory is used again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
+from i2l_ext.weights.devices import device_facts, free_memory
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.stream import stream
 
@@ -24,16 +26,28 @@ MAX_INSIDE = 256 << 20
 OVERHEAD = 512 << 20
 """Bytes set aside, when memory is limited, for what libraries allocate by themselves."""
 
+FREE_SHARE = 0.85
+"""How much of a device's free memory is used where no bound was given."""
+
 State = TypeVar("State")
+
+
+class PictureCost(NamedTuple):
+    """Numbers that a picture takes: between two layers, inside one, for the pairs of its tokens where attention holds
+    them, and in the result, which is float32."""
+
+    between: int
+    inside: int
+    pairs: int = 0
+    result: int = 0
 
 
 @dataclass(frozen=True)
 class StreamedLayers(Generic[State]):
     """A model's equal layers, and how a batch of pictures goes into them, through one, and out of them.
 
-    ``keys`` has the weights of each layer, ``{parameter: key in the files}``. ``cost`` gives, for a picture of a
-    batch, how many numbers it takes between two layers, and how many inside one. ``batched``: whether a layer takes
-    several pictures in one call.
+    ``keys`` has the weights of each layer, ``{parameter: key in the files}``. ``cost`` is that of a picture of a
+    batch. ``batched``: whether a layer takes several pictures in one call.
     """
 
     layers: nn.ModuleList
@@ -41,7 +55,7 @@ class StreamedLayers(Generic[State]):
     enter: Callable[[Tensor], State]
     step: Callable[[int, nn.Module, State], State]
     leave: Callable[[State], Tensor]
-    cost: Callable[[Tensor], tuple[int, int]]
+    cost: Callable[[Tensor], PictureCost]
     batched: bool = True
 
 
@@ -54,11 +68,14 @@ class MemoryPlan:
     between: int
 
 
-def plan_memory(memory: int | None, layer: int, fixed: int, state: int, peak: int) -> MemoryPlan:
+def plan_memory(
+    memory: int | None, layer: int, fixed: int, state: int, peak: int, device: str | None = None
+) -> MemoryPlan:
     """Share ``memory`` out over weights and pictures; all sizes in bytes. None: no limit.
 
     ``layer`` and ``fixed`` are the weights of one layer and of everything else, ``state`` and ``peak`` what one
-    picture takes between and inside layers. Raises UserError when one layer and one picture do not fit.
+    picture takes between and inside layers. ``device``: whose free memory it is, where no bound was given. Raises
+    UserError when one layer and one picture do not fit.
     """
     if memory is None:
         return MemoryPlan(1, MAX_INSIDE, 1 << 62)
@@ -69,6 +86,11 @@ def plan_memory(memory: int | None, layer: int, fixed: int, state: int, peak: in
             inside = min(MAX_INSIDE, peak + left // 2)
             return MemoryPlan(ahead, inside, available - (1 + ahead) * layer - max(inside, peak))
     least = (OVERHEAD + fixed + layer + state + peak) / 1e9
+    if device:
+        raise UserError(
+            f"{device}: {memory / 1e9:.1f} GB are left for this model, and it needs {least:.1f} GB. Close what else "
+            "uses the device, or choose --device cpu."
+        )
     raise UserError(f"--memory {memory / 1e9:.1f}GB is too little for this model: it needs {least:.1f}GB.")
 
 
@@ -87,20 +109,21 @@ def run_layers(
     All layers are read once for all pictures of all batches. Where ``options.memory`` is too little for all pictures
     between two layers, they are read once for as many as fit. ``fixed``: bytes of weights that are loaded already.
     """
-    size = options.torch_dtype.itemsize
-    costs = [tuple(size * numbers for numbers in model.cost(batch)) for batch in batches]
-    layer = size * max(sum(p.numel() for p in layer.parameters()) for layer in model.layers)
-    plan = plan_memory(options.memory, layer, fixed, max(c[0] for c in costs), max(c[1] for c in costs))
+    numbers = [PictureCost(*model.cost(batch)) for batch in batches]
+    costs = [_picture_bytes(cost, batch, options) for cost, batch in zip(numbers, batches, strict=True)]
+    layer = options.torch_dtype.itemsize * max(sum(p.numel() for p in layer.parameters()) for layer in model.layers)
+    kept = sum(batch.nbytes + 4 * cost.result * len(batch) for cost, batch in zip(numbers, batches, strict=True))
+    plan = _plan(options, layer, fixed, kept, costs)
     rounds: list[list[tuple[int, Tensor]]] = [[]]
     left = plan.between
-    for index, (batch, (state, peak)) in enumerate(zip(batches, costs, strict=True)):
-        count = max(1, plan.inside // peak) if model.batched else 1
-        for chunk in batch.split(min(count, max(1, plan.between // state))):
-            if rounds[-1] and left < state * len(chunk):
+    for index, (batch, (between, inside)) in enumerate(zip(batches, costs, strict=True)):
+        count = max(1, plan.inside // inside) if model.batched else 1
+        for chunk in batch.split(min(count, max(1, plan.between // between))):
+            if rounds[-1] and left < between * len(chunk):
                 rounds.append([])
                 left = plan.between
             rounds[-1].append((index, chunk))
-            left -= state * len(chunk)
+            left -= between * len(chunk)
     results: list[list[Tensor]] = [[] for _ in batches]
     for number, chunks in enumerate(rounds):
         states = [model.enter(options.place(chunk)) for _, chunk in chunks]
@@ -109,6 +132,26 @@ def run_layers(
         for (index, _), state in zip(chunks, states, strict=True):
             results[index].append(model.leave(state).float().cpu())
     return [torch.cat(parts) for parts in results]
+
+
+def _plan(options: ComputeOptions, layer: int, fixed: int, kept: int, costs: Sequence[tuple[int, int]]) -> MemoryPlan:
+    """The plan for pictures of these costs. ``kept``: bytes of all pictures and results; they lie in the computer's
+    memory, as what ``options`` say is held does."""
+    memory, device = options.memory, None
+    if torch.device(options.device).type == "cpu":
+        fixed += options.held + kept
+    elif memory is None and (free := free_memory(options.device)) is not None:
+        memory, device = fixed + int(FREE_SHARE * free), options.device  # what is fixed is not free any more
+    state, peak = (max(sizes) for sizes in zip(*costs, strict=True))
+    return plan_memory(memory, layer, fixed, state, peak, device)
+
+
+def _picture_bytes(cost: PictureCost, batch: Tensor, options: ComputeOptions) -> tuple[int, int]:
+    """Bytes that a picture of a batch takes between and inside layers. Its pixels are gone once it has entered. Pairs
+    of tokens are held as logits and as weights."""
+    pairs = 2 * cost.pairs * device_facts(options.device).attends_by_squares(options.dtype)
+    inside = max(cost.inside + pairs, math.prod(batch.shape[1:]))
+    return options.torch_dtype.itemsize * cost.between, options.torch_dtype.itemsize * inside
 
 
 def _run_round(

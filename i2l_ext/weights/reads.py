@@ -11,8 +11,9 @@ from torch import Tensor
 from i2l_ext.converters.files import TensorFile, TensorInfo, torch_dtype
 from i2l_ext.weights.file_reader import PAGE
 
-READ_SIZE = 16 << 20
-"""Bytes read at once, and so between two checks for cancellation."""
+READ_SIZE = (16 << 20) - 2 * PAGE
+"""Bytes read at once, and so between two checks for cancellation. A buffer that holds them with the rest of their first
+and last page has 16 MB: of pinned memory torch takes the next power of two."""
 
 
 @dataclass(frozen=True)

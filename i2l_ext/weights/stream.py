@@ -11,11 +11,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from threading import Event, Lock
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import tensor_bytes
 from i2l_ext.weights import reads
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.file_reader import PAGE, from_page_start, page_buffer
+from i2l_ext.weights.copying import copy_stream, pinned_bytes
+from i2l_ext.weights.file_reader import PAGE, page_buffer
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.pack_writer import unpack
 from i2l_ext.weights.reads import ReadRange, TensorSlot, places_in_buffer, plan_group
@@ -35,11 +36,14 @@ ALIGN = 128
 READERS = 2
 """Threads that read: while one waits for the disk, the other has asked for the next range."""
 
+Copied: TypeAlias = "torch.cuda.Event | None"
+"""The event after a copy to a device; None where there is none to wait for."""
+
 Result = TypeVar("Result")
 
 
 class TensorLoader:
-    """Reads groups of tensors to a device; on CUDA through pinned memory, on a stream of its own.
+    """Reads groups of tensors to the CPU or a CUDA device; to that through pinned memory, beside what it computes.
 
     On the CPU, a group in the dtype of the file is read to where it stays. Any other group goes through staging
     buffers, one for each thread that reads, and is converted.
@@ -48,24 +52,23 @@ class TensorLoader:
     def __init__(self, files: TensorFiles, options: ComputeOptions) -> None:
         self.files, self.device, self.dtype = files, torch.device(options.device), options.torch_dtype
         self.stop = Event()
-        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._stages: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self.copies = copy_stream(self.device) if self.device.type == "cuda" else None
+        self._stages: deque[tuple[Tensor, Copied]] = deque()
 
     def nbytes(self, names: Mapping[str, str]) -> int:
         """The size of a buffer that is large enough for a group."""
-        entries = [self.files.locate(key)[1] for key in names.values()]
-        converted = sum(_aligned(math.prod(entry.shape)) for entry in entries) * self.dtype.itemsize
-        return max(converted, sum(entry.nbytes + 2 * PAGE for entry in entries))
+        slots = self.files.slots(names)
+        if self._in_place(slots):
+            return sum(slot.entry.nbytes + 2 * PAGE for slot in slots)
+        return sum(_aligned(math.prod(slot.entry.shape)) for slot in slots) * self.dtype.itemsize
 
     def buffer(self, nbytes: int) -> Tensor:
         """Uninitialised bytes on the device; on the CPU they start on a page of memory."""
-        if self.device.type == "cpu":
-            return page_buffer(nbytes)
-        with self._on_stream():
-            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return self.copies.empty(nbytes) if self.copies else page_buffer(nbytes)
 
-    def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], None]]]:
-        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them. Jobs may run at once."""
+    def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], Copied]]]:
+        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them, on CUDA once the event that a
+        job gives has come. Jobs may run at once."""
         slots = self.files.slots(names)
         ranges = plan_group(slots)
         if self._in_place(slots):
@@ -83,12 +86,10 @@ class TensorLoader:
     def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
         """A group's tensors, read on this thread. They are valid until ``buffer`` is used again."""
         tensors, jobs = self.prepare(names, buffer)
-        for job in jobs:
-            job()
+        copied = [job() for job in jobs]
+        if self.copies:
+            self.copies.compute_after(event for event in copied if event)
         return tensors
-
-    def _on_stream(self) -> AbstractContextManager[object]:
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
 
     def _in_place(self, slots: Sequence[TensorSlot]) -> bool:
         """Whether a group is used as it is on disk."""
@@ -96,7 +97,7 @@ class TensorLoader:
             slot.dtype == self.dtype and slot.start % self.dtype.itemsize == 0 for slot in slots
         )
 
-    def _read(self, one: ReadRange, buffer: Tensor) -> None:
+    def _read(self, one: ReadRange, buffer: Tensor) -> Copied:
         if self.stop.is_set():
             raise Cancelled
         try:
@@ -104,37 +105,48 @@ class TensorLoader:
             self.files.readers[one.file].read(one.start, one.end, area)
         except UserError as error:
             raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
+        return None
 
-    def _convert(self, one: ReadRange, tensors: Mapping[str, Tensor], scales: Mapping[str, _Scales]) -> None:
+    def _convert(self, one: ReadRange, tensors: Mapping[str, Tensor], scales: Mapping[str, _Scales]) -> Copied:
         stage, copied = self._stage()
         if copied:
             copied.synchronize()
         at = one.start % PAGE
         self._read(replace(one, at=at), stage)
-        with self._on_stream():
-            for part in one.parts:
-                slot, found = part.slot, stage[at : at + part.stop - part.start]
-                at += len(found)
-                if slot.key in scales:
-                    scales[slot.key].fill(part.start, found)
-                    continue
-                size = slot.dtype.itemsize
-                found = (found.clone() if found.data_ptr() % size else found).view(slot.dtype)
-                found = found.to(self.device, non_blocking=True) if self.stream else found
-                target = tensors[slot.name].view(-1)[part.start // size : part.stop // size]
-                if slot.scales:
-                    unpack(found, scales[slot.scales.key].value(), slot.group, part.start // size, target)
-                else:
+        pairs = []
+        for part in one.parts:
+            slot, found = part.slot, stage[at : at + part.stop - part.start]
+            at += len(found)
+            if slot.key in scales:
+                scales[slot.key].fill(part.start, found)
+                continue
+            size = slot.dtype.itemsize
+            found = (found.clone() if found.data_ptr() % size else found).view(slot.dtype)
+            target = tensors[slot.name].view(-1)[part.start // size : part.stop // size]
+            if slot.scales:
+                found = self._unpacked(found, scales[slot.scales.key].value(), slot, part.start // size, target)
+            pairs.append((target, found))
+        copied = self.copies.copy(pairs) if self.copies else None
+        if not self.copies:
+            for target, found in pairs:
+                if target is not found:
                     target.copy_(found)
-            self._stages.append((stage, self.stream.record_event() if self.stream else None))
+        self._stages.append((stage, copied))
+        return copied
 
-    def _stage(self) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The staging buffer that was filled longest ago, and the event after its copy to the device."""
+    def _unpacked(self, found: Tensor, scales: Tensor, slot: TensorSlot, first: int, target: Tensor) -> Tensor:
+        """Packed numbers as numbers, in memory: in ``target`` where that is there, else on their way to it."""
+        out = torch.empty_like(target, device="cpu") if self.copies else target
+        unpack(found, scales, slot.group, first, out)
+        return out
+
+    def _stage(self) -> tuple[Tensor, Copied]:
+        """The staging buffer that was filled longest ago, and the event after its copy to the device. A range begins
+        and ends within a page; pinned memory starts on one."""
         try:
             return self._stages.popleft()
         except IndexError:  # each thread's first call
-            memory = torch.empty(reads.READ_SIZE + 3 * PAGE, dtype=torch.uint8, pin_memory=self.stream is not None)
-            return from_page_start(memory), None
+            return (pinned_bytes if self.copies else page_buffer)(reads.READ_SIZE + 2 * PAGE), None
 
 
 class _Scales:
@@ -154,11 +166,11 @@ class _Scales:
             self.ready.set()
 
     def value(self) -> Tensor:
-        """All scales, on the loader's device. Raises Cancelled where the loader is stopped before they are there."""
+        """All scales. Raises Cancelled where the loader is stopped before they are there."""
         while not self.ready.wait(0.05):
             if self.loader.stop.is_set():
                 raise Cancelled
-        return self.held.to(self.loader.device)
+        return self.held
 
 
 def _aligned(numbers: int) -> int:
@@ -190,10 +202,15 @@ def stream(
     are read while one is in use, so there are 1 + ahead buffers of the size of the largest group. Close the iterator
     (``closing``) when you leave it early. Raises UserError as TensorFile does, Cancelled when the user wants to stop.
     """
+    if torch.device(options.device).type not in ("cpu", "cuda"):  # MPS: only the thread that computes may use it
+        with closing(stream(files, groups, replace(options, device="cpu"), callbacks, ahead=ahead)) as read:
+            for tensors in read:
+                yield {name: tensor.to(options.device) for name, tensor in tensors.items()}
+        return
     loader = TensorLoader(files, options)
     size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
-    waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[None]]]] = deque()
+    waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[Copied]]]] = deque()
     todo = iter(groups)
     with ThreadPoolExecutor(READERS, thread_name_prefix="i2l-read") as readers:
 
@@ -207,16 +224,18 @@ def stream(
             launch()
             while waiting:
                 buffer, tensors, reading = waiting.popleft()
-                results_of(reading, callbacks)
-                if loader.stream:
-                    torch.cuda.current_stream(loader.device).wait_stream(loader.stream)
+                copied = results_of(reading, callbacks)
+                if loader.copies:
+                    loader.copies.compute_after(event for event in copied if event)
                 yield tensors
-                if loader.stream:  # the device must be done with a buffer before it is filled again
-                    torch.cuda.current_stream(loader.device).synchronize()
+                if loader.copies:  # the device must be done with a buffer before it is filled again
+                    loader.copies.copy_after_computing()
                 free.append(buffer)
                 launch()
         finally:
             loader.stop.set()
+            if loader.copies:  # or before torch gives it to the next loader
+                loader.copies.copy_after_computing()
 
 
 def load_weights(
