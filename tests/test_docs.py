@@ -18,7 +18,7 @@ FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
 ))]  # fmt: skip
 
 ELSEWHERE = (
-    "download", "trust", "diffsynth", "train", "report", "ui", "demo", "run", "z-image", "--each …", "discard",
+    "download", "pack", "trust", "diffsynth", "train", "report", "ui", "demo", "run", "z-image", "--each …", "discard",
 )  # fmt: skip
 """Words of commands that need what a test lacks: a network, hours, a page, a trainer's folder, the system's trash."""
 

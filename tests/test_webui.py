@@ -100,6 +100,7 @@ NOT_FOR_THE_TAB = {
 """Rooms and modules whose advice is for a terminal or stands in a read-me; of v2's code a button of the tab asks."""
 
 NOT_IN_THE_TAB = (
+    "in one go: i2l models download",  # packing is asked for in a terminal
     "no model is downloaded, so", "--each names and weighs", "Say where to save", "was made with heads of its own",
     "says its scale itself", "is a folder. Say with -o", "i2l models trust", "for X: i2l check", "a LoRA that i2l has",
     "does not say how it was made. Name", "Test LoRA: only", "python run.py",
