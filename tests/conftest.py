@@ -15,11 +15,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's backgro
 
 
 @pytest.fixture(scope="session", autouse=True)
+def engine_lock(tmp_path_factory):
+    """The engine of the user who runs the tests is not waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("I2L_ENGINE_LOCK", str(tmp_path_factory.mktemp("engine") / "lock"))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def user_data(tmp_path_factory):
-    """What is kept for the user who runs the tests (where downloads went) is left alone, and not heeded."""
+    """What is kept for the user who runs the tests (where downloads went) is left alone, and not heeded; and what one
+    file of tests leaves there is not seen by the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
-        patch.setenv("I2L_ENGINE_LOCK", str(tmp_path_factory.mktemp("engine") / "lock"))
         yield
 
 

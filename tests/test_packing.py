@@ -333,6 +333,7 @@ def test_a_kill_leaves_no_half_file(home, folders, step, monkeypatch):
     child = os.fork()
     if not child:
         try:
+            torch.set_num_threads(1)  # the threads of its parent are not in the fork
             where = {"begin": (PackWriter, "restart", die), "middle": (PackWriter, "write", half),
                      "header": (PackWriter, "finish", die), "checked": (pack, "digest", die),
                      "noted": (pack, "write_note", die)}  # fmt: skip

@@ -195,7 +195,7 @@ def test_made_anew(client, pictures, monkeypatch):
         ("rank", {"loras": ["old.safetensors"], "rank": None}, "rank is not of type int"),
         ("merge", {"loras": ["old.safetensors"], "weights": [1]}, "at least two"),
         ("merge", {"loras": ["old.safetensors", "style.safetensors"], "weights": [1]}, "one weight for each"),
-        ("mend", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to mend"),
+        ("mend", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to repair"),
         ("discard", {"loras": ["notes.txt"]}, "There is no LoRA"),
         ("discard", {"loras": ["../Lora/old.safetensors"]}, "There is no LoRA"),
         ("anew", {"loras": ["old.safetensors"]}, "does not say how it was made"),

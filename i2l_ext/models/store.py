@@ -173,7 +173,9 @@ def locate(checkpoint: Checkpoint, folders: Folders | None = None, forms: Sequen
     """
     folders = folders or Folders.default()
     trouble: UserError | None = None
-    for form, paths in product(forms, _candidates(checkpoint, folders)):
+    own = Path(checkpoint.files[0]).is_absolute()  # heads of one's own: that very file
+    places = [[Path(file) for file in checkpoint.files]] if own else _candidates(checkpoint, folders)
+    for form, paths in product([""] if own else forms, places):
         try:
             found = _expand(paths, form)
             if found is not None:

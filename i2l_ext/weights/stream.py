@@ -181,9 +181,10 @@ def results_of(futures: Iterable[Future[Result]], callbacks: Callbacks) -> list[
     """Wait for the results. Raises what a future raised, and Cancelled as soon as the user wants to stop."""
     results = []
     for future in futures:
+        callbacks.check()
         while not future.done():
-            callbacks.check()
             wait([future], timeout=0.05)
+            callbacks.check()
         results.append(future.result())
     return results
 
