@@ -17,10 +17,9 @@ FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
     "glossary", "hardware", "install", "lora-files", "models", "recipes", "storage", "troubleshooting", "webui",
 ))]  # fmt: skip
 
-ELSEWHERE = (
-    "download", "pack", "trust", "diffsynth", "train", "report", "ui", "demo", "run", "z-image", "--each …", "discard",
-)  # fmt: skip
-"""Words of commands that need what a test lacks: a network, hours, a page, a trainer's folder, the system's trash."""
+ELSEWHERE = ("download", "pack", "train", "run", "discard")
+"""Words of commands that need what a test lacks: a network, hours, a trainer's folder, the system's trash. They are not
+run."""
 
 STANDS_FOR = {
     "FILE": "my_style.safetensors",
