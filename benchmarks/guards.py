@@ -134,14 +134,14 @@ GUARDS = (
         "i2l_ext/service/service.py", "test_access",
         ("LoRAs by the list alone", "found = self.loras().get(shown)",
          "found = self.loras().get(shown, self.host.lora_folder() / shown)", "other_places"),
-        ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{dialect}")',
-         'f"{Path(name).stem}-{dialect}"', "uploaded_file"),
+        ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{key_format}")',
+         'f"{Path(name).stem}-{key_format}"', "uploaded_file"),
         ("what an exported upload is called", 'names.clean_name(f"{Path(name).stem}-{start}")',
          'f"{Path(name).stem}-{start}"', "uploaded_file"),
     ),
     *_of(
         "i2l_ext/requests/fields.py", "test_access",
-        ("dialects, trainers and hubs of their tables alone", "if info.choices and one not in info.choices:",
+        ("key formats, trainers and hubs of their tables alone", "if info.choices and one not in info.choices:",
          "if False:", "options"),
     ),
     *_of(

@@ -81,7 +81,7 @@ class Consumer:
     tells what becomes of it. ``uses``: by family, the id of the program whose loader it has. ``needs``: factors whose
     absence ends in an error. ``nothing_fails``: patterns; with such a key, a file of which it knows no name ends in an
     error. ``header``: it applies a scale that stands in the header. ``adds_twice``: a fused layer
-    and its parts both count. ``wants``: the dialect to convert to. ``alpha_fails``: why it misreads every alpha.
+    and its parts both count. ``wants``: the key format to convert to. ``alpha_fails``: why it misreads every alpha.
     ``lacks``: by family, a pattern of modules that it does not have. ``refuses_above``: share of unmatched tensors
     above which it loads nothing. ``one_rank``: groups of modules, as a pattern, that must have one rank (an empty
     pattern: all modules). ``trainer``: its name in `TRAINERS`, where `i2l export` repairs what conversion cannot.

@@ -358,8 +358,8 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     first, second, merge = (Lora.read(loras / one) for one in (name, resized, both))
     path = next(iter(first))
     assert torch.allclose(merge.delta(path), first.delta(path) - second.delta(path), atol=1e-6)
-    [kohya] = run("I2LConvert", lora_name=name, dialect="kohya", dtype="as made", rank=0, name="")["result"]
-    assert Lora.read(loras / kohya).read_from.reading.dialect == "kohya"
+    [kohya] = run("I2LConvert", lora_name=name, key_format="kohya", dtype="as made", rank=0, name="")["result"]
+    assert Lora.read(loras / kohya).read_from.reading.key_format == "kohya"
     [text] = run("I2LCheck", lora_name=name)["result"]
     assert "ComfyUI: all, 36 modules" in text
     [folder] = run("I2LExport", lora_name=name, trainer="musubi-tuner", rank=0)["result"]
@@ -369,7 +369,7 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
 def test_a_lora_that_is_gone_is_one_line(comfy):
     for name, more in (
         ("I2LCheck", {}),
-        ("I2LConvert", {"dialect": "kohya", "dtype": "as made", "rank": 0, "name": ""}),
+        ("I2LConvert", {"key_format": "kohya", "dtype": "as made", "rank": 0, "name": ""}),
     ):
         with pytest.raises(UserError, match=r"There is no LoRA 'away\.safetensors'"):
             run(name, lora_name="away.safetensors", **more)
@@ -461,11 +461,11 @@ def patcher(comfy):
 
 @pytest.fixture
 def saved(loras):
-    """A LoRA of the miniature in a file, by dialect."""
+    """A LoRA of the miniature in a file, by key format."""
 
-    def save(dialect="webui", seed=1, name=None):
-        name = name or f"random-{dialect}-{seed}.safetensors"
-        lora_of(MINI, seed=seed).save(loras / name, dialect, overwrite=True)
+    def save(key_format="webui", seed=1, name=None):
+        name = name or f"random-{key_format}-{seed}.safetensors"
+        lora_of(MINI, seed=seed).save(loras / name, key_format, overwrite=True)
         return name
 
     return save

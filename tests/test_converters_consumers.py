@@ -7,14 +7,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from i2l_ext.converters import Lora, UserError, consumer_table, consumers, dialects
+from i2l_ext.converters import Lora, UserError, consumer_table, consumers, key_formats
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth
 from spellings import Spelling
 from test_converters_commands import i2l
 
 CONSUMERS = {consumer.id: consumer for consumer in consumers.CONSUMERS}
-ALL_DIALECTS = {dialect.name: dialect for dialect in (*dialects.DIALECTS.values(), *dialects.VARIANTS)}
+ALL_KEY_FORMATS = {
+    key_format.name: key_format for key_format in (*key_formats.KEY_FORMATS.values(), *key_formats.VARIANTS)
+}
 
 
 def random(arch, paths, rank=2, seed=0):
@@ -28,13 +30,13 @@ def random(arch, paths, rank=2, seed=0):
 
 
 def tensors(lora, name, tmp_path, alpha=True, scale=1.0):
-    """The state dict of ``lora`` in a dialect, with an alpha of ``scale`` x rank."""
-    dialect, made = ALL_DIALECTS[name], {}
-    if dialect.native:
+    """The state dict of ``lora`` in a key format, with an alpha of ``scale`` x rank."""
+    key_format, made = ALL_KEY_FORMATS[name], {}
+    if key_format.native:
         lora.save(tmp_path / "native", name, overwrite=True)
         return safetensors.torch.load_file(tmp_path / "native")
     for path in lora:
-        down, up, key = dialect.keys(path)
+        down, up, key = key_format.keys(path)
         made[down], made[up] = (factor.clone() for factor in lora[path])
         if alpha and (key or scale != 1):
             made[key or down.split(".lora_")[0] + ".alpha"] = torch.tensor(scale * lora.specs[path].rank)
@@ -110,7 +112,7 @@ def first_blocks(arch):
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
-@pytest.mark.parametrize("name", ALL_DIALECTS)
+@pytest.mark.parametrize("name", ALL_KEY_FORMATS)
 def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
     lora = random(arch, first_blocks(arch))
     state = tensors(lora, name, tmp_path)
@@ -142,7 +144,7 @@ def test_alpha_that_is_not_the_rank(tmp_path):
         state = tensors(lora, name, tmp_path, scale=0.5)
         said = verdicts(tmp_path, state)
         assert said["forge-neo"].status == said["comfyui"].status == "all"
-        # The version here honours alpha in every dialect; 0.40 dropped it beside lora_A and lora_B, and that is told.
+        # The version here honours alpha in every key format; 0.40 dropped it beside lora_A and lora_B: told.
         assert diffusers_loads("qwen-image", state, half) == len(lora)
         assert said["diffusers"].status == "all"
         assert name == "kohya" or "before version 0.42" in said["diffusers"].detail
@@ -168,7 +170,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("family", "name"), TABLE)
-def test_the_table_of_dialects(tmp_path, family, name):
+def test_the_table_of_key_formats(tmp_path, family, name):
     arch = {"qwen-image": QWEN_IMAGE, "z-image": Z_IMAGE}[family]
     said = verdicts(tmp_path, tensors(random(arch, first_blocks(arch)), name, tmp_path))
     known = [verdict for verdict in said.values() if verdict.consumer.source != consumer_table.NOT_TRIED]
@@ -215,7 +217,7 @@ def test_a_scale_that_stands_in_the_header_alone(tmp_path):
     for program in ("comfyui", "forge-neo", "ai-toolkit"):
         assert said[program].status == "ignores alpha" and said[program].loads == 28
         assert "header" in said[program].detail and "0.5 times" in said[program].detail
-        assert said[program].repair == consumers.Repair("convert", {"dialect": "webui"})
+        assert said[program].repair == consumers.Repair("convert", {"key_format": "webui"})
     patterns = checked(Spelling("qwen-image", "transformer.", "A/B", "ours", "pattern").save_header(tmp_path / "f"))
     assert "0.25 to 0.5 times" in patterns["comfyui"].detail
 
@@ -282,7 +284,7 @@ def test_ranks_that_differ(tmp_path):
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
-@pytest.mark.parametrize("name", ALL_DIALECTS)
+@pytest.mark.parametrize("name", ALL_KEY_FORMATS)
 def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
     path = tmp_path / "broken.safetensors"
     safetensors.torch.save_file(tensors(random(arch, first_blocks(arch)), name, tmp_path), path)
@@ -290,7 +292,7 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
         if not verdict.repair or verdict.repair.operation != "convert":
             continue
         repaired = tmp_path / f"repaired{index}.safetensors"
-        assert i2l("convert", path, "--to", verdict.repair.options["dialect"], "-o", repaired) == 0
+        assert i2l("convert", path, "--to", verdict.repair.options["key_format"], "-o", repaired) == 0
         again = {v.consumer.id: v for v in consumers.check(repaired)[1]}[verdict.consumer.id]
         by_default = again.consumer.lacks and again.status == "part"
         assert again.status == "all" or (again.repair and again.repair.operation == "export") or by_default

@@ -185,7 +185,7 @@ def test_rank_command_reports_what_it_kept(file, capsys):
     assert i2l("rank", file, "--rank", "2", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["file"].endswith("style_r2.safetensors")
-    assert (told["rank"], told["dialect"], told["dtype"]) == (2, "kohya", "F32")
+    assert (told["rank"], told["key_format"], told["dtype"]) == (2, "kohya", "F32")
     values = rank.singular_values(Lora.read(file))
     assert told["kept"]["all"] == pytest.approx(
         rank.effect_kept(MINI, values, dict.fromkeys(values, 2))["all"], rel=1e-5

@@ -82,7 +82,7 @@ def test_what_is_no_request_is_refused_in_a_line(wrong):
         ({"strength": 0.0}, "strength must be from -10 to 10 and not 0"),
         ({"strength": float("inf")}, "strength"),
         ({"dtype": "fp8"}, "There is no dtype 'fp8'. There are: fp32, bf16, fp16"),
-        ({"dialect": "x" * 500}, "There is no dialect"),
+        ({"key_format": "x" * 500}, "There is no key format"),
         ({"weights": (1.0, 0.0)}, "greater than 0"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_rank_is_given_in_one_way(values):
 def test_values_are_what_python_wants():
     asked = MakeRequest.from_json({"pictures": [PICTURE], "weights": [1], "strength": 2})
     assert asked.pictures == (Path(PICTURE),) and asked.weights == (1.0,) and isinstance(asked.strength, float)
-    assert ConvertRequest.from_json({"file": PICTURE}).dialect == "webui"
+    assert ConvertRequest.from_json({"file": PICTURE}).key_format == "webui"
 
 
 def test_requests_need_the_standard_library_alone():

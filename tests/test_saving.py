@@ -138,7 +138,7 @@ def make(folder, world):
 def convert(folder, world):
     return {
         "file": str(folder / OLD),
-        "dialect": "kohya",
+        "key_format": "kohya",
         "output": str(folder / IT),
     }
 

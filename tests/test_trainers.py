@@ -292,9 +292,9 @@ def test_a_fused_layer_keeps_all_at_the_sum_of_the_ranks(tmp_path):
     """FLUX.2 of musubi-tuner and ai-toolkit: q, k and v are one layer, so that is the rank unless another is asked for,
     which takes the nearest update."""
     lora = style(KLEIN_4B, paths=[f"transformer_blocks.0.attn.to_{part}" for part in "qkv"])
-    for trainer, dialect in (("musubi-tuner", "kohya-fused"), ("ai-toolkit", "webui-fused")):
+    for trainer, key_format in (("musubi-tuner", "kohya-fused"), ("ai-toolkit", "webui-fused")):
         whole = export(lora, trainer, None, tmp_path / trainer / "whole")
-        assert (whole.rank, whole.modules, whole.dialect, whole.kept["all"]) == (9, 1, dialect, 1)
+        assert (whole.rank, whole.modules, whole.key_format, whole.kept["all"]) == (9, 1, key_format, 1)
         asked = export(lora, trainer, 4, tmp_path / trainer / "asked")
         assert asked.rank == 4 and 0.9 < asked.kept["all"] < 0.99 and asked.error < 1e-5
         back = Lora.read(whole.init)

@@ -259,7 +259,7 @@ def test_a_subfolder_that_is_a_link_outside(service, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "a/b"}, {"name": ""}, {"strength": 0}, {"strength": float("nan")}, {"rank": 0}, {"dialect": "x"},
+    [{"name": "a/b"}, {"name": ""}, {"strength": 0}, {"strength": float("nan")}, {"rank": 0}, {"key_format": "x"},
      {"dtype": "x"}, {"weights": [1, 2]}, {"pictures": []}, {"pictures": ["../x"]}],
 )  # fmt: skip
 def test_wishes_that_are_refused(service, tmp_path, change):
@@ -415,7 +415,7 @@ def test_what_was_made_is_chosen_and_what_was_converted_is_not(service):
             "bytes": 1,
             "rank": 1,
             "modules": 1,
-            "dialect": "webui",
+            "key_format": "webui",
             "prompt": "",
             "arch": "mini",
             "command": "convert",

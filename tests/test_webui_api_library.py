@@ -95,7 +95,7 @@ def test_the_list_and_its_filter(client):
         "old.safetensors", "style.safetensors", "styles/other.safetensors", "half.safetensors", "qwen.safetensors",
     }  # fmt: skip
     one = found["style.safetensors"]
-    assert one["arch"] == "mini" and one["rank"] == "4" and one["dialect"] == "webui" and one["preview"] is True
+    assert one["arch"] == "mini" and one["rank"] == "4" and one["key_format"] == "webui" and one["preview"] is True
     assert one["made"] is None and one["loads"] == {}, "of the miniature"
     assert found["half.safetensors"].keys() == {"file", "bytes", "modified", "error", "preview"}
     assert found["qwen.safetensors"]["loads"]["sdnext"] == "all" and not found["qwen.safetensors"]["preview"]
@@ -128,11 +128,11 @@ TWO = ["old.safetensors", "styles/other.safetensors"]
     ("path", "body", "requests"),
     [
         ("convert", {"loras": TWO, "to": "kohya", "dtype": "bf16"}, [
-            {"file": "old", "dialect": "kohya", "dtype": "bf16", "output": "old-kohya"},
-            {"file": "styles/other", "dialect": "kohya", "dtype": "bf16", "output": "other-kohya"},
+            {"file": "old", "key_format": "kohya", "dtype": "bf16", "output": "old-kohya"},
+            {"file": "styles/other", "key_format": "kohya", "dtype": "bf16", "output": "other-kohya"},
         ]),
         ("convert", {"loras": ["style.safetensors"] * 2, "to": "diffsynth"}, [
-            {"file": "style", "dialect": "diffsynth", "output": "style-diffsynth"},
+            {"file": "style", "key_format": "diffsynth", "output": "style-diffsynth"},
         ]),
         ("rank", {"loras": TWO, "rank": 2}, [
             {"file": "old", "rank": 2, "output": "old-r2"}, {"file": "styles/other", "rank": 2, "output": "other-r2"},
@@ -181,7 +181,7 @@ def test_made_anew(client, pictures, monkeypatch):
     ("path", "body", "said"),
     [
         ("convert", {"loras": [], "to": "kohya"}, "Choose at least one"),
-        ("convert", {"loras": ["old.safetensors"], "to": "klingon"}, "There is no dialect"),
+        ("convert", {"loras": ["old.safetensors"], "to": "klingon"}, "There is no key format"),
         ("convert", {"loras": ["../../etc/passwd"], "to": "kohya"}, "There is no LoRA"),
         ("convert", {"loras": ["/etc/passwd"], "to": "kohya"}, "There is no LoRA"),
         ("convert", {"loras": "old.safetensors", "to": "kohya"}, "loras is not of type list"),

@@ -103,7 +103,7 @@ class ResizeLora(LoraFileNode):
 
 
 class ConvertLora(LoraFileNode):
-    """A LoRA in another dialect."""
+    """A LoRA in another key format."""
 
     DESCRIPTION = (
         "Writes a LoRA with the keys that another program reads; LoKr, LoHa and others become a LoRA of a rank."
@@ -117,7 +117,7 @@ class ConvertLora(LoraFileNode):
         return {
             "required": {
                 "lora_name": widgets.lora("the LoRA"),
-                "dialect": widgets.choice(fields["dialect"].info.choices, "key names for whom"),
+                "key_format": widgets.choice(fields["key_format"].info.choices, "key names for whom"),
                 "dtype": widgets.choice((widgets.AS_MADE, *fields["dtype"].info.choices), fields["dtype"].info.help),
                 "rank": widgets.number(fields["rank"], default=0, low=0),
                 "name": widgets.text(FRESH),
@@ -126,13 +126,13 @@ class ConvertLora(LoraFileNode):
         }
 
     def run(
-        self, lora_name: str, dialect: str, dtype: str, rank: int, name: str, node: str | None = None
+        self, lora_name: str, key_format: str, dtype: str, rank: int, name: str, node: str | None = None
     ) -> dict[str, Any]:
         """Raises as the others."""
         path = lora_path(lora_name)
         values = {"dtype": None if dtype == widgets.AS_MADE else dtype, "rank": rank or None}
         return self.written(
-            finished(lambda: comfy_service().convert(path, lora_name, dialect, name, **values), node, computes=False)
+            finished(lambda: comfy_service().convert(path, lora_name, key_format, name, **values), node, computes=False)
         )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
 from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests.fields import Request, option
@@ -27,8 +27,8 @@ def _file(help: str = "the LoRA, or the folder that PEFT or diffusers has writte
     return option(help, flags=(), local=True)
 
 
-def _dialect(help: str, default: str | None = None) -> str | None:
-    return option(help, default, choices=tuple(DIALECTS), flags=TO)
+def _key_format(help: str, default: str | None = None) -> str | None:
+    return option(help, default, choices=tuple(KEY_FORMATS), flags=TO)
 
 
 def _output(help: str = OUTPUT, metavar: str | None = None) -> Path | None:
@@ -92,7 +92,7 @@ class ConvertRequest(Request):
     kind: ClassVar[str] = "convert"
 
     file: Path = _file(ONE_OR_ALL)
-    dialect: str = _dialect(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
+    key_format: str = _key_format(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     rank: int | None = _rank(
@@ -119,7 +119,7 @@ class RankRequest(Request):
     per_module: bool = option("each module its own rank, for the same size or share", False)
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows where the rank grows", 0, minimum=0)
-    dialect: str | None = _dialect("key format; that of the (first) file unless given")
+    key_format: str | None = _key_format("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("fp32")
@@ -147,7 +147,7 @@ class MergeRequest(Request):
         "such as a.safetensors:0.7 b.safetensors:0.3", flags=(), metavar="FILE[:WEIGHT]", local=True
     )
     rank: int | None = _rank("bring the result to this rank; else the ranks add up")
-    dialect: str | None = _dialect("key format; that of the (first) file unless given")
+    key_format: str | None = _key_format("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the files where the weights lose no digit, else fp32")

@@ -59,7 +59,7 @@ class View(Request):
     page: int = option("the page, from 0", 0, minimum=0)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        said = " ".join(str(row.get(key, "")) for key in ("file", "model", "dialect", "error")).casefold()
+        said = " ".join(str(row.get(key, "")) for key in ("file", "model", "key_format", "error")).casefold()
         fits = all(word in said for word in self.text.casefold().split())
         loaded = not self.loads or row.get("loads", {}).get(self.loads) == "all"
         return fits and loaded and self.arch in ("", row.get("arch"))
@@ -156,9 +156,9 @@ class Library:
                 self._thumbnails |= {stamp: one.get("picture") for stamp, one in zip(new, job.result, strict=True)}
         return {file: self._thumbnails.get(stamp) for file, stamp in stamped.items()}
 
-    def convert(self, files: Sequence[str], dialect: str, **values: Any) -> list[Job]:
-        """Write each in another dialect. ``values``: other fields of a ConvertRequest."""
-        return self._each(files, dialect, lambda path, output: ConvertRequest(path, dialect, output, **values))
+    def convert(self, files: Sequence[str], key_format: str, **values: Any) -> list[Job]:
+        """Write each in another key format. ``values``: other fields of a ConvertRequest."""
+        return self._each(files, key_format, lambda path, output: ConvertRequest(path, key_format, output, **values))
 
     def mend(self, files: Sequence[str], consumer: str) -> list[Job]:
         """Write each anew so that a program loads it. Those that it loads, or that nothing helps, are left out; raises

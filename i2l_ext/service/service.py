@@ -95,7 +95,7 @@ class Service:
         model = self.models.choose() if model is None else model
         if self.models.rows():
             self.models.find(model)
-        given = {"dialect": self.host.option("i2l_dialect"), "host": self.host.name or None, "model": model}
+        given = {"key_format": self.host.option("i2l_key_format"), "host": self.host.name or None, "model": model}
         request = MakeRequest((), **{**given, **{key: value for key, value in values.items() if value is not None}})
         request.validate()
         if request.weights is not None and len(request.weights) != len(pictures):
@@ -175,10 +175,10 @@ class Service:
         """Who loads a LoRA, who does not, and what repairs it."""
         return self.submit(name, CheckRequest(path))
 
-    def convert(self, path: Path, name: str, dialect: str, save_as: str = "", **values: Any) -> Job:
-        """Write a LoRA in another dialect. ``values``: other fields of a ConvertRequest."""
-        request = ConvertRequest(path, dialect, **values)
-        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{dialect}"))
+    def convert(self, path: Path, name: str, key_format: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA in another key format. ``values``: other fields of a ConvertRequest."""
+        request = ConvertRequest(path, key_format, **values)
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{key_format}"))
 
     def resize(self, path: Path, name: str, save_as: str = "", **values: Any) -> Job:
         """Write a LoRA at another rank. ``values``: fields of a RankRequest."""

@@ -37,7 +37,7 @@ PICTURE_FIELDS = frozenset({"picture", "drawn", "plot"})
 """Fields of results that are pictures for the page: a program has the files."""
 
 ROW_FIELDS = (
-    "file", "bytes", "modified", "arch", "model", "dialect", "rank", "modules", "loads", "mends", "made", "error",
+    "file", "bytes", "modified", "arch", "model", "key_format", "rank", "modules", "loads", "mends", "made", "error",
 )  # fmt: skip
 """What is told of a LoRA of the library: not its folder."""
 

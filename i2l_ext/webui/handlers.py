@@ -25,7 +25,7 @@ from i2l_ext.webui.rank_curve import show_rank_curve
 
 NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
 
-MAKE_FIELDS = ("strength", "rank", "dialect", "dtype", "description", "activation_text", "grey")
+MAKE_FIELDS = ("strength", "rank", "key_format", "dtype", "description", "activation_text", "grey")
 """Controls that are named like their field of MakeRequest."""
 
 

@@ -43,7 +43,8 @@ def show_make(job: Job, earlier: Sequence[Job], host: Host) -> Markup:
     time = join(took, join(" · ", word("cached"), ": ", value(len(cached))) if cached else None)
     rows = facts(
         ("file", value(result["file"])), ("size", value(format_bytes(result["bytes"]))),
-        ("rank", value(result["rank"])), ("modules", value(result["modules"])), ("dialect", value(result["dialect"])),
+        ("rank", value(result["rank"])), ("modules", value(result["modules"])),
+        ("key_format", value(result["key_format"])),
         ("time", time), *_loss(result), *([("grey", value(result["grey"]))] if result.get("grey") else []),
     )  # fmt: skip
     body = element("div", element("h3", value(result["name"])), _prompt(job, host), rows, class_="i2l-made")
@@ -142,7 +143,7 @@ def show_inspect(job: Job) -> Markup:
     ranks = ", ".join(f"{rank} ({count})" for rank, count in result["ranks"].items())
     finite = value("?") if result["finite"] is None else word("yes" if result["finite"] else "no")
     pairs: list[tuple[str, object]] = [
-        ("architecture", value(result["arch"])), ("dialect", value(result["dialect"])),
+        ("architecture", value(result["arch"])), ("key_format", value(result["key_format"])),
         ("modules", value(result["modules"])), ("rank", value(ranks)), ("dtype", value(result["dtype"])),
         ("finite", finite),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
 from i2l_ext.webui.training_view import show_run
 
-DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
+DEFAULTS = {"i2l_key_format": "key_format", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
 
 Show = Callable[[Job, Service, Mapping[str, Any]], str | None]
