@@ -123,7 +123,7 @@ def make(
     """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
 
     Name, folder and model of the request must be set, else ValueError. ``python`` runs a template. Raises UserError
-    for what the user can mend, Cancelled when the user wants to stop; then nothing is left behind.
+    for what the user can put right, Cancelled when the user wants to stop; then nothing is left behind.
     """
     return make_prepared(prepare(request), options, callbacks, cache, python)
 

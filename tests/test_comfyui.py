@@ -347,9 +347,9 @@ def test_progress_tells_steps_and_bytes(comfy):
 
 def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     name = made["result"][0]
-    [resized] = run("I2LResize", lora_name=name, rank=2, energy=0.0, name="", node="1")["result"]
+    [resized] = run("I2LResize", lora_name=name, rank=2, effect_kept=0.0, name="", node="1")["result"]
     assert resized == "meadow-rank2.safetensors" and Lora.read(loras / resized).rank == 2
-    [share] = run("I2LResize", lora_name=name, rank=8, energy=0.5, name="half")["result"]
+    [share] = run("I2LResize", lora_name=name, rank=8, effect_kept=0.5, name="half")["result"]
     assert share == "half.safetensors" and Lora.read(loras / share).rank < 4
     [both] = run(
         "I2LMerge", lora_1=name, strength_1=1.0, lora_2=resized, strength_2=-1.0, lora_3="none", strength_3=1.0,

@@ -356,7 +356,7 @@ def works(path, out):
     return {
         "convert": requests.ConvertRequest(path, "kohya", out),
         "rank": requests.RankRequest(path, 1, output=out),
-        "energy": requests.RankRequest(path, energy=0.9, output=out),
+        "effect_kept": requests.RankRequest(path, effect_kept=0.9, output=out),
         "merge": requests.MergeRequest((str(path), str(path)), output=out),
         "export": requests.ExportRequest(path, "diffusers", output=out),
         "curve": requests.RankCurveRequest(path),

@@ -407,7 +407,7 @@ def test_a_whole_lokr_is_refused_where_no_rank_is_said(tmp_path):
     for command in (("merge", path), ("export", path, "--for", "diffusers")):
         with pytest.raises(UserError, match="i2l convert` with --rank K"):
             i2l(*command, "-o", tmp_path / "out")
-    assert i2l("rank", path, "--energy", "0.5", "-o", tmp_path / "out") == 0
+    assert i2l("rank", path, "--effect-kept", "0.5", "-o", tmp_path / "out") == 0
     assert 1 <= Lora.read(tmp_path / "out").rank < 96
 
 
@@ -420,7 +420,7 @@ def test_check_names_the_conversion_for_every_program_that_has_the_model(tmp_pat
         assert {one["status"] for one in told} == {"untried", "no model"}
         details = {one["detail"] for one in told if one["status"] == "untried"}
         line = f"holds {title}: make a plain LoRA of it first: `i2l convert FILE --rank K{base}`"
-        assert details == {line} and not any(one["loads"] or one["mend"] for one in told)
+        assert details == {line} and not any(one["loads"] or one["repair"] for one in told)
 
 
 def test_check_of_a_base_counts_the_modules_of_other_networks(tmp_path, capsys):

@@ -108,3 +108,14 @@ def test_one_word_means_one_thing(page):
 def test_the_reference_of_commands_is_what_help_says():
     written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert written == reference(), "python -m i2l_ext.commands.reference > docs/commands.md"
+
+
+def test_the_drawing_of_the_house_names_every_room():
+    tomllib = pytest.importorskip("tomllib")
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    layers = tools["importlinter"]["contracts"][0]["layers"]
+    rooms = {room.strip() for line in layers for room in line.split("|")}
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing, table = page.partition("## The rooms")[2].partition("| room |")[::2]
+    assert not [room for room in rooms if not re.search(rf"\b{room}\b", drawing)]
+    assert not [room for room in rooms if not re.search(rf"`{room}(/|\.py)`", table)]

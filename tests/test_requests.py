@@ -21,7 +21,7 @@ EXAMPLES = {
     "rank": {"file": PICTURE, "rank": 8},
     "merge": {"parts": ["a.safetensors:0.5"]},
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
-    "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
+    "repair": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
     "batch": {"pictures": [PICTURE]},
     "library": {"folders": [PICTURE]},
     "discard": {"files": [PICTURE]},
@@ -92,7 +92,7 @@ def test_what_is_out_of_range_is_refused_in_a_line(values, said):
     assert said in str(error.value) and error.value.code in ("out_of_range", "unknown_choice")
 
 
-@pytest.mark.parametrize("values", [{}, {"rank": 4, "energy": 0.9}, {"energy": 0.0}, {"energy": 1.5}])
+@pytest.mark.parametrize("values", [{}, {"rank": 4, "effect_kept": 0.9}, {"effect_kept": 0.0}, {"effect_kept": 1.5}])
 def test_a_rank_is_given_in_one_way(values):
     with pytest.raises(UserError):
         RankRequest(Path(PICTURE), **values).validate()

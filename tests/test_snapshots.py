@@ -125,7 +125,7 @@ COMMANDS = {
     "convert-text": "convert qwen.safetensors --to diffusers",
     "convert-taken": "convert mini.safetensors --to kohya -o qwen.safetensors --json",
     "rank-lower": "rank mini.safetensors --rank 2 --json",
-    "rank-energy": "rank mini.safetensors --energy 0.6 -o out.safetensors --json",
+    "rank-effect": "rank mini.safetensors --effect-kept 0.6 -o out.safetensors --json",
     "rank-per-module": "rank mini.safetensors --rank 2 --per-module --exact -o out.safetensors --json",
     "rank-grow": "rank mini.safetensors --rank 6 --seed 1 --json",
     "rank-text": "rank mini.safetensors --rank 2",
@@ -423,14 +423,14 @@ MAKE = {
     "model": "mini", "strength": 1.0, "rank": None, "dtype": None, "key_format": "webui", "description": "said",
     "activation_text": "",
 }  # fmt: skip
-REPAIRED = {"output": "TMP/mended.safetensors", "folder": "TMP/training"}
+REPAIRED = {"output": "TMP/repaired.safetensors", "folder": "TMP/training"}
 
 REQUESTS = {
     "make": MAKE,
     "look": {"pictures": ["TMP/picture.png", "TMP/broken.safetensors"], "numbers": [2, 5]},
     "inspect": {"file": "TMP/mini.safetensors"},
     "curve": {"file": "TMP/mini.safetensors"},
-    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
+    "repair": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
     "convert": {"file": "TMP/mini.safetensors", "key_format": "kohya", "output": "TMP/out.safetensors"},
     "export": {"file": "TMP/qwen.safetensors", "trainer": "musubi-tuner", "output": "TMP/out"},
     "models": {},

@@ -515,7 +515,7 @@ def test_the_last_second_is_no_estimate(tmp_path):
 
 CHECK = {"caution": None, "consumers": [
     {"title": "Forge Neo", "consumer": "forge-neo", "status": "all", "detail": ""},
-    {"title": "musubi-tuner", "consumer": "musubi-tuner", "status": "nothing", "detail": "", "mend": "i2l convert x"},
+    {"title": "musubi-tuner", "consumer": "musubi-tuner", "status": "nothing", "detail": "", "repair": "i2l convert x"},
     {"title": "AUTOMATIC1111", "consumer": "a1111", "status": "no model", "detail": "it has none"},
 ]}  # fmt: skip
 

@@ -252,7 +252,7 @@ def test_the_description_names_every_route(served):
     told = served.get("/openapi.json").json()
     assert set(told["paths"]) == {
         "/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download", "/trust", "/batches",
-        "/library", "/library/convert", "/library/mend", "/library/rank", "/library/merge", "/library/discard",
+        "/library", "/library/convert", "/library/repair", "/library/rank", "/library/merge", "/library/discard",
         "/library/anew",
     }  # fmt: skip
 

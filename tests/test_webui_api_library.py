@@ -137,13 +137,13 @@ TWO = ["old.safetensors", "styles/other.safetensors"]
         ("rank", {"loras": TWO, "rank": 2}, [
             {"file": "old", "rank": 2, "output": "old-r2"}, {"file": "styles/other", "rank": 2, "output": "other-r2"},
         ]),
-        ("rank", {"loras": TWO[:1], "energy": 0.9, "per_module": True}, [
-            {"file": "old", "energy": 0.9, "per_module": True, "output": "old-energy0.9"},
+        ("rank", {"loras": TWO[:1], "effect_kept": 0.9, "per_module": True}, [
+            {"file": "old", "effect_kept": 0.9, "per_module": True, "output": "old-effect0.9"},
         ]),
         ("merge", {"loras": TWO, "weights": [0.25, -1], "rank": 3}, [
             {"parts": ["old:0.25", "styles/other:-1.0"], "rank": 3, "output": "old-other-merged"},
         ]),
-        ("mend", {"loras": ["qwen.safetensors", "old.safetensors"], "consumer": "musubi-tuner"}, [
+        ("repair", {"loras": ["qwen.safetensors", "old.safetensors"], "consumer": "musubi-tuner"}, [
             {"file": "qwen", "consumer": "musubi-tuner", "output": "qwen-musubi-tuner", "folder": "qwen-musubi-tuner"},
         ]),
         ("discard", {"loras": ["old.safetensors", "old.safetensors"]}, [{"files": ["old"]}]),
@@ -195,7 +195,7 @@ def test_made_anew(client, pictures, monkeypatch):
         ("rank", {"loras": ["old.safetensors"], "rank": None}, "rank is not of type int"),
         ("merge", {"loras": ["old.safetensors"], "weights": [1]}, "at least two"),
         ("merge", {"loras": ["old.safetensors", "style.safetensors"], "weights": [1]}, "one weight for each"),
-        ("mend", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to repair"),
+        ("repair", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to repair"),
         ("discard", {"loras": ["notes.txt"]}, "There is no LoRA"),
         ("discard", {"loras": ["../Lora/old.safetensors"]}, "There is no LoRA"),
         ("anew", {"loras": ["old.safetensors"]}, "does not say how it was made"),

@@ -131,7 +131,7 @@ def test_made_anew_with_its_weights(service, world):
         ("shelf_resize", ["old.safetensors"], {"rank": "-3"}, "Choose a rank"),
         ("shelf_merge", ["old.safetensors"], {"weight old.safetensors": "1"}, "at least two"),
         ("shelf_merge", ["old.safetensors"], {"weight old.safetensors": "much"}, "is no number"),
-        ("shelf_mend", ["old.safetensors"], {"consumer": "nobody"}, "nothing to repair"),
+        ("shelf_repair", ["old.safetensors"], {"consumer": "nobody"}, "nothing to repair"),
         ("shelf_anew", ["old.safetensors"], {}, "does not say how it was made"),
     ],
 )

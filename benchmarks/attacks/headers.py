@@ -268,7 +268,7 @@ COMMANDS: Sequence[Sequence[str]] = (
     ("convert", "IN", "-o", "OUT", "--blocks", "0:0.5", "--kinds", "attn"),
     ("rank", "IN", "--rank", "1", "-o", "OUT"),
     ("rank", "IN", "--rank", "3", "-o", "OUT"),
-    ("rank", "IN", "--energy", "0.9", "--per-module", "-o", "OUT"),
+    ("rank", "IN", "--effect-kept", "0.9", "--per-module", "-o", "OUT"),
     ("merge", "IN:0.5", "IN:-2", "-o", "OUT"),
     ("merge", "IN", "GOOD", "--rank", "2", "-o", "OUT"),
 )

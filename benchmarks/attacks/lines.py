@@ -167,7 +167,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         ("download", {"model": "no-such-model", "source": "huggingface"}),
         ("convert", {"file": str(good), "key_format": "kohya", "output": output}),
         ("export", {"file": str(good), "trainer": "diffusers", "rank": 2, "output": "BOX/out"}),
-        ("mend", {"file": str(good), "consumer": "musubi-tuner", "output": output, "folder": "BOX/out"}),
+        ("repair", {"file": str(good), "consumer": "musubi-tuner", "output": output, "folder": "BOX/out"}),
     )
 
     def make(random: Random) -> bytes:

@@ -82,21 +82,21 @@ class ResizeLora(LoraFileNode):
             "min": 0.0,
             "max": 1.0,
             "step": 0.01,
-            "tooltip": f"instead: {fields['energy'].info.help}",
+            "tooltip": f"instead: {fields['effect_kept'].info.help}",
         }
         return {
             "required": {
                 "lora_name": widgets.lora("the LoRA"),
                 "rank": widgets.number(fields["rank"], default=8, low=0),
-                "energy": ("FLOAT", share),
+                "effect_kept": ("FLOAT", share),
                 "name": widgets.text(FRESH),
             },
             "hidden": {"node": "UNIQUE_ID"},
         }
 
-    def run(self, lora_name: str, rank: int, energy: float, name: str, node: str | None = None) -> dict[str, Any]:
-        """``energy`` above 0 counts instead of ``rank``. Raises as the others."""
-        path, wanted = lora_path(lora_name), {"energy": energy} if energy else {"rank": rank or None}
+    def run(self, lora_name: str, rank: int, effect_kept: float, name: str, node: str | None = None) -> dict[str, Any]:
+        """``effect_kept`` above 0 counts instead of ``rank``. Raises as the others."""
+        path, wanted = lora_path(lora_name), {"effect_kept": effect_kept} if effect_kept else {"rank": rank or None}
         return self.written(
             finished(lambda: comfy_service().resize(path, lora_name, name, **wanted), node, computes=False)
         )

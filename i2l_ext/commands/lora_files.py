@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the commands."""
     for name, (request, text, lines) in COMMANDS.items():
         parser = add_command(subparsers, name, _runner(request, lines), text)
-        add_arguments(parser, request, one_of=("rank", "energy") if name == "rank" else ())
+        add_arguments(parser, request, one_of=("rank", "effect_kept") if name == "rank" else ())
 
 
 def _runner(request: type[Request], lines: Callable[[Any], list[str]]) -> Callable[[argparse.Namespace], int]:
@@ -111,7 +111,7 @@ def inspection_lines(result: InspectResult) -> list[str]:
         return [*report, "", f"  not drawn: {result.unplotted}"]
     if result.plot is None:
         return report
-    shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_energy or {}).items())
+    shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_effect or {}).items())
     return [*report, "", f"  effect kept at rank: {shares}", f"  picture: {result.plot}"]
 
 

@@ -31,8 +31,8 @@ SUFFIX = ".safetensors"
 class LibraryResult:
     """``rows``: of each LoRA, the newest first, ``file`` (its path within its folder), ``folder``, ``bytes``,
     ``modified`` (seconds since the epoch), ``preview`` (a path, or None) and what its header tells: ``arch``, ``model``
-    (title), ``key_format``, ``rank``, ``modules``, ``loads`` ({program: status}), ``mends`` (programs for which it can
-    be repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``. ``read``:
+    (title), ``key_format``, ``rank``, ``modules``, ``loads`` ({program: status}), ``repairs`` (programs for which it
+    can be repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``. ``read``:
     how many headers were read for it."""
 
     rows: Sequence[Mapping[str, Any]]
@@ -120,7 +120,7 @@ def _judge(path: Path) -> dict[str, Any]:
         "rank": "" if not ranks else f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}",
         "modules": len(reading.modules),
         "loads": {verdict.consumer.id: verdict.status for verdict in verdicts},
-        "mends": [verdict.consumer.id for verdict in verdicts if verdict.repair is not None],
+        "repairs": [verdict.consumer.id for verdict in verdicts if verdict.repair is not None],
     }  # fmt: skip
 
 

@@ -32,17 +32,17 @@ SHARES = (0.9, 0.95, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class InspectResult:
-    """``rank_for_energy``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
+    """``rank_for_effect``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
     for. ``unplotted``: why there is none, although it was asked for."""
 
     found: Inspection
     plot: Path | None = None
-    rank_for_energy: Mapping[str, int] | None = None
+    rank_for_effect: Mapping[str, int] | None = None
     unplotted: str | None = None
 
     def json(self) -> dict[str, Any]:
         told = self.found.json() | ({"unplotted": self.unplotted} if self.unplotted else {})
-        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_energy": self.rank_for_energy}
+        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_effect": self.rank_for_effect}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class CheckResult:
         repair = repair_of(self.file, verdict)
         told = verdict.json()
         about = {name: told.pop(name) for name in ("source", "version", "date")}
-        return {**told, "mend": repair and repair.command_line(), **about}
+        return {**told, "repair": repair and repair.command_line(), **about}
 
 
 @dataclass(frozen=True)
@@ -219,16 +219,16 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     lora = _read(request.file, request.dtype, context, request.alpha, exact_factors=False)
     progress = _progress(request, context)
     wanted: int | dict[str, int] = request.rank or 0
-    if request.energy is not None or request.per_module:
+    if request.effect_kept is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
         values = ranks.singular_values(lora, exact=request.exact, progress=_part(progress, 0, 0.5))
         progress = _part(progress, 0.5, 1)
-        if request.energy is None:
+        if request.effect_kept is None:
             wanted = ranks.ranks_of_same_size(lora.arch, values, request.rank or 1)
         elif request.per_module:
-            wanted = ranks.ranks_for(values, request.energy)
+            wanted = ranks.ranks_for(values, request.effect_kept)
         else:
-            wanted = ranks.rank_for([*values.values()], request.energy)
+            wanted = ranks.rank_for([*values.values()], request.effect_kept)
     resized = ranks.resize(lora, wanted, exact=request.exact, seed=request.seed)
     output = request.output or _beside(request.file, f"r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())

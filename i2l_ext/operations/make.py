@@ -34,7 +34,7 @@ NOTE_MINIATURE = (
 def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     """Pictures in, a LoRA file with preview and sidecar out.
 
-    Raises UserError for what the user can mend, Cancelled when the reporter says so; then nothing is left behind.
+    Raises UserError for what the user can put right, Cancelled when the reporter says so; then nothing is left behind.
     """
     from i2l_ext import images, pipeline
 

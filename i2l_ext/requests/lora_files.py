@@ -108,14 +108,16 @@ class ConvertRequest(Request):
 
 @dataclass(frozen=True)
 class RankRequest(Request):
-    """Change the rank: the nearest LoRA of a lower one, or room to learn. Give ``rank`` or ``energy``, a share above
-    0 and up to 1."""
+    """Change the rank: the nearest LoRA of a lower one, or room to learn. Give ``rank`` or ``effect_kept``, a share
+    above 0 and up to 1."""
 
     kind: ClassVar[str] = "rank"
 
     file: Path = _file(ONE_OR_ALL)
     rank: int | None = _rank("rank of every module")
-    energy: float | None = option("smallest rank that keeps this share, such as 0.99", None, metavar="SHARE")
+    effect_kept: float | None = option(
+        "smallest rank that keeps this share of the effect, such as 0.99", None, metavar="SHARE"
+    )
     per_module: bool = option("each module its own rank, for the same size or share", False)
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows where the rank grows", 0, minimum=0)
@@ -127,13 +129,16 @@ class RankRequest(Request):
     lossy: bool = option(LOSSY, False)
 
     def validate(self) -> None:
-        """Raises UserError where a value is out of its range, or where neither or both of rank and energy are given."""
+        """Raises UserError where a value is out of its range, or not one of rank and effect_kept is given."""
         super().validate()
-        if (self.rank is None) == (self.energy is None):
-            raise UserError("Give a rank or a share to keep (energy), one of the two.", "bad_request")
-        if self.energy is not None and not 0 < self.energy <= 1:
+        if (self.rank is None) == (self.effect_kept is None):
             raise UserError(
-                f"energy must be a share above 0 and up to 1, such as 0.99, not {self.energy:g}.", "out_of_range"
+                "Give a rank or the share of the effect to keep (effect_kept), one of the two.", "bad_request"
+            )
+        if self.effect_kept is not None and not 0 < self.effect_kept <= 1:
+            raise UserError(
+                f"effect_kept must be a share above 0 and up to 1, such as 0.99, not {self.effect_kept:g}.",
+                "out_of_range",
             )
 
 
@@ -189,7 +194,7 @@ class RepairRequest(Request):
     """Do for a file what ``check`` advises for one program (``consumer``). ``output`` is the file, ``folder`` the
     start folder, of which one is written."""
 
-    kind: ClassVar[str] = "mend"
+    kind: ClassVar[str] = "repair"
 
     file: Path = _file()
     consumer: str = option("the program that is to load it")

@@ -160,11 +160,11 @@ class Library:
         """Write each in another key format. ``values``: other fields of a ConvertRequest."""
         return self._each(files, key_format, lambda path, output: ConvertRequest(path, key_format, output, **values))
 
-    def mend(self, files: Sequence[str], consumer: str) -> list[Job]:
+    def repair(self, files: Sequence[str], consumer: str) -> list[Job]:
         """Write each anew so that a program loads it. Those that it loads, or that nothing helps, are left out; raises
         UserError where that are all of them."""
-        mends = {row["file"] for row in self.rows() or () if consumer in row.get("mends", ())}
-        wanted = [file for file in files if file in mends]
+        repairable = {row["file"] for row in self.rows() or () if consumer in row.get("repairs", ())}
+        wanted = [file for file in files if file in repairable]
         if files and not wanted:
             raise UserError(
                 "There is nothing to repair: that program loads these as they are, or cannot run them at all."
@@ -175,8 +175,8 @@ class Library:
         )
 
     def resize(self, files: Sequence[str], rank: int | None = None, **values: Any) -> list[Job]:
-        """Write each at another rank. ``values``: other fields of a RankRequest, such as ``energy``."""
-        end = f"r{rank}" if rank else f"energy{values.get('energy') or 0:g}"
+        """Write each at another rank. ``values``: other fields of a RankRequest, such as ``effect_kept``."""
+        end = f"r{rank}" if rank else f"effect{values.get('effect_kept') or 0:g}"
         return self._each(files, end, lambda path, output: RankRequest(path, rank, output=output, **values))
 
     def merge(self, files: Sequence[str], weights: Mapping[str, float], **values: Any) -> Job:

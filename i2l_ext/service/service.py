@@ -183,7 +183,7 @@ class Service:
     def resize(self, path: Path, name: str, save_as: str = "", **values: Any) -> Job:
         """Write a LoRA at another rank. ``values``: fields of a RankRequest."""
         request = RankRequest(path, **values)
-        amount = f"rank{request.rank}" if request.rank else f"energy{request.energy or 0:g}"
+        amount = f"rank{request.rank}" if request.rank else f"effect{request.effect_kept or 0:g}"
         return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{amount}"))
 
     def merge(self, parts: Sequence[tuple[Path, float]], save_as: str = "", **values: Any) -> Job:
@@ -224,7 +224,7 @@ class Service:
         if not self.host.is_local:
             raise UserError("Start it at the machine itself: i2l run FOLDER --in THE_TRAINERS_FOLDER", "forbidden")
         job, home = self.queue.find(id), self.host.option("i2l_trainer")
-        written = job.result if job is not None and job.state == "done" and job.kind in ("export", "mend") else None
+        written = job.result if job is not None and job.state == "done" and job.kind in ("export", "repair") else None
         folder = self.targets.start_folders / PurePath(written["folder"]).name if written else None
         if folder is None or not folder.is_dir():
             raise UserError("That start folder is no longer known. Write it again.")

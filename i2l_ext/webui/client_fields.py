@@ -84,7 +84,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
         "digest": _text("digest", "agree to run the code of exactly this digest; empty: only see it"),
     },
     "/library/convert": {**_LORAS, "to": ConvertRequest.fields()["key_format"]},
-    "/library/mend": {**_LORAS, "consumer": RepairRequest.fields()["consumer"]},
+    "/library/repair": {**_LORAS, "consumer": RepairRequest.fields()["consumer"]},
     "/library/rank": _LORAS,
     "/library/merge": {
         **_LORAS, "weights": Field("weights", float, True, False, MISSING, FieldInfo("one for each of them")),

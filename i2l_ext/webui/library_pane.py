@@ -96,11 +96,11 @@ def _card(row: Mapping[str, Any], thumbnail: str | None) -> Markup:
 
 def _deeds(rows: list[dict[str, Any]]) -> Markup:
     """What is done with the ticked ones."""
-    mends = {id: TITLES.get(id, id) for row in rows for id in row.get("mends", ())}
+    repairable = {id: TITLES.get(id, id) for row in rows for id in row.get("repairs", ())}
     parts = [
         join(_select("key_format", {one: one for one in KEY_FORMATS}),
              action_button("convert", "shelf_convert")),
-        join(_select("consumer", mends), action_button("mend", "shelf_mend")) if mends else None,
+        join(_select("consumer", repairable), action_button("repair", "shelf_repair")) if repairable else None,
         join(_select("rank", {one: one for one in RESIZED}, "16"), action_button("resize", "shelf_resize")),
         action_button("merge", "shelf_merge"), action_button("make_anew", "shelf_anew", goto="make"),
         action_button("discard", "shelf_discard"),
@@ -164,8 +164,8 @@ LIBRARY_ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Mapping[str, Any]]
         _does(lambda service, said: service.library.convert(_field(said, "file"), _one(said, "key_format"))),
         "library_error",
     ),
-    "shelf_mend": (
-        _does(lambda service, said: service.library.mend(_field(said, "file"), _one(said, "consumer"))),
+    "shelf_repair": (
+        _does(lambda service, said: service.library.repair(_field(said, "file"), _one(said, "consumer"))),
         "library_error",
     ),
     "shelf_resize": (

@@ -114,7 +114,7 @@ def _loaders(check: Mapping[str, Any] | None, arch: str, job: str, pane: str) ->
         return element("p", word("mini_loads") if of_mini else word_of(check["caution"]), class_="i2l-loaders")
     groups: dict[str, list[str]] = {"loads": [], "loads_converted": [], "loads_not": []}
     for one in check["consumers"]:
-        key = "loads" if one["status"] == "all" else "loads_converted" if one.get("mend") else "loads_not"
+        key = "loads" if one["status"] == "all" else "loads_converted" if one.get("repair") else "loads_not"
         groups[key].append(one["title"])
     line = [
         element("span", value(", ".join(titles)), ": ", word(key), class_="i2l-loads")
@@ -130,7 +130,7 @@ def _consumers(check: Mapping[str, Any], job: str, pane: str) -> Markup:
     for one in check["consumers"]:
         verdict = join(word_of(one["status"]), *([": ", word_of(one["detail"])] if one["detail"] else []))
         repair = None
-        if one.get("mend"):
+        if one.get("repair"):
             repair = action_button("repair_for", "repair", named=one["title"], job=job, consumer=one["consumer"],
                                    pane=pane)  # fmt: skip
         rows.append((element("b", value(one["title"])), verdict, repair))

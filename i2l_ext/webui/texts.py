@@ -122,7 +122,7 @@ WORDS = {
     "models": "Models",
     "curve": "What each rank keeps",
     "doctor": "Bug report",
-    "mend": "Repair",
+    "repair": "Repair",
     "repair_for": "Repair for",
     "rank_keeps": "What the rank keeps of the effect",
     "all_layers": "all layers",

@@ -116,15 +116,15 @@ def test_a_refusal_names_the_picture(place, open_page, pictures):
 
 def test_a_mended_lora_keeps_its_preview(place, open_page):
     page = open_page()
-    qwen_lora(place.lora / "mend_me.safetensors")
-    (place.lora / "mend_me.preview.png").write_bytes(next(place.lora.glob("*.preview.png")).read_bytes())
+    qwen_lora(place.lora / "repair_me.safetensors")
+    (place.lora / "repair_me.preview.png").write_bytes(next(place.lora.glob("*.preview.png")).read_bytes())
     pane(page, "Library")
     page.locator("#i2l_library_list button", has_text="Look again").click()
-    page.locator('#i2l_library_list input[value="mend_me.safetensors"]').check()
+    page.locator('#i2l_library_list input[value="repair_me.safetensors"]').check()
     page.locator('#i2l_library_list select[name="consumer"]').select_option("musubi-tuner")
     page.locator("#i2l_library_list [data-i2l=act]", has_text="Repair").click()
-    page.locator("#i2l_library_repaired b", has_text="mend_me-musubi-tuner").first.wait_for()
-    assert (place.lora / "mend_me-musubi-tuner.preview.png").is_file()
+    page.locator("#i2l_library_repaired b", has_text="repair_me-musubi-tuner").first.wait_for()
+    assert (place.lora / "repair_me-musubi-tuner.preview.png").is_file()
 
 
 def test_the_built_in_models_offer_no_download(place, open_page):
