@@ -32,8 +32,8 @@ class LibraryResult:
     """``rows``: of each LoRA, the newest first, ``file`` (its path within its folder), ``folder``, ``bytes``,
     ``modified`` (seconds since the epoch), ``preview`` (a path, or None) and what its header tells: ``arch``, ``model``
     (title), ``key_format``, ``rank``, ``modules``, ``loads`` ({program: status}), ``repairs`` (programs for which it
-    can be repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``. ``read``:
-    how many headers were read for it."""
+    can be repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``.
+    ``read``: how many headers were read for it."""
 
     rows: Sequence[Mapping[str, Any]]
     read: int
