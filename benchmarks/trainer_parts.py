@@ -170,6 +170,28 @@ def started(trainer: str, lora: Lora) -> Iterator[StartFolder]:
         yield export(lora, trainer, 9, Path(folder) / "start", stem="style", pictures=pictures)
 
 
+def comfy_model(family: str) -> torch.nn.Module:
+    """ComfyUI's class, which must be on the path."""
+    operations = importlib.import_module("comfy.ops").disable_weight_init
+    torch.manual_seed(0)
+    if family == "z-image":
+        model = importlib.import_module("comfy.ldm.lumina.model").NextDiT(
+            in_channels=16, dim=256, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, multiple_of=1,
+            ffn_dim_multiplier=682 / 256, qk_norm=True, cap_feat_dim=32, axes_dims=[16, 24, 24],
+            axes_lens=[32, 64, 64], z_image_modulation=True, dtype=torch.float32, operations=operations,
+        )  # fmt: skip
+    else:
+        model = importlib.import_module("comfy.ldm.flux.model").Flux(
+            in_channels=16, out_channels=16, vec_in_dim=None, context_in_dim=96, hidden_size=128, mlp_ratio=3.0,
+            num_heads=4, depth=2, depth_single_blocks=2, axes_dim=[8, 8, 8, 8], theta=2000, patch_size=1,
+            qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True, mlp_silu_act=True,
+            ops_bias=False, dtype=torch.float32, operations=operations,
+        )  # fmt: skip
+    for parameter in model.parameters():  # its operations leave what they were given
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
 def imported_ltx() -> None:
     """ai-toolkit's video models want a name of a later diffusers, in a module that itself wants PyAV."""
     name = "diffusers.pipelines.ltx2.export_utils"
@@ -187,8 +209,10 @@ def commit(checkout: Path) -> str:
     return f"{checkout.resolve().name} {done.stdout.strip() or 'of an unknown commit'}"
 
 
-def first_implementation(trainer: str, checkout: Path) -> torch.nn.Module:
-    """The trainer's own class of FLUX.2, as small as that of `small`."""
+def first_implementation(trainer: str, family: str, checkout: Path) -> torch.nn.Module:
+    """The trainer's own class of FLUX.2, or ComfyUI's of it and of Z-Image; as small as that of `small`."""
+    if trainer == "diffusion-pipe":
+        return comfy_model(family)
     package = "musubi_tuner.flux_2.flux2_models"
     if trainer == "ai-toolkit":
         package = "extensions_built_in.diffusion_models.flux2.src.model"

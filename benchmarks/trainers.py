@@ -191,11 +191,19 @@ def onetrainer(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> d
 
 
 def diffusion_pipe(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> dict[str, Any]:
-    """`configure_adapter` and `load_adapter_weights` of its pipeline, and its Saver. DeepSpeed keeps its checkpoints,
-    so what is resumed is its own file as `init_from_existing`."""
+    """`configure_adapter` and `load_adapter_weights` of its pipeline, and its Saver; of Z-Image and FLUX.2 over the
+    class of its ComfyUI (submodules/ComfyUI). DeepSpeed keeps its checkpoints, so what is resumed is its own file as
+    `init_from_existing`."""
     sys.path.insert(0, str(checkout))
-    from models.qwen_image import QwenImagePipeline
-    from utils.saver import Saver
+    from utils.saver import Saver  # first: ComfyUI has a package of that name too
+
+    if (comfy := checkout / "submodules/ComfyUI").is_dir():
+        sys.path.append(str(comfy))
+        importlib.import_module("comfy.cli_args").args.cpu = True
+    stem, name, part = {"qwen-image": ("qwen_image", "QwenImage", "transformer"),
+                        "z-image": ("z_image", "ZImage", "diffusion_model"),
+                        "flux2": ("flux2", "Flux2", "diffusion_model")}[lora.arch.family]  # fmt: skip
+    kind = getattr(importlib.import_module(f"models.{stem}"), f"{name}Pipeline")
 
     try:
         import tomllib as toml
@@ -206,8 +214,8 @@ def diffusion_pipe(lora: Lora, build: Build, told: StartFolder, checkout: Path) 
     adapter = {**given, "alpha": given["rank"], "dropout": 0.0, "dtype": torch.float32}
 
     def start(existing: str | Path) -> Any:
-        pipe = object.__new__(QwenImagePipeline)
-        pipe.transformer = build()
+        pipe = object.__new__(kind)
+        setattr(pipe, part, build())
         pipe.configure_adapter(adapter)
         pipe.load_adapter_weights(existing)
         return pipe
@@ -215,16 +223,16 @@ def diffusion_pipe(lora: Lora, build: Build, told: StartFolder, checkout: Path) 
     def save(pipe: Any, name: str) -> Path:
         grid = SimpleNamespace(get_data_parallel_rank=lambda: 0, get_pipe_parallel_rank=lambda: 0)
         args, engine = SimpleNamespace(config=str(folder / "config.toml")), SimpleNamespace(grid=grid)
-        saver = Saver(args, {}, True, folder.parent / "output", pipe, None, engine, pipe.transformer)
+        saver = Saver(args, {}, True, folder.parent / "output", pipe, None, engine, getattr(pipe, part))
         saver.save_adapter(name)
         return folder.parent / "output" / name
 
     pipe = start(given["init_from_existing"])
-    row: dict[str, Any] = {"step 0": worst(lora, of_peft(pipe.transformer))}
+    row: dict[str, Any] = {"step 0": worst(lora, of_peft(getattr(pipe, part)))}
     row["strength"] = strength(lora, save(pipe, "saved") / "adapter_model.safetensors")
-    change(pipe.transformer.named_parameters(), "lora_B")
-    new = dict(start(save(pipe, "trained")).transformer.named_parameters())
-    kept = ((key, value) for key, value in pipe.transformer.named_parameters() if "lora_" in key)
+    change(getattr(pipe, part).named_parameters(), "lora_B")
+    new = dict(getattr(start(save(pipe, "trained")), part).named_parameters())
+    kept = ((key, value) for key, value in getattr(pipe, part).named_parameters() if "lora_" in key)
     return {**row, "resumed": all(torch.equal(value, new[key]) for key, value in kept)}
 
 
@@ -304,7 +312,7 @@ def main() -> None:
             sys.meta_path.append(stood_in)
             row["version"] = commit(args.checkout)
         if exported.TRAINERS[trainer].models[args.family].fused:
-            lora, build = fuse(lora), partial(first_implementation, trainer, args.checkout)
+            lora, build = fuse(lora), partial(first_implementation, trainer, args.family, args.checkout)
         row |= ROWS[args.trainer](lora, build, told, args.checkout)
         row["loads"] = row.get("loads", True) and row["step 0"] < CLOSE
         print(json.dumps({**row, "stood in": sorted(stood_in.names)}))
