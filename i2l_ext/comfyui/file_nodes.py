@@ -117,7 +117,7 @@ class ConvertLora(LoraFileNode):
         return {
             "required": {
                 "lora_name": widgets.lora("the LoRA"),
-                "key_format": widgets.choice(fields["key_format"].info.choices, "key names for whom"),
+                "key_format": widgets.choice(fields["key_format"].info.choices, "how tensors are named in the file"),
                 "dtype": widgets.choice((widgets.AS_MADE, *fields["dtype"].info.choices), fields["dtype"].info.help),
                 "rank": widgets.number(fields["rank"], default=0, low=0),
                 "name": widgets.text(FRESH),

@@ -47,7 +47,7 @@ class MakeRequest(Request):
     )  # fmt: skip
     strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
     key_format: str = option(
-        f"key names for whom (default: {DEFAULT})", DEFAULT, choices=tuple(KEY_FORMATS), flags=("--to", "--format")
+        f"key format (default: {DEFAULT})", DEFAULT, choices=tuple(KEY_FORMATS), flags=("--to", "--format")
     )
     dtype: str | None = option("of the file (default: as made)", None, choices=tuple(DTYPES))
     lossy: bool = option(LOSSY, False)
