@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from modules import shared
 
-KEEPS = shared.FLAVOUR in ("a1111",)
+KEEPS = shared.FLAVOUR == "a1111"
 moves = []
 """What became of the checkpoint, in order."""
 
