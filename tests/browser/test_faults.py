@@ -131,7 +131,8 @@ def test_the_built_in_models_offer_no_download(place, open_page):
     page = open_page()
     for where in ("#i2l_models .i2l-try .i2l-model", "#i2l_catalogue .i2l-model-row"):
         rows = page.locator(where).filter(has_text="mini")
-        assert rows.count() and rows.filter(has_text="Download").count() == 0
+        rows.first.wait_for(state="attached")
+        assert rows.filter(has_text="Download").count() == 0
         assert rows.filter(has_text="ready").count() == rows.count()
 
 
