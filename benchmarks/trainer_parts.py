@@ -30,6 +30,8 @@ STYLE = "my_style.safetensors"
 """The LoRA that the start folder was made of, beside it."""
 CLOSE = 1e-4
 """Up to this error, relative to the largest value, an update is the LoRA's."""
+REAL = ("parse",)
+"""Packages that are never stood in for, as what they do counts. OneTrainer reads names with it."""
 
 
 class AnyClass(type):
@@ -63,7 +65,7 @@ class StandIns:
         while frame.f_back and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
         asked = frame.f_code.co_filename.startswith(self.checkout)
-        if root.startswith("_") or (
+        if root.startswith("_") or root in REAL or (
             root not in self.names and (root != name or not asked or (Path(self.checkout) / root).exists())
         ):
             return None
@@ -192,14 +194,12 @@ def comfy_model(family: str) -> torch.nn.Module:
     return model
 
 
-def imported_ltx() -> None:
-    """ai-toolkit's video models want a name of a later diffusers, in a module that itself wants PyAV."""
-    name = "diffusers.pipelines.ltx2.export_utils"
+def imported(name: str) -> Any:
+    """A module that something else than a checkout imports; a stand-in for it where it is not here."""
     try:
-        module: Any = importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError:
-        module = sys.modules[name] = MagicMock(name=name)
-    module.encode_video = None
+        return sys.modules.setdefault(name, AnyModule(name))
 
 
 def commit(checkout: Path) -> str:

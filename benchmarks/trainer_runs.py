@@ -19,7 +19,7 @@ from i2l_ext.converters import Lora
 from i2l_ext.converters.export import StartFolder
 from i2l_ext.hooks import ai_toolkit, peft
 from i2l_ext.hooks.network import initialize_network, kohya_modules
-from trainer_parts import STYLE, Build, imported_ltx, of_peft, strength, worst
+from trainer_parts import STYLE, Build, imported, of_peft, strength, worst
 
 
 def peft_hook(model: Any, lora: Lora, told: StartFolder) -> None:
@@ -36,7 +36,9 @@ def aitoolkit(lora: Lora, build: Build, told: StartFolder, checkout: Path, hook:
     for: loading the model, pictures, VAE and text encoder, and the loss of a step."""
     sys.path.insert(0, str(checkout))
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    imported_ltx()
+    imported(
+        "diffusers.pipelines.ltx2.export_utils"
+    ).encode_video = None  # wants PyAV; the name is of a later diffusers
     import yaml
 
     sys.modules.setdefault("oyaml", yaml)  # the same, for a Python whose dicts had no order

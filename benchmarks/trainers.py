@@ -34,6 +34,7 @@ from trainer_parts import (
     commands,
     commit,
     first_implementation,
+    imported,
     of_peft,
     small,
     started,
@@ -146,6 +147,7 @@ def onetrainer(lora: Lora, build: Build, told: StartFolder, checkout: Path) -> d
     """Its TrainConfig, its loader and its LoRAModuleWrapper, in the order of its setup; its saver; and its backup,
     which a run that goes on loads in the LoRA's place."""
     sys.path.insert(0, str(checkout))
+    imported("gguf")  # by diffusers, for weights that are not used here
     from modules.modelLoader.mixin.LoRALoaderMixin import LoRALoaderMixin
     from modules.module.LoRAModule import LoRAModuleWrapper
     from modules.util.config.TrainConfig import TrainConfig
