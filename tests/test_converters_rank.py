@@ -222,7 +222,7 @@ def test_rank_by_effect_kept_and_by_module(file, tmp_path, capsys):
     ],
 )
 def test_rank_refuses_what_cannot_be_had(file, wrong):
-    with pytest.raises(UserError, match=r"rank must be from 1 to 4096|effect_kept must be a (share above 0|number)"):
+    with pytest.raises(UserError, match=r"rank must be from 1 to 4096|effect kept must be a (share above 0|number)"):
         i2l("rank", file, *wrong)
     assert len(list(file.parent.iterdir())) == 1
 

@@ -149,7 +149,7 @@ class Trainer:
     key_format: str
     models: Mapping[str, ModelSupport]
     notes: tuple[str, ...] = ()
-    usage: str = "`{start}` starts the run, which is called `{name}`."
+    usage: str = "in the trainer's own folder, `{start}` starts the run, which is called `{name}`."
     fresh_rows: str = "kaiming"
     captions: bool = True
     downloads: bool = True

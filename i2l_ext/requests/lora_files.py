@@ -132,12 +132,10 @@ class RankRequest(Request):
         """Raises UserError where a value is out of its range, or not one of rank and effect_kept is given."""
         super().validate()
         if (self.rank is None) == (self.effect_kept is None):
-            raise UserError(
-                "Give a rank or the share of the effect to keep (effect_kept), one of the two.", "bad_request"
-            )
+            raise UserError("Give a rank or a share of the effect to keep, one of the two.", "bad_request")
         if self.effect_kept is not None and not 0 < self.effect_kept <= 1:
             raise UserError(
-                f"effect_kept must be a share above 0 and up to 1, such as 0.99, not {self.effect_kept:g}.",
+                f"effect kept must be a share above 0 and up to 1, such as 0.99, not {self.effect_kept:g}.",
                 "out_of_range",
             )
 
