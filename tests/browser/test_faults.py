@@ -129,7 +129,9 @@ def test_a_mended_lora_keeps_its_preview(place, open_page):
 
 def test_the_built_in_models_offer_no_download(place, open_page):
     page = open_page()
-    for where in ("#i2l_models .i2l-try .i2l-model", "#i2l_catalogue .i2l-model-row"):
+    places = {"Make": "#i2l_models .i2l-try .i2l-model", "Models": "#i2l_catalogue .i2l-model-row"}
+    for title, where in places.items():
+        pane(page, title)  # gradio 6 draws a pane when it is opened
         rows = page.locator(where).filter(has_text="mini")
         rows.first.wait_for(state="attached")
         assert rows.filter(has_text="Download").count() == 0
