@@ -1,5 +1,7 @@
-"""What a program's own loader does with a FLUX.2 klein LoRA of each key format: python benchmarks/klein_loaders.py PROGRAM
-[--checkout FOLDER]. Prints {key format, scale: outcome}, as tests/recorded/loaders.json has it (`klein`).
+"""What a program's own loader does with a FLUX.2 klein LoRA of each key format:
+python benchmarks/klein_loaders.py PROGRAM [--checkout FOLDER]
+
+Prints {key format, scale: outcome}, as tests/recorded/klein.json has it.
 
 A small random model of the program's class, a LoRA of its first blocks, and the loader. An outcome: whole; part K of N;
 nothing; error TYPE. Behind it the factor, where the update is another than the file says.
@@ -142,7 +144,7 @@ def simpletuner(file: Path, build: Callable[[], torch.nn.Module], lora: Lora) ->
 
 def ranks(file: Path) -> int:
     with safetensors.safe_open(file, "pt") as opened:
-        return max(opened.get_slice(key).get_shape()[0] for key in opened.keys() if "lora_A" in key or "down" in key)
+        return max(opened.get_slice(key).get_shape()[0] for key in [*opened.keys()] if "lora_A" in key or "down" in key)
 
 
 def peft_updates(model: torch.nn.Module) -> Updates:

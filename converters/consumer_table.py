@@ -86,16 +86,16 @@ class OwnRules:
 class Consumer:
     """A program that takes LoRA files, and its rules.
 
-    ``source``: TRIED, READ or NOT_TRIED; ``version`` and ``date``: of what was tried or read. ``models``: families that
-    it can run; ``untried``: those of which nobody here knows. ``rules``: the first Reads or Fails that fits a layer
-    tells what becomes of it; ``own``: by family, those that stand in their place. ``uses``: by family, the id of the program whose loader it has. ``needs``: factors whose
-    absence ends in an error. ``nothing_fails``: patterns; with such a key, a file of which it knows no name ends in an
-    error. ``header``: it applies a scale that stands in the header. ``adds_twice``: a fused layer
-    and its parts both count. ``wants``: the dialect to convert to. ``alpha_fails``: why it misreads every alpha.
-    ``lacks``: by family, a pattern of modules that it does not have. ``refuses_above``: share of unmatched tensors
-    above which it loads nothing. ``one_rank``: groups of modules, as a pattern, that must have one rank (an empty
-    pattern: all modules). ``trainer``: its name in `TRAINERS`, where `i2l export` repairs what conversion cannot.
-    ``missing``: what to say of a family that it has not.
+    ``source``: TRIED, READ or NOT_TRIED; ``version`` and ``date``: of what was tried or read. ``models``: families
+    that it can run; ``untried``: those of which nobody here knows. ``rules``: the first Reads or Fails that fits a
+    layer tells what becomes of it; ``own``: by family, those that stand in their place. ``uses``: by family, the id
+    of the program whose loader it has. ``needs``: factors whose absence ends in an error. ``nothing_fails``:
+    patterns; with such a key, a file of which it knows no name ends in an error. ``header``: it applies a scale that
+    stands in the header. ``adds_twice``: a fused layer and its parts both count. ``wants``: the dialect to convert
+    to. ``alpha_fails``: why it misreads every alpha. ``lacks``: by family, a pattern of modules that it does not
+    have. ``refuses_above``: share of unmatched tensors above which it loads nothing. ``one_rank``: groups of modules,
+    as a pattern, that must have one rank (an empty pattern: all modules). ``trainer``: its name in `TRAINERS`, where
+    `i2l export` repairs what conversion cannot. ``missing``: what to say of a family that it has not.
     """
 
     id: str
@@ -241,7 +241,8 @@ CONSUMERS: tuple[Consumer, ...] = (
         own=_klein(
             "diffusers",
             Fails((), (A_B, A_B_DEFAULT), has=("alpha",), because=_KLEIN_ALPHA),
-            Reads(("diffusion_model.", "transformer."), (A_B,)),
+            Reads(("diffusion_model.", "transformer.", "base_model.model."), (A_B,)),
+            Reads(("transformer.",), (DOTTED_DOWN,)),
             Reads(("diffusion_model.",), (A_B,), (NATIVE,)),
             Reads(("lora_unet_",), (DOWN_UP,), (NATIVE,)),
         ),

@@ -107,10 +107,10 @@ def diffsynth_loads(state, lora):
 
 
 def first_blocks(arch):
-    return [path for path, module in arch.i2l_modules.items() if module.block == 0]
+    return [path for path, module in (arch.i2l_modules or arch.modules).items() if module.block == 0]
 
 
-@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
 @pytest.mark.parametrize("name", ALL_DIALECTS)
 def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
     lora = random(arch, first_blocks(arch))
@@ -375,9 +375,7 @@ def test_check_says_of_klein_what_the_loaders_did(tmp_path, program):
     """ComfyUI does not know diffusers' names behind ``diffusion_model.``; musubi-tuner ends where ranks differ."""
     for name, words in KLEIN[program]["outcomes"].items():
         dialect, _, scale = name.partition(", ")
-        random(KLEIN_4B, [path for path, one in KLEIN_4B.modules.items() if one.block == 0]).save(
-            tmp_path / "f", dialect, overwrite=True
-        )
+        random(KLEIN_4B, first_blocks(KLEIN_4B)).save(tmp_path / "f", dialect, overwrite=True)
         state = safetensors.torch.load_file(tmp_path / "f")
         if scale == "half":
             down = ALL_DIALECTS[dialect].down
@@ -393,7 +391,7 @@ def test_check_says_of_klein_what_the_loaders_did(tmp_path, program):
 
 def test_what_is_advised_of_klein_repairs(tmp_path):
     path = tmp_path / "klein.safetensors"
-    random(KLEIN_4B, [path for path, one in KLEIN_4B.modules.items() if one.block == 0]).save(path)
+    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path)
     said = checked(path)
     assert said["comfyui"].repair == consumers.Repair("convert", {"dialect": "webui-fused"})
     assert said["musubi-tuner"].repair.operation == said["ai-toolkit"].repair.operation == "export"
