@@ -175,7 +175,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Updates], bool]] = {
 def outcome(load: Callable[[Path], Updates], file: Path, lora: Lora) -> str:
     try:
         found = load(file)
-    except Exception as error:  # what a loader raises is what we want to know
+    except Exception as error:  # noqa: BLE001 what a loader raises is what we want to know
         return f"error {type(error).__name__}"
     ratios = [float((found[p] * lora.delta(p)).sum() / lora.delta(p).square().sum()) for p in lora if p in found]
     ratios = [ratio for ratio in ratios if abs(ratio) > 1e-6]
