@@ -401,3 +401,11 @@ def test_what_is_advised_of_klein_repairs(tmp_path):
         assert i2l("convert", path, "--to", said[program].repair.options["dialect"], "-o", fixed) == 0
         assert checked(fixed)[program].status == "all"
     assert said["forge-neo"].status == "untried" and said["a1111"].status == said["flymyai"].status == "no model"
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
+def test_comfyui_reads_the_names_that_our_node_gives_it(tmp_path, arch):
+    from i2l_ext.comfyui.load_node import plain_tensors
+
+    said = verdicts(tmp_path, plain_tensors(random(arch, first_blocks(arch))))
+    assert said["comfyui"].status == "all"
