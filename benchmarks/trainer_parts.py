@@ -65,8 +65,10 @@ class StandIns:
         while frame.f_back and "importlib" in frame.f_code.co_filename:
             frame = frame.f_back
         asked = frame.f_code.co_filename.startswith(self.checkout)
-        if root.startswith("_") or root in REAL or (
-            root not in self.names and (root != name or not asked or (Path(self.checkout) / root).exists())
+        if (
+            root.startswith("_")
+            or root in REAL
+            or (root not in self.names and (root != name or not asked or (Path(self.checkout) / root).exists()))
         ):
             return None
         self.names.add(root)

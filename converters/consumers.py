@@ -20,7 +20,7 @@ from . import files, keys
 from .consumer_table import CONSUMERS, Consumer, Fails, Notes, Reads, Rule
 from .key_formats import KEY_FORMATS
 from .scales import BESIDE, HEADER, NOWHERE, TENSORS, Scales, lora_file, read_scales
-from .spellings import spelling_of
+from .spellings import native_layers, spelling_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ class _Contents:
         """What the file will be after `i2l convert`: every module by our name, its scale in the factors."""
         if key_format_name not in self._converted:
             reading, key_format = self.reading, KEY_FORMATS[key_format_name]
-            names = tuple(key for path in reading.slots for key in key_format.keys(path) if key)
+            native = native_layers(reading.arch.id) if key_format.native else {}
+            layers_there = dict.fromkeys(native[path].name if path in native else path for path in reading.slots)
+            names = tuple(key for name in layers_there for key in key_format.keys(name) if key)
             scales = Scales(dict.fromkeys(reading.slots, 1.0), dict.fromkeys(reading.slots, NOWHERE))
             layers = tuple(_layer(layer, reading, scales) for layer in keys.layers_of(reading.arch, names))
             plain = keys.Reading(reading.arch, reading.slots, {key_format_name: len(names)})
@@ -191,6 +193,7 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     if family in consumer.uses:
         lender = next(one for one in CONSUMERS if one.id == consumer.uses[family])
         return replace(_check_for(lender, contents), consumer=consumer)
+    consumer = consumer.for_family(family)
     if family in consumer.untried or family not in table.FAMILIES:
         return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.models:
@@ -260,7 +263,8 @@ def _repair(consumer: Consumer, contents: _Contents) -> Repair | None:
     lacking = _lacking(consumer, reading)
     if len(lacking) == len(reading.slots):
         return None
-    if not consumer.rules or (export and lacking):
+    fused = consumer.trainer and KEY_FORMATS[consumer.wants].native  # its layers want one rank, which convert gives not
+    if not consumer.rules or (export and (lacking or fused)):
         return export
     asked = replace(consumer, lacks={}, one_rank=None)  # what it has not stays out, in any key format
     read = _judge(asked, contents).status == "all"

@@ -2,13 +2,14 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from i2l_ext.converters import Lora, UserError, consumer_table, consumers, key_formats
-from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth
 from spellings import Spelling
 from test_converters_commands import i2l
@@ -108,10 +109,10 @@ def diffsynth_loads(state, lora):
 
 
 def first_blocks(arch):
-    return [path for path, module in arch.i2l_modules.items() if module.block == 0]
+    return [path for path, module in (arch.i2l_modules or arch.modules).items() if module.block == 0]
 
 
-@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
 @pytest.mark.parametrize("name", ALL_KEY_FORMATS)
 def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
     lora = random(arch, first_blocks(arch))
@@ -366,3 +367,47 @@ def test_a_full_file_of_720_modules_of_rank_20(tmp_path):
         part.save(tmp_path / "part", name, overwrite=True)
         state = safetensors.torch.load_file(tmp_path / "part")
         assert diffusers_loads("qwen-image", state, part) == len(part) == 12
+
+
+KLEIN = json.loads((Path(__file__).parent / "recorded" / "klein.json").read_text(encoding="utf-8"))["programs"]
+
+
+@pytest.mark.parametrize("program", KLEIN)
+def test_check_says_of_klein_what_the_loaders_did(tmp_path, program):
+    """ComfyUI does not know diffusers' names behind ``diffusion_model.``; musubi-tuner ends where ranks differ."""
+    for name, words in KLEIN[program]["outcomes"].items():
+        key_format, _, scale = name.partition(", ")
+        random(KLEIN_4B, first_blocks(KLEIN_4B)).save(tmp_path / "f", key_format, overwrite=True)
+        state = safetensors.torch.load_file(tmp_path / "f")
+        if scale == "half":
+            down = ALL_KEY_FORMATS[key_format].down
+            ranks = {key.removesuffix(down): factor.shape[0] for key, factor in state.items() if key.endswith(down)}
+            state |= {f"{stem}.alpha": torch.tensor(rank / 2) for stem, rank in ranks.items()}
+        said = verdicts(tmp_path, state)[program]
+        expected = {"whole": "all", "nothing": "nothing"}.get(words, "refused")
+        if words.startswith("whole, x"):
+            expected = "ignores alpha" if words == "whole, x2 to x2" else "refused"
+        assert said.status == expected, (name, words, said)
+        assert said.consumer.source == consumer_table.TRIED
+
+
+def test_what_is_advised_of_klein_repairs(tmp_path):
+    path = tmp_path / "klein.safetensors"
+    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path)
+    said = checked(path)
+    assert said["comfyui"].repair == consumers.Repair("convert", {"key_format": "webui-fused"})
+    assert said["musubi-tuner"].repair.operation == said["ai-toolkit"].repair.operation == "export"
+    assert said["musubi-tuner-lora-weight"].repair == consumers.Repair("convert", {"key_format": "kohya-fused"})
+    for program in ("comfyui", "musubi-tuner-lora-weight", "simpletuner"):
+        fixed = tmp_path / f"{program}.safetensors"
+        assert i2l("convert", path, "--to", said[program].repair.options["key_format"], "-o", fixed) == 0
+        assert checked(fixed)[program].status == "all"
+    assert said["forge-neo"].status == "untried" and said["a1111"].status == said["flymyai"].status == "no model"
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
+def test_comfyui_reads_the_names_that_our_node_gives_it(tmp_path, arch):
+    from i2l_ext.comfyui.load_node import plain_tensors
+
+    said = verdicts(tmp_path, plain_tensors(random(arch, first_blocks(arch))))
+    assert said["comfyui"].status == "all"

@@ -136,7 +136,7 @@ def plain_tensors(lora: Any) -> dict[str, Any]:
 
     tensors: dict[str, Any] = {}
     for path in lora:
-        down, up, _ = KEY_FORMATS["webui"].keys(path)
+        down, up, _ = KEY_FORMATS["diffusers"].keys(path)  # of FLUX.2 it reads diffusers' names only so
         tensors[down], tensors[up] = lora[path]
     return tensors
 
