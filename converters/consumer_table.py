@@ -125,8 +125,10 @@ class Consumer:
         own = self.own.get(family)
         if own is None:
             return self
-        known = {"source": TRIED, "date": own.date, "rules": own.rules, "wants": own.wants, "nothing_fails": ()}
-        return replace(self, models=(*self.models, family), untried=(), **known)
+        return replace(
+            self, source=TRIED, date=own.date, models=(*self.models, family), untried=(), rules=own.rules,
+            wants=own.wants, nothing_fails=(),
+        )  # fmt: skip
 
 
 _COMFY = (A_B, A_B_DEFAULT, DOWN_UP, DOTTED_DOWN, BARE, LINEAR, PROCESSOR)
