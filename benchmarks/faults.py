@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--real", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--record", action="store_true", help="write the table into docs/trust.md")
+    parser.add_argument("--record", action="store_true", help="write the table into benchmarks/TRUST.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     memory = Path("/dev/shm")

@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=TARGETS)
     parser.add_argument("--one", type=int, metavar="INDEX", help="one input of a target again")
-    parser.add_argument("--record", action="store_true", help="write the table into docs/trust.md")
+    parser.add_argument("--record", action="store_true", help="write the table into benchmarks/TRUST.md")
     args = parser.parse_args()
     names = [args.only] if args.only else list(TARGETS)
     memory = Path("/dev/shm")

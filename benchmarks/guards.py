@@ -1,6 +1,6 @@
 """Are the guards guarded? Takes each out in turn, in a copy of the tree, and counts the tests that notice.
 
-    python benchmarks/guards.py [--only WORD] [--out docs/trust.md]
+    python benchmarks/guards.py [--only WORD] [--out benchmarks/TRUST.md]
 
 A guard that no test notices is no guard: the command ends with code 1 then. With ``--out`` the table goes into the
 file, between the marks. A run takes ten minutes; that the table fits the code is a test (tests/test_guards.py).
@@ -134,14 +134,14 @@ GUARDS = (
         "i2l_ext/service/service.py", "test_access",
         ("LoRAs by the list alone", "found = self.loras().get(shown)",
          "found = self.loras().get(shown, self.host.lora_folder() / shown)", "other_places"),
-        ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{dialect}")',
-         'f"{Path(name).stem}-{dialect}"', "uploaded_file"),
+        ("what a converted upload is called", 'names.clean_name(f"{Path(name).stem}-{key_format}")',
+         'f"{Path(name).stem}-{key_format}"', "uploaded_file"),
         ("what an exported upload is called", 'names.clean_name(f"{Path(name).stem}-{start}")',
          'f"{Path(name).stem}-{start}"', "uploaded_file"),
     ),
     *_of(
         "i2l_ext/requests/fields.py", "test_access",
-        ("dialects, trainers and hubs of their tables alone", "if info.choices and one not in info.choices:",
+        ("key formats, trainers and hubs of their tables alone", "if info.choices and one not in info.choices:",
          "if False:", "options"),
     ),
     *_of(
@@ -401,7 +401,7 @@ def table(counts: dict[Guard, int], recorded: str) -> str:
             for guard, count in known.items()]  # fmt: skip
     missed = sum(not count for count in known.values())
     tried = f"{len(known)} of {len(GUARDS)} guards tried, {missed} unnoticed"
-    head = f"`python benchmarks/guards.py --out docs/trust.md`: {tried}."
+    head = f"`python benchmarks/guards.py --out benchmarks/TRUST.md`: {tried}."
     return "\n".join((head, "", "| guard | file | tests | that notice |", "|---|---|---|---|", *rows))
 
 

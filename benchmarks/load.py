@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", action="store_true", help="write the tables into docs/trust.md")
+    parser.add_argument("--record", action="store_true", help="write the tables into benchmarks/TRUST.md")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="i2l-load-"))
     try:

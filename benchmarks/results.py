@@ -1,4 +1,4 @@
-"""What a command found goes where it is read: into RESULTS.md or docs/trust.md, in place of what it found last time."""
+"""What a command found goes where it is read: into RESULTS.md or TRUST.md, in place of what it found last time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-TRUST = Path(__file__).resolve().parent.parent / "docs" / "trust.md"
+TRUST = Path(__file__).with_name("TRUST.md")
 HEAD = """# Results
 
 Written by the commands themselves; each section says which. The machines are shared and noisy: read the ratios.
@@ -36,7 +36,7 @@ def record(title: str, text: str, *, script: str) -> None:
 
 
 def record_trust(section: str, text: str, *, script: str) -> None:
-    """Print ``text``, and put it between the marks of that section of docs/trust.md, or at its end where there are
+    """Print ``text``, and put it between the marks of that section of TRUST.md, or at its end where there are
     none yet."""
     mark = f"<!-- {section.lower()}: written by its command -->"
     block = f"{mark}\n{_ran(script)}\n\n{text.strip()}\n{mark}"

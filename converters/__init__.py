@@ -5,10 +5,10 @@ neither torch nor numpy; what needs them imports them when it runs.
 """
 
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import DIALECTS
 from .errors import UserError
 from .inspection import inspect
+from .key_formats import KEY_FORMATS
 from .lora import Lora, concatenate
 from .select import select
 
-__all__ = ["ARCHITECTURES", "DIALECTS", "Architecture", "Lora", "UserError", "concatenate", "inspect", "select"]
+__all__ = ["ARCHITECTURES", "KEY_FORMATS", "Architecture", "Lora", "UserError", "concatenate", "inspect", "select"]

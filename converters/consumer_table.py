@@ -8,14 +8,14 @@ of it; a layer that none fits is unknown to the program. Files of every spelling
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 TRIED = "tried with its own loader"
 READ = "read in its source"
 NOT_TRIED = "not tried"
 
-FAMILIES = QWEN, Z = "qwen-image", "z-image"
+FAMILIES = QWEN, Z, FLUX2 = "qwen-image", "z-image", "flux2"
 """Of which something is known."""
 
 OURS, NATIVE, DOTTED, ALIAS = "ours", "native", "dotted refiners", "alias"
@@ -73,19 +73,29 @@ class Notes(Rule):
 
 
 @dataclass(frozen=True)
+class OwnRules:
+    """What a program does with a family that it reads in another way than the rest: its rules, the key format to
+    convert to, and of when that is known. All were tried with the program's own loader."""
+
+    rules: tuple[Rule, ...]
+    wants: str
+    date: str
+
+
+@dataclass(frozen=True)
 class Consumer:
     """A program that takes LoRA files, and its rules.
 
-    ``source``: TRIED, READ or NOT_TRIED; ``version`` and ``date``: of what was tried or read. ``models``: families that
-    it can run; ``untried``: those of which nobody here knows. ``rules``: the first Reads or Fails that fits a layer
-    tells what becomes of it. ``uses``: by family, the id of the program whose loader it has. ``needs``: factors whose
-    absence ends in an error. ``nothing_fails``: patterns; with such a key, a file of which it knows no name ends in an
-    error. ``header``: it applies a scale that stands in the header. ``adds_twice``: a fused layer
-    and its parts both count. ``wants``: the dialect to convert to. ``alpha_fails``: why it misreads every alpha.
-    ``lacks``: by family, a pattern of modules that it does not have. ``refuses_above``: share of unmatched tensors
-    above which it loads nothing. ``one_rank``: groups of modules, as a pattern, that must have one rank (an empty
-    pattern: all modules). ``trainer``: its name in `TRAINERS`, where `i2l export` repairs what conversion cannot.
-    ``missing``: what to say of a family that it has not.
+    ``source``: TRIED, READ or NOT_TRIED; ``version`` and ``date``: of what was tried or read. ``models``: families
+    that it can run; ``untried``: those of which nobody here knows. ``rules``: the first Reads or Fails that fits a
+    layer tells what becomes of it; ``own``: by family, those that stand in their place. ``uses``: by family, the id
+    of the program whose loader it has. ``needs``: factors whose absence ends in an error. ``nothing_fails``:
+    patterns; with such a key, a file of which it knows no name ends in an error. ``header``: it applies a scale that
+    stands in the header. ``adds_twice``: a fused layer and its parts both count. ``wants``: the key format to convert
+    to. ``alpha_fails``: why it misreads every alpha. ``lacks``: by family, a pattern of modules that it does not
+    have. ``refuses_above``: share of unmatched tensors above which it loads nothing. ``one_rank``: groups of modules,
+    as a pattern, that must have one rank (an empty pattern: all modules). ``trainer``: its name in `TRAINERS`, where
+    `i2l export` repairs what conversion cannot. ``missing``: what to say of a family that it has not.
     """
 
     id: str
@@ -94,8 +104,9 @@ class Consumer:
     version: str = ""
     date: str = ""
     models: tuple[str, ...] = (QWEN, Z)
-    untried: tuple[str, ...] = ()
+    untried: tuple[str, ...] = (FLUX2,)
     rules: tuple[Rule, ...] = ()
+    own: Mapping[str, OwnRules] = field(default_factory=dict)
     uses: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     nothing_fails: tuple[str, ...] = ()
@@ -108,6 +119,16 @@ class Consumer:
     one_rank: str | None = None
     trainer: str | None = None
     missing: str = "it has no such model; it only lists the file"
+
+    def for_family(self, family: str) -> Consumer:
+        """The same, as it treats a family of models."""
+        own = self.own.get(family)
+        if own is None:
+            return self
+        return replace(
+            self, source=TRIED, date=own.date, models=(*self.models, family), untried=(), rules=own.rules,
+            wants=own.wants, nothing_fails=(),
+        )  # fmt: skip
 
 
 _COMFY = (A_B, A_B_DEFAULT, DOWN_UP, DOTTED_DOWN, BARE, LINEAR, PROCESSOR)
@@ -185,6 +206,13 @@ def _invoke(prefix: str, families: tuple[str, ...] = (), modules: str = "") -> t
     )
 
 
+def _klein(wants: str, *rules: Rule) -> Mapping[str, OwnRules]:
+    return {FLUX2: OwnRules(rules, wants, "2026-11")}
+
+
+_KLEIN_ALPHA = "it refuses alpha beside lora_A and lora_B (ValueError)"
+_KLEIN_SCALE = "it plays such an alpha at another strength"
+
 CONSUMERS: tuple[Consumer, ...] = (
     Consumer(
         "forge-neo", "Forge Neo", TRIED, "2.26", "2026-08",
@@ -200,13 +228,26 @@ CONSUMERS: tuple[Consumer, ...] = (
             ),
         ),
         needs=("down",), adds_twice=True,
+        own=_klein(
+            "webui-fused",
+            Reads(("transformer.", ""), _COMFY),
+            Reads(("diffusion_model.", "lora_unet_"), _COMFY, (NATIVE,)),
+        ),
     ),
-    Consumer("forge", "Forge (lllyasviel)", TRIED, models=()),
-    Consumer("a1111", "AUTOMATIC1111", TRIED, "1.10.1", models=()),
+    Consumer("forge", "Forge (lllyasviel)", TRIED, models=(), untried=()),
+    Consumer("a1111", "AUTOMATIC1111", TRIED, "1.10.1", models=(), untried=()),
     Consumer(
         "diffusers", "diffusers", TRIED, "0.42.1", "2026-11",
         rules=_DIFFUSERS, needs=("down", "up"), nothing_fails=(*_CONVERTED, "transformer.*"), header=True,
         wants="diffusers",
+        own=_klein(
+            "diffusers",
+            Fails((), (A_B, A_B_DEFAULT), has=("alpha",), because=_KLEIN_ALPHA),
+            Reads(("diffusion_model.", "transformer.", "base_model.model."), (A_B,)),
+            Reads(("transformer.",), (DOTTED_DOWN,)),
+            Reads(("diffusion_model.",), (A_B,), (NATIVE,)),
+            Reads(("lora_unet_",), (DOWN_UP,), (NATIVE,)),
+        ),
     ),
     Consumer(
         "diffsynth", "DiffSynth-Studio", TRIED, "2.1.12", "2026-11",
@@ -217,23 +258,27 @@ CONSUMERS: tuple[Consumer, ...] = (
             Fails(("diffusion_model.", ""), (BARE,), because="a KeyError"),
         ),
         trainer="diffsynth",
+        own=_klein("webui", Reads(("diffusion_model.", ""), (A_B, A_B_DEFAULT))),
     ),
     Consumer(
         "musubi-tuner", "musubi-tuner", TRIED, "30c658c", "2026-06",
         rules=(Reads(("lora_unet_",), (DOWN_UP,), alpha=False),),
         lacks={QWEN: _SINGLES, Z: _SINGLES + r"|.*_refiner\..*|.*adaLN_modulation.*"},
         wants="kohya", one_rank="", trainer="musubi-tuner",
+        own=_klein("kohya-fused", Reads(("lora_unet_",), (DOWN_UP,), (NATIVE,), alpha=False)),
     ),
     Consumer(
         "ai-toolkit", "ai-toolkit", TRIED, "27a03a9", "2026-08",
         rules=(Reads(("diffusion_model.", "transformer."), (A_B, DOWN_UP), alpha=False),),
         lacks={QWEN: _SINGLES, Z: r"(?!layers\.).*"}, trainer="ai-toolkit",
+        own=_klein("webui-fused", Reads(("diffusion_model.",), (A_B,), (NATIVE,), alpha=False)),
     ),
     Consumer(
-        "flymyai", "flymyai-lora-trainer", READ, models=(QWEN,), trainer="flymyai", missing="it trains no such model"
+        "flymyai", "flymyai-lora-trainer", READ, models=(QWEN,), untried=(), trainer="flymyai",
+        missing="it trains no such model",
     ),
     Consumer(
-        "nunchaku", "Nunchaku", READ, models=(QWEN,), untried=(Z,),
+        "nunchaku", "Nunchaku", READ, models=(QWEN,), untried=(Z, FLUX2),
         rules=(Reads(("diffusion_model.", "transformer.", ""), (A_B, A_B_DEFAULT)),),
         alpha_fails="alpha is divided by the rank of its fused layer", one_rank=r"attn\.(to|add)_[qkv]",
     ),
@@ -263,6 +308,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     Consumer(
         "musubi-tuner-lora-weight", "musubi-tuner --lora_weight", TRIED, "30c658c", "2026-06",
         rules=(Reads(("lora_unet_",), (DOWN_UP,)),), wants="kohya",
+        own=_klein("kohya-fused", Reads(("lora_unet_",), (DOWN_UP,), (NATIVE,))),
     ),
     Consumer(
         "sd-cpp", "stable-diffusion.cpp", READ, "97d2990", "2026-08",
@@ -278,6 +324,11 @@ CONSUMERS: tuple[Consumer, ...] = (
         "simpletuner", "SimpleTuner", READ, "bc8e6ab", "2026-08",
         rules=(Reads(("transformer.",), (A_B,)),),
         lacks=dict.fromkeys((QWEN, Z), r"(?!.*\.to_(q|k|v|out\.0)$).*"), wants="diffusers",
+        own=_klein(
+            "diffusers",
+            Fails(("transformer.",), (A_B,), has=("other alpha",), because=_KLEIN_SCALE),
+            Reads(("transformer.",), (A_B,)),
+        ),
     ),
     Consumer("onetrainer", "OneTrainer", NOT_TRIED),
 )  # fmt: skip

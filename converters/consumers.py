@@ -18,17 +18,17 @@ from typing import Any, Literal, NamedTuple
 from . import consumer_table as table
 from . import files, keys
 from .consumer_table import CONSUMERS, Consumer, Fails, Notes, Reads, Rule
-from .dialects import DIALECTS
+from .key_formats import KEY_FORMATS
 from .scales import BESIDE, HEADER, NOWHERE, TENSORS, Scales, lora_file, read_scales
-from .spellings import spelling_of
+from .spellings import native_layers, spelling_of
 
 
 @dataclass(frozen=True)
 class Repair:
     """What to do with a file so that a program loads all of it.
 
-    ``options`` are fields of the request of that name in `i2l_ext.requests`: ``dialect`` for convert, ``rank`` (and
-    ``dialect``) for rank, ``trainer`` and ``rank`` for export.
+    ``options`` are fields of the request of that name in `i2l_ext.requests`: ``key_format`` for convert, ``rank`` (and
+    ``key_format``) for rank, ``trainer`` and ``rank`` for export.
     """
 
     operation: Literal["convert", "rank", "export"]
@@ -118,16 +118,18 @@ class _Contents:
             and not (rule.unless_keys and self.has_key(rule.unless_keys))
         )
 
-    def converted(self, dialect_name: str) -> _Contents:
+    def converted(self, key_format_name: str) -> _Contents:
         """What the file will be after `i2l convert`: every module by our name, its scale in the factors."""
-        if dialect_name not in self._converted:
-            reading, dialect = self.reading, DIALECTS[dialect_name]
-            names = tuple(key for path in reading.slots for key in dialect.keys(path) if key)
+        if key_format_name not in self._converted:
+            reading, key_format = self.reading, KEY_FORMATS[key_format_name]
+            native = native_layers(reading.arch.id) if key_format.native else {}
+            layers_there = dict.fromkeys(native[path].name if path in native else path for path in reading.slots)
+            names = tuple(key for name in layers_there for key in key_format.keys(name) if key)
             scales = Scales(dict.fromkeys(reading.slots, 1.0), dict.fromkeys(reading.slots, NOWHERE))
             layers = tuple(_layer(layer, reading, scales) for layer in keys.layers_of(reading.arch, names))
-            plain = keys.Reading(reading.arch, reading.slots, {dialect_name: len(names)})
-            self._converted[dialect_name] = _Contents(plain, names, layers, scales, self.ranks)
-        return self._converted[dialect_name]
+            plain = keys.Reading(reading.arch, reading.slots, {key_format_name: len(names)})
+            self._converted[key_format_name] = _Contents(plain, names, layers, scales, self.ranks)
+        return self._converted[key_format_name]
 
     def matched(self, rules: Iterable[Rule]) -> Iterator[tuple[_Layer, list[Rule]]]:
         """Every layer with the rules that mean it, in order."""
@@ -191,6 +193,7 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     if family in consumer.uses:
         lender = next(one for one in CONSUMERS if one.id == consumer.uses[family])
         return replace(_check_for(lender, contents), consumer=consumer)
+    consumer = consumer.for_family(family)
     if family in consumer.untried or family not in table.FAMILIES:
         return Verdict(consumer, "untried", detail="nobody here has tried this model with it")
     if family not in consumer.models:
@@ -260,16 +263,17 @@ def _repair(consumer: Consumer, contents: _Contents) -> Repair | None:
     lacking = _lacking(consumer, reading)
     if len(lacking) == len(reading.slots):
         return None
-    if not consumer.rules or (export and lacking):
+    fused = consumer.trainer and KEY_FORMATS[consumer.wants].native  # its layers want one rank, which convert gives not
+    if not consumer.rules or (export and (lacking or fused)):
         return export
-    asked = replace(consumer, lacks={}, one_rank=None)  # what it has not stays out, in any dialect
+    asked = replace(consumer, lacks={}, one_rank=None)  # what it has not stays out, in any key format
     read = _judge(asked, contents).status == "all"
     if not read and _judge(asked, contents.converted(consumer.wants)).status != "all":
         return None
-    dialect = {} if read else {"dialect": consumer.wants}
+    key_format = {} if read else {"key_format": consumer.wants}
     if _uneven(consumer, contents.ranks):
-        return export or Repair("rank", {"rank": rank, **dialect})
-    return Repair("convert", dialect) if dialect else None
+        return export or Repair("rank", {"rank": rank, **key_format})
+    return Repair("convert", key_format) if key_format else None
 
 
 def _unwritable(contents: _Contents) -> str | None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import atomic, files, keys
-from .dialects import DIALECTS
 from .errors import UserError
 from .fusing import fuse
+from .key_formats import KEY_FORMATS
 from .lora import Lora
 from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
@@ -43,7 +43,7 @@ class StartFolder:
     command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
     run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
     the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what
-    was not. ``dialect``: of the LoRA's keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind
+    was not. ``key_format``: of its keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind
     -> number of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of
     modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
@@ -73,7 +73,7 @@ class StartFolder:
     caption: str = ""
     bases: dict[str, str] = field(default_factory=dict)
     downloads: bool = True
-    dialect: str = ""
+    key_format: str = ""
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -117,7 +117,7 @@ def export(
     support = trainer.models.get(lora.arch.family)
     if support is None:
         raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
-    dialect = trainer.dialect_for(lora.arch)
+    key_format = trainer.key_format_for(lora.arch)
     if support.fused:
         lora = fuse(lora)
     rank = lora.rank if rank is None else rank
@@ -150,11 +150,11 @@ def export(
         "rank_seed": str(seed),
         "fresh_rows": trainer.fresh_rows,
     }
-    metadata = updated_metadata(init, dialect, path.stem, **fields)
+    metadata = updated_metadata(init, key_format, path.stem, **fields)
     with _atomic_folder(folder, overwrite) as temp:
-        init.save(temp / path.name, dialect, metadata=metadata, progress=lambda share: progress(share / 2))
+        init.save(temp / path.name, key_format, metadata=metadata, progress=lambda share: progress(share / 2))
         error = self_check(
-            temp / path.name, dialect, lora, init, resizer.singular_values, lambda share: progress((1 + share) / 2)
+            temp / path.name, key_format, lora, init, resizer.singular_values, lambda share: progress((1 + share) / 2)
         )
         written = StartFolder(
             trainer=trainer.id,
@@ -178,7 +178,7 @@ def export(
             pictures=len(data.names),
             caption=caption,
             downloads=trainer.downloads,
-            dialect=dialect,
+            key_format=key_format,
             bases={
                 part: str(found)
                 for part, found in start.bases.items()
@@ -276,14 +276,14 @@ def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
 
 def self_check(
     path: Path,
-    dialect: str,
+    key_format: str,
     lora: Lora,
     init: Lora,
     values: Mapping[str, torch.Tensor],
     progress: Callable[[float], None] = lambda share: None,
 ) -> float:
-    """Read the file written in ``dialect`` back and compare it with ``lora``, of which it was made, and ``init``, its
-    resized form, both in the same layers.
+    """Read the file written in ``key_format`` back and compare it with ``lora``, of which it was made, and ``init``,
+    its resized form, both in the same layers.
 
     ``values``: singular values of ``lora`` by module path. ``progress``: told after each module what share is done.
     Returns the largest relative error of an update, beyond
@@ -291,10 +291,10 @@ def self_check(
     not learn.
     """
     read, worst = Lora.read(path), 0.0
-    written = fuse(read) if DIALECTS[dialect].native else read
+    written = fuse(read) if KEY_FORMATS[key_format].native else read
     problems = []
-    if read.read_from.reading.dialect != dialect:
-        problems.append(f"its key format is {read.read_from.reading.dialect}")
+    if read.read_from.reading.key_format != key_format:
+        problems.append(f"its key format is {read.read_from.reading.key_format}")
     if written.specs.keys() != init.specs.keys():
         problems.append("it has other modules than it should")
     if any(spec != init.specs[module] for module, spec in written.specs.items()):
@@ -359,7 +359,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         "",
         *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
-        f"{written.dialect} keys.",
+        f"{written.key_format} keys.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
         f"Pictures: {written.pictures} in `{Path(written.dataset).name}/`, whole and upright; each has {words}{how}."
         if written.pictures

@@ -26,7 +26,7 @@ MAKERS = {
 }
 """Pattern on lines KEY=VALUE of the metadata -> the program that writes it."""
 
-DIALECT_MAKERS = {
+KEY_FORMAT_MAKERS = {
     "flymyai": "flymyai-lora-trainer or another diffusers script",
     "diffusers": "diffusers or a trainer built on it",
     "diffsynth": "DiffSynth-Studio",
@@ -34,7 +34,7 @@ DIALECT_MAKERS = {
     "peft": "PEFT",
     "lycoris": "LyCORIS",
 }
-"""Dialect -> the program that writes it, where the metadata do not say."""
+"""Key format -> the program that writes it, where the metadata do not say."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ class Inspection:
                 else []
             ),
             *(["fp8 factors: most programs refuse them; --dtype fp32 on convert widens them"] if fp8 else []),
-            *([f"several key formats in one file: {_list(reading.dialects)}"] if len(reading.dialects) > 1 else []),
+            *(
+                [f"several key formats in one file: {_list(reading.key_formats)}"]
+                if len(reading.key_formats) > 1
+                else []
+            ),
             *([f"{len(reading.biases)} bias differences: a LoRA has none"] if reading.biases else []),
             *self._other_networks(),
         ]
@@ -114,9 +118,9 @@ class Inspection:
         return None if self.not_finite is None else not self.not_finite
 
     @property
-    def dialect(self) -> str:
+    def key_format(self) -> str:
         """The name of the key format: "mixed" if there are several, "other" if it has no name."""
-        return self.reading.dialect
+        return self.reading.key_format
 
     def json(self) -> dict[str, object]:
         """For programs: plain values only."""
@@ -124,8 +128,8 @@ class Inspection:
         return {
             "file": self.name,
             "arch": self.arch.id,
-            "dialect": reading.dialect,
-            "dialects": dict(reading.dialects),
+            "key_format": reading.key_format,
+            "key_formats": dict(reading.key_formats),
             "modules": len(reading.modules),
             "networks": self.kinds_of_network,
             "kinds": _kinds(self.arch, reading.modules),
@@ -198,7 +202,7 @@ def _finite(file: files.TensorFile, name: str) -> bool:
 def _maker(metadata: Mapping[str, str], reading: keys.Reading) -> str | None:
     lines = "\n".join(f"{key}={value}" for key, value in metadata.items())
     found = (maker for mark, maker in MAKERS.items() if re.search(mark, lines))
-    return next(found, DIALECT_MAKERS.get(reading.dialect))
+    return next(found, KEY_FORMAT_MAKERS.get(reading.key_format))
 
 
 def _kinds(arch: Architecture, paths: Iterable[str]) -> dict[str, int]:
@@ -211,7 +215,7 @@ def report_lines(found: Inspection) -> list[str]:
     total = Counter(module.kind.name for module in arch.modules.values())
     told = {
         "model": f"{arch.title}, by names and shapes",
-        "keys": _list(reading.dialects) if len(reading.dialects) > 1 else reading.dialect,
+        "keys": _list(reading.key_formats) if len(reading.key_formats) > 1 else reading.key_format,
         "network": _list(found.kinds_of_network),
         "modules": f"{len(reading.modules)}; the model has {len(arch.modules)}, "
         f"i2L writes {len(arch.i2l_modules)} of them",
@@ -257,7 +261,7 @@ def _scale_line(found: Inspection) -> str:
     scales = _list({f"{scale:g}": count for scale, count in found.scales.items()})
     told = {source: count for source, count in found.scale_sources.items() if source != NOWHERE}
     if not told:
-        beside = "; PEFT has it in adapter_config.json, which is not here" if found.reading.dialect == "peft" else ""
+        beside = "; PEFT has it in adapter_config.json, which is not here" if found.reading.key_format == "peft" else ""
         return f"{scales} (the file says none{beside})"
     return f"{scales} (from {_list(found.scale_sources)})"
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import networks
-from .dialects import PREFIXES, SUFFIXES, WRAPPER
+from .key_formats import PREFIXES, SUFFIXES, WRAPPER
 
 
 class KeyParts(NamedTuple):

@@ -1,4 +1,4 @@
-"""The meaning of a LoRA file's keys: which module of which architecture each names, and in which dialect. Only names
+"""The meaning of a LoRA file's keys: which module of which architecture each names, and in which key format. Only names
 and shapes are needed, neither torch nor the data."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from . import networks
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import DIALECTS, OTHER_MODELS, TEXT_ENCODER, UNSUPPORTED, VARIANTS
 from .errors import UserError
+from .key_formats import KEY_FORMATS, OTHER_MODELS, TEXT_ENCODER, UNSUPPORTED, VARIANTS
 from .key_parts import KeyParts, split_key, stems, without_wrapper
 from .spellings import NativeLayer, Spelling, native_layers, spelling_of
 from .text_encoders import describe_text_encoder
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """The keys of one module's tensors in a file, and their dialect.
+    """The keys of one module's tensors in a file, and their key format.
 
     ``prefix`` and ``name``: what the keys have before their suffix, the module's name as the file spells it.
     ``native``: it is the name of the model's first implementation (None: it is the same in ours). ``rows``: (start,
@@ -34,7 +34,7 @@ class Slot:
     up: str
     alpha: str | None = None
     rows: tuple[int, int] | None = None
-    dialect: str = "other"
+    key_format: str = "other"
     prefix: str = ""
     name: str = ""
     native: bool | None = None
@@ -44,9 +44,9 @@ class Slot:
 class Reading:
     """What the keys of a file say.
 
-    ``slots``: by module path, in the architecture's order; ``dialects``: name -> number of keys; ``foreign``: keys of
-    no module of this architecture; ``text_encoder``: keys of a text encoder; ``halves``: paths of modules of which one
-    factor is missing; ``stray_alphas``: keys of alphas whose module has no factors; ``doubled``: keys that are not
+    ``slots``: by module path, in the architecture's order; ``key_formats``: name -> number of keys; ``foreign``: keys
+    of no module of this architecture; ``text_encoder``: keys of a text encoder; ``halves``: paths of modules of which
+    one factor is missing; ``stray_alphas``: keys of alphas whose module has no factors; ``doubled``: keys that are not
     read, because the file has their modules once more; ``collisions``: (path, key, key) of modules that two keys name
     with nothing to choose between them; ``networks``: by module path, those that are not plain LoRA (of a DoRA,
     ``slots`` has the LoRA that is in it); ``mixed``: (path, kinds in words) of modules that hold several kinds of
@@ -55,7 +55,7 @@ class Reading:
 
     arch: Architecture
     slots: dict[str, Slot]
-    dialects: dict[str, int]
+    key_formats: dict[str, int]
     foreign: tuple[str, ...] = ()
     text_encoder: tuple[str, ...] = ()
     halves: tuple[str, ...] = ()
@@ -72,9 +72,9 @@ class Reading:
         return [path for path in self.arch.modules if path in self.slots or path in self.networks]
 
     @property
-    def dialect(self) -> str:
-        """The name of the dialect: "mixed" if there are several, "other" if it has no name."""
-        return next(iter(self.dialects)) if len(self.dialects) == 1 else "mixed"
+    def key_format(self) -> str:
+        """The name of the key format: "mixed" if there are several, "other" if it has no name."""
+        return next(iter(self.key_formats)) if len(self.key_formats) == 1 else "mixed"
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
     return found
 
 
-def _possible_dialects(key: KeyParts, spelling: Spelling) -> list[str]:
-    """The dialects in which a key may be: several where a name is the same in them. Other networks' suffixes are the
-    same in all dialects, also beside factors of a pair of suffixes that has no name."""
+def _possible_key_formats(key: KeyParts, spelling: Spelling) -> list[str]:
+    """The key formats in which a key may be: several where a name is the same in them. Other networks' suffixes are the
+    same in all key formats, also beside factors of a pair of suffixes that has no name."""
     named = [
-        dialect.name
-        for dialect in (*DIALECTS.values(), *VARIANTS)
-        if key.prefix == dialect.prefix
-        and (key.suffix in (dialect.down, dialect.up) or key.part not in ("down", "up"))
-        and spelling.suits(dialect)
+        key_format.name
+        for key_format in (*KEY_FORMATS.values(), *VARIANTS)
+        if key.prefix == key_format.prefix
+        and (key.suffix in (key_format.down, key_format.up) or key.part not in ("down", "up"))
+        and spelling.suits(key_format)
     ]
     return named if named and key.part in ("down", "up") else [*named, "other"]
 
@@ -227,7 +227,7 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[KeyParts]]) -> Readin
             stray.append(parts["alpha"].key.key)
         else:
             chosen[path] = parts
-    dialects = _dialects_of([one for parts in chosen.values() for part, one in parts.items() if part != "alpha"])
+    key_formats = _key_formats_of([one for parts in chosen.values() for part, one in parts.items() if part != "alpha"])
     slots, others, halves, mixed = {}, {}, [], []
     for path, parts in chosen.items():
         kind, kinds = _network_of(parts), networks.kinds_of(parts)
@@ -241,7 +241,7 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[KeyParts]]) -> Readin
             up, alpha = parts["up"], parts.get("alpha")
             slots[path] = Slot(
                 parts["down"].key.key, up.key.key, alpha.key.key if alpha else None, up.rows,
-                dialects[up.key.key], up.key.prefix, up.key.stem, up.spelling.native,
+                key_formats[up.key.key], up.key.prefix, up.key.stem, up.spelling.native,
             )  # fmt: skip
         if kind != "LoRA" or "magnitude" in parts:
             one = next(one for one in parts.values() if one.key.part != "alpha")
@@ -249,7 +249,7 @@ def _parse_as(arch: Architecture, split: Mapping[str, list[KeyParts]]) -> Readin
             others[path] = networks.Network(kind, keys, one.rows, one.key.stem)
     used = {one.key.key for parts in chosen.values() for one in parts.values()} | {*stray}
     doubled = dict.fromkeys(one.key.key for ones in found.values() for one in ones if one.key.key not in used)
-    counts = dict(Counter(dialects.values()).most_common())
+    counts = dict(Counter(key_formats.values()).most_common())
     return Reading(
         arch, slots, counts, tuple(foreign), tuple(text_encoder), tuple(halves), tuple(dict.fromkeys(stray)),
         tuple(doubled), tuple(collisions), others, tuple(mixed), tuple(biases),
@@ -288,14 +288,14 @@ def _one_of_each(ones: list[_Found]) -> tuple[dict[str, _Found], tuple[str, str]
     return first, twice
 
 
-def _dialects_of(ones: Iterable[_Found]) -> dict[str, str]:
-    """Key -> dialect. A name that several dialects share counts for the one that explains the whole file."""
+def _key_formats_of(ones: Iterable[_Found]) -> dict[str, str]:
+    """Key -> key format. A name that several key formats share counts for the one that explains the whole file."""
     alike: dict[tuple[object, ...], list[str]] = {}  # the same for thousands of keys
     possible: dict[str, list[str]] = {}
     for key, spelling, _ in ones:
         mark = (key.prefix, key.suffix, key.part, spelling.dotted, spelling.native, spelling.exact)
         if mark not in alike:
-            alike[mark] = _possible_dialects(key, spelling)
+            alike[mark] = _possible_key_formats(key, spelling)
         possible[key.key] = alike[mark]
     options = iter(possible.values())
     common = [name for name in next(options, ()) if all(name in others for others in possible.values())]

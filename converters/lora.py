@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import atomic, dialects, files, keys, precision, scales, spellings, threads
+from . import atomic, files, key_formats, keys, precision, scales, spellings, threads
 from .architectures import Architecture
 from .errors import UserError
 from .metadata import true_metadata
@@ -48,7 +48,7 @@ class Lora:
     """``specs``: by module path; ``load(path)``: makes the factors of a module, down [rank, d_in] and up [d_out, rank];
     ``metadata``: what its file says about itself; ``losses``: where they are cast to a dtype of few exponents, what the
     factors that were made so far lost by it; ``text_encoders``: their part of the file, which is written unchanged, as
-    far as the dialect has names for it."""
+    far as the key format has names for it."""
 
     arch: Architecture
     specs: Mapping[str, FactorSpec]
@@ -77,7 +77,7 @@ class Lora:
 
     @staticmethod
     def read(path: Path | str, base: Path | str | None = None, *, alpha: float | None = None) -> Lora:
-        """From a file in any dialect, which stays open as long as the value lives, or from a folder of PEFT's.
+        """From a file in any key format, which stays open as long as the value lives, or from a folder of PEFT's.
         ``base``: the base model's weights, a checkpoint or a folder of them, which a DoRA needs.
 
         ``alpha``: of a file that does not say its own. Raises UserError where it is not a LoRA of a known model.
@@ -136,14 +136,14 @@ class Lora:
     def save(
         self,
         path: Path | str,
-        dialect: str = dialects.DEFAULT,
+        key_format: str = key_formats.DEFAULT,
         *,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
         lossy: bool = False,
         progress: Callable[[float], None] = lambda share: None,
     ) -> str | None:
-        """Write to a file that appears whole or not at all. Alpha, where the dialect has one, is the rank.
+        """Write to a file that appears whole or not at all. Alpha, where the key format has one, is the rank.
         ``progress`` is told after each factor what share of the file is written, 0 to 1.
 
         ``metadata``: its own unless given; ranks, alphas and hashes in it become true, or are left out.
@@ -152,12 +152,12 @@ class Lora:
         or infinity.
         """
         with atomic.atomic_path(Path(path), overwrite=overwrite) as part:
-            return self.write(part, dialect, name=Path(path).name, metadata=metadata, lossy=lossy, progress=progress)
+            return self.write(part, key_format, name=Path(path).name, metadata=metadata, lossy=lossy, progress=progress)
 
     def write(
         self,
         path: Path,
-        dialect: str = dialects.DEFAULT,
+        key_format: str = key_formats.DEFAULT,
         *,
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -166,7 +166,7 @@ class Lora:
     ) -> str | None:
         """Write to ``path`` directly, a module at a time; ``name``: what messages call it. After an error a part of it
         remains. Returns and raises as `save`."""
-        how = dialects.DIALECTS[dialect]
+        how = key_formats.KEY_FORMATS[key_format]
         with path.open("wb") as stream:
             told = true_metadata(self, self.metadata if metadata is None else metadata)
             files.write(stream, _write_plans(self, how), told, progress)
@@ -261,10 +261,10 @@ def _cast(load: Callable[[str], Pair], dtype: torch.dtype, losses: precision.Los
     return after
 
 
-def _write_plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.WritePlan]:
+def _write_plans(lora: Lora, key_format: key_formats.KeyFormat) -> Iterator[files.WritePlan]:
     """The tensors of a file, in order."""
-    layers = ((layer, dialect) for layer in _layers(lora, dialect))
-    for layer, how in chain(layers, _text_layers(lora.text_encoders, dialect)):
+    layers = ((layer, key_format) for layer in _layers(lora, key_format))
+    for layer, how in chain(layers, _text_layers(lora.text_encoders, key_format)):
         d_out, d_in = layer.shape
         rank, dtype = layer.spec.rank, layer.spec.dtype
         down, up, alpha = how.keys(layer.name)
@@ -275,11 +275,11 @@ def _write_plans(lora: Lora, dialect: dialects.Dialect) -> Iterator[files.WriteP
 
 
 def _text_layers(
-    part: TextEncoderPart | None, dialect: dialects.Dialect
-) -> Iterator[tuple[_LayerWriter, dialects.Dialect]]:
+    part: TextEncoderPart | None, key_format: key_formats.KeyFormat
+) -> Iterator[tuple[_LayerWriter, key_formats.KeyFormat]]:
     if part is None:
         return
-    for how, layer in part.written(dialect.name):
+    for how, layer in part.written(key_format.name):
         spec = FactorSpec(layer.rank, layer.dtype).times(layer.scale)
         dtype = part.dtype or spec.dtype
         load = partial(_cast, part.load, files.torch_dtype(dtype), part.losses, layer.name)
@@ -290,9 +290,9 @@ def _number(value: float) -> list[bytes]:
     return [struct.pack("<f", value)]
 
 
-def _layers(lora: Lora, dialect: dialects.Dialect) -> Iterator[_LayerWriter]:
+def _layers(lora: Lora, key_format: key_formats.KeyFormat) -> Iterator[_LayerWriter]:
     """The layers to write: our modules, or the native layers in the place of their first module."""
-    native = spellings.native_layers(lora.arch.id) if dialect.native else {}
+    native = spellings.native_layers(lora.arch.id) if key_format.native else {}
     raw = lora.source.raw if lora.source else None
     done: set[str] = set()
     for path, spec in lora.specs.items():

@@ -29,15 +29,15 @@ BASE_VERSIONS = {
 ComfyUI's list of files read the base model from it."""
 
 
-def updated_metadata(lora: Lora, dialect: str, name: str | None = None, **fields: str) -> dict[str, str]:
-    """The metadata of ``lora`` for a file of it in ``dialect`` called ``name`` (a stem; None: unchanged).
+def updated_metadata(lora: Lora, key_format: str, name: str | None = None, **fields: str) -> dict[str, str]:
+    """The metadata of ``lora`` for a file of it in ``key_format`` called ``name`` (a stem; None: unchanged).
 
     Everything is kept but what would be wrong: rank and alpha become those of the new file (alpha is the rank), the
     old file's name becomes the new one's, hashes of the old data are dropped, and the base model is named where it was
     not. ``fields`` are added under ``i2l.``.
     """
     metadata = true_metadata(lora, {key: value for key, value in lora.metadata.items() if key not in STALE})
-    kohya = dialect.startswith("kohya")
+    kohya = key_format.startswith("kohya")
     for key in ("ss_network_dim", "ss_network_alpha") if kohya else ():
         metadata[key] = _rank(lora)
     if kohya and lora.arch.family in MODULES:

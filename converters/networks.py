@@ -49,7 +49,7 @@ SUFFIXES = {
     ".magnitude": "magnitude",
     ".lora_magnitude_vector": "magnitude",
 }
-"""What may follow a module's name in a key -> the part, beside those of a plain LoRA (`dialects.SUFFIXES`)."""
+"""What may follow a module's name in a key -> the part, beside those of a plain LoRA (`key_formats.SUFFIXES`)."""
 
 
 @dataclass(frozen=True)

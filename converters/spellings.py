@@ -7,7 +7,7 @@ from functools import cache
 from itertools import accumulate
 
 from .architectures import ARCHITECTURES, Architecture
-from .dialects import Dialect
+from .key_formats import KeyFormat
 
 Target = tuple[str, "tuple[int, int] | None"]
 """A module's path, and its rows if it is a part of a fused layer."""
@@ -17,8 +17,8 @@ Target = tuple[str, "tuple[int, int] | None"]
 class Spelling:
     """What a name in a key means: one module, or several of a fused layer.
 
-    ``dotted`` and ``native`` as in Dialect; None if the name is the same either way. ``exact``: a dialect writes it;
-    False for an alias, and where dots and underscores are mixed.
+    ``dotted`` and ``native`` as in KeyFormat; None if the name is the same either way. ``exact``: a key format writes
+    it; False for an alias, and where dots and underscores are mixed.
     """
 
     targets: tuple[Target, ...]
@@ -26,8 +26,8 @@ class Spelling:
     native: bool | None
     exact: bool = True
 
-    def suits(self, dialect: Dialect) -> bool:
-        return self.exact and self.dotted in (None, dialect.dotted) and self.native in (None, dialect.native)
+    def suits(self, key_format: KeyFormat) -> bool:
+        return self.exact and self.dotted in (None, key_format.dotted) and self.native in (None, key_format.native)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The part of a LoRA file that changes a text encoder: which encoder and layer its keys name, and how a dialect does.
+"""The part of a LoRA file that changes a text encoder: which encoder and layer its keys name, in each key format.
 
 A program has names for some encoders of some models only; what it has no name for is left out of a file for it.
 """
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from . import scales
-from .dialects import DIALECTS, SUFFIXES, TEXT_ENCODER, Dialect
 from .errors import UserError
 from .files import FLOAT_LIMITS
+from .key_formats import KEY_FORMATS, SUFFIXES, TEXT_ENCODER, KeyFormat
 
 if TYPE_CHECKING:
     from .files import TensorFile
@@ -43,7 +43,7 @@ LAYOUTS = {
 @dataclass(frozen=True)
 class TextEncoder:
     """A text encoder of a model. ``layout``: a key of `LAYOUTS`; ``component``: of diffusers' pipeline; ``read``: the
-    prefixes of its layers' names in files; ``written``: the prefix by dialect, where the dialect has one."""
+    prefixes of its layers' names in files; ``written``: the prefix by key format, where the key format has one."""
 
     title: str
     layout: str
@@ -150,21 +150,21 @@ class TextEncoderPart:
     dtype: str | None = None
     losses: Losses | None = None
 
-    def written(self, dialect: str) -> Iterator[tuple[Dialect, TextLayer]]:
-        """The layers that a dialect has names for, and how it writes them."""
+    def written(self, key_format: str) -> Iterator[tuple[KeyFormat, TextLayer]]:
+        """The layers that a key format has names for, and how it writes them."""
         for layer in self.layers.values():
-            prefix = layer.encoder.written.get(dialect.removesuffix("-fused"))
+            prefix = layer.encoder.written.get(key_format.removesuffix("-fused"))
             if prefix is not None:
-                yield replace(DIALECTS[dialect], prefix=prefix), layer
+                yield replace(KEY_FORMATS[key_format], prefix=prefix), layer
 
-    def line(self, dialect: str | None) -> str:
-        """What a file in ``dialect`` keeps of it and what not, for a person; None keeps nothing."""
-        kept = {id(layer) for _, layer in self.written(dialect)} if dialect else set()
+    def line(self, key_format: str | None) -> str:
+        """What a file in ``key_format`` keeps of it and what not, for a person; None keeps nothing."""
+        kept = {id(layer) for _, layer in self.written(key_format)} if key_format else set()
         parts = []
         for title in dict.fromkeys(layer.encoder.title for layer in self.layers.values()):
             layers = [layer for layer in self.layers.values() if layer.encoder.title == title]
-            what = "kept" if id(layers[0]) in kept else f"not carried over: {dialect} has no names for them"
-            what = what if dialect else "not carried over"
+            what = "kept" if id(layers[0]) in kept else f"not carried over: {key_format} has no names for them"
+            what = what if key_format else "not carried over"
             parts.append(f"{len(layers)} text-encoder layers ({title}) are {what}")
         if self.rest:
             parts.append(f"{len(self.rest)} text-encoder keys are not carried over: {self.rest[0]}")

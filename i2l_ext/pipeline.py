@@ -44,7 +44,7 @@ class MakeResult:
     name: str
     model: str
     arch: str
-    dialect: str
+    key_format: str
     rank: int
     modules: int
     bytes: int
@@ -107,7 +107,7 @@ class PreparedMake:
         precision are left out too: they change the last digits only.
         """
         request = self.request
-        shape = [request.dialect, self.dtype, request.rank, request.blocks, request.kinds]
+        shape = [request.key_format, self.dtype, request.rank, request.blocks, request.kinds]
         heads = [self.own_heads] if self.own_heads else []
         facts = [self.model.name, *heads, self.origins, float(request.strength), *shape]
         return sha256(json.dumps(facts).encode()).hexdigest()
@@ -123,7 +123,7 @@ def make(
     """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
 
     Name, folder and model of the request must be set, else ValueError. ``python`` runs a template. Raises UserError
-    for what the user can mend, Cancelled when the user wants to stop; then nothing is left behind.
+    for what the user can put right, Cancelled when the user wants to stop; then nothing is left behind.
     """
     return make_prepared(prepare(request), options, callbacks, cache, python)
 
@@ -321,7 +321,7 @@ def save_result(
             heads=prepared.own_heads,
             pair=f"{stem}{GREY}" if request.grey else None,
         )
-        loss = lora.write(path, request.dialect, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
+        loss = lora.write(path, request.key_format, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
         callbacks.begin_saving()
 
     with clock.phase("save"):
@@ -333,7 +333,7 @@ def save_result(
         name=saved.name,
         model=model.name,
         arch=model.arch.id,
-        dialect=request.dialect,
+        key_format=request.key_format,
         rank=lora.rank,
         modules=len(lora),
         bytes=saved.file.stat().st_size,

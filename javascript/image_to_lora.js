@@ -5,7 +5,7 @@
     if (window.imageToLora) return;
     window.imageToLora = true;
 
-    const FAST = 500, SLOW = 4000, PATIENCE = 20000;
+    const FAST = 500, SLOW = 4000, PATIENCE = 20000, AGAIN = 2000;
     const find = (selector, root = document) => root.querySelector(selector);
     const all = (selector) => Array.from(document.querySelectorAll(selector));
     const root = (id) => document.getElementById(id);
@@ -14,7 +14,8 @@
     const dropped = {};
     let asked = 0, first = true, lost = false, fresh = new Set(), turn = 0, uploads = Promise.resolve(), sending = 0, eager = false;
     let asking = false, picked = "", held = "";
-    let greeted = 0, named = 0;
+    let greeted = 0, named = 0, handed = 0, questions = 0;
+    const asks = [], me = Math.random().toString(36).slice(2);
     const DISMISSED = "i2l-dismissed";
     const dismissed = recall();
 
@@ -192,9 +193,22 @@
         else fallback();
     }
 
-    function aim(target, button) {
-        write(box("i2l_target"), target);
-        setTimeout(() => press(button), 50);
+    // gradio drops a press while the answer to the last one is out. So what is asked waits, and is asked again, until the
+    // page is told that it was heard.
+    function ask(told) {
+        asks.push({...told, ask: me + (questions += 1)});
+        hand();
+    }
+
+    function hand() {
+        if (asks.length && asks[0].ask === (find("[data-i2l-taken]") || {dataset: {}}).dataset.i2lTaken) {
+            asks.shift();
+            handed = 0;
+        }
+        if (!asks.length || lost || Date.now() - handed < AGAIN) return;
+        handed = Date.now();
+        write(box("i2l_target"), JSON.stringify(asks[0]));
+        setTimeout(() => press("i2l_act"), 50);
     }
 
     const actions = {
@@ -204,10 +218,10 @@
         insert: (item) => window.imageToLoraHost.insert(item.dataset.i2lText, item.dataset.i2lTarget),
         open: () => window.imageToLoraHost.openLoras(),
         undrop: (item) => { delete dropped[item.dataset.i2lTarget]; item.parentElement.remove(); gather(); },
-        cancel: (item) => aim(item.dataset.i2lJob, "i2l_cancel"),
+        cancel: (item) => { ask({action: "cancel", job: item.dataset.i2lJob}); soon(300); },
         act: (item) => {
             const told = JSON.parse(item.dataset.i2lText);
-            aim(JSON.stringify({...told, fields: fields(item)}), "i2l_act");
+            ask({...told, fields: fields(item)});
             if (item.dataset.i2lTarget) goto(item.dataset.i2lTarget);
             soon(300);
         },
@@ -374,7 +388,7 @@
         }
     }
 
-    function ask() {
+    function poll() {
         const jobs = root("i2l_jobs");
         const busy = jobs && jobs.dataset.active === "1";
         const now = Date.now();
@@ -391,5 +405,5 @@
         });
     }
 
-    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); keepFocus(); ask(); }, 200);
+    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); keepFocus(); hand(); poll(); }, 200);
 })();

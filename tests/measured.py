@@ -1,6 +1,6 @@
 """How much of what files depend on do the tests run? Lines and branches of four parts, each with a bound.
 
-    python tests/measured.py [--all] [--out docs/trust.md]
+    python tests/measured.py [--all] [--out benchmarks/TRUST.md]
 
 Runs the tests of these parts under coverage, and with ``--all`` the others without, two processes at a time. Ends
 with code 1 where a test fails or a part is below its bound. With ``--out`` the table goes into the file, between the
@@ -58,7 +58,7 @@ def table(measured: Mapping[str, Mapping[str, Mapping[str, int]]]) -> tuple[str,
         lines, branches = (sum(one[f"num_{what}"] for one in counts) for what in ("statements", "branches"))
         rows.append(f"| {part} | {lines} | {branches} | {share:.1f} % |")
         low += [part] if share < BOUND else []
-    head = f"`python tests/measured.py --out docs/trust.md`, bound {BOUND:.0f} %:"
+    head = f"`python tests/measured.py --out benchmarks/TRUST.md`, bound {BOUND:.0f} %:"
     return "\n".join((head, "", "| part | lines | branches | run by its tests |", "|---|---|---|---|", *rows)), low
 
 

@@ -65,7 +65,7 @@ def test_what_is_made_is_not_made_again(run, tmp_path):
 
 OTHERWISE = {
     "rank": ["--rank", "2"], "dtype": ["--dtype", "fp16"], "blocks": ["--blocks", "0-1"], "kinds": ["--kinds", "attn"],
-    "dialect": ["--to", "kohya"], "strength": ["--strength", "0.5"], "model": ["--model", "small-all"],
+    "key_format": ["--to", "kohya"], "strength": ["--strength", "0.5"], "model": ["--model", "small-all"],
 }  # fmt: skip
 
 

@@ -347,9 +347,9 @@ def test_progress_tells_steps_and_bytes(comfy):
 
 def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     name = made["result"][0]
-    [resized] = run("I2LResize", lora_name=name, rank=2, energy=0.0, name="", node="1")["result"]
+    [resized] = run("I2LResize", lora_name=name, rank=2, effect_kept=0.0, name="", node="1")["result"]
     assert resized == "meadow-rank2.safetensors" and Lora.read(loras / resized).rank == 2
-    [share] = run("I2LResize", lora_name=name, rank=8, energy=0.5, name="half")["result"]
+    [share] = run("I2LResize", lora_name=name, rank=8, effect_kept=0.5, name="half")["result"]
     assert share == "half.safetensors" and Lora.read(loras / share).rank < 4
     [both] = run(
         "I2LMerge", lora_1=name, strength_1=1.0, lora_2=resized, strength_2=-1.0, lora_3="none", strength_3=1.0,
@@ -358,8 +358,8 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     first, second, merge = (Lora.read(loras / one) for one in (name, resized, both))
     path = next(iter(first))
     assert torch.allclose(merge.delta(path), first.delta(path) - second.delta(path), atol=1e-6)
-    [kohya] = run("I2LConvert", lora_name=name, dialect="kohya", dtype="as made", rank=0, name="")["result"]
-    assert Lora.read(loras / kohya).read_from.reading.dialect == "kohya"
+    [kohya] = run("I2LConvert", lora_name=name, key_format="kohya", dtype="as made", rank=0, name="")["result"]
+    assert Lora.read(loras / kohya).read_from.reading.key_format == "kohya"
     [text] = run("I2LCheck", lora_name=name)["result"]
     assert "ComfyUI: all, 36 modules" in text
     [folder] = run("I2LExport", lora_name=name, trainer="musubi-tuner", rank=0)["result"]
@@ -369,7 +369,7 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
 def test_a_lora_that_is_gone_is_one_line(comfy):
     for name, more in (
         ("I2LCheck", {}),
-        ("I2LConvert", {"dialect": "kohya", "dtype": "as made", "rank": 0, "name": ""}),
+        ("I2LConvert", {"key_format": "kohya", "dtype": "as made", "rank": 0, "name": ""}),
     ):
         with pytest.raises(UserError, match=r"There is no LoRA 'away\.safetensors'"):
             run(name, lora_name="away.safetensors", **more)
@@ -461,11 +461,11 @@ def patcher(comfy):
 
 @pytest.fixture
 def saved(loras):
-    """A LoRA of the miniature in a file, by dialect."""
+    """A LoRA of the miniature in a file, by key format."""
 
-    def save(dialect="webui", seed=1, name=None):
-        name = name or f"random-{dialect}-{seed}.safetensors"
-        lora_of(MINI, seed=seed).save(loras / name, dialect, overwrite=True)
+    def save(key_format="webui", seed=1, name=None):
+        name = name or f"random-{key_format}-{seed}.safetensors"
+        lora_of(MINI, seed=seed).save(loras / name, key_format, overwrite=True)
         return name
 
     return save

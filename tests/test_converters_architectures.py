@@ -20,7 +20,7 @@ from i2l_ext.converters.architectures import (
     Z_IMAGE,
     qwen_image,
 )
-from i2l_ext.converters.dialects import DIALECTS
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.spellings import native_layers
 from peers import diffsynth
@@ -166,15 +166,15 @@ def test_qwen_images_fused_projections():
             f"transformer.{attn}.{fused}.lora_B.weight": (9216, 4),
         }
         reading = parse_keys(shapes, "f")
-        assert reading.arch is QWEN_IMAGE and reading.dialect == "other"
+        assert reading.arch is QWEN_IMAGE and reading.key_format == "other"
         assert [slot.rows for slot in reading.slots.values()] == [(0, 3072), (3072, 6144), (6144, 9216)]
         assert list(reading.slots) == [f"{attn}.{kind}" for kind in kinds]
     assert not native_layers(QWEN_IMAGE.id)  # they are read, never written
 
 
 @pytest.mark.parametrize("arch", FLUX_LIKE, ids=lambda arch: arch.id)
-@pytest.mark.parametrize("dialect", ["kohya-fused", "webui-fused"])
-def test_convert_flux(tmp_path, arch, dialect):
+@pytest.mark.parametrize("key_format", ["kohya-fused", "webui-fused"])
+def test_convert_flux(tmp_path, arch, key_format):
     """From the first implementation's names to ours and back: the same update."""
     from i2l_ext.converters import Lora
 
@@ -186,10 +186,10 @@ def test_convert_flux(tmp_path, arch, dialect):
         pairs[path] = (torch.randn(2, d_in, generator=made), torch.randn(d_out, 2, generator=made))
     first = Lora.of(arch, pairs)
     first.save(tmp_path / "webui", "webui")
-    Lora.read(tmp_path / "webui").save(tmp_path / "native", dialect)
+    Lora.read(tmp_path / "webui").save(tmp_path / "native", key_format)
     again = Lora.read(tmp_path / "native")
     assert again.arch is arch and list(again) == list(first)
-    assert again.read_from.reading.dialect == dialect
+    assert again.read_from.reading.key_format == key_format
     probe = {path: torch.randn(arch.modules[path].shape[1], generator=made) for path in paths}
     for path in paths:
         down, up = first[path]
@@ -217,9 +217,9 @@ def test_a_foreign_key_in_a_single_block_is_foreign_and_no_more():
 
 
 def test_the_miniature_answers_for_its_own_sizes_alone():
-    for dialect in DIALECTS.values():
+    for key_format in KEY_FORMATS.values():
         path = "transformer_blocks.0.attn.to_q"
-        down, up, _ = dialect.keys(path)
+        down, up, _ = key_format.keys(path)
         for arch in (QWEN_IMAGE, MINI):
             d_out, d_in = arch.modules[path].shape
             assert parse_keys({down: (4, d_in), up: (d_out, 4)}, "f").arch is arch

@@ -48,7 +48,7 @@ def test_inspect_json(whole, capsys):
     assert i2l("inspect", whole, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["arch"] == "mini"
-    assert told["dialect"] == "webui"
+    assert told["key_format"] == "webui"
     assert told["modules"] == len(MINI.i2l_modules)
     assert told["ranks"] == {"2": len(MINI.i2l_modules)}
     assert told["alphas"] == {"none": len(MINI.i2l_modules)}
@@ -103,7 +103,12 @@ def test_convert_there_and_back(whole, capsys):
     assert i2l("convert", whole, "--to", "kohya", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["file"] == str(whole.with_name("style_kohya.safetensors"))
-    assert (told["arch"], told["dialect"], told["rank"], told["modules"]) == ("mini", "kohya", 2, len(MINI.i2l_modules))
+    assert (told["arch"], told["key_format"], told["rank"], told["modules"]) == (
+        "mini",
+        "kohya",
+        2,
+        len(MINI.i2l_modules),
+    )
     assert i2l("convert", told["file"], "-o", whole.with_name("back.safetensors")) == 0
     first, last = (safetensors.torch.load_file(path) for path in (whole, whole.with_name("back.safetensors")))
     assert first.keys() == last.keys()
@@ -123,7 +128,7 @@ def test_convert_overwrites_only_when_told(whole):
 
 def test_convert_in_place(whole):
     assert i2l("convert", whole, "--to", "kohya", "-o", whole, "--overwrite") == 0
-    assert Lora.read(whole).source.reading.dialect == "kohya"
+    assert Lora.read(whole).source.reading.key_format == "kohya"
 
 
 def test_convert_selects_and_casts(whole, capsys):
@@ -181,7 +186,7 @@ WRONG = {
     "LoKr": (GOOD | {f"{PATH}.lokr_w1": torch.ones(2)}, "holds LoKr and LoRA, and one network"),
     "LoHa": (GOOD | {f"{PATH}.hada_w1_a": torch.ones(2)}, "holds LoHa and LoRA, and one network"),
     "DoRA": (GOOD | {f"{PATH}.dora_scale": torch.ones(2)}, r"its magnitude is \[2\]"),
-    "duplicate module in two dialects": (
+    "duplicate module in two key formats": (
         GOOD | {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP},
         "two keys name the module",
     ),
@@ -351,7 +356,7 @@ def works(path, out):
     return {
         "convert": requests.ConvertRequest(path, "kohya", out),
         "rank": requests.RankRequest(path, 1, output=out),
-        "energy": requests.RankRequest(path, energy=0.9, output=out),
+        "effect_kept": requests.RankRequest(path, effect_kept=0.9, output=out),
         "merge": requests.MergeRequest((str(path), str(path)), output=out),
         "export": requests.ExportRequest(path, "diffusers", output=out),
         "curve": requests.RankCurveRequest(path),

@@ -2,19 +2,22 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from i2l_ext.converters import Lora, UserError, consumer_table, consumers, dialects
-from i2l_ext.converters.architectures import MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters import Lora, UserError, consumer_table, consumers, key_formats
+from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth
 from spellings import Spelling
 from test_converters_commands import i2l
 
 CONSUMERS = {consumer.id: consumer for consumer in consumers.CONSUMERS}
-ALL_DIALECTS = {dialect.name: dialect for dialect in (*dialects.DIALECTS.values(), *dialects.VARIANTS)}
+ALL_KEY_FORMATS = {
+    key_format.name: key_format for key_format in (*key_formats.KEY_FORMATS.values(), *key_formats.VARIANTS)
+}
 
 
 def random(arch, paths, rank=2, seed=0):
@@ -28,13 +31,13 @@ def random(arch, paths, rank=2, seed=0):
 
 
 def tensors(lora, name, tmp_path, alpha=True, scale=1.0):
-    """The state dict of ``lora`` in a dialect, with an alpha of ``scale`` x rank."""
-    dialect, made = ALL_DIALECTS[name], {}
-    if dialect.native:
+    """The state dict of ``lora`` in a key format, with an alpha of ``scale`` x rank."""
+    key_format, made = ALL_KEY_FORMATS[name], {}
+    if key_format.native:
         lora.save(tmp_path / "native", name, overwrite=True)
         return safetensors.torch.load_file(tmp_path / "native")
     for path in lora:
-        down, up, key = dialect.keys(path)
+        down, up, key = key_format.keys(path)
         made[down], made[up] = (factor.clone() for factor in lora[path])
         if alpha and (key or scale != 1):
             made[key or down.split(".lora_")[0] + ".alpha"] = torch.tensor(scale * lora.specs[path].rank)
@@ -106,11 +109,11 @@ def diffsynth_loads(state, lora):
 
 
 def first_blocks(arch):
-    return [path for path, module in arch.i2l_modules.items() if module.block == 0]
+    return [path for path, module in (arch.i2l_modules or arch.modules).items() if module.block == 0]
 
 
-@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
-@pytest.mark.parametrize("name", ALL_DIALECTS)
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
+@pytest.mark.parametrize("name", ALL_KEY_FORMATS)
 def test_the_table_says_what_diffusers_and_diffsynth_do(tmp_path, arch, name):
     lora = random(arch, first_blocks(arch))
     state = tensors(lora, name, tmp_path)
@@ -142,7 +145,7 @@ def test_alpha_that_is_not_the_rank(tmp_path):
         state = tensors(lora, name, tmp_path, scale=0.5)
         said = verdicts(tmp_path, state)
         assert said["forge-neo"].status == said["comfyui"].status == "all"
-        # The version here honours alpha in every dialect; 0.40 dropped it beside lora_A and lora_B, and that is told.
+        # The version here honours alpha in every key format; 0.40 dropped it beside lora_A and lora_B: told.
         assert diffusers_loads("qwen-image", state, half) == len(lora)
         assert said["diffusers"].status == "all"
         assert name == "kohya" or "before version 0.42" in said["diffusers"].detail
@@ -168,7 +171,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("family", "name"), TABLE)
-def test_the_table_of_dialects(tmp_path, family, name):
+def test_the_table_of_key_formats(tmp_path, family, name):
     arch = {"qwen-image": QWEN_IMAGE, "z-image": Z_IMAGE}[family]
     said = verdicts(tmp_path, tensors(random(arch, first_blocks(arch)), name, tmp_path))
     known = [verdict for verdict in said.values() if verdict.consumer.source != consumer_table.NOT_TRIED]
@@ -215,7 +218,7 @@ def test_a_scale_that_stands_in_the_header_alone(tmp_path):
     for program in ("comfyui", "forge-neo", "ai-toolkit"):
         assert said[program].status == "ignores alpha" and said[program].loads == 28
         assert "header" in said[program].detail and "0.5 times" in said[program].detail
-        assert said[program].repair == consumers.Repair("convert", {"dialect": "webui"})
+        assert said[program].repair == consumers.Repair("convert", {"key_format": "webui"})
     patterns = checked(Spelling("qwen-image", "transformer.", "A/B", "ours", "pattern").save_header(tmp_path / "f"))
     assert "0.25 to 0.5 times" in patterns["comfyui"].detail
 
@@ -282,7 +285,7 @@ def test_ranks_that_differ(tmp_path):
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE], ids=lambda arch: arch.id)
-@pytest.mark.parametrize("name", ALL_DIALECTS)
+@pytest.mark.parametrize("name", ALL_KEY_FORMATS)
 def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
     path = tmp_path / "broken.safetensors"
     safetensors.torch.save_file(tensors(random(arch, first_blocks(arch)), name, tmp_path), path)
@@ -290,7 +293,7 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
         if not verdict.repair or verdict.repair.operation != "convert":
             continue
         repaired = tmp_path / f"repaired{index}.safetensors"
-        assert i2l("convert", path, "--to", verdict.repair.options["dialect"], "-o", repaired) == 0
+        assert i2l("convert", path, "--to", verdict.repair.options["key_format"], "-o", repaired) == 0
         again = {v.consumer.id: v for v in consumers.check(repaired)[1]}[verdict.consumer.id]
         by_default = again.consumer.lacks and again.status == "part"
         assert again.status == "all" or (again.repair and again.repair.operation == "export") or by_default
@@ -364,3 +367,47 @@ def test_a_full_file_of_720_modules_of_rank_20(tmp_path):
         part.save(tmp_path / "part", name, overwrite=True)
         state = safetensors.torch.load_file(tmp_path / "part")
         assert diffusers_loads("qwen-image", state, part) == len(part) == 12
+
+
+KLEIN = json.loads((Path(__file__).parent / "recorded" / "klein.json").read_text(encoding="utf-8"))["programs"]
+
+
+@pytest.mark.parametrize("program", KLEIN)
+def test_check_says_of_klein_what_the_loaders_did(tmp_path, program):
+    """ComfyUI does not know diffusers' names behind ``diffusion_model.``; musubi-tuner ends where ranks differ."""
+    for name, words in KLEIN[program]["outcomes"].items():
+        key_format, _, scale = name.partition(", ")
+        random(KLEIN_4B, first_blocks(KLEIN_4B)).save(tmp_path / "f", key_format, overwrite=True)
+        state = safetensors.torch.load_file(tmp_path / "f")
+        if scale == "half":
+            down = ALL_KEY_FORMATS[key_format].down
+            ranks = {key.removesuffix(down): factor.shape[0] for key, factor in state.items() if key.endswith(down)}
+            state |= {f"{stem}.alpha": torch.tensor(rank / 2) for stem, rank in ranks.items()}
+        said = verdicts(tmp_path, state)[program]
+        expected = {"whole": "all", "nothing": "nothing"}.get(words, "refused")
+        if words.startswith("whole, x"):
+            expected = "ignores alpha" if words == "whole, x2 to x2" else "refused"
+        assert said.status == expected, (name, words, said)
+        assert said.consumer.source == consumer_table.TRIED
+
+
+def test_what_is_advised_of_klein_repairs(tmp_path):
+    path = tmp_path / "klein.safetensors"
+    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path)
+    said = checked(path)
+    assert said["comfyui"].repair == consumers.Repair("convert", {"key_format": "webui-fused"})
+    assert said["musubi-tuner"].repair.operation == said["ai-toolkit"].repair.operation == "export"
+    assert said["musubi-tuner-lora-weight"].repair == consumers.Repair("convert", {"key_format": "kohya-fused"})
+    for program in ("comfyui", "musubi-tuner-lora-weight", "simpletuner"):
+        fixed = tmp_path / f"{program}.safetensors"
+        assert i2l("convert", path, "--to", said[program].repair.options["key_format"], "-o", fixed) == 0
+        assert checked(fixed)[program].status == "all"
+    assert said["forge-neo"].status == "untried" and said["a1111"].status == said["flymyai"].status == "no model"
+
+
+@pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)
+def test_comfyui_reads_the_names_that_our_node_gives_it(tmp_path, arch):
+    from i2l_ext.comfyui.load_node import plain_tensors
+
+    said = verdicts(tmp_path, plain_tensors(random(arch, first_blocks(arch))))
+    assert said["comfyui"].status == "all"

@@ -188,14 +188,14 @@ def test_as_lycoris_computes_it(tmp_path, kind, dora):
     safetensors.torch.save_file({f"{PATH}.weight": weight}, base)
     lora = Lora.read(write(tmp_path / "f", parts, PATH.replace(".", "_"), "lycoris_"), base)
     assert close(lora.delta(PATH), want)
-    assert lora.read_from.reading.dialect == "lycoris"
+    assert lora.read_from.reading.key_format == "lycoris"
 
 
 def test_a_file_that_lycoris_wrote():
     """Stored: a LoKr in factors, a whole one, and a LoHa, with what each layer added to an input of ones."""
     path = STORED / "lycoris.safetensors"
     found = inspect(path)
-    assert (found.reading.dialect, found.maker, found.kinds_of_network) == (
+    assert (found.reading.key_format, found.maker, found.kinds_of_network) == (
         "lycoris",
         "LyCORIS",
         {"LoKr": 2, "LoHa": 1},
@@ -303,7 +303,7 @@ def test_several_networks_in_one_file(tmp_path, capsys):
     assert i2l("inspect", path, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["networks"], told["modules"], told["ranks"]) == ({"LoRA": 1, "LoKr": 1}, 2, {"2": 1, "96": 1})
-    assert told["dialect"] == "diffusers"
+    assert told["key_format"] == "diffusers"
     assert i2l("convert", path, "--rank", "4", "-o", tmp_path / "out") == 0
     out = Lora.read(tmp_path / "out")
     assert {path: spec.rank for path, spec in out.specs.items()} == {first: 2, second: 4}
@@ -315,7 +315,7 @@ def test_a_dora_is_in_one_key_format(tmp_path, names):
     parts = dora()
     down, up = (parts.pop(f"lora_{part}.weight") for part in ("down", "up"))
     found = inspect(write(tmp_path / "f", parts | dict(zip(names, (down, up), strict=True)), prefix="diffusion_model."))
-    assert len(found.reading.dialects) == 1 and not [line for line in found.problems if "key formats" in line]
+    assert len(found.reading.key_formats) == 1 and not [line for line in found.problems if "key formats" in line]
 
 
 NETWORKS = {
@@ -407,7 +407,7 @@ def test_a_whole_lokr_is_refused_where_no_rank_is_said(tmp_path):
     for command in (("merge", path), ("export", path, "--for", "diffusers")):
         with pytest.raises(UserError, match="i2l convert` with --rank K"):
             i2l(*command, "-o", tmp_path / "out")
-    assert i2l("rank", path, "--energy", "0.5", "-o", tmp_path / "out") == 0
+    assert i2l("rank", path, "--effect-kept", "0.5", "-o", tmp_path / "out") == 0
     assert 1 <= Lora.read(tmp_path / "out").rank < 96
 
 
@@ -420,7 +420,7 @@ def test_check_names_the_conversion_for_every_program_that_has_the_model(tmp_pat
         assert {one["status"] for one in told} == {"untried", "no model"}
         details = {one["detail"] for one in told if one["status"] == "untried"}
         line = f"holds {title}: make a plain LoRA of it first: `i2l convert FILE --rank K{base}`"
-        assert details == {line} and not any(one["loads"] or one["mend"] for one in told)
+        assert details == {line} and not any(one["loads"] or one["repair"] for one in told)
 
 
 def test_check_of_a_base_counts_the_modules_of_other_networks(tmp_path, capsys):

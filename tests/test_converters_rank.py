@@ -145,10 +145,10 @@ def test_wrong_ranks():
             rank.resize(mini(), wrong)
 
 
-# energy and allocation
+# effect kept and allocation
 
 
-def test_energy_chooses_the_smallest_rank():
+def test_the_effect_kept_chooses_the_smallest_rank():
     values = rank.singular_values(mini(6, 0.3))
     for share in (0.5, 0.9, 0.99, 1.0):
         k = rank.rank_for([*values.values()], share)
@@ -185,7 +185,7 @@ def test_rank_command_reports_what_it_kept(file, capsys):
     assert i2l("rank", file, "--rank", "2", "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["file"].endswith("style_r2.safetensors")
-    assert (told["rank"], told["dialect"], told["dtype"]) == (2, "kohya", "F32")
+    assert (told["rank"], told["key_format"], told["dtype"]) == (2, "kohya", "F32")
     values = rank.singular_values(Lora.read(file))
     assert told["kept"]["all"] == pytest.approx(
         rank.effect_kept(MINI, values, dict.fromkeys(values, 2))["all"], rel=1e-5
@@ -199,9 +199,9 @@ def test_rank_command_reports_what_it_kept(file, capsys):
     assert small.metadata["ss_network_dim"] == "2" and small.metadata["i2l.rank_from"] == "6"
 
 
-def test_rank_by_energy_and_by_module(file, tmp_path, capsys):
-    assert i2l("rank", file, "--energy", "0.95", "--per-module", "-o", tmp_path / "a") == 0
-    assert i2l("rank", file, "--energy", "0.95", "-o", tmp_path / "b") == 0
+def test_rank_by_effect_kept_and_by_module(file, tmp_path, capsys):
+    assert i2l("rank", file, "--effect-kept", "0.95", "--per-module", "-o", tmp_path / "a") == 0
+    assert i2l("rank", file, "--effect-kept", "0.95", "-o", tmp_path / "b") == 0
     assert i2l("rank", file, "--rank", "3", "--per-module", "--exact", "-o", tmp_path / "c") == 0
     assert len(inspect(tmp_path / "b").ranks) == 1
     values = rank.singular_values(Lora.read(file))
@@ -213,10 +213,16 @@ def test_rank_by_energy_and_by_module(file, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--energy", "0"], ["--energy", "1.5"], ["--energy", "nan"], ["--rank", "0"], ["--rank", "-3", "--per-module"]],
+    [
+        ["--effect-kept", "0"],
+        ["--effect-kept", "1.5"],
+        ["--effect-kept", "nan"],
+        ["--rank", "0"],
+        ["--rank", "-3", "--per-module"],
+    ],
 )
 def test_rank_refuses_what_cannot_be_had(file, wrong):
-    with pytest.raises(UserError, match=r"rank must be from 1 to 4096|energy must be a (share above 0|number)"):
+    with pytest.raises(UserError, match=r"rank must be from 1 to 4096|effect kept must be a (share above 0|number)"):
         i2l("rank", file, *wrong)
     assert len(list(file.parent.iterdir())) == 1
 
@@ -275,6 +281,6 @@ def test_plot_is_a_picture(file, tmp_path, capsys):
     with Image.open(tmp_path / "p.png") as image:
         assert image.format == "PNG" and min(image.size) > 500
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
-    assert told["rank_for_energy"]["0.9"] <= told["rank_for_energy"]["0.999"] <= 6
+    assert told["rank_for_effect"]["0.9"] <= told["rank_for_effect"]["0.999"] <= 6
     with pytest.raises(UserError, match="exists already"):
         i2l("inspect", file, "--plot", tmp_path / "p.png")

@@ -15,7 +15,7 @@ from test_converters_commands import i2l
 CLIP, T5 = "text_model.encoder.layers.{}.self_attn.q_proj", "encoder.block.{}.layer.1.DenseReluDense.wi_0"
 LLM = "model.layers.{}.mlp.gate_proj"
 KOHYA, PEFT = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
-NAMES = {  # model, dialect -> (prefix, layer, flat) of each text encoder that it has names for
+NAMES = {  # model, key format -> (prefix, layer, flat) of each text encoder that it has names for
     ("flux", "webui"): [("text_encoders.clip_l.transformer.", CLIP), ("text_encoders.t5xxl.transformer.", T5)],
     ("flux", "kohya"): [("lora_te1_", CLIP), ("lora_te3_", T5)],
     ("flux", "diffusers"): [("text_encoder.", CLIP)],

@@ -29,7 +29,7 @@ def test_the_tests_that_trust_is_built_on_are_there():
 
 
 def test_what_is_recorded_are_guards_that_were_noticed():
-    recorded = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8").partition(guards.MARKS[0])[2]
+    recorded = (ROOT / "benchmarks" / "TRUST.md").read_text(encoding="utf-8").partition(guards.MARKS[0])[2]
     rows = re.findall(r"^\| (.+?) \| \S+ \| \S+ \| (\d+) \|$", recorded.partition(guards.MARKS[1])[0], re.MULTILINE)
     assert rows and all(int(count) for _, count in rows)
     assert {what for what, _ in rows} <= {guard.what for guard in guards.GUARDS}

@@ -30,7 +30,7 @@ def small(cls="QwenImageTransformer2DModel", arch=MINI):
     """The modules of an architecture, in classes of the names that musubi looks for."""
     model = type(cls, (torch.nn.Module,), {})()
     blocks = {"double_blocks": "DoubleStreamBlock", "single_blocks": "SingleStreamBlock"}
-    block_class = "QwenImageTransformerBlock" if cls.startswith("Qwen") else "ZImageTransformerBlock"
+    block_class = {"Q": "QwenImageTransformerBlock", "N": "JointTransformerBlock"}.get(cls[0], "ZImageTransformerBlock")
     for path, module in arch.modules.items():
         parent, parts = model, path.split(".")
         for depth, part in enumerate(parts[:-1]):

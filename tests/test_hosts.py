@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from i2l_ext.engine.job import Job
+from i2l_ext.webui.hosts.a1111 import A1111Host
 
 STAND_IN = Path(__file__).resolve().parent / "fake_host"
 FLAVOURS = {
@@ -73,18 +74,28 @@ def test_they_are_told_apart_by_what_they_can_do(host, told):
     assert host.name in HOSTS
 
 
+@each
+def test_its_own_flag_names_the_folder_of_loras(host, tmp_path, monkeypatch):
+    flags = importlib.import_module("modules.shared").cmd_opts
+    assert host.lora_folder() == Path(getattr(flags, host.lora_flag))
+    monkeypatch.setattr(flags, host.lora_flag, str(tmp_path / "elsewhere"))
+    assert host.lora_folder() == tmp_path / "elsewhere"
+    monkeypatch.setattr(flags, host.lora_flag, None)
+    assert host.lora_folder() == tmp_path / "models" / "Lora"
+
+
 def a_job(tmp_path, state="waiting", kind="make"):
     return Job("a", kind, "style", {}, tmp_path, state=state)
 
 
 @each
 def test_the_checkpoint_leaves_the_card_and_is_there_for_the_next_picture(host, tmp_path, monkeypatch):
-    before = host.models.model_data.sd_model
+    before, keeps = host.models.model_data.sd_model, isinstance(host, A1111Host)
     with host.exclusive_gpu(a_job(tmp_path)):
         assert "unloaded" in host.models.moves
-        if host.name == "a1111":
+        if keeps:
             assert before.device == "cpu"
-    assert host.models.moves == (["unloaded", "sent"] if host.name == "a1111" else ["unloaded"])
+    assert host.models.moves == (["unloaded", "sent"] if keeps else ["unloaded"])
     assert before.device != "cpu", "the next picture would fail"
     assert host.models.model_data.loaded_by_reading == 0, "reading shared.sd_model loads a checkpoint"
     with pytest.raises(RuntimeError), host.exclusive_gpu(a_job(tmp_path)):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from attacks import shelf  # noqa: E402
 from i2l_ext.commands.main import main  # noqa: E402
 from i2l_ext.converters.errors import UserError  # noqa: E402
-from i2l_ext.library import cards, trash  # noqa: E402
+from i2l_ext.library import cards, metadata, trash  # noqa: E402
 from i2l_ext.operations import Context, perform  # noqa: E402
 from i2l_ext.requests import ConvertRequest, DiscardRequest, LibraryRequest, MakeRequest, MergeRequest  # noqa: E402
 
@@ -36,7 +36,7 @@ def test_what_lies_there(folder):
     rows = {row["file"]: row for row in found.rows}
     assert set(rows) == {"old.safetensors", "style.safetensors", "styles/other.safetensors", "half.safetensors"}
     old = rows["old.safetensors"]
-    assert (old["arch"], old["dialect"], old["rank"], old["modules"]) == ("mini", "webui", "4", 4)
+    assert (old["arch"], old["key_format"], old["rank"], old["modules"]) == ("mini", "webui", "4", 4)
     assert old["preview"] == str(folder / "old.preview.png") and old["made"] is None
     assert old["loads"] == {}, "no program has the miniature"
     assert "half.safetensors" in rows["half.safetensors"]["error"] and "loads" not in rows["half.safetensors"]
@@ -139,7 +139,7 @@ def test_made_anew(world, tmp_path, capsys):
     swapped = [words[0], words[2], words[1], *words[3:]]
     assert main([*swapped, "--name", "b", "--like", str(tmp_path / "a.safetensors")]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (second["rank"], second["dialect"], second["model"]) == (2, "kohya", "small")
+    assert (second["rank"], second["key_format"], second["model"]) == (2, "kohya", "small")
     assert sorted(one["weight"] for one in second["images"]) == [0.25, 0.75]
     assert {one["sha256"]: one["weight"] for one in first["images"]} == {
         one["sha256"]: one["weight"] for one in second["images"]
@@ -150,7 +150,12 @@ def test_made_anew(world, tmp_path, capsys):
     )
     assert "was not made of it" in capsys.readouterr().err
     rows = {row["file"]: row for row in listed(tmp_path).rows}
-    assert rows["a.safetensors"]["made"]["options"] == {"dialect": "kohya", "rank": 2}
+    assert rows["a.safetensors"]["made"]["options"] == {"key_format": "kohya", "rank": 2}
+
+
+def test_a_lora_of_an_earlier_build_remembers_its_key_format():
+    old = {"i2l.model": "mini", "i2l.strength": "1", "i2l.images": "[]", "i2l.options": '{"dialect": "kohya"}'}
+    assert metadata.how_made(old)["options"] == {"key_format": "kohya"}
 
 
 def test_a_lora_of_somebody_else_is_not_anew(folder, world):

@@ -145,15 +145,15 @@ def test_a_convert_that_is_advised_makes_every_spelling_load(told, tmp_path):
     broken, repaired = tmp_path / "broken.safetensors", tmp_path / "repaired.safetensors"
     for row in ROWS[::17]:
         asked = {
-            consumer: verdict.repair.options["dialect"]
+            consumer: verdict.repair.options["key_format"]
             for consumer, verdict in told[row.id].items()
             if verdict.repair and verdict.repair.operation == "convert"
         }
         lora = Lora.read(row.save(broken, full=True)) if asked else None
-        for dialect in set(asked.values()):
-            lora.save(repaired, dialect, overwrite=True)
+        for key_format in set(asked.values()):
+            lora.save(repaired, key_format, overwrite=True)
             again = {verdict.consumer.id: verdict for verdict in consumers.check(repaired)[1]}
-            for verdict in (again[consumer] for consumer, to in asked.items() if to == dialect):
+            for verdict in (again[consumer] for consumer, to in asked.items() if to == key_format):
                 by_default = verdict.consumer.lacks and verdict.status == "part"
                 assert verdict.status == "all" or by_default, (row.id, verdict)
 

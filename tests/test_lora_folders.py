@@ -39,7 +39,7 @@ def test_convert_writes_all_but_the_bad_one(folder, capsys):
     assert i2l("convert", folder, "--to", "kohya", "-o", out, "--json") == 1
     told = capsys.readouterr()
     assert written(out) == ["a.safetensors", "c.safetensors", "sub/d.safetensors"]
-    assert {Lora.read(path).read_from.reading.dialect for path in out.rglob("*.safetensors")} == {"kohya"}
+    assert {Lora.read(path).read_from.reading.key_format for path in out.rglob("*.safetensors")} == {"kohya"}
     lines = [json.loads(line) for line in told.out.splitlines()]
     assert [line["file"] for line in lines] == [
         str(out / "a.safetensors"), "b.safetensors", str(out / "c.safetensors"), str(out / "sub/d.safetensors"),
@@ -90,7 +90,7 @@ def test_in_place_when_told(folder):
     before = written(folder)
     assert i2l("convert", folder, "--to", "kohya", "-o", folder, "--overwrite") == 1
     assert written(folder) == before
-    assert Lora.read(folder / "sub" / "d.safetensors").read_from.reading.dialect == "kohya"
+    assert Lora.read(folder / "sub" / "d.safetensors").read_from.reading.key_format == "kohya"
 
 
 def test_the_folder_of_an_adapter_is_one_lora(folder):

@@ -27,7 +27,7 @@ from i2l_ext.models import catalogue
 from i2l_ext.pipeline import shares_of
 
 KEYS = {
-    "file", "name", "model", "arch", "dialect", "rank", "modules", "bytes", "prompt", "preview", "sidecar", "images",
+    "file", "name", "model", "arch", "key_format", "rank", "modules", "bytes", "prompt", "preview", "sidecar", "images",
     "seconds", "settings",
 }  # fmt: skip
 
@@ -115,10 +115,10 @@ def test_strength_one_half_halves_the_update_of_every_expert_and_of_the_bias(mak
     assert_same(deltas(half["file"]), {path: delta / 2 for path, delta in deltas(whole["file"]).items()})
 
 
-@pytest.mark.parametrize("dialect", ["webui", "kohya", "diffusers", "diffsynth"])
-def test_every_dialect_says_the_same(make, dialect):
-    made = make("--to", dialect, "--name", dialect)
-    assert made["dialect"] == dialect
+@pytest.mark.parametrize("key_format", ["webui", "kohya", "diffusers", "diffsynth"])
+def test_every_key_format_says_the_same(make, key_format):
+    made = make("--to", key_format, "--name", key_format)
+    assert made["key_format"] == key_format
     assert_same(deltas(made["file"]), deltas(make("--name", "plain")["file"]), 0)
 
 

@@ -21,7 +21,7 @@ EXAMPLES = {
     "rank": {"file": PICTURE, "rank": 8},
     "merge": {"parts": ["a.safetensors:0.5"]},
     "export": {"file": PICTURE, "trainer": "musubi-tuner"},
-    "mend": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
+    "repair": {"file": PICTURE, "consumer": "musubi", "output": PICTURE, "folder": PICTURE},
     "batch": {"pictures": [PICTURE]},
     "library": {"folders": [PICTURE]},
     "discard": {"files": [PICTURE]},
@@ -82,7 +82,7 @@ def test_what_is_no_request_is_refused_in_a_line(wrong):
         ({"strength": 0.0}, "strength must be from -10 to 10 and not 0"),
         ({"strength": float("inf")}, "strength"),
         ({"dtype": "fp8"}, "There is no dtype 'fp8'. There are: fp32, bf16, fp16"),
-        ({"dialect": "x" * 500}, "There is no dialect"),
+        ({"key_format": "x" * 500}, "There is no key format"),
         ({"weights": (1.0, 0.0)}, "greater than 0"),
     ],
 )
@@ -92,7 +92,7 @@ def test_what_is_out_of_range_is_refused_in_a_line(values, said):
     assert said in str(error.value) and error.value.code in ("out_of_range", "unknown_choice")
 
 
-@pytest.mark.parametrize("values", [{}, {"rank": 4, "energy": 0.9}, {"energy": 0.0}, {"energy": 1.5}])
+@pytest.mark.parametrize("values", [{}, {"rank": 4, "effect_kept": 0.9}, {"effect_kept": 0.0}, {"effect_kept": 1.5}])
 def test_a_rank_is_given_in_one_way(values):
     with pytest.raises(UserError):
         RankRequest(Path(PICTURE), **values).validate()
@@ -101,7 +101,7 @@ def test_a_rank_is_given_in_one_way(values):
 def test_values_are_what_python_wants():
     asked = MakeRequest.from_json({"pictures": [PICTURE], "weights": [1], "strength": 2})
     assert asked.pictures == (Path(PICTURE),) and asked.weights == (1.0,) and isinstance(asked.strength, float)
-    assert ConvertRequest.from_json({"file": PICTURE}).dialect == "webui"
+    assert ConvertRequest.from_json({"file": PICTURE}).key_format == "webui"
 
 
 def test_requests_need_the_standard_library_alone():

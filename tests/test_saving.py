@@ -138,7 +138,7 @@ def make(folder, world):
 def convert(folder, world):
     return {
         "file": str(folder / OLD),
-        "dialect": "kohya",
+        "key_format": "kohya",
         "output": str(folder / IT),
     }
 
@@ -161,13 +161,13 @@ def export(folder, world):
     return {"file": str(file), "trainer": "diffusers", "rank": 2, "output": str(folder / "training")}
 
 
-def mend(folder, world):
+def repair(folder, world):
     file = shelf.lora(folder / "big.safetensors", "z-image")
-    mended = {"output": str(folder / IT), "folder": str(folder / "training")}
-    return {"file": str(file), "consumer": "musubi-tuner", **mended}
+    repaired = {"output": str(folder / IT), "folder": str(folder / "training")}
+    return {"file": str(file), "consumer": "musubi-tuner", **repaired}
 
 
-KINDS = (make, convert, rank, merge, export, mend)
+KINDS = (make, convert, rank, merge, export, repair)
 
 
 def new_files(folder, before):

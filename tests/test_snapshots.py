@@ -31,7 +31,7 @@ from i2l_ext import __version__
 from i2l_ext.commands import main
 from i2l_ext.converters import Lora
 from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
-from i2l_ext.converters.dialects import DIALECTS
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests import PROTOCOL
 
@@ -120,12 +120,12 @@ COMMANDS = {
     "check": "check mini.safetensors --json",
     "check-text": "check qwen.safetensors",
     "check-qwen": "check qwen.safetensors --json",
-    **{f"convert-{dialect}": f"convert mini.safetensors --to {dialect} --json" for dialect in DIALECTS},
+    **{f"convert-{key_format}": f"convert mini.safetensors --to {key_format} --json" for key_format in KEY_FORMATS},
     "convert-parts": "convert qwen.safetensors --to kohya --kinds attn --dtype bf16 -o out.safetensors --json",
     "convert-text": "convert qwen.safetensors --to diffusers",
     "convert-taken": "convert mini.safetensors --to kohya -o qwen.safetensors --json",
     "rank-lower": "rank mini.safetensors --rank 2 --json",
-    "rank-energy": "rank mini.safetensors --energy 0.6 -o out.safetensors --json",
+    "rank-effect": "rank mini.safetensors --effect-kept 0.6 -o out.safetensors --json",
     "rank-per-module": "rank mini.safetensors --rank 2 --per-module --exact -o out.safetensors --json",
     "rank-grow": "rank mini.safetensors --rank 6 --seed 1 --json",
     "rank-text": "rank mini.safetensors --rank 2",
@@ -322,7 +322,7 @@ LORA = {"lora": "style.safetensors"}
 WORK = {
     "make": ("/loras", {**PICTURE, "data": {"name": "made", "model": "mini", "weights": "[2]", "subfolder": "mine"}}),
     "make with every field": ("/loras", {**PICTURE, "data": {
-        "name": "full", "model": "mini", "weights": "[1.5]", "strength": "0.5", "rank": "8", "dialect": "kohya",
+        "name": "full", "model": "mini", "weights": "[1.5]", "strength": "0.5", "rank": "8", "key_format": "kohya",
         "dtype": "fp16", "subfolder": "a/b", "description": "said", "activation_text": "painted"}}),
     "a name that is taken": ("/loras", {**PICTURE, "data": {"name": "style"}}),
     "a job that fails": ("/loras", {**PICTURE, "data": {"name": "bad"}}),
@@ -340,7 +340,7 @@ REFUSED = {
     "a model that is none": ("POST", "/loras", {**PICTURE, "data": {"name": "x", "model": "none"}}),
     "no name": ("POST", "/loras", PICTURE),
     "a LoRA that is not there": ("POST", "/inspect", {"json": {"lora": "none.safetensors"}}),
-    "a dialect that is none": ("POST", "/convert", {"json": {**LORA, "to": "none"}}),
+    "a key format that is none": ("POST", "/convert", {"json": {**LORA, "to": "none"}}),
     "a trainer that is none": ("POST", "/export", {"json": {**LORA, "trainer": "none", "rank": 1}}),
     "a rank out of range": ("POST", "/export", {"json": {**LORA, "trainer": "diffusers", "rank": 0}}),
     "other fields": ("POST", "/inspect", {"json": {}}),
@@ -420,18 +420,18 @@ def test_http(hold, client):
 OPTIONS = {"device": "cpu", "cache_bytes": 10**9}
 MAKE = {
     "pictures": ["TMP/picture.png", "TMP/pictures/2.png"], "weights": [1.0, 2.0], "name": "style", "folder": "TMP/Lora",
-    "model": "mini", "strength": 1.0, "rank": None, "dtype": None, "dialect": "webui", "description": "said",
+    "model": "mini", "strength": 1.0, "rank": None, "dtype": None, "key_format": "webui", "description": "said",
     "activation_text": "",
 }  # fmt: skip
-REPAIRED = {"output": "TMP/mended.safetensors", "folder": "TMP/training"}
+REPAIRED = {"output": "TMP/repaired.safetensors", "folder": "TMP/training"}
 
 REQUESTS = {
     "make": MAKE,
     "look": {"pictures": ["TMP/picture.png", "TMP/broken.safetensors"], "numbers": [2, 5]},
     "inspect": {"file": "TMP/mini.safetensors"},
     "curve": {"file": "TMP/mini.safetensors"},
-    "mend": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
-    "convert": {"file": "TMP/mini.safetensors", "dialect": "kohya", "output": "TMP/out.safetensors"},
+    "repair": {"file": "TMP/mini.safetensors", "consumer": "musubi-tuner", **REPAIRED},
+    "convert": {"file": "TMP/mini.safetensors", "key_format": "kohya", "output": "TMP/out.safetensors"},
     "export": {"file": "TMP/qwen.safetensors", "trainer": "musubi-tuner", "output": "TMP/out"},
     "models": {},
     "doctor": {"host": "Forge Neo"},

@@ -18,8 +18,8 @@ import template_world
 from i2l_ext.commands.main import main
 from i2l_ext.converters import Lora, inspect
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
-from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import Cancelled, UserError
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.models import catalogue
 from i2l_ext.models.store import note_path
 from i2l_ext.templates import consent, run
@@ -90,18 +90,18 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
 
 @pytest.mark.parametrize("arch", MODELS.values(), ids=lambda arch: arch.id)
 def test_what_a_template_makes_goes_through_every_command(tmp_path, capsys, arch):
-    """Inspected, checked, written in every dialect and back: the same update under the names of each."""
+    """Inspected, checked, written in every key format and back: the same update under the names of each."""
     folder = template_world.write_template(tmp_path / "template", arch)
     theirs, made = template_world.run_here(folder, [(9, 200, 40)]), tmp_path / "made.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, made)
     told = json.loads(i2l(capsys, "inspect", made, "--json")[1])
-    assert (told["arch"], told["dialect"], told["modules"], told["finite"]) == (arch.id, "diffsynth", 3, True)
+    assert (told["arch"], told["key_format"], told["modules"], told["finite"]) == (arch.id, "diffsynth", 3, True)
     code, out, _ = i2l(capsys, "check", made, "--json")
     assert code == 0 and "DiffSynth-Studio" in [one["title"] for one in json.loads(out)["consumers"]]
     lora = Lora.read(made)
-    for dialect, spec in DIALECTS.items():
-        written = tmp_path / f"{dialect}.safetensors"
-        assert i2l(capsys, "convert", made, "--to", dialect, "-o", written)[0] == 0
+    for key_format, spec in KEY_FORMATS.items():
+        written = tmp_path / f"{key_format}.safetensors"
+        assert i2l(capsys, "convert", made, "--to", key_format, "-o", written)[0] == 0
         keys = load_file(written)
         assert all(key.startswith(spec.prefix) for key in keys)
         back = Lora.read(written)

@@ -26,7 +26,7 @@ except ModuleNotFoundError:  # Python 3.10: pytest brings tomli
 import musubi_contract
 from i2l_ext.commands.main import parser
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE, flux2
+from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE, flux2, z_image
 from i2l_ext.converters.export import export
 from i2l_ext.converters.fusing import fuse
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
@@ -70,8 +70,13 @@ def model_for(trainer, arch):
 
     if not is_fused(trainer, arch):
         return base(arch.family)
+    one = (
+        z_image("one", "one", depth=1, refiners=1, hidden=3840, mlp=10240, text=2560)
+        if arch is Z_IMAGE
+        else flux2("one", "one", depth=1, singles=1, hidden=3072, text=7680)
+    )
     with torch.device("meta"):
-        model = small("Flux2", flux2("one", "one", depth=1, singles=1, hidden=3072, text=7680).fused)
+        model = small("NextDiT" if arch is Z_IMAGE else "Flux2", one.fused)
     return model.to_empty(device="cpu")
 
 
@@ -292,9 +297,9 @@ def test_a_fused_layer_keeps_all_at_the_sum_of_the_ranks(tmp_path):
     """FLUX.2 of musubi-tuner and ai-toolkit: q, k and v are one layer, so that is the rank unless another is asked for,
     which takes the nearest update."""
     lora = style(KLEIN_4B, paths=[f"transformer_blocks.0.attn.to_{part}" for part in "qkv"])
-    for trainer, dialect in (("musubi-tuner", "kohya-fused"), ("ai-toolkit", "webui-fused")):
+    for trainer, key_format in (("musubi-tuner", "kohya-fused"), ("ai-toolkit", "webui-fused")):
         whole = export(lora, trainer, None, tmp_path / trainer / "whole")
-        assert (whole.rank, whole.modules, whole.dialect, whole.kept["all"]) == (9, 1, dialect, 1)
+        assert (whole.rank, whole.modules, whole.key_format, whole.kept["all"]) == (9, 1, key_format, 1)
         asked = export(lora, trainer, 4, tmp_path / trainer / "asked")
         assert asked.rank == 4 and 0.9 < asked.kept["all"] < 0.99 and asked.error < 1e-5
         back = Lora.read(whole.init)
@@ -532,9 +537,8 @@ def diffusion_pipe_rules(folder, unet):
     from peft import LoraConfig, inject_adapter_in_model
 
     adapter = read_config(folder / "config.toml")["adapter"]
-    blocks = {
-        name: block for name, block in unet.named_modules() if type(block).__name__ == "QwenImageTransformerBlock"
-    }
+    kinds = ("QwenImageTransformerBlock", "JointTransformerBlock", "DoubleStreamBlock", "SingleStreamBlock")
+    blocks = {name: block for name, block in unet.named_modules() if type(block).__name__ in kinds}
     linear = [
         f"{name}.{child}"
         for name, block in blocks.items()
@@ -561,9 +565,9 @@ def read_config(path):
 @pytest.mark.parametrize(("trainer", "family"), [(t, f) for t, f in PAIRS if t in ("simpletuner", "diffusion-pipe")])
 def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
     """The prefix goes, ``.default`` comes, and what is left must be a parameter; no alpha is taken."""
-    lora = style(ARCHS[family])
-    told = export(lora, trainer, 5, tmp_path / "out")
-    model = base(family)
+    lora = layers(trainer, style(ARCHS[family]))
+    told = export(style(ARCHS[family]), trainer, 5, tmp_path / "out")
+    model = model_for(trainer, ARCHS[family])
     RULES[trainer](tmp_path / "out", model)
     config = read_config(configuration(tmp_path / "out"))
     if trainer == "simpletuner":
@@ -572,7 +576,8 @@ def test_their_loaders_find_a_place_for_every_key(tmp_path, trainer, family):
         assert config["adapter"]["rank"] == 5 and "alpha" not in config["adapter"]
         assert [*Path(config["adapter"]["init_from_existing"]).glob("*.safetensors")] == [Path(told.init)]
     parameters = {name for name, _ in model.named_parameters()}
-    keys = {key.removeprefix("transformer.").replace(".weight", ".default.weight") for key in state_of(told)}
+    keys = {re.sub(r"^(transformer|diffusion_model)\.", "", key) for key in state_of(told)}
+    keys = {key.replace(".weight", ".default.weight") for key in keys}
     assert keys <= parameters and len(keys) == 2 * len(lora)
 
 
@@ -697,8 +702,8 @@ def test_wrong_orders(tmp_path):
         export(lora, "nonsense", 4, tmp_path / "x")
     with pytest.raises(UserError, match=r"does not train Z-Image"):
         export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"does not train Z-Image"):
-        export(style(Z_IMAGE), "diffusion-pipe", 4, tmp_path / "x")
+    with pytest.raises(UserError, match=r"does not train HiDream"):
+        export(style(HIDREAM_O1), "diffusion-pipe", 4, tmp_path / "x")
     with pytest.raises(UserError, match="from 1 to 4096"):
         export(lora, "diffusers", 0, tmp_path / "x")
     assert not (tmp_path / "x").exists()

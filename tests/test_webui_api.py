@@ -252,7 +252,7 @@ def test_the_description_names_every_route(served):
     told = served.get("/openapi.json").json()
     assert set(told["paths"]) == {
         "/loras", "/loras/{id}", "/inspect", "/convert", "/export", "/models", "/download", "/trust", "/batches",
-        "/library", "/library/convert", "/library/mend", "/library/rank", "/library/merge", "/library/discard",
+        "/library", "/library/convert", "/library/repair", "/library/rank", "/library/merge", "/library/discard",
         "/library/anew",
     }  # fmt: skip
 
@@ -294,7 +294,7 @@ def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch, model):
     assert shown["state"] == "done" and not shown["result"]["agreed"], shown
     assert "class Emb2Lora" in shown["result"]["text"] and "model.safetensors" in shown["result"]["files"]
     Image.new("RGB", (64, 64), (200, 40, 10)).save(tmp_path / "red.png")
-    form = {"data": {"model": model, "name": model, "dialect": "kohya", "dtype": "fp32"},
+    form = {"data": {"model": model, "name": model, "key_format": "kohya", "dtype": "fp32"},
             "files": {"pictures": (tmp_path / "red.png").read_bytes()}}  # fmt: skip
     refused = wait(served, served.post("/loras", **form).json())
     assert refused["code"] == "untrusted" and "have not agreed" in refused["error"]
@@ -309,7 +309,7 @@ def test_a_v2_model_over_http(served, picture, tmp_path, monkeypatch, model):
     assert made["state"] == "done" and made["result"]["arch"] == known.arch.id, made
     file = served.folder / made["result"]["file"]
     ours, theirs = Lora.read(file), template_world.run_here(folder, [(200, 40, 10)])
-    assert inspect(file).dialect == "kohya" and len(ours) == 3
+    assert inspect(file).key_format == "kohya" and len(ours) == 3
     for path in ours:
         update = theirs[f"{path}.lora_B.default.weight"] @ theirs[f"{path}.lora_A.default.weight"]
         torch.testing.assert_close(ours.delta(path), update, rtol=1e-5, atol=1e-6)

@@ -95,7 +95,7 @@ def test_the_list_and_its_filter(client):
         "old.safetensors", "style.safetensors", "styles/other.safetensors", "half.safetensors", "qwen.safetensors",
     }  # fmt: skip
     one = found["style.safetensors"]
-    assert one["arch"] == "mini" and one["rank"] == "4" and one["dialect"] == "webui" and one["preview"] is True
+    assert one["arch"] == "mini" and one["rank"] == "4" and one["key_format"] == "webui" and one["preview"] is True
     assert one["made"] is None and one["loads"] == {}, "of the miniature"
     assert found["half.safetensors"].keys() == {"file", "bytes", "modified", "error", "preview"}
     assert found["qwen.safetensors"]["loads"]["sdnext"] == "all" and not found["qwen.safetensors"]["preview"]
@@ -128,22 +128,22 @@ TWO = ["old.safetensors", "styles/other.safetensors"]
     ("path", "body", "requests"),
     [
         ("convert", {"loras": TWO, "to": "kohya", "dtype": "bf16"}, [
-            {"file": "old", "dialect": "kohya", "dtype": "bf16", "output": "old-kohya"},
-            {"file": "styles/other", "dialect": "kohya", "dtype": "bf16", "output": "other-kohya"},
+            {"file": "old", "key_format": "kohya", "dtype": "bf16", "output": "old-kohya"},
+            {"file": "styles/other", "key_format": "kohya", "dtype": "bf16", "output": "other-kohya"},
         ]),
         ("convert", {"loras": ["style.safetensors"] * 2, "to": "diffsynth"}, [
-            {"file": "style", "dialect": "diffsynth", "output": "style-diffsynth"},
+            {"file": "style", "key_format": "diffsynth", "output": "style-diffsynth"},
         ]),
         ("rank", {"loras": TWO, "rank": 2}, [
             {"file": "old", "rank": 2, "output": "old-r2"}, {"file": "styles/other", "rank": 2, "output": "other-r2"},
         ]),
-        ("rank", {"loras": TWO[:1], "energy": 0.9, "per_module": True}, [
-            {"file": "old", "energy": 0.9, "per_module": True, "output": "old-energy0.9"},
+        ("rank", {"loras": TWO[:1], "effect_kept": 0.9, "per_module": True}, [
+            {"file": "old", "effect_kept": 0.9, "per_module": True, "output": "old-effect0.9"},
         ]),
         ("merge", {"loras": TWO, "weights": [0.25, -1], "rank": 3}, [
             {"parts": ["old:0.25", "styles/other:-1.0"], "rank": 3, "output": "old-other-merged"},
         ]),
-        ("mend", {"loras": ["qwen.safetensors", "old.safetensors"], "consumer": "musubi-tuner"}, [
+        ("repair", {"loras": ["qwen.safetensors", "old.safetensors"], "consumer": "musubi-tuner"}, [
             {"file": "qwen", "consumer": "musubi-tuner", "output": "qwen-musubi-tuner", "folder": "qwen-musubi-tuner"},
         ]),
         ("discard", {"loras": ["old.safetensors", "old.safetensors"]}, [{"files": ["old"]}]),
@@ -181,7 +181,7 @@ def test_made_anew(client, pictures, monkeypatch):
     ("path", "body", "said"),
     [
         ("convert", {"loras": [], "to": "kohya"}, "Choose at least one"),
-        ("convert", {"loras": ["old.safetensors"], "to": "klingon"}, "There is no dialect"),
+        ("convert", {"loras": ["old.safetensors"], "to": "klingon"}, "There is no key format"),
         ("convert", {"loras": ["../../etc/passwd"], "to": "kohya"}, "There is no LoRA"),
         ("convert", {"loras": ["/etc/passwd"], "to": "kohya"}, "There is no LoRA"),
         ("convert", {"loras": "old.safetensors", "to": "kohya"}, "loras is not of type list"),
@@ -195,7 +195,7 @@ def test_made_anew(client, pictures, monkeypatch):
         ("rank", {"loras": ["old.safetensors"], "rank": None}, "rank is not of type int"),
         ("merge", {"loras": ["old.safetensors"], "weights": [1]}, "at least two"),
         ("merge", {"loras": ["old.safetensors", "style.safetensors"], "weights": [1]}, "one weight for each"),
-        ("mend", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to repair"),
+        ("repair", {"loras": ["old.safetensors"], "consumer": "nobody"}, "nothing to repair"),
         ("discard", {"loras": ["notes.txt"]}, "There is no LoRA"),
         ("discard", {"loras": ["../Lora/old.safetensors"]}, "There is no LoRA"),
         ("anew", {"loras": ["old.safetensors"]}, "does not say how it was made"),

@@ -64,7 +64,7 @@ class Page:
 
     def make(self, picture):
         form = {"pictures": [[picture, 1.0]], "model": self.service.template_model.name}
-        values = {"strength": 1.0, "dtype": "as made", "rank": "as made", "dialect": "diffsynth", "grey": True}
+        values = {"strength": 1.0, "dtype": "as made", "rank": "as made", "key_format": "diffsynth", "grey": True}
         from i2l_ext.webui.handlers import MAKE_FIELDS
 
         return self.handlers["make"](json.dumps(form), "it", "", *(values.get(name, "") for name in MAKE_FIELDS))
@@ -134,7 +134,7 @@ def test_the_page_shows_whose_code_and_agrees_to_exactly_that(page, service, tmp
     assert "it-grey" in page.shown["make_result"]
     made, theirs = Lora.read(tmp_path / "Lora/it.safetensors"), template_world.run_here(folder, [(200, 40, 10)])
     assert made.arch is model.arch and len(made) == 3
-    assert inspect(tmp_path / "Lora/it.safetensors").dialect == "diffsynth"
+    assert inspect(tmp_path / "Lora/it.safetensors").key_format == "diffsynth"
     for path in made:
         for at, side in enumerate("AB"):
             torch.testing.assert_close(made[path][at], theirs[f"{path}.lora_{side}.default.weight"])

@@ -82,7 +82,7 @@ def test_filter_sort_and_pages(service, monkeypatch):
 
 def test_several_at_once(service):
     listed(service)
-    assert act(service, "shelf_convert", "old.safetensors", "styles/other.safetensors", dialect="kohya") == {
+    assert act(service, "shelf_convert", "old.safetensors", "styles/other.safetensors", key_format="kohya") == {
         "library_error": ""
     }
     act(service, "shelf_resize", "style.safetensors", rank="8")
@@ -92,7 +92,7 @@ def test_several_at_once(service):
     assert [job.title for job in jobs] == ["old-kohya", "other-kohya", "style-r8", "old-style-merged"]
     assert all(service.panes[job.id] == "library" for job in jobs)
     rows = listed(service)
-    assert rows["old-kohya.safetensors"]["dialect"] == "kohya" and rows["style-r8.safetensors"]["rank"] == "8"
+    assert rows["old-kohya.safetensors"]["key_format"] == "kohya" and rows["style-r8.safetensors"]["rank"] == "8"
     assert all(rows[f"{job.title}.safetensors"]["preview"] for job in jobs), "a preview goes along"
     from i2l_ext.converters.inspection import inspect
 
@@ -124,14 +124,14 @@ def test_made_anew_with_its_weights(service, world):
 @pytest.mark.parametrize(
     ("action", "files", "fields", "said"),
     [
-        ("shelf_convert", [], {"dialect": "kohya"}, "Choose at least one"),
-        ("shelf_convert", ["old.safetensors"], {"dialect": "klingon"}, "There is no dialect"),
-        ("shelf_convert", ["../../etc/passwd"], {"dialect": "kohya"}, "There is no LoRA"),
+        ("shelf_convert", [], {"key_format": "kohya"}, "Choose at least one"),
+        ("shelf_convert", ["old.safetensors"], {"key_format": "klingon"}, "There is no key format"),
+        ("shelf_convert", ["../../etc/passwd"], {"key_format": "kohya"}, "There is no LoRA"),
         ("shelf_discard", ["notes.txt"], {}, "There is no LoRA"),
         ("shelf_resize", ["old.safetensors"], {"rank": "-3"}, "Choose a rank"),
         ("shelf_merge", ["old.safetensors"], {"weight old.safetensors": "1"}, "at least two"),
         ("shelf_merge", ["old.safetensors"], {"weight old.safetensors": "much"}, "is no number"),
-        ("shelf_mend", ["old.safetensors"], {"consumer": "nobody"}, "nothing to repair"),
+        ("shelf_repair", ["old.safetensors"], {"consumer": "nobody"}, "nothing to repair"),
         ("shelf_anew", ["old.safetensors"], {}, "does not say how it was made"),
     ],
 )
@@ -144,6 +144,6 @@ def test_what_is_refused(service, action, files, fields, said):
 def test_more_than_may_wait_are_refused_as_a_whole(service, monkeypatch):
     listed(service)
     monkeypatch.setattr(library, "MAX_WAITING", 1)
-    told = act(service, "shelf_convert", "old.safetensors", "style.safetensors", dialect="kohya")
+    told = act(service, "shelf_convert", "old.safetensors", "style.safetensors", key_format="kohya")
     assert "too many at once" in told["library_error"] and not [j for j in service.queue.jobs() if j.kind == "convert"]
     assert MAX_WAITING == 20

@@ -19,9 +19,9 @@ from attacks.bytes import damaged
 from attacks.judge import Flaw, unclear
 from i2l_ext.commands import main
 from i2l_ext.converters.architectures import ARCHITECTURES
-from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.files import BYTES, WritePlan, write
 from i2l_ext.converters.files import TensorFile as Ours
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.converters.lora import Lora
 from i2l_ext.decoder import DecoderSpec
 from i2l_ext.models import store
@@ -96,19 +96,19 @@ def _of(lora_bytes: bytes) -> Draft:
 
 
 def loras(folder: Path) -> list[bytes]:
-    """Small sound LoRAs: every architecture, dialect and dtype, a few modules each."""
+    """Small sound LoRAs: every architecture, key format and dtype, a few modules each."""
     torch.manual_seed(0)
     found = []
     file = folder / "seed.safetensors"
     for arch in ARCHITECTURES.values():
         paths = sorted(arch.i2l_modules, key=lambda path: sum(arch.i2l_modules[path].shape))[:3]
-        for number, dialect in enumerate(DIALECTS):
+        for number, key_format in enumerate(KEY_FORMATS):
             dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
             pairs = {}
             for path in paths:
                 d_out, d_in = arch.modules[path].shape
                 pairs[path] = torch.randn(2, d_in).to(dtype), torch.randn(d_out, 2).to(dtype)
-            Lora.of(arch, pairs, {"i2l.model": "style", "notes": "{}"}).save(file, dialect, overwrite=True)
+            Lora.of(arch, pairs, {"i2l.model": "style", "notes": "{}"}).save(file, key_format, overwrite=True)
             found.append(file.read_bytes())
     file.unlink()
     return found
@@ -262,13 +262,13 @@ COMMANDS: Sequence[Sequence[str]] = (
     ("inspect", "IN", "--header"),
     ("check", "IN"),
     ("check", "IN"),
-    *(("convert", "IN", "--to", dialect, "-o", "OUT") for dialect in DIALECTS),
+    *(("convert", "IN", "--to", key_format, "-o", "OUT") for key_format in KEY_FORMATS),
     ("convert", "IN", "-o", "OUT", "--dtype", "fp16"),
     ("convert", "IN", "-o", "OUT", "--dtype", "fp32"),
     ("convert", "IN", "-o", "OUT", "--blocks", "0:0.5", "--kinds", "attn"),
     ("rank", "IN", "--rank", "1", "-o", "OUT"),
     ("rank", "IN", "--rank", "3", "-o", "OUT"),
-    ("rank", "IN", "--energy", "0.9", "--per-module", "-o", "OUT"),
+    ("rank", "IN", "--effect-kept", "0.9", "--per-module", "-o", "OUT"),
     ("merge", "IN:0.5", "IN:-2", "-o", "OUT"),
     ("merge", "IN", "GOOD", "--rank", "2", "-o", "OUT"),
 )

@@ -152,7 +152,7 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         "strength": 1.0,
         "rank": None,
         "dtype": None,
-        "dialect": "webui",
+        "key_format": "webui",
         "description": "",
         "activation_text": "",
         "host": None,
@@ -165,9 +165,9 @@ def start_requests(folder: Path) -> tuple[Callable[[Random], bytes], Callable[[P
         ("models", {}),
         ("verify", {"model": "mini"}),
         ("download", {"model": "no-such-model", "source": "huggingface"}),
-        ("convert", {"file": str(good), "dialect": "kohya", "output": output}),
+        ("convert", {"file": str(good), "key_format": "kohya", "output": output}),
         ("export", {"file": str(good), "trainer": "diffusers", "rank": 2, "output": "BOX/out"}),
-        ("mend", {"file": str(good), "consumer": "musubi-tuner", "output": output, "folder": "BOX/out"}),
+        ("repair", {"file": str(good), "consumer": "musubi-tuner", "output": output, "folder": "BOX/out"}),
     )
 
     def make(random: Random) -> bytes:

@@ -147,7 +147,7 @@ VALUES = {
     "weights": "[1, 0.5]",
     "strength": "1",
     "rank": "4",
-    "dialect": "webui",
+    "key_format": "webui",
     "dtype": "bf16",
     "subfolder": "b",
     "description": "c",

@@ -1,4 +1,4 @@
-"""What every trainer's file describes: which modules it trains, which dialect it reads, and how it is started."""
+"""What every trainer's file describes: which modules it trains, which key format it reads, and how it is started."""
 
 from __future__ import annotations
 
@@ -137,28 +137,28 @@ class ModelSupport:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer. ``dialect``: that it reads; ``models``: by model family; ``notes``: lines for the read-me. ``usage``:
-    what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and ``{name}`` for
-    the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``captions``: whether it reads
-    the prompt of a picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
-    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, as a
-    pattern of paths with ``{name}`` for the run's name."""
+    """A trainer. ``key_format``: that it reads; ``models``: by model family; ``notes``: lines for the read-me.
+    ``usage``: what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and
+    ``{name}`` for the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``captions``:
+    whether it reads the prompt of a picture from a text file beside it; ``downloads``: whether it fetches a base model
+    that is not here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes
+    LoRAs, as a pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str
-    dialect: str
+    key_format: str
     models: Mapping[str, ModelSupport]
     notes: tuple[str, ...] = ()
-    usage: str = "`{start}` starts the run, which is called `{name}`."
+    usage: str = "in the trainer's own folder, `{start}` starts the run, which is called `{name}`."
     fresh_rows: str = "kaiming"
     captions: bool = True
     downloads: bool = True
     home: str = ""
     results: str = ""
 
-    def dialect_for(self, arch: Architecture) -> str:
-        """The dialect that it reads of a model that it trains."""
-        return f"{self.dialect}-fused" if self.models[arch.family].fused else self.dialect
+    def key_format_for(self, arch: Architecture) -> str:
+        """The key format that it reads of a model that it trains."""
+        return f"{self.key_format}-fused" if self.models[arch.family].fused else self.key_format
 
 
 def modules_matching(arch: Architecture, pattern: str) -> list[str]:

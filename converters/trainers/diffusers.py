@@ -38,7 +38,7 @@ TARGETS = r"{target_pattern(start)}"
 
 
 def start(transformer, adapter_name="default"):
-    """Add the adapter to a {kind} and set it to the init file; raises where a key has no place."""
+    """Add the adapter to a {kind} and set it to the start folder's LoRA; raises where a key has no place."""
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -1,30 +1,41 @@
-"""diffusion-pipe: diffusers' keys in a folder with one such file, ``init_from_existing``, at the file's rank.
+"""diffusion-pipe: webui keys in a folder with one such file, ``init_from_existing``, at the file's rank.
 
 It trains every linear layer of the model's blocks but those that ``exclude_modules`` names, and raises for a key that
-has no place, an alpha too. Its Z-Image has ComfyUI's layers, q, k and v as one, which a LoRA of the three does not fit.
-Found in models/base.py and train.py (August 2026).
+has no place, an alpha too. Z-Image and FLUX.2 are ComfyUI's classes there, with q, k and v as one layer, and are read
+from the single files that ComfyUI reads. Found in models/base.py, models/z_image.py, models/flux2.py and train.py
+(August 2026).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
 from .script import training_script
 
 EPOCHS = 50
-BLOCKS = r"transformer_blocks\..*"
+FAMILIES = {
+    "qwen-image": ("qwen_image", r"transformer_blocks\..*", "", ""),
+    "z-image": ("z_image", r"(layers|context_refiner|noise_refiner)\..*", "lumina2", ""),
+    "flux2": ("flux2", r"(double_blocks|single_blocks)\..*", "flux2", "shift = 3\n"),
+}
+"""Family -> its name there, the layers that are trained, the type of its text encoder where it is read as ComfyUI does,
+and how timesteps are moved as its guide advises."""
 
 
-def _trained(start: TrainingStart) -> list[str]:
-    excluded = tuple(f".{kind}" for kind in missing_kinds(start, SUPPORT))
-    return [path for path in modules_matching(start.arch, BLOCKS) if not path.endswith(excluded)]
+def _trained(start: TrainingStart, *, family: str) -> list[str]:
+    excluded = tuple(f".{kind}" for kind in missing_kinds(start, MODELS[family]))
+    return [path for path in modules_matching(start.arch, FAMILIES[family][1]) if not path.endswith(excluded)]
 
 
-def _config(start: TrainingStart) -> Mapping[str, str]:
-    excluded = missing_kinds(start, SUPPORT)
-    text = f"""# Starts a LoRA of Qwen-Image with diffusion-pipe.
+def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
+    excluded = missing_kinds(start, MODELS[family])
+    name, _, encoder, shift = FAMILIES[family]
+    fast = "diffusion_model_dtype" if encoder else "transformer_dtype"
+    text = f"""# Starts a LoRA of {start.arch.title} with diffusion-pipe.
 output_dir = {quoted(f"output/{start.name}")}
 dataset = {quoted(start.beside("dataset.toml"))}
 
@@ -43,12 +54,12 @@ steps_per_print = 1
 blocks_to_swap = 8
 
 [model]
-type = "qwen_image"
-{_base(start)}
+type = "{name}"
+{_comfy_base(start, encoder) if encoder else _base(start)}
 dtype = "bfloat16"
-transformer_dtype = "float8"
+{fast} = "float8"
 timestep_sample_method = "logit_normal"
-
+{shift}
 [adapter]
 type = "lora"
 rank = {start.rank}
@@ -92,12 +103,27 @@ def _base(start: TrainingStart) -> str:
     return f"diffusers_path = {quoted(start.base('folder', 'Qwen-Image'))}"
 
 
-SUPPORT = ModelSupport(BLOCKS, BLOCKS, _config, _trained)
+def _comfy_base(start: TrainingStart, encoder: str) -> str:
+    """The base model in single files, as ComfyUI reads them. A folder of diffusers has none such."""
+    if "folder" in start.bases:
+        start = replace(start, bases={})
+    places = {part: quoted(start.base(part, f"{part}.safetensors")) for part in ("transformer", "vae", "text_encoder")}
+    return f"""diffusion_model = {places["transformer"]}
+vae = {places["vae"]}
+text_encoders = [{{path = {places["text_encoder"]}, type = "{encoder}"}}]"""
+
+
+MODELS = {
+    family: ModelSupport(
+        blocks, blocks, partial(_config, family=family), partial(_trained, family=family), fused=bool(encoder)
+    )
+    for family, (_, blocks, encoder, _) in FAMILIES.items()
+}
 DIFFUSION_PIPE = Trainer(
     "diffusion-pipe",
     "diffusion-pipe",
-    "diffusers",
-    {"qwen-image": SUPPORT},
+    "webui",
+    MODELS,
     (
         "Leave one safetensors file in this folder: diffusion-pipe loads the folder and stops where there are two.",
         "`--resume_from_checkpoint` goes on from its own checkpoint, which is loaded after the LoRA.",

@@ -82,28 +82,28 @@ class ResizeLora(LoraFileNode):
             "min": 0.0,
             "max": 1.0,
             "step": 0.01,
-            "tooltip": f"instead: {fields['energy'].info.help}",
+            "tooltip": f"instead: {fields['effect_kept'].info.help}",
         }
         return {
             "required": {
                 "lora_name": widgets.lora("the LoRA"),
                 "rank": widgets.number(fields["rank"], default=8, low=0),
-                "energy": ("FLOAT", share),
+                "effect_kept": ("FLOAT", share),
                 "name": widgets.text(FRESH),
             },
             "hidden": {"node": "UNIQUE_ID"},
         }
 
-    def run(self, lora_name: str, rank: int, energy: float, name: str, node: str | None = None) -> dict[str, Any]:
-        """``energy`` above 0 counts instead of ``rank``. Raises as the others."""
-        path, wanted = lora_path(lora_name), {"energy": energy} if energy else {"rank": rank or None}
+    def run(self, lora_name: str, rank: int, effect_kept: float, name: str, node: str | None = None) -> dict[str, Any]:
+        """``effect_kept`` above 0 counts instead of ``rank``. Raises as the others."""
+        path, wanted = lora_path(lora_name), {"effect_kept": effect_kept} if effect_kept else {"rank": rank or None}
         return self.written(
             finished(lambda: comfy_service().resize(path, lora_name, name, **wanted), node, computes=False)
         )
 
 
 class ConvertLora(LoraFileNode):
-    """A LoRA in another dialect."""
+    """A LoRA in another key format."""
 
     DESCRIPTION = (
         "Writes a LoRA with the keys that another program reads; LoKr, LoHa and others become a LoRA of a rank."
@@ -117,7 +117,7 @@ class ConvertLora(LoraFileNode):
         return {
             "required": {
                 "lora_name": widgets.lora("the LoRA"),
-                "dialect": widgets.choice(fields["dialect"].info.choices, "key names for whom"),
+                "key_format": widgets.choice(fields["key_format"].info.choices, "how tensors are named in the file"),
                 "dtype": widgets.choice((widgets.AS_MADE, *fields["dtype"].info.choices), fields["dtype"].info.help),
                 "rank": widgets.number(fields["rank"], default=0, low=0),
                 "name": widgets.text(FRESH),
@@ -126,13 +126,13 @@ class ConvertLora(LoraFileNode):
         }
 
     def run(
-        self, lora_name: str, dialect: str, dtype: str, rank: int, name: str, node: str | None = None
+        self, lora_name: str, key_format: str, dtype: str, rank: int, name: str, node: str | None = None
     ) -> dict[str, Any]:
         """Raises as the others."""
         path = lora_path(lora_name)
         values = {"dtype": None if dtype == widgets.AS_MADE else dtype, "rank": rank or None}
         return self.written(
-            finished(lambda: comfy_service().convert(path, lora_name, dialect, name, **values), node, computes=False)
+            finished(lambda: comfy_service().convert(path, lora_name, key_format, name, **values), node, computes=False)
         )
 
 

@@ -132,11 +132,12 @@ def scales_apart(lora: Any) -> bool:
 
 def plain_tensors(lora: Any) -> dict[str, Any]:
     """The factors of a Lora under keys that ComfyUI reads wholly: {key: tensor}, alpha multiplied in."""
-    from i2l_ext.converters.dialects import DIALECTS
+    from i2l_ext.converters.key_formats import KEY_FORMATS
 
+    key_format = KEY_FORMATS["diffusers" if lora.arch.family == "flux2" else "webui"]
     tensors: dict[str, Any] = {}
     for path in lora:
-        down, up, _ = DIALECTS["webui"].keys(path)
+        down, up, _ = key_format.keys(path)
         tensors[down], tensors[up] = lora[path]
     return tensors
 

@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the commands."""
     for name, (request, text, lines) in COMMANDS.items():
         parser = add_command(subparsers, name, _runner(request, lines), text)
-        add_arguments(parser, request, one_of=("rank", "energy") if name == "rank" else ())
+        add_arguments(parser, request, one_of=("rank", "effect_kept") if name == "rank" else ())
 
 
 def _runner(request: type[Request], lines: Callable[[Any], list[str]]) -> Callable[[argparse.Namespace], int]:
@@ -85,12 +85,12 @@ def _print_outcomes(outcomes: Iterable[FileOutcome], as_json: bool, lines: Calla
 def check_line(result: CheckResult) -> list[str]:
     """Who loads a LoRA file, in one line: its programs by how they load it, or what must be known before that."""
     if result.arch.caution:
-        return [f"{result.file}: {result.arch.title}, {result.dialect}; {result.arch.caution}"]
+        return [f"{result.file}: {result.arch.title}, {result.key_format}; {result.arch.caution}"]
     by_status: dict[str, list[str]] = {}
     for verdict in result.verdicts:
         by_status.setdefault(verdict.status, []).append(verdict.consumer.title)
     told = "; ".join(f"{status}: {', '.join(titles)}" for status, titles in by_status.items())
-    return [f"{result.file}: {result.arch.title}, {result.dialect}, {result.modules} modules; {told}"]
+    return [f"{result.file}: {result.arch.title}, {result.key_format}, {result.modules} modules; {told}"]
 
 
 def _whole_counts(results: Iterable[Any]) -> list[str]:
@@ -111,7 +111,7 @@ def inspection_lines(result: InspectResult) -> list[str]:
         return [*report, "", f"  not drawn: {result.unplotted}"]
     if result.plot is None:
         return report
-    shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_energy or {}).items())
+    shares = ", ".join(f"{share} at {rank}" for share, rank in (result.rank_for_effect or {}).items())
     return [*report, "", f"  effect kept at rank: {shares}", f"  picture: {result.plot}"]
 
 
@@ -121,7 +121,7 @@ def check_lines(result: CheckResult) -> list[str]:
     from i2l_ext.operations.lora_files import repair_of
 
     report = [
-        f"{result.file.name}: {result.arch.title}, {result.dialect}",
+        f"{result.file.name}: {result.arch.title}, {result.key_format}",
         *filter(None, [result.arch.caution]),
         *(bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []),
         f"  {'program':<28}{'loads':<15}{'modules':>9}  why, and what repairs it",
@@ -140,7 +140,7 @@ def check_lines(result: CheckResult) -> list[str]:
 def write_lines(result: WriteResult) -> list[str]:
     """What was written, for a person."""
     rank = f"rank {result.rank}" if result.uniform else f"ranks to {result.rank}"
-    line = f"{result.file}: {result.arch.title}, {result.modules} modules, {rank}, {result.dialect}, {result.dtype}"
+    line = f"{result.file}: {result.arch.title}, {result.modules} modules, {rank}, {result.key_format}, {result.dtype}"
     kept = [f"  effect kept {share:8.4%}  {kind}" for kind, share in (result.kept or {}).items()]
     return [f"{line}, {result.bytes / 1e6:.1f} MB", *kept]
 
@@ -179,8 +179,8 @@ def library_lines(result: LibraryResult) -> list[str]:
         loading = [name for name, status in row["loads"].items() if status == "all"]
         made = f", made with {row['made']['model']}" if row["made"] else ""
         lines.append(
-            f"{row['file']}: {row['model']}, {row['dialect']}, rank {row['rank']}, {row['bytes'] / 1e6:.1f} MB{made}; "
-            f"{'loads in ' + ', '.join(loading) if loading else 'no program here loads all of it'}"
+            f"{row['file']}: {row['model']}, {row['key_format']}, rank {row['rank']}, {row['bytes'] / 1e6:.1f} MB{made}"
+            f"; {'loads in ' + ', '.join(loading) if loading else 'no program here loads all of it'}"
         )
     return [*lines, f"{len(result.rows)} LoRAs, {result.read} headers read, the others remembered"]
 

@@ -1,6 +1,6 @@
 """The command ``i2l``: one table of commands, one place where errors become a line and an exit code.
 
-Exit codes: 0 done; 1 something the user can mend, told in one line; 2 wrong usage; 130 stopped by the user.
+Exit codes: 0 done; 1 something the user can put right, told in one line; 2 wrong usage; 130 stopped by the user.
 Results go to stdout, everything else to stderr.
 """
 

@@ -105,7 +105,7 @@ def lora_metadata(
 
 _OF_IMAGE = ("sha256", "weight", "crop")
 
-OPTIONS = ("dialect", "dtype", "rank", "blocks", "kinds")
+OPTIONS = ("key_format", "dtype", "rank", "blocks", "kinds")
 """Fields of the request that a LoRA remembers, beside model, pictures and strength."""
 
 
@@ -119,6 +119,7 @@ def how_made(metadata: Mapping[str, str]) -> dict[str, Any] | None:
             for one in json.loads(metadata["i2l.images"])
         ]  # fmt: skip
         options = json.loads(metadata.get("i2l.options", "{}"))
+        options.setdefault("key_format", options.get("dialect"))  # as builds of November 2026 and older wrote it
         return {
             "model": metadata["i2l.model"], "strength": float(metadata["i2l.strength"]), "images": images,
             "options": {name: options[name] for name in OPTIONS if options.get(name) is not None},

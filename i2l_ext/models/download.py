@@ -88,7 +88,7 @@ def download(
     """Fetch the files of ``parts`` into ``folder``; their paths. ``form``: pack them while they arrive (int8, fp8), so
     that the disk never holds the unpacked file. A file that is not whole is then fetched anew by the next run.
 
-    Raises UserError for what the user can mend (no connection, no permission, a full disk, wrong bytes), Cancelled
+    Raises UserError for what the user can put right (no connection, no permission, a full disk, wrong bytes), Cancelled
     within a second. What was fetched until then is used by the next run.
     """
     fetching = _Download(hub, folder, callbacks or DownloadCallbacks())

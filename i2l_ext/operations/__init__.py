@@ -38,7 +38,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Context], Any]] = {
     "rank": lora_files.resize_lora,
     "merge": lora_files.merge_loras,
     "export": lora_files.export_lora,
-    "mend": lora_files.repair_lora,
+    "repair": lora_files.repair_lora,
     "run": training_run.run_trainer,
     "library": library.list_library,
     "discard": library.discard_loras,

@@ -31,9 +31,9 @@ SUFFIX = ".safetensors"
 class LibraryResult:
     """``rows``: of each LoRA, the newest first, ``file`` (its path within its folder), ``folder``, ``bytes``,
     ``modified`` (seconds since the epoch), ``preview`` (a path, or None) and what its header tells: ``arch``, ``model``
-    (title), ``dialect``, ``rank``, ``modules``, ``loads`` ({program: status}), ``mends`` (programs for which it can be
-    repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``. ``read``: how
-    many headers were read for it."""
+    (title), ``key_format``, ``rank``, ``modules``, ``loads`` ({program: status}), ``repairs`` (programs for which it
+    can be repaired), and, of one that i2L has made, ``made`` (model, strength, images, options); or ``error``.
+    ``read``: how many headers were read for it."""
 
     rows: Sequence[Mapping[str, Any]]
     read: int
@@ -116,11 +116,11 @@ def _judge(path: Path) -> dict[str, Any]:
     with TensorFile(path) as file:
         ranks = sorted({file.info(slot.down).shape[0] for slot in reading.slots.values()})
     return {
-        "arch": reading.arch.id, "model": reading.arch.title, "dialect": reading.dialect,
+        "arch": reading.arch.id, "model": reading.arch.title, "key_format": reading.key_format,
         "rank": "" if not ranks else f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}",
         "modules": len(reading.modules),
         "loads": {verdict.consumer.id: verdict.status for verdict in verdicts},
-        "mends": [verdict.consumer.id for verdict in verdicts if verdict.repair is not None],
+        "repairs": [verdict.consumer.id for verdict in verdicts if verdict.repair is not None],
     }  # fmt: skip
 
 

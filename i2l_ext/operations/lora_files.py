@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
-from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import DTYPES, Request
 
@@ -32,17 +32,17 @@ SHARES = (0.9, 0.95, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class InspectResult:
-    """``rank_for_energy``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
+    """``rank_for_effect``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
     for. ``unplotted``: why there is none, although it was asked for."""
 
     found: Inspection
     plot: Path | None = None
-    rank_for_energy: Mapping[str, int] | None = None
+    rank_for_effect: Mapping[str, int] | None = None
     unplotted: str | None = None
 
     def json(self) -> dict[str, Any]:
         told = self.found.json() | ({"unplotted": self.unplotted} if self.unplotted else {})
-        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_energy": self.rank_for_energy}
+        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_effect": self.rank_for_effect}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CheckResult:
 
     file: Path
     arch: Architecture
-    dialect: str
+    key_format: str
     modules: int
     verdicts: tuple[Verdict, ...]
     base: Path | None = None
@@ -69,7 +69,7 @@ class CheckResult:
         repair = repair_of(self.file, verdict)
         told = verdict.json()
         about = {name: told.pop(name) for name in ("source", "version", "date")}
-        return {**told, "mend": repair and repair.command_line(), **about}
+        return {**told, "repair": repair and repair.command_line(), **about}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class WriteResult:
 
     file: Path
     arch: Architecture
-    dialect: str
+    key_format: str
     rank: int
     uniform: bool
     modules: int
@@ -102,7 +102,7 @@ class WriteResult:
 
     def json(self) -> dict[str, Any]:
         told = {
-            "file": str(self.file), "arch": self.arch.id, "dialect": self.dialect, "rank": self.rank,
+            "file": str(self.file), "arch": self.arch.id, "key_format": self.key_format, "rank": self.rank,
             "modules": self.modules, "dtype": self.dtype, "bytes": self.bytes,
         }  # fmt: skip
         measured = {"kept": self.kept, "lost": self.lost, "loss": self.loss}
@@ -160,7 +160,7 @@ def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
     reading, verdicts = consumers.check(request.file)
     fit = bases.fits(reading.arch, reading.modules, bases.read_base(request.base)) if request.base else None
     return CheckResult(
-        request.file, reading.arch, reading.dialect, len(reading.modules), tuple(verdicts), request.base, fit
+        request.file, reading.arch, reading.key_format, len(reading.modules), tuple(verdicts), request.base, fit
     )
 
 
@@ -187,7 +187,7 @@ def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurv
 
 
 def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
-    """Write a LoRA in another dialect, at most of the rank and with the blocks and kinds that are asked for. Raises
+    """Write a LoRA in another key format, at most of the rank and with the blocks and kinds that are asked for. Raises
     UserError."""
     from i2l_ext.converters import rank as ranks
     from i2l_ext.converters.select import select
@@ -199,9 +199,16 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
         lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
         resizer = ranks.resizer_of(lora)
     lora = select(lora, request.blocks, request.kinds)
-    output = request.output or _beside(request.file, f"{request.dialect}.safetensors")
+    output = request.output or _beside(request.file, f"{request.key_format}.safetensors")
     return _write(
-        request, lora, output, request.dialect, _progress(request, context), context, resizer=resizer, card=request.file
+        request,
+        lora,
+        output,
+        request.key_format,
+        _progress(request, context),
+        context,
+        resizer=resizer,
+        card=request.file,
     )
 
 
@@ -212,22 +219,22 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     lora = _read(request.file, request.dtype, context, request.alpha, exact_factors=False)
     progress = _progress(request, context)
     wanted: int | dict[str, int] = request.rank or 0
-    if request.energy is not None or request.per_module:
+    if request.effect_kept is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
         values = ranks.singular_values(lora, exact=request.exact, progress=_part(progress, 0, 0.5))
         progress = _part(progress, 0.5, 1)
-        if request.energy is None:
+        if request.effect_kept is None:
             wanted = ranks.ranks_of_same_size(lora.arch, values, request.rank or 1)
         elif request.per_module:
-            wanted = ranks.ranks_for(values, request.energy)
+            wanted = ranks.ranks_for(values, request.effect_kept)
         else:
-            wanted = ranks.rank_for([*values.values()], request.energy)
+            wanted = ranks.rank_for([*values.values()], request.effect_kept)
     resized = ranks.resize(lora, wanted, exact=request.exact, seed=request.seed)
     output = request.output or _beside(request.file, f"r{resized.rank}.safetensors")
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
-    dialect, resizer = request.dialect or _dialect_of(lora), ranks.resizer_of(resized)
-    return _write(request, resized, output, dialect, progress, context, fields, resizer, request.file)
+    key_format, resizer = request.key_format or _key_format_of(lora), ranks.resizer_of(resized)
+    return _write(request, resized, output, key_format, progress, context, fields, resizer, request.file)
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
@@ -249,9 +256,9 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
         resizer = ranks.resizer_of(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     output = request.output or _beside(named[0][0], "merged.safetensors")
-    dialect, progress = request.dialect or _dialect_of(loras[0]), _progress(request, context)
+    key_format, progress = request.key_format or _key_format_of(loras[0]), _progress(request, context)
     largest = max(named, key=lambda one: abs(one[1]))[0]
-    return _write(request, merged, output, dialect, progress, context, {"merged": recipe}, resizer, largest)
+    return _write(request, merged, output, key_format, progress, context, {"merged": recipe}, resizer, largest)
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
@@ -290,10 +297,10 @@ REPAIRS: Mapping[str, Any] = {"convert": convert_lora, "rank": resize_lora, "exp
 """Kind of request -> what does it."""
 
 
-def _dialect_of(lora: Lora) -> str:
-    """The dialect that a file is in, where it is one that is written."""
-    spoken = lora.read_from.reading.dialect
-    return spoken if spoken in DIALECTS else DEFAULT
+def _key_format_of(lora: Lora) -> str:
+    """The key format that a file is in, where it is one that is written."""
+    spoken = lora.read_from.reading.key_format
+    return spoken if spoken in KEY_FORMATS else DEFAULT
 
 
 def _stem(file: Path) -> str:
@@ -361,7 +368,7 @@ def _write(
     request: requests.ConvertRequest | requests.RankRequest | requests.MergeRequest,
     lora: Lora,
     output: Path,
-    dialect: str,
+    key_format: str,
     progress: Callable[[float], None],
     context: Context,
     fields: Mapping[str, str] | None = None,
@@ -375,18 +382,18 @@ def _write(
 
     if request.dtype:
         lora = lora.cast(DTYPES[request.dtype])
-    metadata = updated_metadata(lora, dialect, output.stem, **fields or {})
+    metadata = updated_metadata(lora, key_format, output.stem, **fields or {})
     with cards.carried_over(card, output), atomic.atomic_path(output, overwrite=request.overwrite) as part:
-        line = lora.write(part, dialect, name=output.name, metadata=metadata, lossy=request.lossy, progress=progress)
+        line = lora.write(part, key_format, name=output.name, metadata=metadata, lossy=request.lossy, progress=progress)
         context.reporter.begin_saving()
-    text = f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(dialect)}" if lora.text_encoders else ""
+    text = f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(key_format)}" if lora.text_encoders else ""
     for note in (line, text):
         if note:
             context.reporter.note(one_line(note))
     kept = resizer.effect_kept() if resizer else None
     dtypes = sorted({spec.dtype for spec in lora.specs.values()})
     return WriteResult(
-        output, lora.arch, dialect, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
+        output, lora.arch, key_format, lora.rank, len({spec.rank for spec in lora.specs.values()}) == 1, len(lora),
         dtypes[0] if len(dtypes) == 1 else "mixed", output.stat().st_size, kept,
         lora.losses.lost() if lora.losses else None, line,
     )  # fmt: skip

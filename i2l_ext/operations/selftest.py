@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 from i2l_ext import __version__
 from i2l_ext.converters import atomic
-from i2l_ext.converters.dialects import DEFAULT
 from i2l_ext.converters.errors import UserError, one_line
+from i2l_ext.converters.key_formats import DEFAULT
 from i2l_ext.engine.locks import Lock
 from i2l_ext.engine.process import EngineProcess, command
 from i2l_ext.library.names import LONGEST

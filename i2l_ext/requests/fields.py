@@ -69,6 +69,11 @@ class Field:
         """The command line's names for it; () for a positional argument."""
         return (f"--{self.name.replace('_', '-')}",) if self.info.flags is None else self.info.flags
 
+    @property
+    def words(self) -> str:
+        """Its name in a message."""
+        return self.name.replace("_", " ")
+
     def accepts(self, value: Any) -> bool:
         """Whether a JSON value is of this field's type."""
         if value is None:
@@ -94,7 +99,7 @@ class Field:
                 continue
             if info.choices and one not in info.choices:
                 raise UserError(
-                    f"There is no {self.name} {str(one)[:80]!r}. There are: {', '.join(info.choices)}.",
+                    f"There is no {self.words} {str(one)[:80]!r}. There are: {', '.join(info.choices)}.",
                     "unknown_choice",
                 )
             if info.syntax is not None:
@@ -104,7 +109,7 @@ class Field:
             low = info.minimum is not None and one < info.minimum
             high = info.maximum is not None and one > info.maximum
             if low or high or not isfinite(one) or (info.nonzero and one == 0):
-                raise UserError(f"{self.name} must be {self.range}, not {one:g}.", "out_of_range")
+                raise UserError(f"{self.words} must be {self.range}, not {one:g}.", "out_of_range")
 
     @property
     def range(self) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
 from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests.fields import Request, option
@@ -27,8 +27,8 @@ def _file(help: str = "the LoRA, or the folder that PEFT or diffusers has writte
     return option(help, flags=(), local=True)
 
 
-def _dialect(help: str, default: str | None = None) -> str | None:
-    return option(help, default, choices=tuple(DIALECTS), flags=TO)
+def _key_format(help: str, default: str | None = None) -> str | None:
+    return option(help, default, choices=tuple(KEY_FORMATS), flags=TO)
 
 
 def _output(help: str = OUTPUT, metavar: str | None = None) -> Path | None:
@@ -92,7 +92,7 @@ class ConvertRequest(Request):
     kind: ClassVar[str] = "convert"
 
     file: Path = _file(ONE_OR_ALL)
-    dialect: str = _dialect(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
+    key_format: str = _key_format(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     rank: int | None = _rank(
@@ -108,18 +108,20 @@ class ConvertRequest(Request):
 
 @dataclass(frozen=True)
 class RankRequest(Request):
-    """Change the rank: the nearest LoRA of a lower one, or room to learn. Give ``rank`` or ``energy``, a share above
-    0 and up to 1."""
+    """Change the rank: the nearest LoRA of a lower one, or room to learn. Give ``rank`` or ``effect_kept``, a share
+    above 0 and up to 1."""
 
     kind: ClassVar[str] = "rank"
 
     file: Path = _file(ONE_OR_ALL)
     rank: int | None = _rank("rank of every module")
-    energy: float | None = option("smallest rank that keeps this share, such as 0.99", None, metavar="SHARE")
+    effect_kept: float | None = option(
+        "smallest rank that keeps this share of the effect, such as 0.99", None, metavar="SHARE"
+    )
     per_module: bool = option("each module its own rank, for the same size or share", False)
     exact: bool = option("compute in float64", False)
     seed: int = option("seed of fresh rows where the rank grows", 0, minimum=0)
-    dialect: str | None = _dialect("key format; that of the (first) file unless given")
+    key_format: str | None = _key_format("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("fp32")
@@ -127,13 +129,14 @@ class RankRequest(Request):
     lossy: bool = option(LOSSY, False)
 
     def validate(self) -> None:
-        """Raises UserError where a value is out of its range, or where neither or both of rank and energy are given."""
+        """Raises UserError where a value is out of its range, or not one of rank and effect_kept is given."""
         super().validate()
-        if (self.rank is None) == (self.energy is None):
-            raise UserError("Give a rank or a share to keep (energy), one of the two.", "bad_request")
-        if self.energy is not None and not 0 < self.energy <= 1:
+        if (self.rank is None) == (self.effect_kept is None):
+            raise UserError("Give a rank or a share of the effect to keep, one of the two.", "bad_request")
+        if self.effect_kept is not None and not 0 < self.effect_kept <= 1:
             raise UserError(
-                f"energy must be a share above 0 and up to 1, such as 0.99, not {self.energy:g}.", "out_of_range"
+                f"effect kept must be a share above 0 and up to 1, such as 0.99, not {self.effect_kept:g}.",
+                "out_of_range",
             )
 
 
@@ -147,7 +150,7 @@ class MergeRequest(Request):
         "such as a.safetensors:0.7 b.safetensors:0.3", flags=(), metavar="FILE[:WEIGHT]", local=True
     )
     rank: int | None = _rank("bring the result to this rank; else the ranks add up")
-    dialect: str | None = _dialect("key format; that of the (first) file unless given")
+    key_format: str | None = _key_format("key format; that of the (first) file unless given")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     dtype: str | None = _dtype("as in the files where the weights lose no digit, else fp32")
@@ -189,7 +192,7 @@ class RepairRequest(Request):
     """Do for a file what ``check`` advises for one program (``consumer``). ``output`` is the file, ``folder`` the
     start folder, of which one is written."""
 
-    kind: ClassVar[str] = "mend"
+    kind: ClassVar[str] = "repair"
 
     file: Path = _file()
     consumer: str = option("the program that is to load it")

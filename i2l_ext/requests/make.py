@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from i2l_ext.converters.dialects import DEFAULT, DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
 from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.requests.crops import parse_crop
 from i2l_ext.requests.fields import Request, bad_request, option
@@ -46,8 +46,8 @@ class MakeRequest(Request):
         syntax=parse_crop,
     )  # fmt: skip
     strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
-    dialect: str = option(
-        f"key names for whom (default: {DEFAULT})", DEFAULT, choices=tuple(DIALECTS), flags=("--to", "--format")
+    key_format: str = option(
+        f"key format (default: {DEFAULT})", DEFAULT, choices=tuple(KEY_FORMATS), flags=("--to", "--format")
     )
     dtype: str | None = option("of the file (default: as made)", None, choices=tuple(DTYPES))
     lossy: bool = option(LOSSY, False)

@@ -53,7 +53,7 @@ def _request(
     service: Service, pictures: tuple[Path, ...], subfolder: str, values: Mapping[str, Any]
 ) -> BatchRequest:  # fmt: skip
     host = service.host
-    given = {"dialect": host.option("i2l_dialect"), "model": service.models.choose(), "host": host.name or None}
+    given = {"key_format": host.option("i2l_key_format"), "model": service.models.choose(), "host": host.name or None}
     request = BatchRequest(pictures, folder=service.targets.folder(subfolder).absolute(),
                            **given | {key: value for key, value in values.items() if value is not None})  # fmt: skip
     if service.models.rows():

@@ -59,7 +59,7 @@ class View(Request):
     page: int = option("the page, from 0", 0, minimum=0)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        said = " ".join(str(row.get(key, "")) for key in ("file", "model", "dialect", "error")).casefold()
+        said = " ".join(str(row.get(key, "")) for key in ("file", "model", "key_format", "error")).casefold()
         fits = all(word in said for word in self.text.casefold().split())
         loaded = not self.loads or row.get("loads", {}).get(self.loads) == "all"
         return fits and loaded and self.arch in ("", row.get("arch"))
@@ -156,15 +156,15 @@ class Library:
                 self._thumbnails |= {stamp: one.get("picture") for stamp, one in zip(new, job.result, strict=True)}
         return {file: self._thumbnails.get(stamp) for file, stamp in stamped.items()}
 
-    def convert(self, files: Sequence[str], dialect: str, **values: Any) -> list[Job]:
-        """Write each in another dialect. ``values``: other fields of a ConvertRequest."""
-        return self._each(files, dialect, lambda path, output: ConvertRequest(path, dialect, output, **values))
+    def convert(self, files: Sequence[str], key_format: str, **values: Any) -> list[Job]:
+        """Write each in another key format. ``values``: other fields of a ConvertRequest."""
+        return self._each(files, key_format, lambda path, output: ConvertRequest(path, key_format, output, **values))
 
-    def mend(self, files: Sequence[str], consumer: str) -> list[Job]:
+    def repair(self, files: Sequence[str], consumer: str) -> list[Job]:
         """Write each anew so that a program loads it. Those that it loads, or that nothing helps, are left out; raises
         UserError where that are all of them."""
-        mends = {row["file"] for row in self.rows() or () if consumer in row.get("mends", ())}
-        wanted = [file for file in files if file in mends]
+        repairable = {row["file"] for row in self.rows() or () if consumer in row.get("repairs", ())}
+        wanted = [file for file in files if file in repairable]
         if files and not wanted:
             raise UserError(
                 "There is nothing to repair: that program loads these as they are, or cannot run them at all."
@@ -175,8 +175,8 @@ class Library:
         )
 
     def resize(self, files: Sequence[str], rank: int | None = None, **values: Any) -> list[Job]:
-        """Write each at another rank. ``values``: other fields of a RankRequest, such as ``energy``."""
-        end = f"r{rank}" if rank else f"energy{values.get('energy') or 0:g}"
+        """Write each at another rank. ``values``: other fields of a RankRequest, such as ``effect_kept``."""
+        end = f"r{rank}" if rank else f"effect{values.get('effect_kept') or 0:g}"
         return self._each(files, end, lambda path, output: RankRequest(path, rank, output=output, **values))
 
     def merge(self, files: Sequence[str], weights: Mapping[str, float], **values: Any) -> Job:

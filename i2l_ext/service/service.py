@@ -95,7 +95,7 @@ class Service:
         model = self.models.choose() if model is None else model
         if self.models.rows():
             self.models.find(model)
-        given = {"dialect": self.host.option("i2l_dialect"), "host": self.host.name or None, "model": model}
+        given = {"key_format": self.host.option("i2l_key_format"), "host": self.host.name or None, "model": model}
         request = MakeRequest((), **{**given, **{key: value for key, value in values.items() if value is not None}})
         request.validate()
         if request.weights is not None and len(request.weights) != len(pictures):
@@ -175,15 +175,15 @@ class Service:
         """Who loads a LoRA, who does not, and what repairs it."""
         return self.submit(name, CheckRequest(path))
 
-    def convert(self, path: Path, name: str, dialect: str, save_as: str = "", **values: Any) -> Job:
-        """Write a LoRA in another dialect. ``values``: other fields of a ConvertRequest."""
-        request = ConvertRequest(path, dialect, **values)
-        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{dialect}"))
+    def convert(self, path: Path, name: str, key_format: str, save_as: str = "", **values: Any) -> Job:
+        """Write a LoRA in another key format. ``values``: other fields of a ConvertRequest."""
+        request = ConvertRequest(path, key_format, **values)
+        return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{key_format}"))
 
     def resize(self, path: Path, name: str, save_as: str = "", **values: Any) -> Job:
         """Write a LoRA at another rank. ``values``: fields of a RankRequest."""
         request = RankRequest(path, **values)
-        amount = f"rank{request.rank}" if request.rank else f"energy{request.energy or 0:g}"
+        amount = f"rank{request.rank}" if request.rank else f"effect{request.effect_kept or 0:g}"
         return self._write(request, save_as or names.clean_name(f"{Path(name).stem}-{amount}"))
 
     def merge(self, parts: Sequence[tuple[Path, float]], save_as: str = "", **values: Any) -> Job:
@@ -224,7 +224,7 @@ class Service:
         if not self.host.is_local:
             raise UserError("Start it at the machine itself: i2l run FOLDER --in THE_TRAINERS_FOLDER", "forbidden")
         job, home = self.queue.find(id), self.host.option("i2l_trainer")
-        written = job.result if job is not None and job.state == "done" and job.kind in ("export", "mend") else None
+        written = job.result if job is not None and job.state == "done" and job.kind in ("export", "repair") else None
         folder = self.targets.start_folders / PurePath(written["folder"]).name if written else None
         if folder is None or not folder.is_dir():
             raise UserError("That start folder is no longer known. Write it again.")

@@ -21,7 +21,7 @@ HUB_TITLES = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 """Name on the page -> ``source`` of a DownloadRequest."""
 
 _MAKE, _ENGINE = MakeRequest.fields(), EngineOptions.fields()
-DIALECT_CHOICES = tuple(_MAKE["dialect"].info.choices)
+KEY_FORMAT_CHOICES = tuple(_MAKE["key_format"].info.choices)
 DTYPE_CHOICES = (AS_MADE, *_MAKE["dtype"].info.choices)
 
 
@@ -66,8 +66,8 @@ SETTINGS = (
             "Empty: no limit."),
     Setting("i2l_model", "", "Default model", "The model that is chosen when the page opens. Empty: your first "
             "downloaded model, else mini."),
-    Setting("i2l_dialect", _MAKE["dialect"].default, "Default key format", "Chosen under Advanced when the page opens.",
-            DIALECT_CHOICES),
+    Setting("i2l_key_format", _MAKE["key_format"].default, "Default key format",
+            "Chosen under Advanced when the page opens.", KEY_FORMAT_CHOICES),
     Setting("i2l_dtype", AS_MADE, "Default number format", "Chosen under Advanced when the page opens.",
             DTYPE_CHOICES),
     Setting("i2l_subfolder", "", "Default sub-folder", "Inside the LoRA folder."),

@@ -16,7 +16,7 @@ from i2l_ext.service.short_cache import ShortCache
 LISTING_SECONDS = 5.0
 """Seconds for which the names in the LoRA folder are taken to be unchanged while a name is typed."""
 
-WRITES_LORA = frozenset({"make", "batch", "convert", "mend", "rank", "merge", "run"})
+WRITES_LORA = frozenset({"make", "batch", "convert", "repair", "rank", "merge", "run"})
 """Kinds of jobs that write a LoRA, whose name is the job's title; of a batch they are ``names`` of its request."""
 
 CHANGES_LIBRARY = WRITES_LORA | {"discard"}
@@ -83,7 +83,7 @@ class Targets:
         """A folder for a trainer to start from, named like ``stem``, that is not there and no job was given."""
         folder, active = self.start_folders, self._queue.active()
         given = {folder / job.title for job in active if job.kind == "export"}
-        given |= {Path(job.request["folder"]) for job in active if job.kind == "mend"}
+        given |= {Path(job.request["folder"]) for job in active if job.kind == "repair"}
         number = 1
         while (target := folder / (stem if number == 1 else f"{stem}-{number}")) in given or target.exists():
             number += 1

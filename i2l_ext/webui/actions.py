@@ -77,6 +77,11 @@ def _offer(service: Service, said: Said) -> Told:
     return offer_download(service, _model(said), _pane(said))
 
 
+def _cancel(service: Service, said: Said) -> Told:
+    service.queue.cancel(str(said.get("job")))
+    return {}
+
+
 def _close_offer(service: Service, said: Said) -> Told:
     return {f"{_pane(said)}_offer": ""}
 
@@ -147,7 +152,7 @@ def _choose(service: Service, said: Said) -> Told:
 
 
 ACTIONS: Mapping[str, tuple[Action, str | None]] = {
-    "offer": (_offer, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
+    "offer": (_offer, None), "cancel": (_cancel, None), "close_offer": (_close_offer, None), "fetch": (_fetch, None),
     "verify": (_verify, "models_error"), "repair": (_repair, None), "vary": (_vary, "make_error"),
     "choose": (_choose, "make_error"), "crop": (open_crop, "make_error"), "train": (_train, "train_error"),
     "look_at_code": (_begins(lambda service, said: service.consents.look(_model(said))), None),

@@ -37,7 +37,7 @@ PICTURE_FIELDS = frozenset({"picture", "drawn", "plot"})
 """Fields of results that are pictures for the page: a program has the files."""
 
 ROW_FIELDS = (
-    "file", "bytes", "modified", "arch", "model", "dialect", "rank", "modules", "loads", "mends", "made", "error",
+    "file", "bytes", "modified", "arch", "model", "key_format", "rank", "modules", "loads", "repairs", "made", "error",
 )  # fmt: skip
 """What is told of a LoRA of the library: not its folder."""
 
@@ -166,8 +166,8 @@ def _convert_each(service: Service, loras: list[str], to: str, **values: Any) ->
     return service.library.convert(loras, to, **values)
 
 
-def _mend_each(service: Service, loras: list[str], consumer: str) -> list[Job]:
-    return service.library.mend(loras, consumer)
+def _repair_each(service: Service, loras: list[str], consumer: str) -> list[Job]:
+    return service.library.repair(loras, consumer)
 
 
 def _resize_each(service: Service, loras: list[str], **values: Any) -> list[Job]:
@@ -220,7 +220,7 @@ STARTS: Mapping[str, Callable[..., Job]] = {
 """Path -> what starts its job."""
 
 STARTS_EACH: Mapping[str, Callable[..., list[Job]]] = {
-    "/library/convert": _convert_each, "/library/mend": _mend_each, "/library/rank": _resize_each,
+    "/library/convert": _convert_each, "/library/repair": _repair_each, "/library/rank": _resize_each,
     "/library/merge": _merge, "/library/discard": _discard, "/library/anew": _make_anew,
 }  # fmt: skip
 """Path -> what starts its jobs."""

@@ -71,7 +71,7 @@ QUERY: Mapping[str, Field] = {
 
 BODIES: Mapping[str, Mapping[str, Field]] = {
     "/inspect": {"lora": _LORA},
-    "/convert": {"lora": _LORA, "to": ConvertRequest.fields()["dialect"]},
+    "/convert": {"lora": _LORA, "to": ConvertRequest.fields()["key_format"]},
     "/export": {
         "lora": _LORA, "trainer": ExportRequest.fields()["trainer"], "rank": ExportRequest.fields()["rank"],
     },
@@ -83,8 +83,8 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
         "model": TrustRequest.fields()["model"],
         "digest": _text("digest", "agree to run the code of exactly this digest; empty: only see it"),
     },
-    "/library/convert": {**_LORAS, "to": ConvertRequest.fields()["dialect"]},
-    "/library/mend": {**_LORAS, "consumer": RepairRequest.fields()["consumer"]},
+    "/library/convert": {**_LORAS, "to": ConvertRequest.fields()["key_format"]},
+    "/library/repair": {**_LORAS, "consumer": RepairRequest.fields()["consumer"]},
     "/library/rank": _LORAS,
     "/library/merge": {
         **_LORAS, "weights": Field("weights", float, True, False, MISSING, FieldInfo("one for each of them")),
@@ -96,7 +96,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
 
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {
     "/export": {"caption": ExportRequest.fields()["caption"]},
-    "/library/convert": {name: field for name, field in _offered(ConvertRequest).items() if name != "dialect"},
+    "/library/convert": {name: field for name, field in _offered(ConvertRequest).items() if name != "key_format"},
     "/library/rank": _offered(RankRequest),
     "/library/merge": _offered(MergeRequest),
 }

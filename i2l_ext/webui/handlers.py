@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from i2l_ext.service.uploads import received, split_crops, upload_folders
 from i2l_ext.webui import actions, gradio_versions, html
 from i2l_ext.webui.access import opened_locally
 from i2l_ext.webui.batch_pane import bind_batch
-from i2l_ext.webui.markup import error_line, quiet_line
+from i2l_ext.webui.markup import element, error_line, quiet_line
 from i2l_ext.webui.page_form import answer_errors, read_form
 from i2l_ext.webui.panes import RANKS, TRAIN_RANK, Components
 from i2l_ext.webui.rank_curve import show_rank_curve
 
 NOT_LOCAL = "Folders are taken only on a page that was opened on this machine, as localhost or 127.0.0.1."
 
-MAKE_FIELDS = ("strength", "rank", "dialect", "dtype", "description", "activation_text", "grey")
+MAKE_FIELDS = ("strength", "rank", "key_format", "dtype", "description", "activation_text", "grey")
 """Controls that are named like their field of MakeRequest."""
+
+ASKS_KEPT = 1000
+"""How many of the questions that pages asked are known again."""
 
 
 def bind_panes(service: Service, c: Components) -> None:
@@ -175,11 +179,17 @@ def _bind_jobs(service: Service, c: Components) -> None:
 
     controls = actions.acted_controls()
 
-    def act(request: gr.Request, target: str) -> list[Any]:
-        told = actions.act(service, target, opened_here=opened_locally(request.headers))
-        return [told.get(name, gr.update()) for name in controls]
+    taken: deque[str] = deque(maxlen=ASKS_KEPT)
 
-    gradio_versions.on(c["act"].click, act, [c["target"]], [c[name] for name in controls])
+    def act(request: gr.Request, target: str) -> list[Any]:
+        ask = str(read_form(target).get("ask", ""))[:64]
+        told: Mapping[str, Any] = {}
+        if ask not in taken:  # the page asks again until it is told that it was heard
+            taken.extend([ask] if ask else [])
+            told = actions.act(service, target, opened_here=opened_locally(request.headers))
+        return [element("i", data_i2l_taken=ask), *(told.get(name, gr.update()) for name in controls)]
+
+    gradio_versions.on(c["act"].click, act, [c["target"]], [c["taken"], *(c[name] for name in controls)])
 
 
 def _bind_lists(service: Service, c: Components) -> None:

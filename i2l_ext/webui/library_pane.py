@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from i2l_ext.converters.consumers import CONSUMERS
-from i2l_ext.converters.dialects import DIALECTS
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.service.library import PER_PAGE, SORTS, View
 from i2l_ext.service.service import Service
 from i2l_ext.webui.markup import Markup, action_button, element, error_line, format_bytes, join, quiet_line, value, word
@@ -82,7 +82,7 @@ def _card(row: Mapping[str, Any], thumbnail: str | None) -> Markup:
         return element("li", element("label", tick, picture, name), error_line(row["error"]))
     loading = [TITLES.get(id, id) for id, status in row["loads"].items() if status == "all"]
     facts = join(
-        value(" · ".join((row["model"], row["dialect"], format_bytes(row["bytes"])))), " · ", word("rank"), " ",
+        value(" · ".join((row["model"], row["key_format"], format_bytes(row["bytes"])))), " · ", word("rank"), " ",
         value(row["rank"]),
     )  # fmt: skip
     loads = join(word("loads_in"), " ", value(", ".join(loading))) if loading else word("loads_nowhere")
@@ -96,11 +96,11 @@ def _card(row: Mapping[str, Any], thumbnail: str | None) -> Markup:
 
 def _deeds(rows: list[dict[str, Any]]) -> Markup:
     """What is done with the ticked ones."""
-    mends = {id: TITLES.get(id, id) for row in rows for id in row.get("mends", ())}
+    repairable = {id: TITLES.get(id, id) for row in rows for id in row.get("repairs", ())}
     parts = [
-        join(_select("dialect", {one: one for one in DIALECTS}),
+        join(_select("key_format", {one: one for one in KEY_FORMATS}),
              action_button("convert", "shelf_convert")),
-        join(_select("consumer", mends), action_button("mend", "shelf_mend")) if mends else None,
+        join(_select("consumer", repairable), action_button("repair", "shelf_repair")) if repairable else None,
         join(_select("rank", {one: one for one in RESIZED}, "16"), action_button("resize", "shelf_resize")),
         action_button("merge", "shelf_merge"), action_button("make_anew", "shelf_anew", goto="make"),
         action_button("discard", "shelf_discard"),
@@ -161,11 +161,11 @@ def _does(act: Callable[[Service, Said], object]) -> Callable[[Service, Said], M
 LIBRARY_ACTIONS: Mapping[str, tuple[Callable[[Service, Said], Mapping[str, Any]], str]] = {
     "shelf": (_shelf, "library_error"),
     "shelf_convert": (
-        _does(lambda service, said: service.library.convert(_field(said, "file"), _one(said, "dialect"))),
+        _does(lambda service, said: service.library.convert(_field(said, "file"), _one(said, "key_format"))),
         "library_error",
     ),
-    "shelf_mend": (
-        _does(lambda service, said: service.library.mend(_field(said, "file"), _one(said, "consumer"))),
+    "shelf_repair": (
+        _does(lambda service, said: service.library.repair(_field(said, "file"), _one(said, "consumer"))),
         "library_error",
     ),
     "shelf_resize": (

@@ -10,7 +10,7 @@ import gradio as gr
 from i2l_ext.image_plugins import accepted_types
 from i2l_ext.requests import ExportRequest
 from i2l_ext.service.service import Service
-from i2l_ext.service.settings import AS_MADE, DIALECT_CHOICES, DTYPE_CHOICES, SETTINGS, Setting
+from i2l_ext.service.settings import AS_MADE, DTYPE_CHOICES, KEY_FORMAT_CHOICES, SETTINGS, Setting
 from i2l_ext.webui import consent_views, html
 from i2l_ext.webui.batch_pane import batch_pane
 from i2l_ext.webui.library_pane import library_pane
@@ -62,7 +62,7 @@ def make_pane(service: Service, c: Components) -> None:
                 _add(c, gr.Slider, "strength", minimum=0.1, maximum=2.0, step=0.05, value=1.0)
                 with gr.Row():
                     _add(c, gr.Dropdown, "rank", choices=list(RANKS), value=AS_MADE)
-                    _add(c, gr.Dropdown, "dialect", choices=list(DIALECT_CHOICES), value=option("i2l_dialect"))
+                    _add(c, gr.Dropdown, "key_format", choices=list(KEY_FORMAT_CHOICES), value=option("i2l_key_format"))
                     _add(c, gr.Dropdown, "dtype", choices=list(DTYPE_CHOICES), value=option("i2l_dtype"))
                 _add(c, gr.Textbox, "subfolder", lines=1, value=option("i2l_subfolder"))
                 _add(c, gr.Textbox, "description", lines=2)
@@ -98,7 +98,7 @@ def inspect_pane(service: Service, c: Components) -> None:
             _html(c, "inspect_drop", html.drop_zone("inspect_drop", "drop_lora", accept=".safetensors"))
         with gr.Column(min_width=MIN_COLUMN):
             _button(c, "inspect", "primary")
-            _add(c, gr.Dropdown, "convert_to", choices=list(DIALECT_CHOICES), value=DIALECT_CHOICES[0])
+            _add(c, gr.Dropdown, "convert_to", choices=list(KEY_FORMAT_CHOICES), value=KEY_FORMAT_CHOICES[0])
             _button(c, "convert")
             _button(c, "reload_list")
     for id in ("inspect_error", "inspect_activity", "inspect_repaired", "convert_result", "inspect_result"):

@@ -43,7 +43,8 @@ def show_make(job: Job, earlier: Sequence[Job], host: Host) -> Markup:
     time = join(took, join(" · ", word("cached"), ": ", value(len(cached))) if cached else None)
     rows = facts(
         ("file", value(result["file"])), ("size", value(format_bytes(result["bytes"]))),
-        ("rank", value(result["rank"])), ("modules", value(result["modules"])), ("dialect", value(result["dialect"])),
+        ("rank", value(result["rank"])), ("modules", value(result["modules"])),
+        ("key_format", value(result["key_format"])),
         ("time", time), *_loss(result), *([("grey", value(result["grey"]))] if result.get("grey") else []),
     )  # fmt: skip
     body = element("div", element("h3", value(result["name"])), _prompt(job, host), rows, class_="i2l-made")
@@ -113,7 +114,7 @@ def _loaders(check: Mapping[str, Any] | None, arch: str, job: str, pane: str) ->
         return element("p", word("mini_loads") if of_mini else word_of(check["caution"]), class_="i2l-loaders")
     groups: dict[str, list[str]] = {"loads": [], "loads_converted": [], "loads_not": []}
     for one in check["consumers"]:
-        key = "loads" if one["status"] == "all" else "loads_converted" if one.get("mend") else "loads_not"
+        key = "loads" if one["status"] == "all" else "loads_converted" if one.get("repair") else "loads_not"
         groups[key].append(one["title"])
     line = [
         element("span", value(", ".join(titles)), ": ", word(key), class_="i2l-loads")
@@ -129,7 +130,7 @@ def _consumers(check: Mapping[str, Any], job: str, pane: str) -> Markup:
     for one in check["consumers"]:
         verdict = join(word_of(one["status"]), *([": ", word_of(one["detail"])] if one["detail"] else []))
         repair = None
-        if one.get("mend"):
+        if one.get("repair"):
             repair = action_button("repair_for", "repair", named=one["title"], job=job, consumer=one["consumer"],
                                    pane=pane)  # fmt: skip
         rows.append((element("b", value(one["title"])), verdict, repair))
@@ -142,7 +143,7 @@ def show_inspect(job: Job) -> Markup:
     ranks = ", ".join(f"{rank} ({count})" for rank, count in result["ranks"].items())
     finite = value("?") if result["finite"] is None else word("yes" if result["finite"] else "no")
     pairs: list[tuple[str, object]] = [
-        ("architecture", value(result["arch"])), ("dialect", value(result["dialect"])),
+        ("architecture", value(result["arch"])), ("key_format", value(result["key_format"])),
         ("modules", value(result["modules"])), ("rank", value(ranks)), ("dtype", value(result["dtype"])),
         ("finite", finite),
     ]  # fmt: skip

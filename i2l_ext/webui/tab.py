@@ -1,4 +1,4 @@
-"""The tab: its layout, and the buttons that every page polls and cancels with."""
+"""The tab: its layout, and the button that every page polls with."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def build_tab(service: Service) -> Components:
         with gr.Group(elem_id="i2l_hidden"):
             for id in ("form", "target", "uploaded"):
                 c[id] = gr.Textbox(value="", label=id, elem_id=f"i2l_{id}")
-            for id in ("poll", "cancel", "take", "take_group", "act"):
+            for id in ("poll", "take", "take_group", "act"):
                 c[id] = gr.Button(id, elem_id=f"i2l_{id}")
             c["tips"] = gr.HTML(html.tips(), elem_id="i2l_tips")
+            c["taken"] = gr.HTML("", elem_id="i2l_taken")
             c["words"] = gr.HTML(translations(service.host.language()))
     c["seen"] = gr.State({})
     for component in c.values():
@@ -53,13 +54,8 @@ def _bind_polls(service: Service, c: Components) -> None:
     def poll(seen: dict[str, Any], form: str) -> list[Any]:
         return answer_poll(service, dict(seen or {}), form, controls)
 
-    def cancel(target: str, seen: dict[str, Any], form: str) -> list[Any]:
-        service.queue.cancel(target)
-        return poll(seen, form)
-
     outputs = [c["seen"], *(c[name] for name in controls)]
     gradio_versions.on(c["poll"].click, poll, [c["seen"], c["form"]], outputs)
-    gradio_versions.on(c["cancel"].click, cancel, [c["target"], c["seen"], c["form"]], outputs)
 
 
 def answer_poll(service: Service, seen: dict[str, Any], form: str, controls: list[str]) -> list[Any]:

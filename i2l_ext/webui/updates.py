@@ -23,7 +23,7 @@ from i2l_ext.webui.library_pane import library_news
 from i2l_ext.webui.rank_curve import show_rank_curve
 from i2l_ext.webui.training_view import show_run
 
-DEFAULTS = {"i2l_dialect": "dialect", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
+DEFAULTS = {"i2l_key_format": "key_format", "i2l_dtype": "dtype", "i2l_subfolder": "subfolder"}
 """Setting -> the control of the Make pane that begins with its value."""
 
 Show = Callable[[Job, Service, Mapping[str, Any]], str | None]
@@ -32,7 +32,7 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
     "make": ("make_result", lambda job, service, form: results.show_make(job, _earlier(service, job), service.host)),
     "inspect": ("inspect_result", lambda job, service, form: results.show_inspect(job)),
     "convert": ("convert_result", lambda job, service, form: results.show_file(job)),
-    "mend": ("{pane}_repaired", lambda job, service, form: results.show_repair(job, service.host)),
+    "repair": ("{pane}_repaired", lambda job, service, form: results.show_repair(job, service.host)),
     "batch": ("batch_result", lambda job, service, form: show_batch(job)),
     "rank": ("library_result", lambda job, service, form: results.show_file(job)),
     "merge": ("library_result", lambda job, service, form: results.show_file(job)),
@@ -50,8 +50,8 @@ RESULTS: Mapping[str, tuple[str, Show]] = {
 """Kind of job -> the block that shows its result, and how; ``{pane}`` is where it was asked for."""
 
 PANES_OF = {
-    "make": "make", "mend": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train", "export": "train",
-    "run": "train",
+    "make": "make", "repair": "inspect", "inspect": "inspect", "convert": "inspect", "curve": "train",
+    "export": "train", "run": "train",
     "download": "models", "verify": "models", "doctor": "models", "rank": "library", "merge": "library",
     "discard": "library", "batch": "batch", "trust": "models", "setup_plan": "models", "setup": "models",
 }  # fmt: skip
@@ -131,7 +131,7 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
                 continue
             shown = show(done[-1], service, form)
             told |= {} if shown is None else {block.format(pane=panes[done[-1].id]): shown}
-    for block, kinds in {"make_repaired": ("make", "mend"), "inspect_repaired": ("inspect", "mend")}.items():
+    for block, kinds in {"make_repaired": ("make", "repair"), "inspect_repaired": ("inspect", "repair")}.items():
         if [job.kind for job in ended if job.state == "done" and job.kind in kinds][-1:] == [kinds[0]]:
             told[block] = ""  # it was of another LoRA
     return told

@@ -116,22 +116,25 @@ def test_a_refusal_names_the_picture(place, open_page, pictures):
 
 def test_a_mended_lora_keeps_its_preview(place, open_page):
     page = open_page()
-    qwen_lora(place.lora / "mend_me.safetensors")
-    (place.lora / "mend_me.preview.png").write_bytes(next(place.lora.glob("*.preview.png")).read_bytes())
+    qwen_lora(place.lora / "repair_me.safetensors")
+    (place.lora / "repair_me.preview.png").write_bytes(next(place.lora.glob("*.preview.png")).read_bytes())
     pane(page, "Library")
     page.locator("#i2l_library_list button", has_text="Look again").click()
-    page.locator('#i2l_library_list input[value="mend_me.safetensors"]').check()
+    page.locator('#i2l_library_list input[value="repair_me.safetensors"]').check()
     page.locator('#i2l_library_list select[name="consumer"]').select_option("musubi-tuner")
     page.locator("#i2l_library_list [data-i2l=act]", has_text="Repair").click()
-    page.locator("#i2l_library_repaired b", has_text="mend_me-musubi-tuner").first.wait_for()
-    assert (place.lora / "mend_me-musubi-tuner.preview.png").is_file()
+    page.locator("#i2l_library_repaired b", has_text="repair_me-musubi-tuner").first.wait_for()
+    assert (place.lora / "repair_me-musubi-tuner.preview.png").is_file()
 
 
 def test_the_built_in_models_offer_no_download(place, open_page):
     page = open_page()
-    for where in ("#i2l_models .i2l-try .i2l-model", "#i2l_catalogue .i2l-model-row"):
+    places = {"Make": "#i2l_models .i2l-try .i2l-model", "Models": "#i2l_catalogue .i2l-model-row"}
+    for title, where in places.items():
+        pane(page, title)  # gradio 6 draws a pane when it is opened
         rows = page.locator(where).filter(has_text="mini")
-        assert rows.count() and rows.filter(has_text="Download").count() == 0
+        rows.first.wait_for(state="attached")
+        assert rows.filter(has_text="Download").count() == 0
         assert rows.filter(has_text="ready").count() == rows.count()
 
 

@@ -152,6 +152,32 @@ def test_a_theme_without_gradios_colours(place, open_page, pictures):
         assert page.evaluate(CONTRAST)["found"] == []
 
 
+POINTED = """button:hover {background-color: #1f7a7a}
+    button:hover span {color: #fff}
+    .tab-nav button:is(.selected, :hover), [role=tab]:is([aria-selected=true], :hover) {
+        background-color: #1f7a7a; color: #fff}
+    * {transition: none !important}"""
+"""What that theme says of buttons under the pointer and of a chosen pane: a ground of its own, and a text for it."""
+
+
+@pytest.mark.short
+def test_what_is_pointed_at_can_be_read(place, open_page, pictures):
+    page = open_page()
+    drop(page, pictures[:1])
+    wrong = []
+    for bare in (False, True):
+        if bare:
+            page.evaluate(BARE, False)
+        page.add_style_tag(content=POINTED)
+        for title in ("Several styles", "Make"):
+            pane(page, title)
+            buttons = page.locator("#i2l button:visible:enabled").all()
+            for button in {button.get_attribute("class"): button for button in buttons}.values():  # one of each kind
+                button.hover(force=True)
+                wrong += [(bare, *one) for one in page.evaluate(CONTRAST)["found"]]
+    assert wrong == [], "\n".join(map(str, wrong))
+
+
 @pytest.mark.skipif(not IMAGES, reason="it takes pictures, where I2L_SCREENSHOTS names a folder for them")
 def test_pictures_for_the_documentation(place, open_page, pictures):
     """I2L_SCREENSHOTS=docs/images python install.py browser tests/browser -k documentation"""

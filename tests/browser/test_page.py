@@ -122,6 +122,18 @@ def test_a_button_that_is_drawn_anew_at_once_keeps_the_keyboard(place, open_page
 
 
 @pytest.mark.short
+def test_two_buttons_at_once_are_both_heard(place, open_page):
+    page = open_page()
+    pane(page, "Models")
+    page.locator("#i2l_catalogue .i2l-model-row button").first.wait_for()
+    pane(page, "Make")
+    page.evaluate("""for (const place of ["#i2l_models .i2l-model", "#i2l_catalogue .i2l-model-row"])
+        document.querySelector(place + " [data-i2l=act]").click()""")
+    for offer in ("make", "models"):
+        page.locator(f"#i2l_{offer}_offer .i2l-offer").wait_for(state="attached", timeout=30_000)
+
+
+@pytest.mark.short
 def test_a_model_that_is_absent_is_downloaded_where_make_is_pressed(place, open_page, pictures):
     page = open_page()
     drop(page, pictures[:1])

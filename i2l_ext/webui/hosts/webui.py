@@ -31,6 +31,7 @@ class WebUIHost:
     credential_flags: ClassVar = ("api_auth", "gradio_auth")
     credential_files: ClassVar = ("gradio_auth_path",)
     language_option: ClassVar = "localization"
+    lora_flag: ClassVar = "lora_dir"
 
     @classmethod
     def is_running(cls) -> bool:
@@ -56,8 +57,8 @@ class WebUIHost:
         return "" if named in ("None", "Auto") else named
 
     def lora_folder(self) -> Path:
-        named = self.option("i2l_lora_folder")
-        return Path(named or getattr(self._shared.cmd_opts, "lora_dir", None) or self._models() / "Lora").absolute()
+        named = self.option("i2l_lora_folder") or getattr(self._shared.cmd_opts, self.lora_flag, None)
+        return Path(named or self._models() / "Lora").absolute()
 
     def lora_folders(self) -> list[Path]:
         return [self.lora_folder()]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from modules import shared
 
+KEEPS = shared.FLAVOUR == "a1111"
 moves = []
 """What became of the checkpoint, in order."""
 
@@ -25,12 +26,12 @@ model_data = ModelData()
 
 
 def unload_model_weights(sd_model=None, info=None, op=None):
-    model = sd_model or (shared.sd_model if shared.FLAVOUR == "a1111" else model_data.sd_model)
-    model.device = "cpu" if shared.FLAVOUR == "a1111" else None
+    model = sd_model or (shared.sd_model if KEEPS else model_data.sd_model)
+    model.device = "cpu" if KEEPS else None
     moves.append("unloaded")
 
 
 def send_model_to_device(model):
-    if shared.FLAVOUR == "a1111":
+    if KEEPS:
         model.device = "cuda"
     moves.append("sent")

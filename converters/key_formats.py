@@ -1,7 +1,7 @@
-"""Dialects, for users "key formats": how each program names the factors of a LoRA.
+"""Key formats: how each program names the factors of a LoRA.
 
 A key is PREFIX + MODULE + SUFFIX. Prefixes and suffixes are tables; the modules are those of an architecture, with
-dots or with underscores. `keys.py` reads every combination; the dialects in `DIALECTS` are also written.
+dots or with underscores. `keys.py` reads every combination; the key formats in `KEY_FORMATS` are also written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Dialect:
+class KeyFormat:
     """One way to write the keys of a LoRA.
 
     ``down``, ``up``, ``alpha``: suffixes. ``dotted``: the module's name keeps its dots. ``native``: it is the name in
@@ -28,7 +28,7 @@ class Dialect:
     readers: str = ""
 
     def keys(self, path: str) -> tuple[str, str, str | None]:
-        """The keys of a module's down factor, up factor and alpha (None if the dialect has none)."""
+        """The keys of a module's down factor, up factor and alpha (None if the key format has none)."""
         stem = self.prefix + (path if self.dotted else path.replace(".", "_"))
         return stem + self.down, stem + self.up, stem + self.alpha if self.alpha else None
 
@@ -36,17 +36,17 @@ class Dialect:
 _PEFT = (".lora_A.weight", ".lora_B.weight")
 _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
 
-DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect
-    for dialect in (
-        Dialect(
+KEY_FORMATS: dict[str, KeyFormat] = {
+    key_format.name: key_format
+    for key_format in (
+        KeyFormat(
             "webui", "diffusion_model.", *_PEFT, readers="Forge Neo, ComfyUI, ai-toolkit, DiffSynth-Studio, diffusers"
         ),
-        Dialect("kohya", "lora_unet_", *_KOHYA, dotted=False, readers="musubi-tuner, sd-scripts, ComfyUI"),
-        Dialect("diffusers", "transformer.", *_PEFT, readers="diffusers, PEFT, ai-toolkit, Forge Neo, ComfyUI"),
-        Dialect("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight", readers="DiffSynth-Studio"),
-        Dialect("webui-fused", "diffusion_model.", *_PEFT, native=True, readers="ai-toolkit for FLUX.2, ComfyUI"),
-        Dialect(
+        KeyFormat("kohya", "lora_unet_", *_KOHYA, dotted=False, readers="musubi-tuner, sd-scripts, ComfyUI"),
+        KeyFormat("diffusers", "transformer.", *_PEFT, readers="diffusers, PEFT, ai-toolkit, Forge Neo, ComfyUI"),
+        KeyFormat("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight", readers="DiffSynth-Studio"),
+        KeyFormat("webui-fused", "diffusion_model.", *_PEFT, native=True, readers="ai-toolkit for FLUX.2, ComfyUI"),
+        KeyFormat(
             "kohya-fused",
             "lora_unet_",
             *_KOHYA,
@@ -60,12 +60,12 @@ DIALECTS: dict[str, Dialect] = {
 whose q, k and v they write as one layer."""
 DEFAULT = "webui"
 
-VARIANTS: tuple[Dialect, ...] = (
-    Dialect("flymyai", "transformer.", ".lora.down.weight", ".lora.up.weight"),
-    Dialect("bare", "", *_PEFT),
-    Dialect("peft", "base_model.model.", *_PEFT),
-    Dialect("lycoris", "lycoris_", *_KOHYA, dotted=False),
-    Dialect("videox-fun", "lora_unet__", *_KOHYA, dotted=False),
+VARIANTS: tuple[KeyFormat, ...] = (
+    KeyFormat("flymyai", "transformer.", ".lora.down.weight", ".lora.up.weight"),
+    KeyFormat("bare", "", *_PEFT),
+    KeyFormat("peft", "base_model.model.", *_PEFT),
+    KeyFormat("lycoris", "lycoris_", *_KOHYA, dotted=False),
+    KeyFormat("videox-fun", "lora_unet__", *_KOHYA, dotted=False),
 )
 """Those that are read only but have a name. Any other combination of prefix and suffix is called "other"."""
 

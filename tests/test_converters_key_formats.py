@@ -1,4 +1,4 @@
-"""Every dialect to every other, through every variant that is read; and what is refused by name."""
+"""Every key format to every other, through every variant that is read; and what is refused by name."""
 
 import itertools
 import re
@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2l_ext.converters import dialects, files
+from i2l_ext.converters import files, key_formats
 from i2l_ext.converters import keys as key_names
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, QWEN_IMAGE, Z_IMAGE
-from i2l_ext.converters.dialects import DIALECTS, PREFIXES
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.key_formats import KEY_FORMATS, PREFIXES
 from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import Lora
 from spellings import QWEN, Spelling, Z
@@ -77,23 +77,25 @@ def test_every_variant_names_every_module(prefix):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=lambda arch: arch.id)
-@pytest.mark.parametrize("dialect", [*DIALECTS.values(), *dialects.VARIANTS], ids=lambda dialect: dialect.name)
-def test_a_dialect_is_called_by_its_name(arch, dialect):
-    if dialect.native:
+@pytest.mark.parametrize(
+    "key_format", [*KEY_FORMATS.values(), *key_formats.VARIANTS], ids=lambda key_format: key_format.name
+)
+def test_a_key_format_is_called_by_its_name(arch, key_format):
+    if key_format.native:
         return  # its names are made when a file is written: test_fused below
-    shapes = keys(arch, arch.modules, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
-    assert parse_keys(shapes, "f").dialect == dialect.name
+    shapes = keys(arch, arch.modules, key_format.prefix, key_format.down, key_format.up, flat=not key_format.dotted)
+    assert parse_keys(shapes, "f").key_format == key_format.name
 
 
 @settings(deadline=None)
-@given(st.sets(st.sampled_from(sorted(MINI.modules)), min_size=1), st.sampled_from(sorted(DIALECTS)))
+@given(st.sets(st.sampled_from(sorted(MINI.modules)), min_size=1), st.sampled_from(sorted(KEY_FORMATS)))
 def test_any_subset_is_recognised(paths, name):
-    dialect = DIALECTS[name]
-    shapes = keys(MINI, paths, dialect.prefix, dialect.down, dialect.up, flat=not dialect.dotted)
+    key_format = KEY_FORMATS[name]
+    shapes = keys(MINI, paths, key_format.prefix, key_format.down, key_format.up, flat=not key_format.dotted)
     reading = parse_keys(shapes, "f")
     assert reading.arch is MINI
     assert set(reading.slots) == paths
-    assert reading.dialect in {name, name.removesuffix("-fused")}
+    assert reading.key_format in {name, name.removesuffix("-fused")}
 
 
 def save(path, tensors):
@@ -120,7 +122,7 @@ def write(arch, modules, path, prefix, down, up, *, flat=False, alphas=None):
     rank=st.integers(1, 5),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     alpha=st.sampled_from([None, 0.5, 1.0, 3.0, -1.0, "rank", "half"]),
-    to=st.lists(st.sampled_from(sorted(DIALECTS)), min_size=1, max_size=3),
+    to=st.lists(st.sampled_from(sorted(KEY_FORMATS)), min_size=1, max_size=3),
 )
 def test_delta_is_the_same_after_any_chain(tmp_path_factory, paths, prefix, suffixes, flat, rank, dtype, alpha, to):
     folder = tmp_path_factory.mktemp("chain")
@@ -130,8 +132,8 @@ def test_delta_is_the_same_after_any_chain(tmp_path_factory, paths, prefix, suff
     path = write(
         MINI, modules, folder / "0", prefix, *suffixes, flat=flat, alphas=alpha and dict.fromkeys(paths, alpha)
     )
-    for step, dialect in enumerate(to):
-        Lora.read(path).save(folder / f"{step + 1}", dialect)
+    for step, key_format in enumerate(to):
+        Lora.read(path).save(folder / f"{step + 1}", key_format)
         path = folder / f"{step + 1}"
     lora = Lora.read(path)
     assert set(lora.specs) == paths
@@ -164,7 +166,7 @@ def test_alpha_is_a_scalar_in_float32_and_equals_the_rank(tmp_path):
     assert all(alpha.shape == () and alpha.dtype == torch.float32 and alpha == 3 for alpha in alphas)
 
 
-@pytest.mark.parametrize("name", [name for name in DIALECTS if not name.startswith("kohya")])
+@pytest.mark.parametrize("name", [name for name in KEY_FORMATS if not name.startswith("kohya")])
 def test_no_alpha_where_a_reader_would_misread_it(tmp_path, name):
     lora = Lora.of(MINI, {path: pair(MINI, path) for path in MINI.i2l_modules})
     lora.save(tmp_path / "f", name)
@@ -210,7 +212,7 @@ def test_fused_qkv_both_ways(tmp_path, shared, missing):
         expected = act(*modules[path]) if path in modules else torch.zeros(3840, 3, dtype=torch.float64)
         assert torch.allclose(whole[3840 * index : 3840 * (index + 1)], expected, rtol=1e-12, atol=1e-12)
     back = Lora.read(tmp_path / "fused")
-    assert parse_keys(files.TensorFile(tmp_path / "fused").header.shapes, "f").dialect == "kohya-fused"
+    assert parse_keys(files.TensorFile(tmp_path / "fused").header.shapes, "f").key_format == "kohya-fused"
     back.save(tmp_path / "split", "kohya")
     split = Lora.read(tmp_path / "split")
     for path, (a, b) in modules.items():
@@ -251,7 +253,7 @@ def test_of_a_layer_that_stands_fused_and_split_the_split_one_is_taken(tmp_path,
     lora = Lora.read(tmp_path / "f")
     reading = lora.read_from.reading
     assert sorted(reading.doubled) == sorted(stem + key for key in fused)
-    assert reading.dialect == "kohya" and not reading.collisions and not reading.foreign
+    assert reading.key_format == "kohya" and not reading.collisions and not reading.foreign
     for path in QKV:
         assert torch.equal(lora.delta(path), modules[path][1].float() @ modules[path][0].float())
 
@@ -263,15 +265,15 @@ def test_what_is_only_in_the_fused_layer_is_taken_from_there():
     assert not reading.doubled and not reading.halves
 
 
-def test_mixed_dialects_are_read_where_no_module_is_twice(tmp_path):
+def test_mixed_key_formats_are_read_where_no_module_is_twice(tmp_path):
     first, second, *_ = MINI.i2l_modules
     shapes = keys(MINI, [first], "diffusion_model.", *PAIRS[0]) | keys(
         MINI, [second], "lora_unet_", *PAIRS[3], flat=True
     )
     reading = parse_keys(shapes, "f")
-    assert reading.dialect == "mixed"
-    assert reading.dialects == {"webui": 2, "kohya": 2}
-    assert {slot.dialect for slot in reading.slots.values()} == {"webui", "kohya"}
+    assert reading.key_format == "mixed"
+    assert reading.key_formats == {"webui": 2, "kohya": 2}
+    assert {slot.key_format for slot in reading.slots.values()} == {"webui", "kohya"}
     collision = shapes | keys(MINI, [first], "transformer.", *PAIRS[0])
     assert [path for path, *_ in parse_keys(collision, "f").collisions] == [first]
     save(tmp_path / "f", {key: torch.ones(shape) for key, shape in collision.items()})
@@ -293,7 +295,7 @@ def test_names_that_a_converter_or_compiler_left_are_read(spelled, path):
     stem = f"diffusion_model.{spelled}.lora_"
     reading = parse_keys({stem + "A.weight": (2, d_in), stem + "B.weight": (d_out, 2)}, "f")
     assert list(reading.slots) == [path]
-    assert reading.dialect == "other"  # no program that reads webui knows the name
+    assert reading.key_format == "other"  # no program that reads webui knows the name
 
 
 def test_two_adapters_in_one_file_are_told_and_not_mixed(tmp_path):
