@@ -10,12 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from i2l_ext.commands.lora_files import export_lines
 from i2l_ext.converters import UserError
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.export import export
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.operations import Context
-from i2l_ext.operations.lora_files import export_lora
+from i2l_ext.operations.lora_files import ExportResult, export_lora
 from i2l_ext.requests import ExportRequest
 from test_trainers import read_config, style
 
@@ -212,3 +213,49 @@ def test_a_changed_upload_is_not_taken(made, tmp_path):
         path.write_bytes(path.read_bytes() + b"more")
     told = export_lora(ExportRequest(made, "musubi-tuner", 2, tmp_path / "out"), Context()).written
     assert told.pictures == 0 and "path/to/dataset" in (tmp_path / "out/dataset.toml").read_text()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_users_own_captions_are_the_prompts(tmp_path, trainer):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.jpg", "b.png", "c.png"):
+        Image.new("RGB", (30, 20), "red").save(pictures / name)
+    (pictures / "a.txt").write_bytes("\ufeffa red wall,\nat noon – 图\n".encode())
+    (pictures / "b.txt").write_text("")
+    style(MINI).save(tmp_path / "style.safetensors")
+    (tmp_path / "style.json").write_text(json.dumps({"activation text": "my word"}))
+
+    def prompts(folder, **more):
+        request = ExportRequest(tmp_path / "style.safetensors", trainer, 2, folder, pictures=(pictures,), **more)
+        told = export_lora(request, Context()).written
+        said = "\n".join(export_lines(ExportResult(told)))
+        if trainer == "diffsynth":
+            found = [row["prompt"] for row in json.loads((folder / "metadata.json").read_text(encoding="utf-8"))]
+        else:
+            texts = sorted(Path(told.dataset).glob("*.txt"))
+            found = [text.read_text(encoding="utf-8") for text in texts] or values_of(folder)["PROMPT"]
+        return found, told.captions, said
+
+    found, count, said = prompts(tmp_path / "own")
+    assert count == 2
+    if trainer == "diffusers":
+        assert found == "my word" and "your 2 captions are not used" in said
+    else:
+        assert found == ["a red wall,\nat noon – 图", "", "my word"]
+        assert "2 with the caption that lay beside them as a .txt file, 1 with the prompt `my word`" in said
+    found, count, said = prompts(tmp_path / "asked", caption="x")
+    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and " caption" not in said
+
+
+@pytest.mark.parametrize(("data", "match"), [(b"\xff\xfe\x00a", "is not UTF-8"), (b"a" * 20_000, "too long")])
+def test_a_caption_that_is_none_is_told_by_its_name(tmp_path, data, match):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_bytes(data)
+    style(MINI).save(tmp_path / "style.safetensors")
+    request = ExportRequest(
+        tmp_path / "style.safetensors", "musubi-tuner", 2, tmp_path / "out", pictures=(tmp_path / "a.jpg",)
+    )
+    with pytest.raises(UserError, match=rf"a\.txt: .*{match}"):
+        export_lora(request, Context())
+    assert not (tmp_path / "out").exists()

@@ -60,12 +60,18 @@ NONCHARACTERS = "\ufffe\uffff"
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of a training run: JPEG and PNG files ``names`` in ``folder`` (absolute). ``caption``: what the
-    prompt of each is, a trigger word, or "" for none. Without ``names`` the user is to fill the folder in."""
+    """The pictures of a training run: JPEG and PNG files ``names`` in ``folder`` (absolute). ``captions``: the prompts
+    of those that have their own; ``caption``: what the prompt of the others is, a trigger word, or "" for none. Without
+    ``names`` the user is to fill the folder in."""
 
     folder: Path = Path(TODO, "dataset")
     names: tuple[str, ...] = ()
     caption: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def prompt(self, name: str) -> str:
+        """Of the picture ``name``."""
+        return self.captions.get(name, self.caption)
 
     def repeats(self, epochs: int) -> int:
         """How often each picture is to be shown in one of ``epochs``, so that all make about `STEPS`."""

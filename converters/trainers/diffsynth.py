@@ -71,7 +71,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --lora_rank {start.rank} --lora_checkpoint $INIT --use_gradient_checkpointing --find_unused_parameters"""
     texts = {"train.py": training_script("DiffSynth-Studio", places, [command], values)}
     if data.names:
-        rows = [{"image": name, "prompt": data.caption} for name in data.names]
+        rows = [{"image": name, "prompt": data.prompt(name)} for name in data.names]
         texts["metadata.json"] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     return texts
 

@@ -147,7 +147,7 @@ def write_lines(result: WriteResult) -> list[str]:
 
 def export_lines(result: ExportResult) -> list[str]:
     """The start folder, and what its read-me says."""
-    from i2l_ext.converters.export import readme
+    from i2l_ext.converters.start_folder import readme
     from i2l_ext.converters.trainers import TRAINERS
 
     written = result.written

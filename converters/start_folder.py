@@ -1,0 +1,123 @@
+"""What a start folder is, and what its read-me tells."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .trainers import Trainer
+from .trainers.base import TODO
+
+RUN = "train.py"
+"""The script that starts a training."""
+
+BALANCE = (
+    "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
+    "Learning rate: a third of what you use for a fresh LoRA. Keep early steps too: the best may come soon."
+)
+
+SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
+
+
+@dataclass(frozen=True)
+class StartFolder:
+    """A start folder that was written.
+
+    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
+    command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
+    run. ``pictures``: number of those in the folder ``dataset``; ``captions``: how many of them have
+    a prompt of their own, and ``caption``: that of the others. ``bases``: part of
+    the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what
+    was not. ``key_format``: of its keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind
+    -> number of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of
+    modules of the file that the trainer cannot train. ``kept``:
+    kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
+    the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
+    `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.
+    """
+
+    trainer: str
+    arch: str
+    folder: str
+    init: str
+    run: str
+    start: str
+    name: str
+    rank: int
+    modules: int
+    filled: int
+    fresh: dict[str, int]
+    left_out: dict[str, int]
+    kept: dict[str, float]
+    error: float
+    fresh_rows: str = "kaiming"
+    caution: str = ""
+    files: tuple[str, ...] = ()
+    dataset: str = ""
+    pictures: int = 0
+    caption: str = ""
+    captions: int = 0
+    bases: dict[str, str] = field(default_factory=dict)
+    downloads: bool = True
+    key_format: str = ""
+
+    def json(self) -> dict[str, object]:
+        """For programs: plain values only."""
+        return asdict(self)
+
+
+def readme(trainer: Trainer, written: StartFolder) -> str:
+    """The text of README.md, for the person who opens the folder."""
+    lines = [
+        f"# Start folder for {trainer.title}",
+        "",
+        *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
+        f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
+        f"{written.key_format} keys.",
+        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
+        f"Pictures: {_pictures_line(trainer, written)}",
+        f"Base model: {_base_line(trainer, written)}.",
+        f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
+        BALANCE,
+        *([f"Fresh modules added: {written.filled}."] if written.filled else []),
+        *(
+            [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
+            if written.fresh
+            else []
+        ),
+        *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
+        *trainer.notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pictures_line(trainer: Trainer, written: StartFolder) -> str:
+    if not written.pictures:
+        where = "in the .txt file beside it" if trainer.captions else "in train.py"
+        return (
+            f"none were found. Name their folder in place of `{TODO}/dataset`; {trainer.title} gives each the prompt "
+            f"{where}."
+        )
+    words = f"the prompt `{written.caption}`" if written.caption else "an empty prompt"
+    own = f"{written.captions} with the caption that lay beside them as a .txt file"
+    if written.captions and trainer.captions:
+        others = written.pictures - written.captions
+        said = own + (f", {others} with {words}" if others else "")
+    else:
+        said = f"each has {words}"
+        if written.captions:
+            said += f". {trainer.title} has one prompt for all, so your {written.captions} captions are not used"
+    how = ", in a text file beside it" if trainer.captions else ""
+    return f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+
+
+def _base_line(trainer: Trainer, written: StartFolder) -> str:
+    if written.bases:
+        return ", ".join(f"`{path}`" for path in written.bases.values())
+    return "not found on this machine; " + (
+        f"{trainer.title} downloads it" if trainer.downloads else f"fill in the paths that begin with `{TODO}`"
+    )
+
+
+def _listed(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
