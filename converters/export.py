@@ -90,7 +90,9 @@ def export(
     data = Dataset(caption=caption)
     if pictures:
         data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption, captions or {})
-    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}))
+    start = TrainingStart(
+        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate
+    )
     if fill:
         start = _filled(start, support, _fillable(lora, exported, by_default))
     row_norm = FRESH_ROWS[trainer.fresh_rows]
@@ -130,6 +132,8 @@ def export(
             kept=resizer.effect_kept(),
             error=error,
             fresh_rows=trainer.fresh_rows,
+            learning_rate=start.learning_rate,
+            fresh_rate=support.fresh_rate,
             caution=lora.arch.caution,
             files=tuple(texts),
             dataset=str(data.folder) if data.names else "",

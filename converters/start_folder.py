@@ -13,7 +13,7 @@ RUN = "train.py"
 
 BALANCE = (
     "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
-    "Learning rate: a third of what you use for a fresh LoRA. Keep early steps too: the best may come soon."
+    "Keep early steps too: the best may come soon."
 )
 
 SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
@@ -33,7 +33,8 @@ class StartFolder:
     modules of the file that the trainer cannot train. ``kept``:
     kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
     the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
-    `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.
+    `FRESH_ROWS`. ``learning_rate``: to begin with, as the texts have it; ``fresh_rate``: of
+    a fresh LoRA there. ``caution``: why no real model can be trained from it, or empty.
     """
 
     trainer: str
@@ -51,6 +52,8 @@ class StartFolder:
     kept: dict[str, float]
     error: float
     fresh_rows: str = "kaiming"
+    learning_rate: float = 0.0
+    fresh_rate: float = 0.0
     caution: str = ""
     files: tuple[str, ...] = ()
     dataset: str = ""
@@ -78,7 +81,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         f"Pictures: {_pictures_line(trainer, written)}",
         f"Base model: {_base_line(trainer, written)}.",
         f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
-        BALANCE,
+        f"{_rate_line(trainer, written)} {BALANCE}",
         *([f"Fresh modules added: {written.filled}."] if written.filled else []),
         *(
             [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
@@ -89,6 +92,15 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         *trainer.notes,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rate_line(trainer: Trainer, written: StartFolder) -> str:
+    file, name = trainer.rate_place
+    fresh = f"{written.fresh_rate:.0e}".replace("e-0", "e-")
+    return (
+        f"Learning rate: begin with {written.learning_rate}, which stands in `{file}` as `{name}`. That is already a "
+        f"third of {fresh}, its usual one for a fresh LoRA, and meant for alpha = rank."
+    )
 
 
 def _pictures_line(trainer: Trainer, written: StartFolder) -> str:

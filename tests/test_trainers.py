@@ -118,6 +118,20 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
 
 
+FRESH_RATES = {("musubi-tuner", "qwen-image"): 5e-5} | {("diffusion-pipe", family): 5e-5 for family in ARCHS}
+"""What the guides of trainers advise for a fresh LoRA, where that is not 1e-4."""
+
+
+@pytest.mark.parametrize(("trainer", "family"), PAIRS)
+def test_the_files_have_a_third_of_a_fresh_rate_and_the_readme_says_where(tmp_path, trainer, family):
+    told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    rate, file, name = re.search(r"begin with (\S+), which stands in `(.*?)` as `(.*?)`", readme).groups()
+    values = re.findall(rf"\b{name.lstrip('-')}\W+(\d\S*\d)", (tmp_path / "out" / file).read_text())
+    assert values == [rate] and float(rate) == told.learning_rate
+    assert 3 * told.learning_rate == pytest.approx(FRESH_RATES.get((trainer, family), 1e-4), rel=0.03)
+
+
 # the texts
 
 

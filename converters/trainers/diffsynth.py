@@ -65,7 +65,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     command = f"""{LAUNCH} examples/{EXAMPLES[family]}/model_training/train.py
         --dataset_base_path $DATASET --dataset_metadata_path $METADATA --dataset_repeat {data.repeats(EPOCHS)}
         --max_pixels {side * side} {chosen}
-        --learning_rate 1e-4 --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
+        --learning_rate {start.learning_rate} --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
         --output_path models/train/{start.name}
         --lora_base_model dit --lora_target_modules {target_pattern(start)}
         --lora_rank {start.rank} --lora_checkpoint $INIT --use_gradient_checkpointing --find_unused_parameters"""

@@ -69,7 +69,7 @@ exclude_modules = {json.dumps(excluded)}
 
 [optimizer]
 type = "adamw_optimi"
-lr = 5e-5
+lr = {start.learning_rate}
 betas = [0.9, 0.99]
 weight_decay = 0.01
 """
@@ -115,7 +115,12 @@ text_encoders = [{{path = {places["text_encoder"]}, type = "{encoder}"}}]"""
 
 MODELS = {
     family: ModelSupport(
-        blocks, blocks, partial(_config, family=family), partial(_trained, family=family), fused=bool(encoder)
+        blocks,
+        blocks,
+        partial(_config, family=family),
+        partial(_trained, family=family),
+        fused=bool(encoder),
+        fresh_rate=5e-5,
     )
     for family, (_, blocks, encoder, _) in FAMILIES.items()
 }
@@ -129,6 +134,7 @@ DIFFUSION_PIPE = Trainer(
         "`--resume_from_checkpoint` goes on from its own checkpoint, which is loaded after the LoRA.",
     ),
     downloads=False,
+    rate_place=("config.toml", "lr"),
     home="utils/dataset.py",
     results="output/{name}/**/adapter_model.safetensors",
 )

@@ -48,7 +48,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "resolution": str(SIDE),
         "batch_size": 1,
         "epochs": EPOCHS,
-        "learning_rate": 1e-4,
+        "learning_rate": start.learning_rate,
         "timestep_distribution": "LOGIT_NORMAL",
         **({"dynamic_timestep_shifting": True} if family == "flux2" else {}),
         "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
@@ -97,6 +97,7 @@ ONETRAINER = Trainer(
         "`layer_filter` must stay: OneTrainer stops where it chooses a layer that is not in the file.",
         "To resume, set `continue_last_backup` to true: OneTrainer then takes its backup and not the LoRA.",
     ),
+    rate_place=("config.json", "learning_rate"),
     home="scripts/train.py",
     results="models/{name}.safetensors",
 )
