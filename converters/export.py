@@ -28,7 +28,7 @@ from .rank import resize, resizer_of, svd_of_product
 from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
 from .trainers import TRAINERS, TrainingStart
-from .trainers.base import FRESH_ROWS, Dataset, ModelSupport, modules_matching
+from .trainers.base import FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ def export(
     if support is None:
         raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
     key_format = trainer.key_format_for(lora.arch)
+    scales = sorted({*lora.source.scales.values()} - {1}) if lora.source else []
     if support.fused:
         lora = fuse(lora)
     rank = lora.rank if rank is None else rank
@@ -136,6 +137,8 @@ def export(
             fresh_rate=support.fresh_rate,
             caution=lora.arch.caution,
             files=tuple(texts),
+            blanks={file: found for file, text in texts.items() if (found := _blanks(text))},
+            scales=tuple(scales),
             dataset=str(data.folder) if data.names else "",
             pictures=len(data.names),
             caption=caption,
@@ -154,6 +157,11 @@ def export(
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
         begin_saving()
     return written
+
+
+def _blanks(text: str) -> list[str]:
+    """The paths in a text that the user has to fill in."""
+    return [*dict.fromkeys(re.findall(rf"""['"]({TODO}/\w[^'"]*)""", text))]
 
 
 def _free_folder(folder: Path) -> Path:

@@ -202,12 +202,18 @@ def work(tmp_path):
 
 @pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
-    export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.fullmatch(
-        r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\.\n", done.stderr
-    )
+    said = done.stderr.splitlines()
+    for line in said:
+        assert re.fullmatch(
+            r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\."
+            r"|.*dataset\.toml, line \d+: fill in this path: image_directory = \"path/to/dataset\"", line
+        )  # fmt: skip
+    blanks = [blank for blanks in told.blanks.values() for blank in blanks]  # all at once, and export has told them
+    assert all(any(blank in line for line in said) for blank in blanks)
+    assert len(said) == len(blanks) == (4 if trainer == "musubi-tuner" else 2)
 
 
 def test_a_script_ends_as_its_program_does(tmp_path, work):
@@ -633,7 +639,8 @@ def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family
     told = export(style(ARCHS[family]), trainer, 4, tmp_path / "out")
     script = tmp_path / "out" / "start.py"
     readme = (tmp_path / "out" / "README.md").read_text()
-    assert "fill in the paths" not in readme and told.name not in readme and "from start import start" in readme
+    assert "fill in the paths" not in readme and "from start import start" in readme
+    assert f"is called `{told.name}`" not in readme and readme.count(told.name) == 1  # where the run saves
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and f"{told.modules} modules of rank 4" in done.stdout

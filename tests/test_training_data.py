@@ -4,16 +4,21 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import yaml
 from PIL import Image
 
 from i2l_ext.commands.lora_files import export_lines
-from i2l_ext.converters import UserError
+from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.export import export
+from i2l_ext.converters.start_folder import readme
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.operations import Context
 from i2l_ext.operations.lora_files import ExportResult, export_lora
@@ -259,3 +264,54 @@ def test_a_caption_that_is_none_is_told_by_its_name(tmp_path, data, match):
     with pytest.raises(UserError, match=rf"a\.txt: .*{match}"):
         export_lora(request, Context())
     assert not (tmp_path / "out").exists()
+
+
+def told_of(lora, trainer, folder, **more):
+    """What an export says, and the texts that it wrote."""
+    written = export(lora, trainer, more.pop("rank", 3), folder, **more)
+    texts = {file: (folder / file).read_text(encoding="utf-8") for file in written.files}
+    return "\n".join(export_lines(ExportResult(written))), written, texts
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_all_written_files_and_all_blanks_are_told(tmp_path, trainer):
+    said, written, texts = told_of(style(MINI), trainer, tmp_path / "out")
+    assert set(written.names) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert all(name in said.splitlines()[2] for name in written.names)  # below the caution of mini
+    blanks = {file: set(re.findall(r"path/to/\w[\w./-]*", text)) for file, text in texts.items()}
+    assert {file: set(paths) for file, paths in written.blanks.items()} == {f: b for f, b in blanks.items() if b}
+    assert f"To fill in: {written.to_fill_in}\n" in said and "path/to/dataset" in written.to_fill_in
+    assert "export again where it is to be" in said
+    ran = subprocess.run([sys.executable, tmp_path / "out/train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1  # and train.py tells all of them at once
+    assert all(path in ran.stderr for paths in written.blanks.values() for path in paths)
+    with_pictures = {"1.png": Image.new("RGB", (8, 8)).save}
+    said, written, _ = told_of(style(MINI), trainer, tmp_path / "more", pictures=with_pictures)
+    assert "pictures/" in written.names and ("To fill in" in said) == bool(written.blanks)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "option", "epochs"),
+    [("musubi-tuner", "num_repeats = 16", 16), ("diffusion-pipe", "num_repeats = 5", 50), ("diffsynth", "", 5),
+     ("onetrainer", "", 50)],
+)  # fmt: skip
+def test_how_often_to_show_a_picture_is_said_where_they_are_not_known(tmp_path, trainer, option, epochs):
+    said, _, texts = told_of(style(MINI), trainer, tmp_path / "out")
+    assert f"2000 steps / ({epochs} epochs x your pictures)" in (texts["dataset.toml"] if option else said)
+    assert not option or f"{option}  # for 8 pictures" in texts["dataset.toml"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_a_run_saves_a_folded_scale_and_a_weak_start_are_told(tmp_path, trainer):
+    said, written, _ = told_of(style(MINI), trainer, tmp_path / "whole")
+    home = TRAINERS[trainer].results.format(name=written.name)
+    assert f"saves `{home}` in the trainer's folder, {written.key_format} keys." in said.splitlines()[-1]
+    assert "--to webui" in said.splitlines()[-1] and "**Warning" not in said and "The file's alpha" not in said
+    said = readme(TRAINERS[trainer], replace(written, kept={"all": 0.52}))
+    assert "**Warning: effect kept: only 52.00% at rank 3, so the run starts from a weaker style." in said
+    style(MINI).save(tmp_path / "half.safetensors", "kohya")
+    tensors = safetensors.torch.load_file(tmp_path / "half.safetensors")
+    tensors = {key: value / 2 if key.endswith(".alpha") else value for key, value in tensors.items()}
+    safetensors.torch.save_file(tensors, tmp_path / "half.safetensors")
+    said, _, _ = told_of(Lora.read(tmp_path / "half.safetensors"), trainer, tmp_path / "folded")
+    assert "The file's alpha was 0.5 of its rank; now the factors have that." in said

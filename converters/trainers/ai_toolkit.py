@@ -134,7 +134,7 @@ AI_TOOLKIT = Trainer(
     MODELS,
     (
         "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
-        "The log must say `Missing keys: []`; keys listed there were not loaded.",
+        "The log must say `Missing keys: []`, or list only modules that start fresh: what it lists was not loaded.",
     ),
     rate_place=("config.yaml", "lr"),
     home="toolkit/config_modules.py",

@@ -20,6 +20,9 @@ TODO = "path/to"
 STEPS = 2000
 """Pictures that a written run shows in all, one a step: each is repeated until that is reached."""
 
+PICTURES = 8
+"""That are reckoned with where they are not known."""
+
 SIDE = 1024
 """Pixels. Pictures are trained at the area of a square of this side, each in its own shape."""
 
@@ -75,7 +78,11 @@ class Dataset:
 
     def repeats(self, epochs: int) -> int:
         """How often each picture is to be shown in one of ``epochs``, so that all make about `STEPS`."""
-        return max(1, round(STEPS / (epochs * (len(self.names) or 8))))
+        return max(1, round(STEPS / (epochs * (len(self.names) or PICTURES))))
+
+    def repeats_comment(self, epochs: int) -> str:
+        """What to write behind that number where the pictures are not known."""
+        return "" if self.names else f"  # for {PICTURES} pictures: {STEPS} steps / ({epochs} epochs x your pictures)"
 
 
 @dataclass(frozen=True)
@@ -156,8 +163,9 @@ class Trainer:
     ``usage``: what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and
     ``{name}`` for the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``rate_place``:
     in which written file its learning rate stands, and under what name. ``captions``: whether it reads the prompt of a
-    picture from a text file beside it; ``downloads``: whether it fetches a base model that is not here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes
-    LoRAs, as a pattern of paths with ``{name}`` for the run's name."""
+    picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
+    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, in the key
+    format that it reads, as a pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str

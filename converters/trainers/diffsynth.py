@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
 from .script import LAUNCH, training_script
 
 EPOCHS = 5
@@ -103,7 +103,8 @@ DIFFSYNTH = Trainer(
     MODELS,
     (
         "If the log says `Warning, LoRA key mismatch!`, what it lists was not loaded. `Total N keys` tells nothing: it",
-        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture.",
+        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture: "
+        f"{STEPS} steps / ({EPOCHS} epochs x your pictures).",
     ),
     home="examples/qwen_image/model_training",
     results="models/train/{name}/*.safetensors",

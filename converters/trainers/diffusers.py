@@ -90,7 +90,8 @@ def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --pretrained_model_name_or_path $MODEL --instance_data_dir $DATASET --instance_prompt $PROMPT
         --output_dir output/{start.name} --rank {start.rank} --lora_alpha {start.rank} --resolution {SIDE}
         --train_batch_size 1 --gradient_checkpointing --cache_latents --mixed_precision bf16
-        --learning_rate {start.learning_rate} --lr_scheduler constant --lr_warmup_steps 0 --max_train_steps {STEPS} --checkpointing_steps 250
+        --learning_rate {start.learning_rate} --lr_scheduler constant --lr_warmup_steps 0
+        --max_train_steps {STEPS} --checkpointing_steps 250
         --resume_from_checkpoint latest --skip_final_inference --seed 42"""
     return {
         "train.py": training_script("diffusers' training script", places, [command], values),

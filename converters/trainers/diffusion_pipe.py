@@ -75,6 +75,7 @@ weight_decay = 0.01
 """
     places = {
         "CONFIG": start.beside("config.toml"),
+        "DATA": start.beside("dataset.toml"),
         "INIT": start.init.as_posix(),
     }
     command = "python -m deepspeed.launcher.runner --num_gpus=1 train.py --deepspeed --config $CONFIG"
@@ -90,7 +91,7 @@ skip_empty_caption = false
 
 [[directory]]
 path = {quoted(start.dataset.folder.as_posix())}
-num_repeats = {start.dataset.repeats(EPOCHS)}
+num_repeats = {start.dataset.repeats(EPOCHS)}{start.dataset.repeats_comment(EPOCHS)}
 """,
     }
 

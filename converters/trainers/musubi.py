@@ -110,7 +110,7 @@ enable_bucket = true
 [[datasets]]
 image_directory = {quoted(start.dataset.folder.as_posix())}
 cache_directory = {quoted(start.beside("cache"))}
-num_repeats = {start.dataset.repeats(EPOCHS)}
+num_repeats = {start.dataset.repeats(EPOCHS)}{start.dataset.repeats_comment(EPOCHS)}
 """
 
 

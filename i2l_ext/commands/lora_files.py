@@ -10,7 +10,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
@@ -155,7 +154,8 @@ def export_lines(result: ExportResult) -> list[str]:
     report = [*text[:1], ""] if written.caution else []
     return [
         *report,
-        f"{written.folder}: {written.run}, {Path(written.init).name}, README.md",
+        f"{written.folder}: {', '.join(written.names)}",
+        *([f"To fill in: {written.to_fill_in}"] if written.blanks else []),
         *text[len(report) :],
     ]
 
