@@ -19,8 +19,9 @@ from PIL import Image
 from i2l_ext.converters import Lora
 from i2l_ext.converters.architectures import ARCHITECTURES, MINI, Architecture, z_image
 from i2l_ext.converters.architectures.flux2 import flux2
-from i2l_ext.converters.export import StartFolder, export
+from i2l_ext.converters.export import export
 from i2l_ext.converters.fusing import fuse
+from i2l_ext.converters.start_folder import StartFolder
 
 Delta = Callable[[str], torch.Tensor]
 """The update of a module, by its path."""

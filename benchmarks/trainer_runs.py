@@ -16,7 +16,7 @@ from unittest.mock import MagicMock, patch
 import torch
 
 from i2l_ext.converters import Lora
-from i2l_ext.converters.export import StartFolder
+from i2l_ext.converters.start_folder import StartFolder
 from i2l_ext.hooks import ai_toolkit, peft
 from i2l_ext.hooks.network import initialize_network, kohya_modules
 from trainer_parts import STYLE, Build, imported, of_peft, strength, worst

@@ -23,8 +23,8 @@ import torch
 
 from i2l_ext.converters import Lora
 from i2l_ext.converters import trainers as exported
-from i2l_ext.converters.export import StartFolder
 from i2l_ext.converters.fusing import fuse
+from i2l_ext.converters.start_folder import StartFolder
 from trainer_parts import (
     CLOSE,
     STYLE,

@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,59 +25,15 @@ from .key_formats import KEY_FORMATS
 from .lora import Lora
 from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
+from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
-from .trainers import TRAINERS, Trainer, TrainingStart
+from .trainers import TRAINERS, TrainingStart
 from .trainers.base import FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
 
 if TYPE_CHECKING:
     import torch
 
     from .lora import Pair
-
-
-@dataclass(frozen=True)
-class StartFolder:
-    """A start folder that was written.
-
-    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
-    command that runs it, in the trainer's folder; ``files``: names of the written texts; ``name``: of the training
-    run. ``pictures``: number of those in the folder ``dataset``; ``caption``: the prompt of each. ``bases``: part of
-    the base model -> where it was found, of those that the texts name; ``downloads``: whether the trainer fetches what
-    was not. ``key_format``: of its keys. ``modules``: in the LoRA, of which ``filled`` are fresh. ``fresh``: kind
-    -> number of modules that the trainer trains and that start without an update; ``left_out``: kind -> number of
-    modules of the file that the trainer cannot train. ``kept``:
-    kind, or "all" -> share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what
-    the lower rank costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
-    `FRESH_ROWS`. ``caution``: why no real model can be trained from it, or empty.
-    """
-
-    trainer: str
-    arch: str
-    folder: str
-    init: str
-    run: str
-    start: str
-    name: str
-    rank: int
-    modules: int
-    filled: int
-    fresh: dict[str, int]
-    left_out: dict[str, int]
-    kept: dict[str, float]
-    error: float
-    fresh_rows: str = "kaiming"
-    caution: str = ""
-    files: tuple[str, ...] = ()
-    dataset: str = ""
-    pictures: int = 0
-    caption: str = ""
-    bases: dict[str, str] = field(default_factory=dict)
-    downloads: bool = True
-    key_format: str = ""
-
-    def json(self) -> dict[str, object]:
-        """For programs: plain values only."""
-        return asdict(self)
 
 
 def export(
@@ -93,6 +49,7 @@ def export(
     overwrite: bool = False,
     pictures: Mapping[str, Callable[[Path], object]] | None = None,
     caption: str = "",
+    captions: Mapping[str, str] | None = None,
     bases: Mapping[str, Path] | None = None,
     progress: Callable[[float], None] = lambda share: None,
     begin_saving: Callable[[], None] = lambda: None,
@@ -103,7 +60,8 @@ def export(
 
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
-    it to a path}; they get a folder of their own, and a text file each with ``caption`` where the trainer reads such.
+    it to a path}; they get a folder of their own, and a text file each where the trainer reads such, with the picture's
+    own prompt (``captions``, by file name) or else ``caption``.
     ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
     to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
@@ -118,6 +76,7 @@ def export(
     if support is None:
         raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
     key_format = trainer.key_format_for(lora.arch)
+    scales = sorted({*lora.source.scales.values()} - {1}) if lora.source else []
     if support.fused:
         lora = fuse(lora)
     rank = lora.rank if rank is None else rank
@@ -131,8 +90,10 @@ def export(
     path = folder.resolve() / f"{stem}_init_r{rank}.safetensors"
     data = Dataset(caption=caption)
     if pictures:
-        data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption)
-    start = TrainingStart(lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}))
+        data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption, captions or {})
+    start = TrainingStart(
+        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate
+    )
     if fill:
         start = _filled(start, support, _fillable(lora, exported, by_default))
     row_norm = FRESH_ROWS[trainer.fresh_rows]
@@ -172,11 +133,16 @@ def export(
             kept=resizer.effect_kept(),
             error=error,
             fresh_rows=trainer.fresh_rows,
+            learning_rate=start.learning_rate,
+            fresh_rate=support.fresh_rate,
             caution=lora.arch.caution,
             files=tuple(texts),
+            blanks={file: found for file, text in texts.items() if (found := _blanks(text))},
+            scales=tuple(scales),
             dataset=str(data.folder) if data.names else "",
             pictures=len(data.names),
             caption=caption,
+            captions=len(data.captions),
             downloads=trainer.downloads,
             key_format=key_format,
             bases={
@@ -186,11 +152,16 @@ def export(
             },
         )
         if pictures:
-            _write_pictures(temp / data.folder.name, pictures, caption if trainer.captions else None)
+            _write_pictures(temp / data.folder.name, pictures, data.prompt if trainer.captions else None)
         for file, text in {**texts, "README.md": readme(trainer, written)}.items():
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
         begin_saving()
     return written
+
+
+def _blanks(text: str) -> list[str]:
+    """The paths in a text that the user has to fill in."""
+    return [*dict.fromkeys(re.findall(rf"""['"]({TODO}/\w[^'"]*)""", text))]
 
 
 def _free_folder(folder: Path) -> Path:
@@ -201,12 +172,14 @@ def _free_folder(folder: Path) -> Path:
     return target
 
 
-def _write_pictures(folder: Path, pictures: Mapping[str, Callable[[Path], object]], caption: str | None) -> None:
+def _write_pictures(
+    folder: Path, pictures: Mapping[str, Callable[[Path], object]], prompt: Callable[[str], str] | None
+) -> None:
     folder.mkdir()
     for name, write in pictures.items():
         write(folder / name)
-        if caption is not None:
-            (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+        if prompt is not None:
+            (folder / name).with_suffix(".txt").write_text(prompt(name), encoding="utf-8", newline="\n")
 
 
 @contextmanager
@@ -337,56 +310,3 @@ def _excess_error(before: Pair, after: Pair, values: torch.Tensor, rank: int) ->
     distance = float(svd_of_product(down, up, exact=True).s.square().sum().sqrt())
     optimum = float(values[rank:].square().sum().sqrt())
     return max(0.0, distance - optimum) / size if size else distance
-
-
-BALANCE = (
-    "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
-    "Learning rate: a third of what you use for a fresh LoRA. Keep early steps too: the best may come soon."
-)
-
-RUN = "train.py"
-"""The script that starts a training."""
-
-SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
-
-
-def readme(trainer: Trainer, written: StartFolder) -> str:
-    """The text of README.md, for the person who opens the folder."""
-    words = f"the prompt `{written.caption}`" if written.caption else "an empty prompt"
-    how = ", in a text file beside it" if trainer.captions else ""
-    lines = [
-        f"# Start folder for {trainer.title}",
-        "",
-        *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
-        f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
-        f"{written.key_format} keys.",
-        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)}",
-        f"Pictures: {written.pictures} in `{Path(written.dataset).name}/`, whole and upright; each has {words}{how}."
-        if written.pictures
-        else f"Pictures: none were found. Name their folder in place of `{TODO}/dataset`; {trainer.title} gives each "
-        + ("the prompt in the .txt file beside it." if trainer.captions else "the prompt in train.py."),
-        f"Base model: {_base_line(trainer, written)}.",
-        f"Effect kept: {written.kept['all']:.2%}. Self-check: largest error {written.error:.0e}; every rank can learn.",
-        BALANCE,
-        *([f"Fresh modules added: {written.filled}."] if written.filled else []),
-        *(
-            [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
-            if written.fresh
-            else []
-        ),
-        *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
-        *trainer.notes,
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _base_line(trainer: Trainer, written: StartFolder) -> str:
-    if written.bases:
-        return ", ".join(f"`{path}`" for path in written.bases.values())
-    return "not found on this machine; " + (
-        f"{trainer.title} downloads it" if trainer.downloads else f"fill in the paths that begin with `{TODO}`"
-    )
-
-
-def _listed(kinds: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

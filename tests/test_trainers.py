@@ -118,6 +118,20 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
 
 
+FRESH_RATES = {("musubi-tuner", "qwen-image"): 5e-5} | {("diffusion-pipe", family): 5e-5 for family in ARCHS}
+"""What the guides of trainers advise for a fresh LoRA, where that is not 1e-4."""
+
+
+@pytest.mark.parametrize(("trainer", "family"), PAIRS)
+def test_the_files_have_a_third_of_a_fresh_rate_and_the_readme_says_where(tmp_path, trainer, family):
+    told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    rate, file, name = re.search(r"begin with (\S+), which stands in `(.*?)` as `(.*?)`", readme).groups()
+    values = re.findall(rf"\b{name.lstrip('-')}\W+(\d\S*\d)", (tmp_path / "out" / file).read_text())
+    assert values == [rate] and float(rate) == told.learning_rate
+    assert 3 * told.learning_rate == pytest.approx(FRESH_RATES.get((trainer, family), 1e-4), rel=0.03)
+
+
 # the texts
 
 
@@ -188,12 +202,18 @@ def work(tmp_path):
 
 @pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
-    export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.fullmatch(
-        r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\.\n", done.stderr
-    )
+    said = done.stderr.splitlines()
+    for line in said:
+        assert re.fullmatch(
+            r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\."
+            r"|.*dataset\.toml, line \d+: fill in this path: image_directory = \"path/to/dataset\"", line
+        )  # fmt: skip
+    blanks = [blank for blanks in told.blanks.values() for blank in blanks]  # all at once, and export has told them
+    assert all(any(blank in line for line in said) for blank in blanks)
+    assert len(said) == len(blanks) == (4 if trainer == "musubi-tuner" else 2)
 
 
 def test_a_script_ends_as_its_program_does(tmp_path, work):
@@ -619,7 +639,8 @@ def test_start_py_needs_no_hub_and_says_what_it_is_for(tmp_path, trainer, family
     told = export(style(ARCHS[family]), trainer, 4, tmp_path / "out")
     script = tmp_path / "out" / "start.py"
     readme = (tmp_path / "out" / "README.md").read_text()
-    assert "fill in the paths" not in readme and told.name not in readme and "from start import start" in readme
+    assert "fill in the paths" not in readme and "from start import start" in readme
+    assert f"is called `{told.name}`" not in readme and readme.count(told.name) == 1  # where the run saves
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and f"{told.modules} modules of rank 4" in done.stdout

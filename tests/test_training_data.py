@@ -4,18 +4,24 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import yaml
 from PIL import Image
 
-from i2l_ext.converters import UserError
+from i2l_ext.commands.lora_files import export_lines
+from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.export import export
+from i2l_ext.converters.start_folder import readme
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.operations import Context
-from i2l_ext.operations.lora_files import export_lora
+from i2l_ext.operations.lora_files import ExportResult, export_lora
 from i2l_ext.requests import ExportRequest
 from test_trainers import read_config, style
 
@@ -212,3 +218,100 @@ def test_a_changed_upload_is_not_taken(made, tmp_path):
         path.write_bytes(path.read_bytes() + b"more")
     told = export_lora(ExportRequest(made, "musubi-tuner", 2, tmp_path / "out"), Context()).written
     assert told.pictures == 0 and "path/to/dataset" in (tmp_path / "out/dataset.toml").read_text()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_users_own_captions_are_the_prompts(tmp_path, trainer):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.jpg", "b.png", "c.png"):
+        Image.new("RGB", (30, 20), "red").save(pictures / name)
+    (pictures / "a.txt").write_bytes("\ufeffa red wall,\nat noon – 图\n".encode())
+    (pictures / "b.txt").write_text("")
+    style(MINI).save(tmp_path / "style.safetensors")
+    (tmp_path / "style.json").write_text(json.dumps({"activation text": "my word"}))
+
+    def prompts(folder, **more):
+        request = ExportRequest(tmp_path / "style.safetensors", trainer, 2, folder, pictures=(pictures,), **more)
+        told = export_lora(request, Context()).written
+        said = "\n".join(export_lines(ExportResult(told)))
+        if trainer == "diffsynth":
+            found = [row["prompt"] for row in json.loads((folder / "metadata.json").read_text(encoding="utf-8"))]
+        else:
+            texts = sorted(Path(told.dataset).glob("*.txt"))
+            found = [text.read_text(encoding="utf-8") for text in texts] or values_of(folder)["PROMPT"]
+        return found, told.captions, said
+
+    found, count, said = prompts(tmp_path / "own")
+    assert count == 2
+    if trainer == "diffusers":
+        assert found == "my word" and "your 2 captions are not used" in said
+    else:
+        assert found == ["a red wall,\nat noon – 图", "", "my word"]
+        assert "2 with the caption that lay beside them as a .txt file, 1 with the prompt `my word`" in said
+    found, count, said = prompts(tmp_path / "asked", caption="x")
+    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and " caption" not in said
+
+
+@pytest.mark.parametrize(("data", "match"), [(b"\xff\xfe\x00a", "is not UTF-8"), (b"a" * 20_000, "too long")])
+def test_a_caption_that_is_none_is_told_by_its_name(tmp_path, data, match):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_bytes(data)
+    style(MINI).save(tmp_path / "style.safetensors")
+    request = ExportRequest(
+        tmp_path / "style.safetensors", "musubi-tuner", 2, tmp_path / "out", pictures=(tmp_path / "a.jpg",)
+    )
+    with pytest.raises(UserError, match=rf"a\.txt: .*{match}"):
+        export_lora(request, Context())
+    assert not (tmp_path / "out").exists()
+
+
+def told_of(lora, trainer, folder, **more):
+    """What an export says, and the texts that it wrote."""
+    written = export(lora, trainer, more.pop("rank", 3), folder, **more)
+    texts = {file: (folder / file).read_text(encoding="utf-8") for file in written.files}
+    return "\n".join(export_lines(ExportResult(written))), written, texts
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_all_written_files_and_all_blanks_are_told(tmp_path, trainer):
+    said, written, texts = told_of(style(MINI), trainer, tmp_path / "out")
+    assert set(written.names) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert all(name in said.splitlines()[2] for name in written.names)  # below the caution of mini
+    blanks = {file: set(re.findall(r"path/to/\w[\w./-]*", text)) for file, text in texts.items()}
+    assert {file: set(paths) for file, paths in written.blanks.items()} == {f: b for f, b in blanks.items() if b}
+    assert f"To fill in: {written.to_fill_in}\n" in said and "path/to/dataset" in written.to_fill_in
+    assert "export again where it is to be" in said
+    ran = subprocess.run([sys.executable, tmp_path / "out/train.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 1  # and train.py tells all of them at once
+    assert all(path in ran.stderr for paths in written.blanks.values() for path in paths)
+    with_pictures = {"1.png": Image.new("RGB", (8, 8)).save}
+    said, written, _ = told_of(style(MINI), trainer, tmp_path / "more", pictures=with_pictures)
+    assert "pictures/" in written.names and ("To fill in" in said) == bool(written.blanks)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "option", "epochs"),
+    [("musubi-tuner", "num_repeats = 16", 16), ("diffusion-pipe", "num_repeats = 5", 50), ("diffsynth", "", 5),
+     ("onetrainer", "", 50)],
+)  # fmt: skip
+def test_how_often_to_show_a_picture_is_said_where_they_are_not_known(tmp_path, trainer, option, epochs):
+    said, _, texts = told_of(style(MINI), trainer, tmp_path / "out")
+    assert f"2000 steps / ({epochs} epochs x your pictures)" in (texts["dataset.toml"] if option else said)
+    assert not option or f"{option}  # for 8 pictures" in texts["dataset.toml"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_a_run_saves_a_folded_scale_and_a_weak_start_are_told(tmp_path, trainer):
+    said, written, _ = told_of(style(MINI), trainer, tmp_path / "whole")
+    home = TRAINERS[trainer].results.format(name=written.name)
+    assert f"saves `{home}` in the trainer's folder, {written.key_format} keys." in said.splitlines()[-1]
+    assert "--to webui" in said.splitlines()[-1] and "**Warning" not in said and "The file's alpha" not in said
+    said = readme(TRAINERS[trainer], replace(written, kept={"all": 0.52}))
+    assert "**Warning: effect kept: only 52.00% at rank 3, so the run starts from a weaker style." in said
+    style(MINI).save(tmp_path / "half.safetensors", "kohya")
+    tensors = safetensors.torch.load_file(tmp_path / "half.safetensors")
+    tensors = {key: value / 2 if key.endswith(".alpha") else value for key, value in tensors.items()}
+    safetensors.torch.save_file(tensors, tmp_path / "half.safetensors")
+    said, _, _ = told_of(Lora.read(tmp_path / "half.safetensors"), trainer, tmp_path / "folded")
+    assert "The file's alpha was 0.5 of its rank; now the factors have that." in said

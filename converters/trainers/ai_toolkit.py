@@ -88,7 +88,7 @@ config:
         gradient_checkpointing: true
         noise_scheduler: flowmatch
         optimizer: adamw8bit
-        lr: 1e-4
+        lr: {start.learning_rate}
         dtype: bf16
       model:
         name_or_path: {quoted(_model(start))}
@@ -134,8 +134,9 @@ AI_TOOLKIT = Trainer(
     MODELS,
     (
         "Keep the run's name: with the name of an earlier run it would start from that one's checkpoint instead.",
-        "The log must say `Missing keys: []`; keys listed there were not loaded.",
+        "The log must say `Missing keys: []`, or list only modules that start fresh: what it lists was not loaded.",
     ),
+    rate_place=("config.yaml", "lr"),
     home="toolkit/config_modules.py",
     results="output/{name}/{name}*.safetensors",
 )

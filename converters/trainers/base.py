@@ -20,6 +20,9 @@ TODO = "path/to"
 STEPS = 2000
 """Pictures that a written run shows in all, one a step: each is repeated until that is reached."""
 
+PICTURES = 8
+"""That are reckoned with where they are not known."""
+
 SIDE = 1024
 """Pixels. Pictures are trained at the area of a square of this side, each in its own shape."""
 
@@ -60,16 +63,26 @@ NONCHARACTERS = "\ufffe\uffff"
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of a training run: JPEG and PNG files ``names`` in ``folder`` (absolute). ``caption``: what the
-    prompt of each is, a trigger word, or "" for none. Without ``names`` the user is to fill the folder in."""
+    """The pictures of a training run: JPEG and PNG files ``names`` in ``folder`` (absolute). ``captions``: the prompts
+    of those that have their own; ``caption``: what the prompt of the others is, a trigger word, or "" for none. Without
+    ``names`` the user is to fill the folder in."""
 
     folder: Path = Path(TODO, "dataset")
     names: tuple[str, ...] = ()
     caption: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+    def prompt(self, name: str) -> str:
+        """Of the picture ``name``."""
+        return self.captions.get(name, self.caption)
 
     def repeats(self, epochs: int) -> int:
         """How often each picture is to be shown in one of ``epochs``, so that all make about `STEPS`."""
-        return max(1, round(STEPS / (epochs * (len(self.names) or 8))))
+        return max(1, round(STEPS / (epochs * (len(self.names) or PICTURES))))
+
+    def repeats_comment(self, epochs: int) -> str:
+        """What to write behind that number where the pictures are not known."""
+        return "" if self.names else f"  # for {PICTURES} pictures: {STEPS} steps / ({epochs} epochs x your pictures)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,8 @@ class TrainingStart:
 
     ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
     modules in that LoRA. ``bases``: where files of the base model were found: ``folder`` (as diffusers keeps it),
-    ``transformer``, ``vae``, ``text_encoder`` (a file, or the first of its shards). Raises UserError where a path or
+    ``transformer``, ``vae``, ``text_encoder`` (a file, or the first of its shards). ``learning_rate``: as
+    `ModelSupport` gives it. Raises UserError where a path or
     text has a control character, which would end a comment.
     """
 
@@ -90,6 +104,7 @@ class TrainingStart:
     paths: tuple[str, ...]
     dataset: Dataset = Dataset()
     bases: Mapping[str, Path] = field(default_factory=dict)
+    learning_rate: float = 3.3e-5
 
     @property
     def model(self) -> str:
@@ -125,7 +140,8 @@ class ModelSupport:
     ``default``: the modules that it trains by default, as a pattern of the whole path; ``trainable``: those that it can
     train. ``fused``: it has the layers of the model's first implementation, so all paths are those of
     `Architecture.fused`. ``files``: makes the texts that start it, {file name: text}; ``trained``: the paths of the
-    modules that those texts make it train, which may be more than the LoRA has.
+    modules that those texts make it train, which may be more than the LoRA has. ``fresh_rate``: the learning rate that
+    its guide or example has for a fresh LoRA.
     """
 
     default: str
@@ -133,16 +149,23 @@ class ModelSupport:
     files: Callable[[TrainingStart], Mapping[str, str]]
     trained: Callable[[TrainingStart], list[str]]
     fused: bool = False
+    fresh_rate: float = 1e-4
+
+    @property
+    def learning_rate(self) -> float:
+        """To begin with from an i2L LoRA: a third of that of a fresh one (docs/claims.md, rows `start`)."""
+        return float(f"{self.fresh_rate / 3:.1e}")
 
 
 @dataclass(frozen=True)
 class Trainer:
     """A trainer. ``key_format``: that it reads; ``models``: by model family; ``notes``: lines for the read-me.
     ``usage``: what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and
-    ``{name}`` for the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``captions``:
-    whether it reads the prompt of a picture from a text file beside it; ``downloads``: whether it fetches a base model
-    that is not here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes
-    LoRAs, as a pattern of paths with ``{name}`` for the run's name."""
+    ``{name}`` for the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``rate_place``:
+    in which written file its learning rate stands, and under what name. ``captions``: whether it reads the prompt of a
+    picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
+    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, in the key
+    format that it reads, as a pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str
@@ -151,6 +174,7 @@ class Trainer:
     notes: tuple[str, ...] = ()
     usage: str = "in the trainer's own folder, `{start}` starts the run, which is called `{name}`."
     fresh_rows: str = "kaiming"
+    rate_place: tuple[str, str] = ("train.py", "--learning_rate")
     captions: bool = True
     downloads: bool = True
     home: str = ""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
 from .script import LAUNCH, training_script
 
 EPOCHS = 5
@@ -65,13 +65,13 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     command = f"""{LAUNCH} examples/{EXAMPLES[family]}/model_training/train.py
         --dataset_base_path $DATASET --dataset_metadata_path $METADATA --dataset_repeat {data.repeats(EPOCHS)}
         --max_pixels {side * side} {chosen}
-        --learning_rate 1e-4 --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
+        --learning_rate {start.learning_rate} --num_epochs {EPOCHS} --remove_prefix_in_ckpt pipe.dit.
         --output_path models/train/{start.name}
         --lora_base_model dit --lora_target_modules {target_pattern(start)}
         --lora_rank {start.rank} --lora_checkpoint $INIT --use_gradient_checkpointing --find_unused_parameters"""
     texts = {"train.py": training_script("DiffSynth-Studio", places, [command], values)}
     if data.names:
-        rows = [{"image": name, "prompt": data.caption} for name in data.names]
+        rows = [{"image": name, "prompt": data.prompt(name)} for name in data.names]
         texts["metadata.json"] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     return texts
 
@@ -103,7 +103,8 @@ DIFFSYNTH = Trainer(
     MODELS,
     (
         "If the log says `Warning, LoRA key mismatch!`, what it lists was not loaded. `Total N keys` tells nothing: it",
-        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture.",
+        "counts the keys of the file. `--dataset_repeat` is how often an epoch shows each picture: "
+        f"{STEPS} steps / ({EPOCHS} epochs x your pictures).",
     ),
     home="examples/qwen_image/model_training",
     results="models/train/{name}/*.safetensors",

@@ -89,8 +89,9 @@ def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         examples/dreambooth/train_dreambooth_lora_{script}.py
         --pretrained_model_name_or_path $MODEL --instance_data_dir $DATASET --instance_prompt $PROMPT
         --output_dir output/{start.name} --rank {start.rank} --lora_alpha {start.rank} --resolution {SIDE}
-        --train_batch_size 1 --gradient_checkpointing --cache_latents --mixed_precision bf16 --learning_rate 1e-4
-        --lr_scheduler constant --lr_warmup_steps 0 --max_train_steps {STEPS} --checkpointing_steps 250
+        --train_batch_size 1 --gradient_checkpointing --cache_latents --mixed_precision bf16
+        --learning_rate {start.learning_rate} --lr_scheduler constant --lr_warmup_steps 0
+        --max_train_steps {STEPS} --checkpointing_steps 250
         --resume_from_checkpoint latest --skip_final_inference --seed 42"""
     return {
         "train.py": training_script("diffusers' training script", places, [command], values),
@@ -112,7 +113,7 @@ report_to: null
 train_batch_size: 1
 output_dir: {quoted(f"output/{start.name}")}
 max_train_steps: {STEPS}
-learning_rate: 1e-4
+learning_rate: {start.learning_rate}
 lr_scheduler: constant
 lr_warmup_steps: 10
 adam_beta1: 0.9
@@ -166,6 +167,7 @@ FLYMYAI = Trainer(
     usage="`{start}` runs its train.py. For a script of your own: `from start import start`, and "
     "`start(flux_transformer)` in place of `flux_transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
+    rate_place=("config.yaml", "learning_rate"),
     home="image_datasets/dataset.py",
     results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

@@ -69,12 +69,13 @@ exclude_modules = {json.dumps(excluded)}
 
 [optimizer]
 type = "adamw_optimi"
-lr = 5e-5
+lr = {start.learning_rate}
 betas = [0.9, 0.99]
 weight_decay = 0.01
 """
     places = {
         "CONFIG": start.beside("config.toml"),
+        "DATA": start.beside("dataset.toml"),
         "INIT": start.init.as_posix(),
     }
     command = "python -m deepspeed.launcher.runner --num_gpus=1 train.py --deepspeed --config $CONFIG"
@@ -90,7 +91,7 @@ skip_empty_caption = false
 
 [[directory]]
 path = {quoted(start.dataset.folder.as_posix())}
-num_repeats = {start.dataset.repeats(EPOCHS)}
+num_repeats = {start.dataset.repeats(EPOCHS)}{start.dataset.repeats_comment(EPOCHS)}
 """,
     }
 
@@ -115,7 +116,12 @@ text_encoders = [{{path = {places["text_encoder"]}, type = "{encoder}"}}]"""
 
 MODELS = {
     family: ModelSupport(
-        blocks, blocks, partial(_config, family=family), partial(_trained, family=family), fused=bool(encoder)
+        blocks,
+        blocks,
+        partial(_config, family=family),
+        partial(_trained, family=family),
+        fused=bool(encoder),
+        fresh_rate=5e-5,
     )
     for family, (_, blocks, encoder, _) in FAMILIES.items()
 }
@@ -129,6 +135,7 @@ DIFFUSION_PIPE = Trainer(
         "`--resume_from_checkpoint` goes on from its own checkpoint, which is loaded after the LoRA.",
     ),
     downloads=False,
+    rate_place=("config.toml", "lr"),
     home="utils/dataset.py",
     results="output/{name}/**/adapter_model.safetensors",
 )

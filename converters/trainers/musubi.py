@@ -22,9 +22,9 @@ FLUX2_DEFAULT = r"(double_blocks|single_blocks)\..*"
 EPOCHS = 16
 
 SETTINGS = {
-    "qwen-image": ("qwen_image", "shift --weighting_scheme none --discrete_flow_shift 2.2 --learning_rate 5e-5"),
-    "z-image": ("zimage", "shift --weighting_scheme none --discrete_flow_shift 2.0 --learning_rate 1e-4"),
-    "flux2": ("flux_2", "flux2_shift --weighting_scheme none --learning_rate 1e-4"),
+    "qwen-image": ("qwen_image", "shift --weighting_scheme none --discrete_flow_shift 2.2", 5e-5),
+    "z-image": ("zimage", "shift --weighting_scheme none --discrete_flow_shift 2.0", 1e-4),
+    "flux2": ("flux_2", "flux2_shift --weighting_scheme none", 1e-4),
 }
 """Family -> the beginning of its scripts' names, and how to draw timesteps and learn as its guide advises."""
 
@@ -71,7 +71,7 @@ def _network_args(start: TrainingStart, family: str) -> str:
 
 
 def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
-    stem, flags = SETTINGS[family]
+    stem, flags, _ = SETTINGS[family]
     known = VERSIONS.get(start.arch.id) or VERSIONS.get(family)
     version = f" --model_version {known}" if known else ""
     if MODELS[family].fused and "folder" in start.bases:  # whose transformer and VAE have other names than it reads
@@ -91,7 +91,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         f"""{LAUNCH} --num_cpu_threads_per_process 1 --mixed_precision bf16 {scripts}_train_network.py
         --dit $DIT --vae $VAE --text_encoder $TE{version} --dataset_config $DATASET
         --sdpa --mixed_precision bf16 --timestep_sampling {flags}
-        --optimizer_type adamw8bit --gradient_checkpointing
+        --learning_rate {start.learning_rate} --optimizer_type adamw8bit --gradient_checkpointing
         --max_data_loader_n_workers 2 --persistent_data_loader_workers
         --network_module networks.lora_{stem} --network_dim {start.rank} --network_alpha {start.rank}
         --network_weights $INIT {_network_args(start, family)}
@@ -110,12 +110,19 @@ enable_bucket = true
 [[datasets]]
 image_directory = {quoted(start.dataset.folder.as_posix())}
 cache_directory = {quoted(start.beside("cache"))}
-num_repeats = {start.dataset.repeats(EPOCHS)}
+num_repeats = {start.dataset.repeats(EPOCHS)}{start.dataset.repeats_comment(EPOCHS)}
 """
 
 
 MODELS = {
-    family: ModelSupport(default, trainable, partial(_script, family=family), partial(_trained, family=family), fused)
+    family: ModelSupport(
+        default,
+        trainable,
+        partial(_script, family=family),
+        partial(_trained, family=family),
+        fused,
+        SETTINGS[family][2],
+    )
     for family, default, trainable, fused in (
         ("qwen-image", QWEN_DEFAULT, QWEN_DEFAULT, False),
         ("z-image", Z_DEFAULT, Z_TRAINABLE, False),

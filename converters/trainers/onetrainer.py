@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, ModelSupport, Trainer, TrainingStart, modules_matching, target_pattern
+from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, modules_matching, target_pattern
 from .script import training_script
 
 FAMILIES = {
@@ -48,7 +48,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "resolution": str(SIDE),
         "batch_size": 1,
         "epochs": EPOCHS,
-        "learning_rate": 1e-4,
+        "learning_rate": start.learning_rate,
         "timestep_distribution": "LOGIT_NORMAL",
         **({"dynamic_timestep_shifting": True} if family == "flux2" else {}),
         "transformer": {"train": True, "weight_dtype": "FLOAT_8"},
@@ -70,6 +70,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
     }
     places = {
         "CONFIG": start.beside("config.json"),
+        "DATA": start.beside("concepts.json"),
         "INIT": start.init.as_posix(),
     }
     return {
@@ -93,10 +94,12 @@ ONETRAINER = Trainer(
         for family, (_, _, trained) in FAMILIES.items()
     },
     (
-        "config.json can also be loaded in OneTrainer's window; concepts.json is its list of your pictures.",
+        "config.json can also be loaded in OneTrainer's window; concepts.json is its list of your pictures, and "
+        f"`balancing` there {STEPS} steps / ({EPOCHS} epochs x your pictures).",
         "`layer_filter` must stay: OneTrainer stops where it chooses a layer that is not in the file.",
         "To resume, set `continue_last_backup` to true: OneTrainer then takes its backup and not the LoRA.",
     ),
+    rate_place=("config.json", "learning_rate"),
     home="scripts/train.py",
     results="models/{name}.safetensors",
 )

@@ -20,7 +20,7 @@ def training_script(
     title: str, places: Mapping[str, str], commands: Sequence[str], values: Mapping[str, str] | None = None
 ) -> str:
     """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing
-    while a place is missing, or a place that is a text file has one to fill in (`TODO`).
+    while a place is missing, or a place that is a text file has one to fill in (`TODO`), and names them all.
 
     ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
     another text of that kind. A command is words with spaces between them; ``python`` stands for the Python that runs
@@ -39,13 +39,16 @@ def training_script(
             "",
             *top,
             "",
+            "missing = []",
             f"for place in ({', '.join(places)}):",
             "    if not Path(place).exists():",
-            '        sys.exit(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
-            f"    if Path(place).suffix in {CONFIGURATIONS}:",
+            '        missing.append(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
+            f"    elif Path(place).suffix in {CONFIGURATIONS}:",
             '        for number, line in enumerate(Path(place).read_text(encoding="utf-8").splitlines(), 1):',
             f"            if '\"{TODO}/' in line:",
-            '                sys.exit(f"{place}, line {number}: fill in this path: {line.strip()}")',
+            '                missing.append(f"{place}, line {number}: fill in this path: {line.strip()}")',
+            "if missing:",
+            '    sys.exit("\\n".join(missing))',
             "",
             "COMMANDS = [",
             *lists,

@@ -44,7 +44,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "resolution": SIDE,
         "resolution_type": "pixel_area",
         "optimizer": "adamw_bf16",
-        "learning_rate": 1e-4,
+        "learning_rate": start.learning_rate,
         "lr_scheduler": "constant",
         "max_train_steps": STEPS,
         "num_train_epochs": 0,
@@ -103,6 +103,7 @@ SIMPLETUNER = Trainer(
         "dataset.json is SimpleTuner's description of your pictures (its documentation: DATALOADER.md).",
         "A run of this folder that is started again goes on from its latest checkpoint.",
     ),
+    rate_place=("config.json", "learning_rate"),
     home="simpletuner",
     results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

@@ -10,7 +10,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
@@ -147,7 +146,7 @@ def write_lines(result: WriteResult) -> list[str]:
 
 def export_lines(result: ExportResult) -> list[str]:
     """The start folder, and what its read-me says."""
-    from i2l_ext.converters.export import readme
+    from i2l_ext.converters.start_folder import readme
     from i2l_ext.converters.trainers import TRAINERS
 
     written = result.written
@@ -155,7 +154,8 @@ def export_lines(result: ExportResult) -> list[str]:
     report = [*text[:1], ""] if written.caution else []
     return [
         *report,
-        f"{written.folder}: {written.run}, {Path(written.init).name}, README.md",
+        f"{written.folder}: {', '.join(written.names)}",
+        *([f"To fill in: {written.to_fill_in}"] if written.blanks else []),
         *text[len(report) :],
     ]
 

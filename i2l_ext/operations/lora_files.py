@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from i2l_ext.converters.architectures import Architecture
     from i2l_ext.converters.bases import Fit
     from i2l_ext.converters.consumers import Verdict
-    from i2l_ext.converters.export import StartFolder
     from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.rank import Resizer
+    from i2l_ext.converters.start_folder import StartFolder
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
 """Shares of the effect for which an inspection tells the rank."""
@@ -269,14 +269,15 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
 
     lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None, text_encoders=False)
     folder = request.output or _beside(request.file, request.trainer)
-    caption = training_data.activation_text(request.file) if request.caption is None else request.caption
+    sources = training_data.pictures_of(request, context)
+    pictures = training_data.copies(sources)
+    caption, captions = training_data.prompts(request, sources, pictures)
     return ExportResult(
         write(
             lora, request.trainer, request.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite,
-            pictures=training_data.copies(training_data.pictures_of(request, context)), caption=caption,
-            bases=find_base(lora.arch, request.models), progress=_progress(request, context),
-            begin_saving=context.reporter.begin_saving,
+            pictures=pictures, caption=caption, captions=captions, bases=find_base(lora.arch, request.models),
+            progress=_progress(request, context), begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""The pictures that a training run from a LoRA shows, and their prompt."""
+"""The pictures that a training run from a LoRA shows, and their prompts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ from i2l_ext.requests import CENTRE, parse_crop
 if TYPE_CHECKING:
     from i2l_ext.operations.context import Context
     from i2l_ext.requests import ExportRequest, Square
+
+MAX_CAPTION = 1 << 14
+"""Bytes of a caption file: far more than a text encoder reads."""
 
 
 def pictures_of(request: ExportRequest, context: Context) -> list[tuple[Path, Square | None]]:
@@ -64,7 +67,34 @@ def copies(pictures: Sequence[tuple[Path, Square | None]]) -> Mapping[str, Calla
     return {f"{number:0{width}}{suffix}": write for number, (suffix, write) in enumerate(made, 1)}
 
 
-def activation_text(file: Path) -> str:
+def prompts(
+    request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
+) -> tuple[str, dict[str, str]]:
+    """The prompt of every picture, and {name in the start folder: its own prompt}, which is the text of the file that
+    lies beside the picture, `pic.txt` beside `pic.jpg`. ``names``: of the pictures, in the same order. Raises UserError
+    for a text that cannot be read."""
+    if request.caption is not None:
+        return request.caption, {}
+    beside = ((name, path.with_suffix(".txt")) for name, (path, _) in zip(names, pictures, strict=True))
+    own = {name: _text(path) for name, path in beside if path.is_file()}
+    return _activation_text(request.file), own
+
+
+def _text(path: Path) -> str:
+    """A caption without the blanks around it. Raises UserError where it is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CAPTION + 1)
+        if len(data) > MAX_CAPTION:
+            raise UserError(f"{one_line(path.name)}: is longer than {MAX_CAPTION} bytes, too long for a caption.")
+        return data.decode("utf-8-sig").strip()
+    except OSError as error:
+        raise UserError(f"{one_line(path.name)}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{one_line(path.name)}: is not UTF-8. Save it as UTF-8, or say --caption.") from None
+
+
+def _activation_text(file: Path) -> str:
     """The activation text in the sidecar of a LoRA, in one line; "" where there is none."""
     try:
         text = read_json(file.with_name(file.stem + SIDECAR)).get("activation text")

@@ -179,7 +179,9 @@ class ExportRequest(Request):
         local=True,
     )
     caption: str | None = option(
-        "prompt of every picture, such as a trigger word; the LoRA's activation text unless given", None
+        "prompt of every picture, such as a trigger word; "
+        "unless given the .txt file beside it, or the LoRA's activation text",
+        None,
     )
     models: tuple[Path, ...] = option(
         "further folders to look for the base model in, beside those of WebUIs and hubs", (), local=True

@@ -1,0 +1,179 @@
+"""What a start folder is, and what its read-me tells."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .trainers import Trainer
+from .trainers.base import TODO
+
+RUN = "train.py"
+"""The script that starts a training."""
+
+BALANCE = (
+    "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
+    "Keep early steps too: the best may come soon."
+)
+
+ENOUGH = 0.9
+"""Of the effect: below that a start is told to be weak."""
+
+STAY = "Do not move this folder, it has absolute paths in it: export again where it is to be."
+
+SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
+
+
+@dataclass(frozen=True)
+class StartFolder:
+    """A start folder that was written.
+
+    ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
+    command that runs it, in the trainer's folder; ``files``: names of the written texts, and ``blanks``: name -> paths
+    in it that the user has to fill in; ``name``: of the training run. ``pictures``: number of those in the folder
+    ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others.
+    ``bases``: part of the base model -> where it was found, of those that the texts name; ``downloads``: whether the
+    trainer fetches what was not. ``key_format``: of its keys. ``modules``: in the LoRA, of which ``filled`` are fresh.
+    ``fresh``: kind -> number of modules that the trainer trains and that start without an update; ``left_out``: kind ->
+    number of modules of the file that the trainer cannot train. ``kept``: kind, or "all" ->
+    share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what the lower rank
+    costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
+    `FRESH_ROWS`. ``learning_rate``: to begin with, as the texts have it; ``fresh_rate``: of a fresh LoRA there.
+    ``scales``: alpha / rank of modules of the file, where not 1; it is in the factors now. ``caution``: why no real
+    model can be trained from it, or empty.
+    """
+
+    trainer: str
+    arch: str
+    folder: str
+    init: str
+    run: str
+    start: str
+    name: str
+    rank: int
+    modules: int
+    filled: int
+    fresh: dict[str, int]
+    left_out: dict[str, int]
+    kept: dict[str, float]
+    error: float
+    fresh_rows: str = "kaiming"
+    learning_rate: float = 0.0
+    fresh_rate: float = 0.0
+    caution: str = ""
+    files: tuple[str, ...] = ()
+    blanks: dict[str, list[str]] = field(default_factory=dict)
+    scales: tuple[float, ...] = ()
+    dataset: str = ""
+    pictures: int = 0
+    caption: str = ""
+    captions: int = 0
+    bases: dict[str, str] = field(default_factory=dict)
+    downloads: bool = True
+    key_format: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """What was written into the folder, without what is in its folders."""
+        pictures = [f"{Path(self.dataset).name}/"] if self.pictures else []
+        return [*self.files, "README.md", Path(self.init).name, *pictures]
+
+    @property
+    def to_fill_in(self) -> str:
+        """The paths to fill in, by file."""
+        return "; ".join(f"{file}: {', '.join(paths)}" for file, paths in self.blanks.items())
+
+    def json(self) -> dict[str, object]:
+        """For programs: plain values only."""
+        return asdict(self)
+
+
+def readme(trainer: Trainer, written: StartFolder) -> str:
+    """The text of README.md, for the person who opens the folder."""
+    lines = [
+        f"# Start folder for {trainer.title}",
+        "",
+        *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
+        f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
+        f"{written.key_format} keys.",
+        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
+        f"Pictures: {_pictures_line(trainer, written)}",
+        f"Base model: {_base_line(trainer, written)}.",
+        f"{_kept(written)} Self-check: largest error {written.error:.0e}; every rank can learn.",
+        f"{_rate_line(trainer, written)} {BALANCE}",
+        *([f"Fresh modules added: {written.filled}."] if written.filled else []),
+        *(
+            [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
+            if written.fresh
+            else []
+        ),
+        *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
+        *trainer.notes,
+        f"The run saves `{trainer.results.format(name=written.name)}` in the trainer's folder, {written.key_format} "
+        "keys. `i2l check FILE` says who loads that; `i2l convert FILE --to webui -o NEW.safetensors` writes it for "
+        "WebUIs.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _kept(written: StartFolder) -> str:
+    share = written.kept["all"]
+    if share >= ENOUGH:
+        return f"Effect kept: {share:.2%}."
+    return (
+        f"**Warning: effect kept: only {share:.2%} at rank {written.rank}, so the run starts from a weaker style. "
+        "Export it at a higher `--rank`.**"
+    )
+
+
+def _rate_line(trainer: Trainer, written: StartFolder) -> str:
+    file, name = trainer.rate_place
+    fresh = f"{written.fresh_rate:.0e}".replace("e-0", "e-")
+    folded = f" (The file's alpha was {_scales(written)} of its rank; now the factors have that.)"
+    return (
+        f"Learning rate: begin with {written.learning_rate}, which stands in `{file}` as `{name}`. That is already a "
+        f"third of {fresh}, its usual one for a fresh LoRA, and meant for alpha = rank."
+        f"{folded if written.scales else ''}"
+    )
+
+
+def _scales(written: StartFolder) -> str:
+    low, high = min(written.scales, default=1), max(written.scales, default=1)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _pictures_line(trainer: Trainer, written: StartFolder) -> str:
+    if not written.pictures:
+        where = "in the .txt file beside it" if trainer.captions else "in train.py"
+        blank = f"`{TODO}/dataset`{_in(written, 'dataset')}"
+        return f"none were found. Name their folder in place of {blank}; {trainer.title} gives each the prompt {where}."
+    words = f"the prompt `{written.caption}`" if written.caption else "an empty prompt"
+    own = f"{written.captions} with the caption that lay beside them as a .txt file"
+    if written.captions and trainer.captions:
+        others = written.pictures - written.captions
+        said = own + (f", {others} with {words}" if others else "")
+    else:
+        said = f"each has {words}"
+        if written.captions:
+            said += f". {trainer.title} has one prompt for all, so your {written.captions} captions are not used"
+    how = ", in a text file beside it" if trainer.captions else ""
+    return f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+
+
+def _base_line(trainer: Trainer, written: StartFolder) -> str:
+    if written.bases:
+        return ", ".join(f"`{path}`" for path in written.bases.values())
+    return "not found on this machine; " + (
+        f"{trainer.title} downloads it"
+        if trainer.downloads
+        else f"fill in the paths that begin with `{TODO}`{_in(written)}"
+    )
+
+
+def _in(written: StartFolder, name: str = "") -> str:
+    files = [file for file, blanks in written.blanks.items() if any(f"{TODO}/{name}" in blank for blank in blanks)]
+    return f" in `{'`, `'.join(files)}`" if files else ""
+
+
+def _listed(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
