@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import atomic, files, keys
+from .consumer_table import CONSUMERS
 from .errors import UserError
 from .fusing import fuse
 from .key_formats import KEY_FORMATS
@@ -145,6 +146,7 @@ def export(
             captions=len(data.captions),
             downloads=trainer.downloads,
             key_format=key_format,
+            webui_format=next(one for one in CONSUMERS if one.id == "comfyui").for_family(lora.arch.family).wants,
             bases={
                 part: str(found)
                 for part, found in start.bases.items()

@@ -33,12 +33,13 @@ class StartFolder:
     in it that the user has to fill in; ``name``: of the training run. ``pictures``: number of those in the folder
     ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others.
     ``bases``: part of the base model -> where it was found, of those that the texts name; ``downloads``: whether the
-    trainer fetches what was not. ``key_format``: of its keys. ``modules``: in the LoRA, of which ``filled`` are fresh.
-    ``fresh``: kind -> number of modules that the trainer trains and that start without an update; ``left_out``: kind ->
-    number of modules of the file that the trainer cannot train. ``kept``: kind, or "all" ->
-    share of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what the lower rank
-    costs. ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of
-    `FRESH_ROWS`. ``learning_rate``: to begin with, as the texts have it; ``fresh_rate``: of a fresh LoRA there.
+    trainer fetches what was not. ``key_format``: of its keys, which those of the run's LoRAs have too;
+    ``webui_format``: that which ComfyUI and WebUIs read of such a model. ``modules``: in the LoRA, of which ``filled``
+    are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start without an update;
+    ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``: kind, or "all" -> share
+    of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what the lower rank costs.
+    ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of `FRESH_ROWS`.
+    ``learning_rate``: to begin with, as the texts have it; ``fresh_rate``: of a fresh LoRA there.
     ``scales``: alpha / rank of modules of the file, where not 1; it is in the factors now. ``caution``: why no real
     model can be trained from it, or empty.
     """
@@ -71,6 +72,7 @@ class StartFolder:
     bases: dict[str, str] = field(default_factory=dict)
     downloads: bool = True
     key_format: str = ""
+    webui_format: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -110,10 +112,15 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
         *trainer.notes,
         f"The run saves `{trainer.results.format(name=written.name)}` in the trainer's folder, {written.key_format} "
-        "keys. `i2l check FILE` says who loads that; `i2l convert FILE --to webui -o NEW.safetensors` writes it for "
-        "WebUIs.",
+        f"keys{_for_webuis(written)}. `i2l check FILE` says who loads it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _for_webuis(written: StartFolder) -> str:
+    if written.key_format == written.webui_format:
+        return ", as ComfyUI and WebUIs read them"
+    return f"; `i2l convert FILE --to {written.webui_format} -o NEW.safetensors` writes it for ComfyUI and WebUIs"
 
 
 def _kept(written: StartFolder) -> str:

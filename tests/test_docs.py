@@ -38,7 +38,8 @@ NOT_RUN = {
     "cd ComfyUI/custom_nodes": "the same",
     "python image-to-lora/install.py": "the same",
     "python install.py ": "makes an environment: tests/test_install.py with a stand-in of pip; CI runs `test` itself",
-    "python start/train.py": "needs a trainer; benchmarks/trainers.py runs them",
+    "python /path/to/start/train.py": "needs a trainer; benchmarks/trainers.py runs them",
+    "cd TRAINER_FOLDER": "the same",
 }
 """The beginning of a command in the docs that is not run here -> why, and what stands in for it."""
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from i2l_ext.commands.lora_files import export_lines
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.architectures import KLEIN_4B, MINI, Z_IMAGE
 from i2l_ext.converters.export import export
 from i2l_ext.converters.start_folder import readme
 from i2l_ext.converters.trainers import TRAINERS
@@ -266,6 +266,18 @@ def test_a_caption_that_is_none_is_told_by_its_name(tmp_path, data, match):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("trainer", "arch", "said"),
+    [("musubi-tuner", Z_IMAGE, "kohya keys; `i2l convert FILE --to webui -o"),
+     ("musubi-tuner", KLEIN_4B, "kohya-fused keys; `i2l convert FILE --to webui-fused -o"),
+     ("ai-toolkit", KLEIN_4B, "webui-fused keys, as ComfyUI and WebUIs read them")],
+)  # fmt: skip
+def test_what_a_run_saves_is_converted_to_what_comfyui_reads(tmp_path, trainer, arch, said):
+    paths = [next(path for path in arch.modules if path.endswith(f".to_{part}")) for part in "qkv"]
+    export(style(arch, paths=paths), trainer, None, tmp_path / "out")
+    assert said in (tmp_path / "out/README.md").read_text(encoding="utf-8").splitlines()[-1]
+
+
 def told_of(lora, trainer, folder, **more):
     """What an export says, and the texts that it wrote."""
     written = export(lora, trainer, more.pop("rank", 3), folder, **more)
@@ -305,8 +317,9 @@ def test_how_often_to_show_a_picture_is_said_where_they_are_not_known(tmp_path, 
 def test_what_a_run_saves_a_folded_scale_and_a_weak_start_are_told(tmp_path, trainer):
     said, written, _ = told_of(style(MINI), trainer, tmp_path / "whole")
     home = TRAINERS[trainer].results.format(name=written.name)
-    assert f"saves `{home}` in the trainer's folder, {written.key_format} keys." in said.splitlines()[-1]
-    assert "--to webui" in said.splitlines()[-1] and "**Warning" not in said and "The file's alpha" not in said
+    assert f"saves `{home}` in the trainer's folder, {written.key_format} keys" in said.splitlines()[-1]
+    assert ("--to webui" in said.splitlines()[-1]) == (TRAINERS[trainer].key_format != "webui")
+    assert "**Warning" not in said and "The file's alpha" not in said
     said = readme(TRAINERS[trainer], replace(written, kept={"all": 0.52}))
     assert "**Warning: effect kept: only 52.00% at rank 3, so the run starts from a weaker style." in said
     style(MINI).save(tmp_path / "half.safetensors", "kohya")

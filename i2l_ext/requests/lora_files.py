@@ -179,8 +179,7 @@ class ExportRequest(Request):
         local=True,
     )
     caption: str | None = option(
-        "prompt of every picture, such as a trigger word; "
-        "unless given the .txt file beside it, or the LoRA's activation text",
+        "prompt of every picture, such as a trigger word; its .txt file, or the LoRA's activation text, unless given",
         None,
     )
     models: tuple[Path, ...] = option(
