@@ -320,3 +320,16 @@ def test_a_missing_picture_is_told_before_a_missing_folder(world, tmp_path, monk
     assert capsys.readouterr().err.strip() == "i2l: no.png: no such file or folder."
     assert main(["make", str(world.pictures[0]), "--model", "small", *each]) == 1
     assert "Say where to save the LoRA: --lora-dir PATH." in capsys.readouterr().err
+
+
+def test_a_python_without_the_packages_is_told_so_in_one_line(monkeypatch, capsys):
+    def run(*_):
+        raise ModuleNotFoundError("No module named 'platformdirs'", name="platformdirs.unix")
+
+    monkeypatch.setattr("i2l_ext.commands.doctor.run_doctor", run, raising=True)
+    assert main(["doctor"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("i2l: this Python lacks the package platformdirs. Run") and err.count("\n") == 1
+    monkeypatch.setattr("i2l_ext.commands.doctor.run_doctor", lambda *_: __import__("i2l_ext.nothing"))
+    with pytest.raises(ModuleNotFoundError):  # a fault of ours stays one
+        main(["doctor"])

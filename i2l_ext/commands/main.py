@@ -48,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"i2l: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "i2l_ext"):
+            raise
+        advice = "Run `python install.py demo` in the checkout once, and then the i2l in .venv"
+        print(f"i2l: this Python lacks the package {missing}. {advice}; or pip install the checkout.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("i2l: stopped; nothing was left behind.", file=sys.stderr)
         return 130
