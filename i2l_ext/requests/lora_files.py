@@ -179,7 +179,7 @@ class ExportRequest(Request):
         local=True,
     )
     caption: str | None = option(
-        "prompt of every picture, such as a trigger word; its .txt file, or the LoRA's activation text, unless given",
+        "prompt of every picture, such as a trigger word; its .txt file or the LoRA's activation text unless given",
         None,
     )
     models: tuple[Path, ...] = option(
