@@ -96,6 +96,7 @@ def test_what_is_said_in_the_tab_is_translated(language):
 
 COMMANDS = re.compile(r"(?<![\w-])--?[a-z][a-z-]*\b|(?<![/\w])i2l [a-z]+|pip install|\bpython [\w-]")
 NOT_FOR_THE_TAB = {
+    "start_folder.py",  # the read-me, for who trains
     "commands",
     "training",
     "hooks",
@@ -118,7 +119,6 @@ NOT_IN_THE_TAB = (
     "no model is downloaded, so", "--each names and weighs", "Say where to save", "was made with heads of its own",
     "says its scale itself", "is a folder. Say with -o", "i2l models trust", "for X: i2l check", "a LoRA that i2l has",
     "does not say how it was made. Name", "Test LoRA: only", "python run.py",
-    "writes it for ComfyUI and WebUIs", "Export it at a higher",  # in the read-me of a start folder
 )  # fmt: skip
 """Texts that the tab's own requests never bring about, or which it tells in words of its own."""
 
