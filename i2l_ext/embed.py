@@ -67,14 +67,14 @@ def embed(
 ) -> Embeddings:
     """Run the model's encoders over the pictures, each over all of them at once.
 
-    ``files``: the paths of each checkpoint, by its id. The dtype of ``options`` is a wish: each encoder is computed in
-    one that is safe for it. Each encoder is a step, ``encode ID``. Raises UserError for unusable weights, and where an
-    embedding is not finite; Cancelled when the user wants to stop.
+    ``files``: the paths of each checkpoint, by its id; those of heads, if they are there, are read ahead. The dtype of
+    ``options`` is a wish: each encoder is computed in one that is safe for it. Each encoder is a step, ``encode ID``.
+    Raises UserError for unusable weights, and where an embedding is not finite; Cancelled when the user wants to stop.
     """
     import torch
 
     found = {}
-    heads = [path for expert in model.experts for path in files[expert.heads.id]]
+    heads = [path for expert in model.experts for path in files.get(expert.heads.id, ())]
     for encoder in model.encoders:
         callbacks.step(f"encode {encoder.id}")
         views = _inputs(encoder, pictures, model.views)
