@@ -139,7 +139,7 @@ def _rate_line(trainer: Trainer, written: StartFolder) -> str:
     folded = f" (The file's alpha was {_scales(written)} of its rank; now the factors have that.)"
     return (
         f"Learning rate: begin with {written.learning_rate}, which stands in `{file}` as `{name}`. That is already a "
-        f"third of {fresh}, its usual one for a fresh LoRA, and meant for alpha = rank."
+        f"third of {fresh}, a usual one for a fresh LoRA, and meant for alpha = rank."
         f"{folded if written.scales else ''}"
     )
 

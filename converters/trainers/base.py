@@ -140,8 +140,8 @@ class ModelSupport:
     ``default``: the modules that it trains by default, as a pattern of the whole path; ``trainable``: those that it can
     train. ``fused``: it has the layers of the model's first implementation, so all paths are those of
     `Architecture.fused`. ``files``: makes the texts that start it, {file name: text}; ``trained``: the paths of the
-    modules that those texts make it train, which may be more than the LoRA has. ``fresh_rate``: the learning rate that
-    its guide or example has for a fresh LoRA.
+    modules that those texts make it train, which may be more than the LoRA has. ``fresh_rate``: a usual learning
+    rate of a fresh LoRA there.
     """
 
     default: str
