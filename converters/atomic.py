@@ -16,11 +16,25 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 from .errors import UserError
 
 CAN_LOCK = os.name == "posix"
 """On Windows an open file can neither be renamed nor removed, so temporary files are not locked there."""
+
+
+class OpenFile(Protocol):
+    """A file that someone reads."""
+
+    path: Path
+
+    def close(self) -> None: ...
+
+
+OPEN_FILES: WeakSet[OpenFile] = WeakSet()
+"""Those of this process that may be replaced while they are open, as when a LoRA is converted onto itself."""
 
 if sys.platform != "win32":
     import fcntl
@@ -155,6 +169,8 @@ def place(temp: Path, path: Path, *, overwrite: bool) -> None:
     Raises FileExistsError where ``path`` exists already (unless ``overwrite``), and OSError.
     """
     if overwrite:
+        if not CAN_LOCK:
+            _close_readers(path)
         temp.replace(path)
         return
     try:
@@ -166,6 +182,14 @@ def place(temp: Path, path: Path, *, overwrite: bool) -> None:
             if os.path.lexists(path):  # Windows' rename sees that by itself
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             temp.rename(path)
+
+
+def _close_readers(path: Path) -> None:
+    """Close what reads the file ``path``, which is about to be another."""
+    for file in list(OPEN_FILES):
+        with suppress(OSError):  # either is gone
+            if file.path.samefile(path):
+                file.close()
 
 
 @contextmanager

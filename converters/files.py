@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
+from .atomic import OPEN_FILES
 from .errors import UserError
 from .headers import BYTES, TensorInfo, check_bounds, parse_header
 
@@ -66,6 +67,7 @@ class TensorFile:
             raise UserError(f"{self.path.name}: is not a possible file name.") from None
         try:
             self._idle.append(self._stream)
+            OPEN_FILES.add(self)
             self._stamp = self._stat()
             self.header = parse_header(self._stream, self._stamp[0])
         except ValueError as error:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from i2l_ext import library, process_tree
 from i2l_ext.commands.main import main
-from i2l_ext.converters import atomic, export
+from i2l_ext.converters import Lora, atomic, export
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine import locks
 from i2l_ext.library import folder as lora_folder
@@ -87,10 +87,11 @@ def test_no_file_is_renamed_or_removed_while_it_is_open(world, tmp_path, windows
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.xfail(strict=True, reason="a LoRA that is read stays open until it is written; see docs/systems.md")
-def test_a_lora_is_converted_onto_itself(make, windows_disk):
+def test_a_lora_is_converted_and_resized_onto_itself(make, windows_disk):
     file = make()["file"]
     assert main(["convert", file, "--to", "kohya", "-o", file, "--overwrite"]) == 0
+    assert main(["rank", file, "--rank", "2", "-o", file, "--overwrite"]) == 0
+    assert Lora.read(file).rank == 2 and not windows_disk
 
 
 def test_locks_of_windows_exclude_each_other(tmp_path, monkeypatch):
