@@ -405,5 +405,7 @@
         });
     }
 
-    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); keepFocus(); hand(); poll(); }, 200);
+    // At once: a key that is pressed between a redraw and the next turn of the clock would be lost.
+    new MutationObserver(keepFocus).observe(document, {childList: true, subtree: true});
+    setInterval(() => { gather(); tips(); reachable(); tidy(); news(); hand(); poll(); }, 200);
 })();

@@ -101,8 +101,8 @@ def test_progress_and_failures_stand_by_their_button(place, open_page, pictures)
     brief.click()  # it leads back
     card.wait_for()
     card.locator("[data-i2l=cancel]").focus()
-    page.wait_for_timeout(2500)  # polls draw it anew; at one moment the focus may be on its way
-    page.wait_for_function("document.activeElement.dataset.i2l === 'cancel'", timeout=10_000)
+    page.wait_for_timeout(2500)
+    assert page.evaluate("document.activeElement.dataset.i2l") == "cancel", "the keyboard lost its place"
     stop(page, "slow_here")
     card.get_by_role("button", name="Dismiss").click()
     card.wait_for(state="detached")
@@ -116,9 +116,14 @@ def test_a_button_that_is_drawn_anew_at_once_keeps_the_keyboard(place, open_page
     page = open_page()
     page.locator("#i2l_models button").nth(1).focus()
     page.wait_for_timeout(500)
-    redraw = "(one) => { one.focus(); window.fresh = one.cloneNode(true); one.replaceWith(fresh); }"
-    page.locator("#i2l_models button").nth(2).evaluate(redraw)
-    page.wait_for_function("document.activeElement === fresh", timeout=10_000)
+    redraw = """async (one) => {
+        const fresh = one.cloneNode(true);
+        one.focus();
+        one.replaceWith(fresh);
+        await new Promise((done) => setTimeout(done));
+        return document.activeElement === fresh;
+    }"""
+    assert page.locator("#i2l_models button").nth(2).evaluate(redraw), "for a moment a key would have been lost"
 
 
 @pytest.mark.short
