@@ -57,9 +57,7 @@ KEY_FORMATS: dict[str, KeyFormat] = {
     )
 }
 """By name, those that are written. The two ``-fused`` differ from those without it for Z-Image, FLUX.1 and FLUX.2 only,
-whose q, k and v they write as one layer."""
-DEFAULT = "webui"
-
+whose q, k and v they write as one layer. Which is written unless another is asked for: `Architecture.key_format`."""
 VARIANTS: tuple[KeyFormat, ...] = (
     KeyFormat("flymyai", "transformer.", ".lora.down.weight", ".lora.up.weight"),
     KeyFormat("bare", "", *_PEFT),
