@@ -327,12 +327,13 @@ def test_a_miniatures_lora_is_told_to_be_one(tmp_path):
     assert consumers.summary(tmp_path / "f") == MINI.caution
 
 
-def test_check_says_first_that_only_draw_can_use_it(tmp_path, capsys):
+def test_check_says_in_one_line_that_only_draw_can_use_it(tmp_path, capsys):
     for arch, told in ((MINI, True), (QWEN_IMAGE, False)):
         random(arch, first_blocks(arch)).save(tmp_path / arch.id)
         assert i2l("check", tmp_path / arch.id) == 0
         out = capsys.readouterr().out
-        assert out.splitlines()[1].startswith("Test LoRA: only `i2l draw` can use it.") == told
+        assert (len(out.splitlines()) == 1 and "; Test LoRA: only `i2l draw` can use it." in out) == told
+        assert ("Forge Neo" in out) != told
         assert i2l("check", tmp_path / arch.id, "--json") == 0
         found = json.loads(capsys.readouterr().out)
         assert bool(found["caution"]) == told
