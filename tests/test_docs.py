@@ -21,10 +21,7 @@ from i2l_ext.webui.texts import all_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "faq", "film", "glossary", "hardware", "install", "lora-files", "models", "recipes", "storage",
-    "troubleshooting", "webui",
-))]  # fmt: skip
+FOR_USERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
     "i2l run ": "needs a trainer; tests/test_training_run.py runs a stand-in from such a folder",

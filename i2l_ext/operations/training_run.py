@@ -167,7 +167,7 @@ class _Watch:
         self.losses: list[tuple[int, float]] = []
         self.cause = ""
         """The first error since the last step that was new: those after it are of the programs that started it."""
-        self._every, self._told, self._bar, self._step = 1, 0.0, False, None
+        self._every, self._told, self._bar, self._step = 1, 0.0, False, -1
 
     @property
     def last(self) -> str:
@@ -181,7 +181,7 @@ class _Watch:
         self.lines.append(one_line(line))
         self._bar = bar
         seen = parse_line(line)
-        if seen.step not in (None, self._step):  # a bar is drawn once more when a run breaks off
+        if seen.step is not None and seen.step != self._step:  # a bar is drawn once more when a run breaks off
             self._step, self.cause = seen.step, ""
         elif not self.cause and (error := _ERROR.fullmatch(self.lines[-1])):
             self.cause = error[1]
