@@ -302,7 +302,7 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
 
 def test_check_command(tmp_path, capsys):
     path = tmp_path / "a file.safetensors"
-    random(MINI, MINI.i2l_modules).save(path)
+    random(QWEN_IMAGE, first_blocks(QWEN_IMAGE)).save(path)
     assert i2l("check", path) == 0
     told = capsys.readouterr().out
     assert "Forge Neo" in told and f"i2l convert '{path}' --to kohya" in told
