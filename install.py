@@ -125,7 +125,7 @@ def host(_: Sequence[str]) -> int:
 
 def demo(rest: Sequence[str]) -> int:
     python = _environment("mini")
-    return subprocess.run([python, "-m", "i2l_ext", "demo", *(rest or ("--out", "demo"))], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "i2l_ext", "demo", *rest]).returncode  # in the folder where the user is
 
 
 def test(rest: Sequence[str]) -> int:

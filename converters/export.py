@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shlex
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,6 +24,7 @@ from .key_formats import KEY_FORMATS
 from .lora import Lora
 from .metadata import updated_metadata
 from .rank import resize, resizer_of, svd_of_product
+from .shell import shell_word
 from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
 from .trainers import TRAINERS, TrainingStart
@@ -124,7 +123,7 @@ def export(
             folder=str(folder),
             init=str(path),
             run=RUN,
-            start=f"python {_shell_word((folder.resolve() / RUN).as_posix())}",
+            start=f"python {shell_word((folder.resolve() / RUN).as_posix())}",
             name=name,
             rank=rank,
             modules=len(init),
@@ -229,12 +228,6 @@ def _filled(start: TrainingStart, support: ModelSupport, more: Iterable[str]) ->
         start = replace(start, paths=(*start.paths, *more))
         more = support.trained(start)
     return start
-
-
-def _shell_word(text: str) -> str:
-    """A path as the shell of this system takes it: on Windows both, cmd and PowerShell."""
-    quoted = text if re.fullmatch(r"[\w:/\\.-]+", text) else f'"{text}"'  # no name on Windows has a quote
-    return quoted if sys.platform == "win32" else shlex.quote(text)
 
 
 def _kinds(lora: Lora, paths: Iterable[str]) -> dict[str, int]:

@@ -57,9 +57,7 @@ KEY_FORMATS: dict[str, KeyFormat] = {
     )
 }
 """By name, those that are written. The two ``-fused`` differ from those without it for Z-Image, FLUX.1 and FLUX.2 only,
-whose q, k and v they write as one layer."""
-DEFAULT = "webui"
-
+whose q, k and v they write as one layer. Which is written unless another is asked for: `Architecture.key_format`."""
 VARIANTS: tuple[KeyFormat, ...] = (
     KeyFormat("flymyai", "transformer.", ".lora.down.weight", ".lora.up.weight"),
     KeyFormat("bare", "", *_PEFT),
@@ -88,21 +86,18 @@ PREFIXES = (
 WRAPPER = r"_orig_mod[._]"
 """Pattern of what torch.compile puts into names, at any place."""
 
-SUFFIXES = {
-    ".lora_A": "down",
-    ".lora_B": "up",
-    ".lora_down": "down",
-    ".lora_up": "up",
-    ".lora.down": "down",
-    ".lora.up": "up",
-    "_lora.down": "down",
-    "_lora.up": "up",
-    ".lora_linear_layer.down": "down",
-    ".lora_linear_layer.up": "up",
-    ".alpha": "alpha",
+FACTOR_PAIRS = {
+    ".lora_A": ".lora_B",
+    ".lora_down": ".lora_up",
+    ".lora.down": ".lora.up",
+    "_lora.down": "_lora.up",
+    ".lora_linear_layer.down": ".lora_linear_layer.up",
 }
-"""What may follow the module's name -> which of its tensors that is. A factor may also end in ``.weight``, with an
-adapter's name before it."""
+"""What may follow the module's name in the key of a down factor -> in that of its up factor. Both may also end in
+``.weight``, with an adapter's name before it."""
+
+SUFFIXES = dict.fromkeys(FACTOR_PAIRS, "down") | dict.fromkeys(FACTOR_PAIRS.values(), "up") | {".alpha": "alpha"}
+"""What may follow the module's name -> which of its tensors that is."""
 
 UNSUPPORTED = {
     r"\.lora_mid": "a convolution's LoRA (lora_mid)",

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import networks
-from .key_formats import PREFIXES, SUFFIXES, WRAPPER
+from .key_formats import FACTOR_PAIRS, PREFIXES, SUFFIXES, WRAPPER
 
 
 class KeyParts(NamedTuple):
-    """A key, split. A tuple, because a file has thousands. ``form``: the suffix with the same text for down and up."""
+    """A key, split. A tuple, because a file has thousands. ``form``: of a factor, the suffix of its down factor."""
 
     key: str
     prefix: str
@@ -24,6 +24,7 @@ class KeyParts(NamedTuple):
 PARTS = SUFFIXES | networks.SUFFIXES
 """What may follow the module's name -> which of its tensors that is, of any network."""
 
+_DOWN_OF = {up: down for down, up in FACTOR_PAIRS.items()}
 _SUFFIX = re.compile(rf"({'|'.join(map(re.escape, PARTS))})((?:\.[^.]+)?\.weight)?\Z")
 _PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
 _COMPILED = re.compile(WRAPPER)
@@ -45,12 +46,6 @@ def stems(name: str) -> tuple[tuple[str, str], ...]:
     return tuple((name[:cut], name[cut:]) for cut in reversed(cuts))
 
 
-@lru_cache(maxsize=64)
-def _form(kind: str, rest: str) -> str:
-    """The suffix of a factor, ``kind`` and ``rest``, with the same text for down and up."""
-    return re.sub("_[AB]$|down$|up$", "", kind) + rest
-
-
 def split_key(key: str) -> list[KeyParts]:
     """Every way to split a key, the longest prefix first; empty if it is not a LoRA key.
 
@@ -61,7 +56,7 @@ def split_key(key: str) -> list[KeyParts]:
         return []
     part = PARTS[suffix[1]]
     factor = part in ("down", "up")
-    form = _form(suffix[1], suffix[2] or "") if factor else ""
+    form = _DOWN_OF.get(suffix[1], suffix[1]) + (suffix[2] or "") if factor else ""
     name, wrapped = key[: suffix.start()], ""
     if "_orig_mod" in name:
         name, wrapped = without_wrapper(name), "_orig_mod."

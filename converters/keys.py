@@ -93,8 +93,6 @@ class Layer:
 
 
 _UNSUPPORTED = re.compile("|".join(UNSUPPORTED), re.MULTILINE)
-_UP = re.compile(r"(?<=_)B\b|(?<=[._])up\b")
-_DOWN = {"B": "A", "up": "down"}
 
 
 def module_path(name: str, arch: Architecture, *, fused: bool = False) -> str | None:
@@ -124,8 +122,7 @@ def layers_of(arch: Architecture, names: Iterable[str]) -> list[Layer]:
         if way is None or spelling is None or way.part not in ("down", "up", "alpha"):
             continue
         spellings[way.stem] = spelling
-        suffix = {"down": way.suffix, "up": _UP.sub(lambda up: _DOWN[up[0]], way.suffix, count=1)}.get(way.part, "")
-        layers[way.prefix, way.stem][suffix][way.part] = name
+        layers[way.prefix, way.stem][way.form][way.part] = name
     found = []
     for (prefix, stem), by_suffix in layers.items():
         alpha = by_suffix.pop("", {})

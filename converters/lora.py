@@ -136,14 +136,15 @@ class Lora:
     def save(
         self,
         path: Path | str,
-        key_format: str = key_formats.DEFAULT,
+        key_format: str | None = None,
         *,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
         lossy: bool = False,
         progress: Callable[[float], None] = lambda share: None,
     ) -> str | None:
-        """Write to a file that appears whole or not at all. Alpha, where the key format has one, is the rank.
+        """Write to a file that appears whole or not at all, in the architecture's own key format unless another is
+        named. Alpha, where the key format has one, is the rank.
         ``progress`` is told after each factor what share of the file is written, 0 to 1.
 
         ``metadata``: its own unless given; ranks, alphas and hashes in it become true, or are left out.
@@ -157,7 +158,7 @@ class Lora:
     def write(
         self,
         path: Path,
-        key_format: str = key_formats.DEFAULT,
+        key_format: str | None = None,
         *,
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -166,7 +167,7 @@ class Lora:
     ) -> str | None:
         """Write to ``path`` directly, a module at a time; ``name``: what messages call it. After an error a part of it
         remains. Returns and raises as `save`."""
-        how = key_formats.KEY_FORMATS[key_format]
+        how = key_formats.KEY_FORMATS[key_format or self.arch.key_format]
         with path.open("wb") as stream:
             told = true_metadata(self, self.metadata if metadata is None else metadata)
             files.write(stream, _write_plans(self, how), told, progress)

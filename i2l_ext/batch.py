@@ -143,7 +143,7 @@ def _matches(found: Inspection, prepared: PreparedMake) -> bool:
     }
     return (
         wanted.items() <= found.metadata.items()
-        and found.reading.key_format == request.key_format
+        and found.reading.key_format == prepared.key_format
         and (prepared.dtype is None or set(found.dtypes) == {prepared.dtype})
         and (request.rank is None or set(found.ranks) == {request.rank})
         and request.blocks is request.kinds is None

@@ -91,6 +91,10 @@ class PreparedMake:
         return DTYPES[self.request.dtype] if self.request.dtype else None
 
     @property
+    def key_format(self) -> str:
+        return self.request.key_format or self.model.arch.key_format
+
+    @property
     def origins(self) -> list[dict[str, Any]]:
         """Of each picture its ``sha256``, its ``weight`` (share) and, where it is not the centre, its ``crop``. File
         names are private and left out."""
@@ -107,7 +111,7 @@ class PreparedMake:
         precision are left out too: they change the last digits only.
         """
         request = self.request
-        shape = [request.key_format, self.dtype, request.rank, request.blocks, request.kinds]
+        shape = [self.key_format, self.dtype, request.rank, request.blocks, request.kinds]
         heads = [self.own_heads] if self.own_heads else []
         facts = [self.model.name, *heads, self.origins, float(request.strength), *shape]
         return sha256(json.dumps(facts).encode()).hexdigest()
@@ -317,11 +321,11 @@ def save_result(
             images=prepared.origins,
             strength=request.strength,
             request=prepared.digest,
-            options={name: getattr(request, name) for name in metadata.OPTIONS},
+            options={name: getattr(request, name) for name in metadata.OPTIONS} | {"key_format": prepared.key_format},
             heads=prepared.own_heads,
             pair=f"{stem}{GREY}" if request.grey else None,
         )
-        loss = lora.write(path, request.key_format, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
+        loss = lora.write(path, prepared.key_format, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
         callbacks.begin_saving()
 
     with clock.phase("save"):
@@ -333,7 +337,7 @@ def save_result(
         name=saved.name,
         model=model.name,
         arch=model.arch.id,
-        key_format=request.key_format,
+        key_format=prepared.key_format,
         rank=lora.rank,
         modules=len(lora),
         bytes=saved.file.stat().st_size,

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from i2l_ext.converters import Lora, UserError, consumer_table, consumers, key_formats
-from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
+from i2l_ext.converters.architectures import ARCHITECTURES, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from peers import diffsynth
 from spellings import Spelling
 from test_converters_commands import i2l
@@ -302,7 +302,7 @@ def test_every_convert_that_is_advised_repairs(tmp_path, arch, name):
 
 def test_check_command(tmp_path, capsys):
     path = tmp_path / "a file.safetensors"
-    random(MINI, MINI.i2l_modules).save(path)
+    random(QWEN_IMAGE, first_blocks(QWEN_IMAGE)).save(path)
     assert i2l("check", path) == 0
     told = capsys.readouterr().out
     assert "Forge Neo" in told and f"i2l convert '{path}' --to kohya" in told
@@ -327,12 +327,13 @@ def test_a_miniatures_lora_is_told_to_be_one(tmp_path):
     assert consumers.summary(tmp_path / "f") == MINI.caution
 
 
-def test_check_says_first_that_only_draw_can_use_it(tmp_path, capsys):
+def test_check_says_in_one_line_that_only_draw_can_use_it(tmp_path, capsys):
     for arch, told in ((MINI, True), (QWEN_IMAGE, False)):
         random(arch, first_blocks(arch)).save(tmp_path / arch.id)
         assert i2l("check", tmp_path / arch.id) == 0
         out = capsys.readouterr().out
-        assert out.splitlines()[1].startswith("Test LoRA: only `i2l draw` can use it.") == told
+        assert (len(out.splitlines()) == 1 and "; Test LoRA: only `i2l draw` can use it." in out) == told
+        assert ("Forge Neo" in out) != told
         assert i2l("check", tmp_path / arch.id, "--json") == 0
         found = json.loads(capsys.readouterr().out)
         assert bool(found["caution"]) == told
@@ -394,7 +395,7 @@ def test_check_says_of_klein_what_the_loaders_did(tmp_path, program):
 
 def test_what_is_advised_of_klein_repairs(tmp_path):
     path = tmp_path / "klein.safetensors"
-    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path)
+    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path, "webui")
     said = checked(path)
     assert said["comfyui"].repair == consumers.Repair("convert", {"key_format": "webui-fused"})
     assert said["musubi-tuner"].repair.operation == said["ai-toolkit"].repair.operation == "export"
@@ -404,6 +405,28 @@ def test_what_is_advised_of_klein_repairs(tmp_path):
         assert i2l("convert", path, "--to", said[program].repair.options["key_format"], "-o", fixed) == 0
         assert checked(fixed)[program].status == "all"
     assert said["forge-neo"].status == "untried" and said["a1111"].status == said["flymyai"].status == "no model"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES.values(), ids=lambda arch: arch.id)
+def test_an_architectures_own_key_format_is_read_by_the_programs_that_run_it(tmp_path, arch):
+    """Wherever nobody says `--to`: by the programs that we are part of, and diffusers, where the model was tried."""
+    path = tmp_path / "own.safetensors"
+    random(arch, first_blocks(arch)).save(path)
+    said = {name: verdict.status for name, verdict in checked(path).items()}
+    programs = ("forge-neo", "comfyui", "diffusers", "sdnext")
+    told = {said[program] for program in programs if said[program] not in ("untried", "no model")}
+    assert told == ({"all"} if arch.family in consumer_table.FAMILIES else set())
+
+
+def test_a_lora_is_converted_to_its_models_own_key_format(tmp_path):
+    """And written so by `Lora.save`, unless another is named."""
+    path, back = tmp_path / "klein.safetensors", tmp_path / "back.safetensors"
+    random(KLEIN_4B, first_blocks(KLEIN_4B)).save(path, "webui")
+    assert i2l("convert", path, "-o", back) == 0
+    assert Lora.read(back).read_from.reading.key_format == "diffusers"
+    assert i2l("convert", path, "--to", "webui", "-o", back, "--overwrite") == 0
+    assert Lora.read(back).read_from.reading.key_format == "webui"
+    assert i2l("convert", path) == 0 and (tmp_path / "klein_diffusers.safetensors").is_file()
 
 
 @pytest.mark.parametrize("arch", [QWEN_IMAGE, Z_IMAGE, KLEIN_4B], ids=lambda arch: arch.id)

@@ -1,7 +1,11 @@
 """Every key format to every other, through every variant that is read; and what is refused by name."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -453,3 +457,25 @@ def test_a_fused_layer_beside_its_parts_is_taken_once(tmp_path, family, alpha):
     for layer in parts:
         down, up = lora[layer.paths[0]]
         assert torch.equal(down, layer.down) and torch.equal(up, scales[layer.paths[0]] * layer.up)
+
+
+@pytest.mark.parametrize(("down", "up"), PAIRS)
+def test_both_factors_are_one_layer_whatever_their_suffixes(down, up):
+    shapes = keys(QWEN_IMAGE, ["proj_out"], "diffusion_model.", down, up, alpha=True)
+    [layer] = key_names.layers_of(QWEN_IMAGE, shapes)
+    assert layer.suffix == down and set(layer.keys) == {"down", "up", "alpha"}
+
+
+def test_a_pair_of_suffixes_is_read_by_its_entry_alone():
+    """Whatever it is called; in a process of its own, as the tables are read once."""
+    code = """
+from i2l_ext.converters import key_formats
+key_formats.FACTOR_PAIRS[".lora_in"] = ".lora_out"
+key_formats.SUFFIXES |= {".lora_in": "down", ".lora_out": "up"}
+from i2l_ext.converters import keys
+from i2l_ext.converters.architectures import MINI
+shapes = {"proj_out.lora_in.weight": (1, 96), "proj_out.lora_out.weight": (48, 1), "proj_out.alpha": ()}
+assert len(keys.layers_of(MINI, shapes)) == 1
+"""
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(root)})

@@ -21,10 +21,7 @@ from i2l_ext.webui.texts import all_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-FOR_USERS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "faq", "film", "glossary", "hardware", "install", "lora-files", "models", "recipes", "storage",
-    "troubleshooting", "webui",
-))]  # fmt: skip
+FOR_USERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 NOT_RUN = {
     "i2l run ": "needs a trainer; tests/test_training_run.py runs a stand-in from such a folder",
@@ -213,3 +210,19 @@ def test_the_drawing_of_the_house_names_every_room():
     drawing, table = page.partition("## The rooms")[2].partition("| room |")[::2]
     assert not [room for room in rooms if not re.search(rf"\b{room}\b", drawing)]
     assert not [room for room in rooms if not re.search(rf"`{room}(/|\.py)`", table)]
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("README.*.md")), ids=lambda page: page.name)
+def test_a_translated_readme_has_the_same_sections_commands_and_tables(page):
+    """What needs no translation: a section or a row that is missing there is seen."""
+
+    def skeleton(text):
+        heads = [line.split()[0] for line in re.findall(r"^#+ .+$", text, re.MULTILINE)]
+        rows = [re.findall(r"`[^`]+`", row) for row in re.findall(r"^\|(.+)\|$", text, re.MULTILINE)]
+        return heads, rows, set(re.findall(r"\]\(((?:docs|benchmarks)/[^)#\s]+)", text))
+
+    english = ROOT / "README.md"
+    assert list(shell(page)) == list(shell(english))
+    *ours, links = skeleton(page.read_text(encoding="utf-8"))
+    *theirs, wanted = skeleton(english.read_text(encoding="utf-8"))
+    assert ours == theirs and wanted - links == set()

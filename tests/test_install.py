@@ -426,3 +426,33 @@ def test_what_the_set_up_installs_is_held_against_hashes(environment):
         install.calls.clear()
         install._environment(extras)
         assert install.calls == []
+
+
+@pytest.mark.parametrize("system", ["linux", "win32"])
+def test_the_demo_names_the_command_as_the_users_shell_takes_it(tmp_path, monkeypatch, system):
+    """Bare where the shell finds this very one; else the one beside this Python, from the folder where the user is."""
+    from i2l_ext.commands.demo import own_command
+
+    folder, name = ("Scripts", "i2l.exe") if system == "win32" else ("bin", "i2l")
+    place = tmp_path / "with blank" / ".venv" / folder
+    place.mkdir(parents=True)
+    for file in (place / name, place / "python"):
+        file.touch(mode=0o755)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "executable", str(place / "python"))
+    found = {}
+    monkeypatch.setattr(shutil, "which", found.get)
+    monkeypatch.chdir(tmp_path / "with blank")
+    near = Path(".venv", folder, "i2l")
+    assert own_command() == str(near)
+    found["i2l"] = str(place / name)
+    assert own_command() == "i2l"
+    found["i2l"] = str(place / "python")  # another one is first on the path
+    assert own_command() == str(near)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    quote = '"' if system == "win32" else "'"
+    assert own_command() == f"{quote}{tmp_path / 'with blank' / near}{quote}"
+    (place / name).unlink()
+    monkeypatch.chdir(tmp_path / "with blank")
+    assert own_command() == f"{Path('.venv', folder, 'python')} -m i2l_ext"

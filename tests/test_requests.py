@@ -101,7 +101,7 @@ def test_a_rank_is_given_in_one_way(values):
 def test_values_are_what_python_wants():
     asked = MakeRequest.from_json({"pictures": [PICTURE], "weights": [1], "strength": 2})
     assert asked.pictures == (Path(PICTURE),) and asked.weights == (1.0,) and isinstance(asked.strength, float)
-    assert ConvertRequest.from_json({"file": PICTURE}).key_format == "webui"
+    assert ConvertRequest.from_json({"file": PICTURE}).key_format is None
 
 
 def test_requests_need_the_standard_library_alone():

@@ -80,6 +80,8 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert made["model"] == name and made["rank"] == 4 and made["settings"]["branch"] == "grey"
     theirs, ours = template_world.run_here(repository.folder, [(200, 40, 10), (20, 40, 210)]), Lora.read(made["file"])
     assert ours.arch is MODELS[name] and len(ours) == 3
+    assert ours.read_from.reading.key_format == made["key_format"] == MODELS[name].key_format
+    assert MODELS[name].key_format == ("diffusers" if name == "klein-4b-v2" else "webui")
     for path in ours:
         update = theirs[f"{path}.lora_B.default.weight"] @ theirs[f"{path}.lora_A.default.weight"]
         torch.testing.assert_close(ours.delta(path), 0.5 * update, rtol=1e-5, atol=1e-6)

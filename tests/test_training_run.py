@@ -28,6 +28,19 @@ print("Missing keys: []")
 if mode == "fails":
     print("ValueError: it went wrong")
     sys.exit(5)
+if mode == "breaks":
+    print("ImportError: an optional package is missing")
+    print("\\r10%|#| 1/4 [00:01<00:03, loss: 0.5]", flush=True)
+    print("[rank0]: Traceback (most recent call last):\\n[rank0]:   File 'x', line 1\\n"
+          "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.\\n"
+          "During handling of the above exception, another exception occurred:\\nRuntimeError: worker 0 is gone")
+    print("\\r10%|#| 1/4 [00:01<00:03, loss: 0.5]", flush=True)
+    print("subprocess.CalledProcessError: Command 'python' returned non-zero exit status 1.\\nstopped")
+    sys.exit(1)
+if mode == "argument":
+    print("usage: train.py [-h]\\ntrain.py: error: unrecognized arguments: --depth")
+    print("Traceback (most recent call last):\\nsubprocess.CalledProcessError: Command 'python' returned 2")
+    sys.exit(1)
 if mode == "waits":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
     pathlib.Path("child").write_text(str(child.pid))
@@ -95,6 +108,11 @@ def test_a_run_is_watched_and_its_lora_taken(start, home, tmp_path):
     ("mode", "why"),
     [
         ("fails", "ended with code 5: ValueError: it went wrong"),
+        (
+            "breaks",
+            r"code 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB. The whole log is train",
+        ),
+        ("argument", r"code 1: train.py: error: unrecognized arguments: --depth. The whole log"),
         ("nothing", "ended without a LoRA"),
         ("damaged", "safetensors"),
     ],

@@ -12,6 +12,7 @@ from PIL import Image
 from hubs import FakeHub
 from i2l_ext.converters import consumers
 from i2l_ext.converters.errors import UserError
+from i2l_ext.service.batches import make_groups
 from i2l_ext.service.redaction import redact_paths
 from i2l_ext.service.service import Service
 from i2l_ext.webui import updates
@@ -287,3 +288,18 @@ def test_a_failed_training_says_the_trainers_last_line(service, started, place):
     job = service.queue.wait(service.train(started.id).id, 120)
     assert (job.state, job.code) == ("failed", "trainer_failed")
     assert "ValueError: it went wrong" in job.error and "Missing keys: []" in job.tail
+
+
+def test_the_key_format_is_the_models_own_unless_somebody_names_one(service, place, made, monkeypatch):
+    """By a setting or in the form; there "automatic" counts too. Of groups as of one."""
+    asked = []
+    monkeypatch.setattr(service, "submit", lambda title, request, **rest: asked.append(request))
+    picture = service.uploads.take(place / "picture.png")
+    for setting, formats in {"automatic": (None, "kohya"), "webui": (None, "automatic", "kohya")}.items():
+        service.host.settings_file.write({"i2l_key_format": setting})
+        for key_format in formats:
+            service.make([picture], name="said", model="mini", key_format=key_format)
+            make_groups(service, [("said", [picture])], model="mini", key_format=key_format)
+    service.host.settings_file.write({"i2l_key_format": "automatic"})
+    said = [request.key_format for request in asked]
+    assert said[::2] == said[1::2] == [None, "kohya", "webui", None, "kohya"]

@@ -52,6 +52,7 @@ class Architecture:
     it does not call as we do: its name -> our layers whose rows it holds, in order (one layer: only the name differs;
     several: they are fused). ``*`` stands for the number of the block. ``aliases``: further names of the same form, of
     programs that fuse layers for speed; they are read and never written.
+    ``key_format`` is that of its LoRAs unless another is asked for: one that the programs which generate with it read.
     ``caution`` is what a user must know first, where no other program has such a model.
     """
 
@@ -62,6 +63,7 @@ class Architecture:
     singles: tuple[LayerKind, ...] = ()
     native: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    key_format: str = "webui"
     caution: str = ""
 
     @cached_property

@@ -14,7 +14,8 @@ def flux2(
     ``depth`` double and ``singles`` single blocks of width ``hidden``; ``text``: width of the prompt's embedding;
     ``guidance``: whether it has an embedder for the guidance; ``latent``: channels of a patch, in and out. The first
     implementation has q, k and v of a double block as one layer. Its ``final_layer.adaLN_modulation.1`` is no name
-    here: it holds our ``norm_out.linear`` with its halves exchanged.
+    here: it holds our ``norm_out.linear`` with its halves exchanged. ComfyUI does not read ``webui`` keys of this
+    family: after ``diffusion_model.`` it knows the first implementation's names only.
     """
     h = hidden
     double = (
@@ -61,7 +62,7 @@ def flux2(
         "single_stream_modulation.lin": ("single_stream_modulation.linear",),
     }
     stacks = (LayerStack("transformer_blocks", depth, double), LayerStack("single_transformer_blocks", singles, single))
-    return Architecture(id, title, "flux2", stacks, outside, native)
+    return Architecture(id, title, "flux2", stacks, outside, native, key_format="diffusers")
 
 
 KLEIN_4B = flux2("flux2-klein-4b", "FLUX.2 klein 4B", depth=5, singles=20, hidden=3072, text=7680)

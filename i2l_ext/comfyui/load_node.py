@@ -134,7 +134,7 @@ def plain_tensors(lora: Any) -> dict[str, Any]:
     """The factors of a Lora under keys that ComfyUI reads wholly: {key: tensor}, alpha multiplied in."""
     from i2l_ext.converters.key_formats import KEY_FORMATS
 
-    key_format = KEY_FORMATS["diffusers" if lora.arch.family == "flux2" else "webui"]
+    key_format = KEY_FORMATS[lora.arch.key_format]
     tensors: dict[str, Any] = {}
     for path in lora:
         down, up, _ = key_format.keys(path)

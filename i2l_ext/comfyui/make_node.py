@@ -100,7 +100,7 @@ class ImageToLora:
 
     def make(self, images: Sequence[Any], more_images: Sequence[Any] = (), **inputs: Sequence[Any]) -> dict[str, Any]:
         """Raises UserError, and ComfyUI's exception for an interrupt."""
-        from i2l_ext.converters.key_formats import DEFAULT
+        from i2l_ext.service.settings import AUTOMATIC
 
         given = {name: values[0] for name, values in inputs.items()}
         node = given.pop("node", None)
@@ -117,7 +117,7 @@ class ImageToLora:
         asked = json.dumps([pictures, values])
         file = MADE.get(asked)
         if file is None:
-            job = finished(lambda: comfy_service().make(pictures, draw=False, key_format=DEFAULT, **values), node)
+            job = finished(lambda: comfy_service().make(pictures, draw=False, key_format=AUTOMATIC, **values), node)
             file = comfy_service().host.lora_folder() / job.result["file"]
             MADE.put(asked, file)
         name = shown_name(str(file.relative_to(comfy_service().host.lora_folder())))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.shell import shell_word
 
 STYLE = "meadow"
 """The sample pictures that the demo uses. Their shapes differ, so that they share only the style."""
@@ -58,5 +60,18 @@ def _demo(args: argparse.Namespace) -> int:
     with atomic_path(args.out / "demo.png", overwrite=True) as part:
         sheet.save(part, format="PNG")
     print(args.out / "demo.png")
-    print(f'Next: i2l draw --prompt "a star <lora:{made.name}:0.5>" --lora-dir {args.out} -o star.png', file=sys.stderr)
+    asked = f'draw --prompt "a star <lora:{made.name}:0.5>" --lora-dir {shell_word(str(args.out))} -o star.png'
+    print(f"Next: {own_command()} {asked}", file=sys.stderr)
     return 0
+
+
+def own_command() -> str:
+    """What to type for `i2l` in the folder where the user is: bare only where the shell finds this very one. Quoted."""
+    beside = Path(sys.executable).with_name("i2l.exe" if sys.platform == "win32" else "i2l")
+    found = shutil.which("i2l")
+    if found and beside.is_file() and Path(found).samefile(beside):
+        return "i2l"
+    python = Path(sys.executable)
+    path, rest = (beside.with_suffix(""), "") if beside.is_file() else (python, " -m i2l_ext")
+    near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shell_word(str(near)) + rest

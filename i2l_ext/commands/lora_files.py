@@ -119,10 +119,12 @@ def check_lines(result: CheckResult) -> list[str]:
     from i2l_ext.converters import bases
     from i2l_ext.operations.lora_files import repair_of
 
+    fit = bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []
+    if result.arch.caution:  # no program has a model of these sizes, whatever names it knows
+        return [*check_line(result), *fit]
     report = [
         f"{result.file.name}: {result.arch.title}, {result.key_format}",
-        *filter(None, [result.arch.caution]),
-        *(bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []),
+        *fit,
         f"  {'program':<28}{'loads':<15}{'modules':>9}  why, and what repairs it",
     ]
     for verdict in result.verdicts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
 from i2l_ext.converters.errors import UserError, one_line
-from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import DTYPES, Request
 
@@ -199,17 +199,10 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
         lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
         resizer = ranks.resizer_of(lora)
     lora = select(lora, request.blocks, request.kinds)
-    output = request.output or _beside(request.file, f"{request.key_format}.safetensors")
-    return _write(
-        request,
-        lora,
-        output,
-        request.key_format,
-        _progress(request, context),
-        context,
-        resizer=resizer,
-        card=request.file,
-    )
+    key_format = request.key_format or lora.arch.key_format
+    output = request.output or _beside(request.file, f"{key_format}.safetensors")
+    progress = _progress(request, context)
+    return _write(request, lora, output, key_format, progress, context, resizer=resizer, card=request.file)
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
@@ -301,7 +294,7 @@ REPAIRS: Mapping[str, Any] = {"convert": convert_lora, "rank": resize_lora, "exp
 def _key_format_of(lora: Lora) -> str:
     """The key format that a file is in, where it is one that is written."""
     spoken = lora.read_from.reading.key_format
-    return spoken if spoken in KEY_FORMATS else DEFAULT
+    return spoken if spoken in KEY_FORMATS else lora.arch.key_format
 
 
 def _stem(file: Path) -> str:

@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from i2l_ext import __version__
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError, one_line
-from i2l_ext.converters.key_formats import DEFAULT
 from i2l_ext.engine.locks import Lock
 from i2l_ext.engine.process import EngineProcess, command
 from i2l_ext.library.names import LONGEST
@@ -170,7 +169,7 @@ def _convert(folder: Path, context: Context) -> str:
 
     there, back = folder / "there.safetensors", folder / "back.safetensors"
     convert_lora(ConvertRequest(_made(folder), "kohya", there), Context())
-    convert_lora(ConvertRequest(there, DEFAULT, back), Context())
+    convert_lora(ConvertRequest(there, output=back), Context())
     before, after = load_file(_made(folder)), load_file(back)
     same = before.keys() == after.keys() and all(bool((before[key] == after[key]).all()) for key in before)
     return f"{len(before)} tensors there and back" if same else f"{FAILED}: other tensors came back"

@@ -41,6 +41,9 @@ _STEP = re.compile(r"(?<![\d.])(\d+)/(\d+) \[")
 _LONE_STEP = re.compile(r"\bsteps?: (\d+)\b")
 _LOSS = re.compile(r"(?<!smooth )\b(?:avr_|step_|train_)?loss[=:]\s*([-+]?\d[\d.]*(?:[eE][-+]?\d+)?|nan)")
 
+_ERROR = re.compile(r"(?:\[[^\]]*\]:? *)*((?:[A-Za-z_][\w.]*(?:Error|Exception)(?=: |$)|[\w.-]+: error: ).*)")
+"""The line of a log that names an error: the end of a traceback, with a process's number before it, or argparse's."""
+
 PYTHONS = tuple(
     f"{environment}/{python}"
     for environment in (".venv", "venv", "env")
@@ -108,7 +111,11 @@ def run_trainer(request: RunRequest, context: Context) -> RunResult:
     watch = _Watch(context)
     code = _run(words, home, script.with_name(LOG), watch, context)
     if code:
-        raise UserError(f"{trainer.title} ended with code {code}: {watch.last or 'it said nothing'}.", "trainer_failed")
+        why = (watch.cause or watch.last or "it said nothing").rstrip(".")
+        raise UserError(
+            f"{trainer.title} ended with code {code}: {why}. The whole log is {LOG} in the start folder.",
+            "trainer_failed",
+        )
     found = _newest(home, trainer, name, began)
     told = _inspected(found, output, context)
     with atomic.atomic_path(output, overwrite=request.overwrite) as part:
@@ -158,7 +165,9 @@ class _Watch:
         self._context = context
         self.lines: deque[str] = deque(maxlen=LINES)
         self.losses: list[tuple[int, float]] = []
-        self._every, self._told, self._bar = 1, 0.0, False
+        self.cause = ""
+        """The first error since the last step that was new: those after it are of the programs that started it."""
+        self._every, self._told, self._bar, self._step = 1, 0.0, False, -1
 
     @property
     def last(self) -> str:
@@ -172,6 +181,10 @@ class _Watch:
         self.lines.append(one_line(line))
         self._bar = bar
         seen = parse_line(line)
+        if seen.step is not None and seen.step != self._step:  # a bar is drawn once more when a run breaks off
+            self._step, self.cause = seen.step, ""
+        elif not self.cause and (error := _ERROR.fullmatch(self.lines[-1])):
+            self.cause = error[1]
         if seen.step is not None and seen.steps:
             self._context.reporter.progress(min(seen.step / seen.steps, 1.0))
         if seen.step is not None and seen.loss is not None and seen.loss == seen.loss:

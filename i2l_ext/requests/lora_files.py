@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.converters.trainers import TRAINERS
 from i2l_ext.requests.fields import Request, option
-from i2l_ext.requests.make import DTYPES, LOSSY
+from i2l_ext.requests.make import DTYPES, LOSSY, OWN_FORMATS
 
 BLOCKS = "keep or scale blocks: 0-19 or 0-19:0.5,late:1.2"
 KINDS = "keep or scale kinds of layers: attn or txt:0,mlp:0.5"
@@ -27,8 +27,8 @@ def _file(help: str = "the LoRA, or the folder that PEFT or diffusers has writte
     return option(help, flags=(), local=True)
 
 
-def _key_format(help: str, default: str | None = None) -> str | None:
-    return option(help, default, choices=tuple(KEY_FORMATS), flags=TO)
+def _key_format(help: str) -> str | None:
+    return option(help, None, choices=tuple(KEY_FORMATS), flags=TO)
 
 
 def _output(help: str = OUTPUT, metavar: str | None = None) -> Path | None:
@@ -87,12 +87,12 @@ class RankCurveRequest(Request):
 
 @dataclass(frozen=True)
 class ConvertRequest(Request):
-    """Write a LoRA in another key format."""
+    """Write a LoRA in another key format: that of its architecture unless one is named."""
 
     kind: ClassVar[str] = "convert"
 
     file: Path = _file(ONE_OR_ALL)
-    key_format: str = _key_format(f"key format, {DEFAULT} unless given", DEFAULT)  # type: ignore[assignment]
+    key_format: str | None = _key_format(f"key format (default: {OWN_FORMATS})")
     output: Path | None = _output()
     overwrite: bool = option(OVERWRITE, False, local=True)
     rank: int | None = _rank(

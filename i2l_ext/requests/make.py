@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from i2l_ext.converters.architectures import ARCHITECTURES, Architecture
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.key_formats import DEFAULT, KEY_FORMATS
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.converters.rank import RANK_LIMIT
 from i2l_ext.requests.crops import parse_crop
 from i2l_ext.requests.fields import Request, bad_request, option
@@ -17,6 +18,11 @@ DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """A user's word for a number format -> the name that safetensors has for it."""
 
 LOSSY = "write it even if fp16 loses more than 1 % of the update"
+
+_USUAL = Architecture.key_format
+_OTHERS = {arch.title.split()[0]: arch.key_format for arch in ARCHITECTURES.values() if arch.key_format != _USUAL}
+OWN_FORMATS = "; ".join([_USUAL, *(f"{key_format} for {model}" for model, key_format in _OTHERS.items())])
+"""The key formats that are written unless another is asked for, in words."""
 
 HOSTS = ("forge-neo", "sdnext", "forge", "a1111")
 
@@ -28,7 +34,8 @@ class MakeRequest(Request):
     A picture may be named several times, with another square of ``crops`` each time. The pictures' updates are averaged
     by ``weights``; heads that see all pictures together count their tokens by them. ``strength`` scales the whole
     update. ``name`` None: after the first picture or folder. ``folder`` None: the WebUI's LoRA folder. ``model`` None:
-    the first that is downloaded, else the miniature. ``dtype`` and ``rank`` None: as made.
+    the first that is downloaded, else the miniature. ``key_format`` None: that of the
+    model's architecture. ``dtype`` and ``rank`` None: as made.
     """
 
     kind: ClassVar[str] = "make"
@@ -46,8 +53,8 @@ class MakeRequest(Request):
         syntax=parse_crop,
     )  # fmt: skip
     strength: float = option("scales the whole update (default: 1)", 1.0, minimum=-10, maximum=10, nonzero=True)
-    key_format: str = option(
-        f"key format (default: {DEFAULT})", DEFAULT, choices=tuple(KEY_FORMATS), flags=("--to", "--format")
+    key_format: str | None = option(
+        f"key format (default: {OWN_FORMATS})", None, choices=tuple(KEY_FORMATS), flags=("--to", "--format")
     )
     dtype: str | None = option("of the file (default: as made)", None, choices=tuple(DTYPES))
     lossy: bool = option(LOSSY, False)

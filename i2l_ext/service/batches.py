@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.job import Job
 from i2l_ext.requests import BatchRequest
+from i2l_ext.service.settings import make_fields
 from i2l_ext.service.uploads import split_crops
 
 if TYPE_CHECKING:
@@ -52,10 +53,8 @@ def make_each_of_folder(service: Service, folder: Path, *, subfolder: str = "", 
 def _request(
     service: Service, pictures: tuple[Path, ...], subfolder: str, values: Mapping[str, Any]
 ) -> BatchRequest:  # fmt: skip
-    host = service.host
-    given = {"key_format": host.option("i2l_key_format"), "model": service.models.choose(), "host": host.name or None}
-    request = BatchRequest(pictures, folder=service.targets.folder(subfolder).absolute(),
-                           **given | {key: value for key, value in values.items() if value is not None})  # fmt: skip
+    folder, fields = service.targets.folder(subfolder), make_fields(service.host, service.models.choose(), values)
+    request = BatchRequest(pictures, folder=folder.absolute(), **fields)
     if service.models.rows():
         service.models.find(request.model or "")
     return request

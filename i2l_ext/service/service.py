@@ -38,6 +38,7 @@ from i2l_ext.service.library import Library
 from i2l_ext.service.model_list import ModelList, missing_parts
 from i2l_ext.service.previews import preview_uploads, whole_upload
 from i2l_ext.service.redaction import private_folders, redact_paths
+from i2l_ext.service.settings import make_fields
 from i2l_ext.service.targets import CHANGES_LIBRARY, Targets
 from i2l_ext.service.uploads import Uploads, upload_folders
 
@@ -95,8 +96,7 @@ class Service:
         model = self.models.choose() if model is None else model
         if self.models.rows():
             self.models.find(model)
-        given = {"key_format": self.host.option("i2l_key_format"), "host": self.host.name or None, "model": model}
-        request = MakeRequest((), **{**given, **{key: value for key, value in values.items() if value is not None}})
+        request = MakeRequest((), **make_fields(self.host, model, values))
         request.validate()
         if request.weights is not None and len(request.weights) != len(pictures):
             raise UserError("Give one weight for each picture.")

@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters import atomic
 from i2l_ext.requests import EngineOptions, MakeRequest
 
+if TYPE_CHECKING:
+    from i2l_ext.service.host import Host
+
 AS_MADE = "as made"
 """Shown for a field of MakeRequest that is left out."""
+
+AUTOMATIC = "automatic"
+"""The key format of the model's architecture, where a setting names another."""
 
 HUB_TITLES = {"Hugging Face": "huggingface", "ModelScope": "modelscope"}
 """Name on the page -> ``source`` of a DownloadRequest."""
 
 _MAKE, _ENGINE = MakeRequest.fields(), EngineOptions.fields()
-KEY_FORMAT_CHOICES = tuple(_MAKE["key_format"].info.choices)
+KEY_FORMAT_CHOICES = (AUTOMATIC, *_MAKE["key_format"].info.choices)
 DTYPE_CHOICES = (AS_MADE, *_MAKE["dtype"].info.choices)
 
 
@@ -66,8 +72,8 @@ SETTINGS = (
             "Empty: no limit."),
     Setting("i2l_model", "", "Default model", "The model that is chosen when the page opens. Empty: your first "
             "downloaded model, else mini."),
-    Setting("i2l_key_format", _MAKE["key_format"].default, "Default key format",
-            "Chosen under Advanced when the page opens.", KEY_FORMAT_CHOICES),
+    Setting("i2l_key_format", AUTOMATIC, "Default key format", "Chosen under Advanced when the page opens.",
+            KEY_FORMAT_CHOICES),
     Setting("i2l_dtype", AS_MADE, "Default number format", "Chosen under Advanced when the page opens.",
             DTYPE_CHOICES),
     Setting("i2l_subfolder", "", "Default sub-folder", "Inside the LoRA folder."),
@@ -76,6 +82,13 @@ SETTINGS = (
     Setting("i2l_free_vram", True, "Free the WebUI's VRAM before a job", "The WebUI's model leaves the graphics card "
             "during a job, and is back for the next image that you generate."),
 )  # fmt: skip
+
+
+def make_fields(host: Host, model: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a MakeRequest: those of ``values``; where one is None or left out, what host and settings say."""
+    given = {"key_format": host.option("i2l_key_format"), "host": host.name or None, "model": model}
+    given |= {key: value for key, value in values.items() if value is not None}
+    return given | ({"key_format": None} if given["key_format"] == AUTOMATIC else {})
 
 
 class SettingsFile:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.image_plugins import accepted_types
 from i2l_ext.requests import ExportRequest
 from i2l_ext.service.service import Service
@@ -98,7 +99,7 @@ def inspect_pane(service: Service, c: Components) -> None:
             _html(c, "inspect_drop", html.drop_zone("inspect_drop", "drop_lora", accept=".safetensors"))
         with gr.Column(min_width=MIN_COLUMN):
             _button(c, "inspect", "primary")
-            _add(c, gr.Dropdown, "convert_to", choices=list(KEY_FORMAT_CHOICES), value=KEY_FORMAT_CHOICES[0])
+            _add(c, gr.Dropdown, "convert_to", choices=list(KEY_FORMATS), value=next(iter(KEY_FORMATS)))
             _button(c, "convert")
             _button(c, "reload_list")
     for id in ("inspect_error", "inspect_activity", "inspect_repaired", "convert_result", "inspect_result"):

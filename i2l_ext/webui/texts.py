@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from i2l_ext.service.settings import AS_MADE, SETTINGS
+from i2l_ext.service.settings import AS_MADE, AUTOMATIC, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ CONTROLS = {
     "name": Text("Name", "The LoRA's name, as it will stand in prompts: letters of any script, digits, . _ and -"),
     "strength": Text("Strength", "Scales the whole effect: 1 as the model made it, 0.5 half of it."),
     "rank": Text("Rank", "As made keeps everything. A lower rank is a smaller file that keeps the strongest part."),
-    "key_format": Text("Key format", "How tensors are named in the file: webui suits the WebUIs and ComfyUI."),
+    "key_format": Text("Key format", "How tensors are named in the file. Automatic suits the WebUIs and ComfyUI."),
     "dtype": Text("Number format", "Of the numbers in the file: bf16 as made, fp32 twice as large."),
     "subfolder": Text("Sub-folder", "Inside the LoRA folder. It is made if it is not there."),
     "description": Text("Description", "Shown on the LoRA's card."),
@@ -101,6 +101,7 @@ WORDS = {
     "looking": "Looking for models …",
     "saved_as": "will be saved as",
     "as_made": AS_MADE,
+    "automatic": AUTOMATIC,
     "waiting": "waiting",
     "running": "running",
     "stopping": "stopping",

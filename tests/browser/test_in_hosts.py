@@ -68,7 +68,14 @@ def test_insert_and_open_find_their_tabs(crowded, open_page, pictures):
     assert ("cannot apply" in told) is (PLACES[crowded.version][1] == "a1111")
 
 
-@pytest.fixture(scope="module", params=["zh_CN", "ru_RU"])
+TOLD = {
+    "zh_CN": ("生成 LoRA", "还没有图片。请至少拖入一张。", "没有此模型", "图片的风格，适用于任何内容"),
+    "ru_RU": ("Создать LoRA", "Картинок пока нет. Добавьте хотя бы одну.", "нет модели", "стиль картинок, для любого"),
+}  # fmt: skip
+"""Of each language: the button, a refusal, a verdict, a line about a model."""
+
+
+@pytest.fixture(scope="module", params=list(TOLD))
 def speaking(request, place, tmp_path_factory):
     """(A WebUI whose user has chosen a language, the language.)"""
     if place.version not in HOSTS:
@@ -81,12 +88,6 @@ def speaking(request, place, tmp_path_factory):
     other.start()
     yield other, request.param
     other.kill()
-
-
-TOLD = {
-    "zh_CN": ("生成 LoRA", "还没有图片。请至少拖入一张。", "没有此模型", "图片的风格，适用于任何内容"),
-    "ru_RU": ("Создать LoRA", "Картинок пока нет. Добавьте хотя бы одну.", "нет модели", "стиль картинок, для любого"),
-}  # fmt: skip
 
 
 def test_a_language_is_that_of_the_tab_alone(speaking, browser, pictures):
