@@ -7,6 +7,7 @@ import os
 import shutil
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -639,3 +640,17 @@ def test_a_connection_that_fails_for_good_promises_nothing(hub, client, tmp_path
     with pytest.raises(UserError) as caught:
         download([part], client, folders.own, None, "int9")
     assert "resumes" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_random_files_are_packed_while_they_are_made(world, make, monkeypatch, tmp_path):
+    """For a LoRA of packed files at full size, whose unpacked ones would need another 21 GB."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    real_size = pytest.importorskip("real_size", reason="the benchmarks are Linux's")
+    model = catalogue.find("small")
+    paths = real_size.weights(model, tmp_path / "packed", "int9")
+    assert paths == [locate(part, Folders(tmp_path / "packed"))[0] for part in model.parts]
+    assert sorted(path for path in (tmp_path / "packed").rglob("*") if path.is_file()) == sorted(paths)
+    for path, packed in zip(real_size.weights(model, tmp_path / "plain"), paths, strict=True):
+        assert packed.read_bytes()[-1000:] == packed_file(path).read_bytes()[-1000:]
+    monkeypatch.setenv("I2L_MODELS", str(tmp_path / "packed"))
+    assert make()["modules"] > 0

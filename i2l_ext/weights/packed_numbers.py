@@ -38,9 +38,9 @@ def pack(numbers: Tensor, form: str) -> tuple[Tensor, Tensor, Tensor]:
     if target.dtype == "I8":
         shares = shares.round_()
     if target.bits > 8:
-        whole = shares.short()
-        low = ((whole & 1).view(-1, 8) << torch.arange(8, dtype=torch.int16)).sum(1).to(torch.uint8)
-        shares = whole >> 1
+        upper = (shares / 2).floor_()
+        low = (shares.sub_(upper, alpha=2).view(-1, 8) @ 2.0 ** torch.arange(8)).to(torch.uint8)
+        shares = upper
     return shares.to(getattr(torch, TORCH_NAMES[target.dtype])), scales, low
 
 
