@@ -12,11 +12,14 @@ each against the unpacked weights computed in fp32:
 - packed, bf16: both together, as a user has it.
 
 Read: seconds to get every tensor from a cold disk as bf16, unpacking included, by the loader that encoders use.
+
+Unpacked: numbers that one thread unpacks in a second of its processor, of a tensor in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +43,7 @@ from i2l_ext.operations.packing import relative_difference, update_difference
 from i2l_ext.weights.compute import ComputeOptions
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.pack_writer import PackWriter
+from i2l_ext.weights.packed_numbers import pack, unpack
 from i2l_ext.weights.packing import PACK_FORMATS, PackNote, packed_name
 from i2l_ext.weights.stream import stream
 from results import record, table
@@ -82,6 +86,23 @@ def read_seconds(path: Path, rounds: int) -> float:
                     pass
             times.append(time.perf_counter() - start)
     return min(times)
+
+
+def speed(form: str, dtype: str, rounds: int) -> str:
+    """The most of some rounds, in thousands of millions of numbers."""
+    shape = (2048, 4096)
+    numbers, least = math.prod(shape), math.inf
+    parts = pack((torch.randn(shape) / 64).bfloat16().view(-1), form)
+    packed, scales = parts[0], torch.cat([part.view(torch.uint8) for part in parts[1:]])
+    scales = scales if len(parts[2]) else scales.view(torch.bfloat16)
+    out, threads = torch.empty(numbers, dtype=getattr(torch, dtype)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(3 * rounds):
+        start = time.thread_time()
+        unpack(packed, scales, PACK_FORMATS[form].group, 0, out)
+        least = min(least, time.thread_time() - start)
+    torch.set_num_threads(threads)
+    return f"{numbers / least / 1e9:.2f}"
 
 
 def embeddings(parts: Sequence[Checkpoint], files: Mapping[str, Path], dtype: str, images: int) -> list[Tensor]:
@@ -170,11 +191,15 @@ def main() -> None:
                 update_difference([truth], [both]),
             ]
             print(name, errors[name], flush=True)
+        speeds = [[form, *(speed(form, dtype, args.rounds) for dtype in DTYPES.values())] for form in args.to]
         text = table(["file", "form", "bf16", "packed", "to pack", "read bf16", "read packed", "ratio"], sizes)
         head = ["SigLIP2", "DINOv3", "embedding", "update, heads alone", "update"]
         width = "a quarter of the width" if args.small else "as published"
         title = f"Against fp32; {width}, {args.layers} layers, {args.images} pictures:"
-        record("Packed weights", f"{text}\n\n{report(title, errors, head)}", script=__file__)
+        unpacked = table(
+            ["unpacked, 10^9 numbers a second of a processor", *(f"to {one}" for one in DTYPES.values())], speeds
+        )
+        record("Packed weights", f"{text}\n\n{unpacked}\n\n{report(title, errors, head)}", script=__file__)
 
 
 if __name__ == "__main__":

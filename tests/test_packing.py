@@ -40,11 +40,11 @@ NOTE = PackNote("tiny", "model.safetensors", "int9", "")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def packed_file(path, form="int9", chunk=1000):
+def packed_file(path, form="int9", chunk=1000, version=2):
     """The packed form of a file, beside it."""
     target = path.with_name(packed_name(path.name, form))
     with target.open("w+b") as out:
-        writer = PackWriter(out, path.stat().st_size, path.name, replace(NOTE, form=form))
+        writer = PackWriter(out, path.stat().st_size, path.name, replace(NOTE, form=form, version=version))
         data = path.read_bytes()
         for start in range(0, len(data), chunk):
             writer.write(data[start : start + chunk])
@@ -174,9 +174,8 @@ def test_rows_of_a_packed_matrix(plain, form):
 @pytest.mark.parametrize("form", ["int8", "fp8"])
 def test_files_of_the_first_version_are_read(plain, form, monkeypatch):
     """A scale for sixteen numbers, in bfloat16."""
-    monkeypatch.setattr(packing, "VERSION", 1)
     monkeypatch.setitem(PACK_FORMATS, form, replace(PACK_FORMATS[form], group=16))
-    path = packed_file(plain, form)
+    path = packed_file(plain, form, version=1)
     exact = values(path)
     monkeypatch.undo()
     with TensorFile(path) as file:
@@ -307,7 +306,8 @@ def test_a_packed_file_is_known_under_another_name(home, folders, form, monkeypa
     count = sum(torch.Size(shape).numel() for shape in SHAPES.values())
     part = replace(part_of(), structure_md5=structure_md5(SHAPES), parameters=count)
     [path] = packed(folders, form)
-    monkeypatch.setattr("i2l_ext.models.store.HEADER_SLACK", 4096)  # the file is small
+    with TensorFile(path) as file:  # it is small: nearly all of it is its header
+        monkeypatch.setattr("i2l_ext.models.store.HEADER_SLACK", file.header.data_start + 100)
     home.unlink()
     moved = path.rename(folders.own / "renamed.safetensors")
     assert locate(part, folders) == [moved] and locate(replace(part, id="other"), folders) is None
@@ -475,8 +475,11 @@ def offered(hub, tmp_path):
 
 
 @pytest.mark.parametrize("cuts", [[], [5000], [100, 30_000, 40_000]], ids=len)
-def test_a_file_is_packed_while_it_arrives(hub, client, tmp_path, folders, cuts):
+def test_a_file_is_packed_while_it_arrives(hub, client, tmp_path, folders, cuts, monkeypatch):
+    """On a disk that has room for the packed file alone."""
     part, path = offered(hub, tmp_path)
+    room = pack.RESERVE + int(0.6 * path.stat().st_size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=room))
     hub.cuts = list(cuts)
     largest = 0
 
