@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from i2l_ext import images
 from i2l_ext.converters.errors import UserError
-from i2l_ext.encoders.cache import embedding_key
 from i2l_ext.models import store
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.read_ahead import READ_AHEAD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,42 +65,19 @@ def embed(
 ) -> Embeddings:
     """Run the model's encoders over the pictures, each over all of them at once.
 
-    ``files``: the paths of each checkpoint, by its id; those of heads, if they are there, are read ahead. The dtype of
-    ``options`` is a wish: each encoder is computed in one that is safe for it. Each encoder is a step, ``encode ID``.
-    Raises UserError for unusable weights, and where an embedding is not finite; Cancelled when the user wants to stop.
+    ``files``: the paths of each checkpoint, by its id. The dtype of ``options`` is a wish: each encoder is computed in
+    one that is safe for it. Each encoder is a step, ``encode ID``. Raises UserError for unusable weights, and where an
+    embedding is not finite; Cancelled when the user wants to stop.
     """
     import torch
 
     found = {}
-    heads = [path for expert in model.experts for path in files.get(expert.heads.id, ())]
     for encoder in model.encoders:
         callbacks.step(f"encode {encoder.id}")
         views = _inputs(encoder, pictures, model.views)
-        following = heads if encoder is model.encoders[-1] else []
-        found[encoder.kind] = _encode(encoder, views, files[encoder.id], following, options, callbacks, cache)
+        found[encoder.kind] = _encode(encoder, views, files[encoder.id], options, callbacks, cache)
     tokens = dict(zip(model.views, found.pop("qwen-vl", []), strict=True))
     return Embeddings(torch.cat([embedded for [embedded] in found.values()], dim=-1), tokens)
-
-
-def read_encoders_ahead(
-    pictures: Sequence[images.Picture],
-    model: I2LModel,
-    files: Mapping[str, Sequence[Path]],
-    cache: EmbeddingCache | None = None,
-) -> None:
-    """Begin to read the model's encoders, unless the cache has what the first of them gives of all pictures. To be
-    called before torch is imported, which it does not do."""
-    from i2l_ext.weights.devices import PRECISION_WORDS
-
-    first = model.encoders[0]
-    if cache is not None:
-        identity = store.files_identity(files[first.id])
-        [view] = _inputs(first, pictures, model.views)
-        dtypes = list(PRECISION_WORDS)
-        keys = [[embedding_key(one.tobytes(), first.output, identity, dtype) for dtype in dtypes] for one in view]
-        if all(any(map(cache.holds, of_picture)) for of_picture in keys):
-            return
-    READ_AHEAD.begin([path for encoder in model.encoders for path in files[encoder.id]])
 
 
 def _inputs(encoder: Checkpoint, pictures: Sequence[images.Picture], sides: Sequence[int]) -> list[list[np.ndarray]]:
@@ -119,16 +94,15 @@ def _encode(
     encoder: Checkpoint,
     views: Sequence[Sequence[np.ndarray]],
     files: Sequence[Path],
-    following: Sequence[Path],
     options: ComputeOptions,
     callbacks: Callbacks,
     cache: EmbeddingCache | None,
 ) -> list[torch.Tensor]:
-    """One tensor [N, …] for each view of N pictures. What the cache has is not computed. ``following``: files that are
-    used after these, and are read ahead while these compute."""
+    """One tensor [N, …] for each view of N pictures. What the cache has is not computed."""
     import torch
 
     from i2l_ext.encoders import encoder_module
+    from i2l_ext.encoders.cache import embedding_key
     from i2l_ext.weights.devices import choose_dtype, device_facts
 
     dtype = choose_dtype(device_facts(options.device), encoder.spec.safe_dtypes, options.dtype).dtype
@@ -142,8 +116,6 @@ def _encode(
             batches.setdefault(number, []).append(torch.from_numpy(array))
         pixels = [torch.stack(batch) for batch in batches.values()]
         module = encoder_module(encoder.kind)
-        if following:
-            READ_AHEAD.begin(following)
         held = options.held + found + sum(array.nbytes for _, array in inputs)
         computed = module.encode(files, encoder.spec, pixels, replace(options, dtype=dtype, held=held), callbacks)
         for batch in computed:

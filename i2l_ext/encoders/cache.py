@@ -57,10 +57,6 @@ class EmbeddingCache:
         root = os.environ.get("I2L_CACHE") or user_cache_dir("i2l", appauthor=False)
         return EmbeddingCache(Path(root).expanduser() / "embeddings")
 
-    def holds(self, key: str) -> bool:
-        """Whether there is an entry, sound or not."""
-        return self._path(key).exists()
-
     def get(self, key: str) -> torch.Tensor | None:
         """The tensor that was put, or None. A damaged entry is deleted and gives None."""
         path = self._path(key)

@@ -11,7 +11,6 @@ import i2l_ext
 from i2l_ext import library
 from i2l_ext.converters.errors import UserError, printable
 from i2l_ext.library import metadata, names
-from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
 from i2l_ext.models.listing import listing
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
@@ -38,19 +37,16 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     Raises UserError for what the user can put right, Cancelled when the reporter says so; then nothing is left behind.
     """
     from i2l_ext import images, pipeline
-    from i2l_ext.embed import read_encoders_ahead
 
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
+    options = compute_options(context.options)
     model = requested_model(complete)
     context.reporter.plan([Step("start", "start"), *steps(model)])
-    prepared, cache = pipeline.prepare(complete), embedding_cache(context.options)
-    if not model.template:  # the disk works while torch is imported, from here on
-        read_encoders_ahead(prepared.pictures, model, store.require(model), cache)
-    options = compute_options(context.options)
     note_other_dtypes(complete.model or MINIATURE, options, context)
     python = find_python(context.options.diffsynth) if model.template else None
-    rest = (options, callbacks(context.reporter), cache, python)
+    rest = (options, callbacks(context.reporter), embedding_cache(context.options), python)
+    prepared = pipeline.prepare(complete)
     made = pipeline.make_prepared(prepared, *rest)
     if made.loss:
         context.reporter.note(made.loss)

@@ -27,19 +27,13 @@ CACHE_SHARE = 0.5
 """How much of the available memory files may take as page cache. Larger files are read past it."""
 
 
-def available_memory() -> int | None:
-    """Bytes that the system can give to programs and to the page cache; None where it does not say."""
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:  # not Linux
-        return None
-    return 1024 * int(found[1]) if found else None
-
-
 def exceeds_page_cache(size: int) -> bool:
-    """Whether files of ``size`` bytes together should be read past the page cache: only Linux can."""
-    available = available_memory()
-    return available is not None and size > CACHE_SHARE * available
+    """Whether files of ``size`` bytes together should be read past the page cache."""
+    try:
+        available = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux: there are no direct reads either
+        return False
+    return available is not None and size > CACHE_SHARE * 1024 * int(available[1])
 
 
 def page_buffer(nbytes: int) -> torch.Tensor:
@@ -62,11 +56,10 @@ def from_page_start(memory: torch.Tensor) -> torch.Tensor:
 
 
 class FileReader:
-    """Reads an open file. ``direct``: past the page cache, where the system can; but for its first ``cached`` bytes,
-    which are there."""
+    """Reads an open file. ``direct``: past the page cache, where the system can."""
 
-    def __init__(self, file: TensorFile, *, direct: bool = False, cached: int = 0) -> None:
-        self.file, self.cached = file, cached
+    def __init__(self, file: TensorFile, *, direct: bool = False) -> None:
+        self.file = file
         self._direct = _reopen_direct(file.fileno()) if direct else None
         self._direct_failed = False  # once is enough: the next read would fail too, after half of its time
 
@@ -88,7 +81,7 @@ class FileReader:
         """
         lead, done = start % PAGE, 0
         wanted = area[lead : lead + end - start]
-        if end > self.cached and self._direct is not None and not self._direct_failed:
+        if self._direct is not None and not self._direct_failed:
             done = min(max(_read_pages(self._direct, start - lead, end, area) - lead, 0), len(wanted))
             self._direct_failed = done < len(wanted)
         if done < len(wanted):

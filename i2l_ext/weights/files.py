@@ -15,7 +15,6 @@ from i2l_ext.converters.lora import FLOATS
 from i2l_ext.weights.file_reader import FileReader, exceeds_page_cache
 from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.packing import group_size, scale_key, weights_of
-from i2l_ext.weights.read_ahead import READ_AHEAD
 from i2l_ext.weights.reads import TensorSlot
 
 
@@ -25,13 +24,10 @@ class TensorFiles:
     def __init__(self, paths: Sequence[Path | str]) -> None:
         """Raises UserError where a file is not safetensors, or where two hold a tensor of the same name."""
         self._file_of: dict[str, TensorFile] = {}
-        self.readers: dict[TensorFile, FileReader] = {}
         with ExitStack() as opened:
             self.files = [opened.enter_context(TensorFile(path)) for path in paths]
             direct = exceeds_page_cache(sum(file.size for file in self.files))
-            for file in self.files:
-                reader = FileReader(file, direct=direct, cached=READ_AHEAD.opened(file.fileno()))
-                self.readers[file] = opened.enter_context(closing(reader))
+            self.readers = {file: opened.enter_context(closing(FileReader(file, direct=direct))) for file in self.files}
             for file in self.files:
                 for key in weights_of(file.header):
                     if self._file_of.setdefault(key, file) is not file:
