@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,12 +26,15 @@ runtime.configure_process()
 
 import torch  # noqa: E402
 
-from i2l_ext.converters.files import WritePlan, tensor_bytes, write  # noqa: E402
+from i2l_ext.converters.files import WritePlan, header_bytes, tensor_bytes, write  # noqa: E402
+from i2l_ext.weights.pack_writer import PackWriter  # noqa: E402
+from i2l_ext.weights.packing import PackNote  # noqa: E402
 
 
-def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) -> Path:
+def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0, note: PackNote | None = None) -> Path:
     """A checkpoint of random bfloat16 weights that keep the size of what passes through: matrices of gain one, the
-    scales of norms one. All numbers come from one pool of normals, as 30 GB of fresh ones would take long."""
+    scales of norms one. All numbers come from one pool of normals, as 30 GB of fresh ones would take long. With a
+    ``note`` it is packed while it is made: the disk never holds it unpacked."""
     random = torch.Generator().manual_seed(seed)
     pool = torch.randn(1 << 24, generator=random)
     scaled: dict[int, torch.Tensor] = {}
@@ -49,11 +53,28 @@ def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0) 
             count, start = count - len(piece), 0
 
     plans = [WritePlan(name, "BF16", tuple(shape), partial(chunks, name, shape)) for name, shape in shapes.items()]
+    if note:
+        size = len(header_bytes(plans)) + sum(plan.nbytes for plan in plans)
+        with path.open("w+b") as stream:
+            packing = Packing(stream, size, path.name, note)
+            write(packing, plans)  # type: ignore[arg-type]
+            packing.finish()
+        return path
     with path.open("wb", buffering=0) as stream:
         straight = Straight(stream)
         write(straight, plans)  # type: ignore[arg-type]
         straight.finish()
     return path
+
+
+class Packing(PackWriter):
+    """Packs what is written to it."""
+
+    def tell(self) -> int:
+        return self.taken
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation
 
 
 class Straight:

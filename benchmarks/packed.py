@@ -1,7 +1,8 @@
 """What packing does to the real models: bytes, time to read them, and how far embedding and update move.
 
     python benchmarks/packed.py --small                                   # a quarter of the width, all layers
-    python benchmarks/packed.py --images 2 --dir /somewhere/with/room     # as published; 33 GB
+    python benchmarks/packed.py --images 2 --dir /somewhere/with/room     # as published; 55 GB
+    python benchmarks/packed.py --mini                                    # the style distance of the miniature
 
 Random bfloat16 weights of the real shapes (DINOv3-7B, SigLIP2-G384 and the Style heads) are written to a file, packed
 by ``PackWriter`` as ``i2l models pack`` does, and used by the same code as always. Errors are relative (Frobenius),
@@ -12,11 +13,15 @@ each against the unpacked weights computed in fp32:
 - packed, bf16: both together, as a user has it.
 
 Read: seconds to get every tensor from a cold disk as bf16, unpacking included, by the loader that encoders use.
+
+Unpacked: numbers that one thread unpacks in a second of its processor, of a tensor in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -35,11 +40,14 @@ from i2l_ext.converters.architectures import MINI
 from i2l_ext.decoder import DecoderSpec
 from i2l_ext.decoder.decode import Decoder
 from i2l_ext.encoders import encoder_module
-from i2l_ext.models.catalogue import DINOV3, SIGLIP2, STYLE, Checkpoint
+from i2l_ext.mini.evaluation import PROMPTS, Evaluator, spread, style_distances, unseen_pictures
+from i2l_ext.mini.sampler import WEIGHTS
+from i2l_ext.models.catalogue import DINOV3, SIGLIP2, STYLE, Checkpoint, find
 from i2l_ext.operations.packing import relative_difference, update_difference
 from i2l_ext.weights.compute import ComputeOptions
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.pack_writer import PackWriter
+from i2l_ext.weights.packed_numbers import pack, unpack
 from i2l_ext.weights.packing import PACK_FORMATS, PackNote, packed_name
 from i2l_ext.weights.stream import stream
 from results import record, table
@@ -84,6 +92,23 @@ def read_seconds(path: Path, rounds: int) -> float:
     return min(times)
 
 
+def speed(form: str, dtype: str, rounds: int) -> str:
+    """The most of some rounds, in thousands of millions of numbers."""
+    shape = (2048, 4096)
+    numbers, least = math.prod(shape), math.inf
+    parts = pack((torch.randn(shape) / 64).bfloat16().view(-1), form)
+    packed, scales = parts[0], torch.cat([part.view(torch.uint8) for part in parts[1:]])
+    scales = scales if len(parts[2]) else scales.view(torch.bfloat16)
+    out, threads = torch.empty(numbers, dtype=getattr(torch, dtype)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(3 * rounds):
+        start = time.thread_time()
+        unpack(packed, scales, PACK_FORMATS[form].group, 0, out)
+        least = min(least, time.thread_time() - start)
+    torch.set_num_threads(threads)
+    return f"{numbers / least / 1e9:.2f}"
+
+
 def embeddings(parts: Sequence[Checkpoint], files: Mapping[str, Path], dtype: str, images: int) -> list[Tensor]:
     """Of each encoder [images, width], of random pictures."""
     found: list[Tensor] = []
@@ -105,6 +130,27 @@ def report(title: str, errors: Mapping[str, Sequence[float]], heads: Sequence[st
     )
 
 
+def miniature(forms: Sequence[str], folder: Path) -> None:
+    """How far images of 16 pictures' LoRAs are from the pictures' styles, with weights as shipped and packed."""
+    pictures = [group[0] for group in unseen_pictures(16, 1)]
+    found: dict[str, Tensor] = {}
+    for form in ("", *forms):
+        weights = shutil.copytree(WEIGHTS, folder / f"mini-{form}")
+        for part in find("mini").parts if form else ():
+            path = weights / Path(part.files[0]).name
+            packed(path, form)[0].replace(path)
+        evaluator = Evaluator(weights)
+        loras = evaluator.make_loras("mini", pictures)
+        found[form] = style_distances(torch.stack([evaluator.generate(PROMPTS, one) for one in loras]), pictures)
+    rows = []
+    for form, distances in found.items():
+        moved = distances - found[""]
+        rows.append([form or "as shipped", spread(distances), f"{moved.mean():+.4f}", f"{moved.abs().max():.4f}"])
+    text = f"{len(pictures)} unseen pictures, {len(PROMPTS)} prompts each; mean ± standard deviation over pictures."
+    head = ["weights", "style distance", "moved on average", "moved at most"]
+    record("Packed weights, the miniature", f"{text}\n\n{table(head, rows)}", script=__file__)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=40, help="of each encoder (40 are all)")
@@ -113,9 +159,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="of reading")
     parser.add_argument("--to", nargs="+", choices=PACK_FORMATS, default=list(PACK_FORMATS))
     parser.add_argument("--dir", type=Path, help="where to keep the files (12 GB for each form, and 21 GB unpacked)")
+    parser.add_argument("--mini", action="store_true", help="the style distance of the miniature in place of all this")
     args = parser.parse_args()
     with ExitStack() as opened:
         folder = args.dir or Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        if args.mini:
+            miniature(args.to, folder)
+            return
         encoders = [replace(one, spec=replace(one.spec, layers=args.layers)) for one in (SIGLIP2, DINOV3)]
         style = STYLE
         if args.small:
@@ -170,11 +220,15 @@ def main() -> None:
                 update_difference([truth], [both]),
             ]
             print(name, errors[name], flush=True)
+        speeds = [[form, *(speed(form, dtype, args.rounds) for dtype in DTYPES.values())] for form in args.to]
         text = table(["file", "form", "bf16", "packed", "to pack", "read bf16", "read packed", "ratio"], sizes)
         head = ["SigLIP2", "DINOv3", "embedding", "update, heads alone", "update"]
         width = "a quarter of the width" if args.small else "as published"
         title = f"Against fp32; {width}, {args.layers} layers, {args.images} pictures:"
-        record("Packed weights", f"{text}\n\n{report(title, errors, head)}", script=__file__)
+        unpacked = table(
+            ["unpacked, 10^9 numbers a second of a processor", *(f"to {one}" for one in DTYPES.values())], speeds
+        )
+        record("Packed weights", f"{text}\n\n{unpacked}\n\n{report(title, errors, head)}", script=__file__)
 
 
 if __name__ == "__main__":

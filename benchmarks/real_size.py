@@ -3,7 +3,8 @@
     python benchmarks/real_size.py --model qwen-image-style --images 1 2 4 5 8 16 --dir /somewhere/with/room --plot
 
 Random weights of the real structure (the store checks the published hash) are written to ``--dir`` once and used
-again; Style takes 21 GB, Coarse + Fine + Bias 63 GB. For each number of pictures it is made three times: cold, with
+again; Style takes 21 GB, Coarse + Fine + Bias 63 GB, with ``--packed`` 12 and 38 GB, at no time more: they are packed
+while they are made. For each number of pictures it is made three times: cold, with
 the files put out of the page cache before; warm, right after; and anew with other weights of the pictures, from the
 cache of embeddings. Beside the time stand two floors, measured in the same run: reading the bytes and letting them
 go, in the faster of two ways, and the bare matrix products of the encoders' layers for as many pictures (DINOv3's
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,30 +40,34 @@ from i2l_ext.converters.lora import Lora
 from i2l_ext.encoders.dims import Dinov3Dims, SiglipDims
 from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
+from i2l_ext.models.pack import PACKED_KINDS
+from i2l_ext.weights.packing import PACK_FORMATS, PackNote, packed_name
 from results import record, table
 
 SHARDS = 4
 """Files that the Qwen-VL text encoder comes in."""
 
 
-def weights(model: I2LModel, folder: Path) -> list[Path]:
-    """Every file of the model, written where it is missing."""
+def weights(model: I2LModel, folder: Path, form: str = "") -> list[Path]:
+    """Every file of the model, written where it is missing; packed into a ``form``, as far as they are ever packed."""
     found: list[Path] = []
     for part in model.parts:
-        home = folder / str(part.repo)
+        home, packed = folder / str(part.repo), form if part.kind in PACKED_KINDS else ""
         [name] = part.files
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".index.json"):
-            found += _sharded(part, home / name)
+            found += _sharded(part, home / name, packed)
         else:
-            if not (home / name).exists():
-                _write(part, home / name)
-            found.append(home / name)
+            found.append(_write(part, home / name, part.shapes, packed))
     return found
 
 
-def _write(part: Checkpoint, path: Path) -> None:
-    print(f"writing {path.name} ({part.nbytes / 1e9:.1f} GB)", file=sys.stderr)
+def _write(part: Checkpoint, path: Path, shapes: Mapping[str, Sequence[int]], form: str) -> Path:
+    note = PackNote(part.id, path.name, form, "") if form else None
+    path = path.with_name(packed_name(path.name, form)) if form else path
+    if path.exists():
+        return path
+    start = time.perf_counter()
     unfinished = path.with_suffix(".part")
     if part.kind == "bias":
         torch.manual_seed(0)
@@ -72,22 +77,21 @@ def _write(part: Checkpoint, path: Path) -> None:
         }
         Lora.of(QWEN_IMAGE, pairs).save(unfinished, "diffsynth", overwrite=True)
     else:
-        random_file(unfinished, part.shapes)
+        random_file(unfinished, shapes, note=note)
     unfinished.replace(path)
+    size, seconds = path.stat().st_size / 1e9, time.perf_counter() - start
+    print(f"{path.name}: {size:.1f} GB written in {seconds:.0f} s", file=sys.stderr)
+    return path
 
 
-def _sharded(part: Checkpoint, index: Path) -> list[Path]:
+def _sharded(part: Checkpoint, index: Path, form: str) -> list[Path]:
     keys = list(part.shapes)
     size = -(-len(keys) // SHARDS)
     paths = [index.with_name(f"model-{n + 1:05}-of-{SHARDS:05}.safetensors") for n in range(SHARDS)]
-    where = {}
-    for number, path in enumerate(paths):
-        own = {key: part.shapes[key] for key in keys[number * size : (number + 1) * size]}
-        where |= dict.fromkeys(own, path.name)
-        if not path.exists():
-            random_file(path.with_suffix(".part"), own).rename(path)
+    owned = [{key: part.shapes[key] for key in keys[n * size : (n + 1) * size]} for n in range(SHARDS)]
+    where = {key: path.name for path, own in zip(paths, owned, strict=True) for key in own}
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return paths
+    return [_write(part, path, own, form) for path, own in zip(paths, owned, strict=True)]
 
 
 def read_all(paths: list[Path]) -> float:
@@ -213,12 +217,13 @@ def report(args: argparse.Namespace, paths: list[Path], rows: list[list], anew: 
     text = f"{size:.1f} GB of weights, one run each. {load}\n\n{table(head, sorted(rows))}"
     if args.plot:
         text += "\n\n![Seconds against pictures, beside the floors](../docs/images/cost.png)"
-    record(f"i2l make --model {args.model}, cold", text, script=__file__)
+    title = f"i2l make --model {args.model}" + (f", packed ({args.packed})" if args.packed else "")
+    record(f"{title}, cold", text, script=__file__)
     if anew:
         head = ["pictures", "warm: seconds", "peak anonymous GiB", "GB from disk",
                 "from the embeddings, other weights: seconds", "beyond decode", "processor seconds"]  # fmt: skip
         text = "The same right after, and from the cached embeddings with other weights and strength (median of 3).\n\n"
-        record(f"i2l make --model {args.model}, again", text + table(head, sorted(anew)), script=__file__)
+        record(f"{title}, again", text + table(head, sorted(anew)), script=__file__)
 
 
 def main() -> None:
@@ -226,13 +231,14 @@ def main() -> None:
     parser.add_argument("--model", default="qwen-image-style", choices=catalogue.MODELS)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--dir", type=Path, required=True, help="where the weights lie, or are to be written")
+    parser.add_argument("--packed", choices=PACK_FORMATS, default="", help="of packed files")
     parser.add_argument("--again", type=int, nargs="*", help="how many pictures are made again, warm and from the "
                         "embeddings (default: all that --images has)")  # fmt: skip
     parser.add_argument("--cold-only", dest="again", action="store_const", const=[], help="nothing is made again")
     parser.add_argument("--plot", action="store_true", help="draw docs/images/cost.png")
     args = parser.parse_args()
     model = catalogue.find(args.model)
-    paths = weights(model, args.dir)
+    paths = weights(model, args.dir, args.packed)
     disk = read_all(paths)
     rows, anew, lines = [], [], {"cold": [], "warm": [], "from the embeddings": [], "products alone": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,8 @@ def test_every_text_is_translated(language):
 
 SAID_ELSEWHERE = {
     "access.py", "api.py", "client_fields.py", "standalone.py", "openapi.py",  # to programs, and on a terminal
-    "bases.py", "heads.py", "pack.py", "pack_writer.py", "packing.py", "lora_folders.py", "diffsynth.py", "draw.py",
+    "bases.py", "heads.py", "pack.py", "pack_writer.py", "packed_numbers.py", "packing.py", "lora_folders.py",
+    "diffsynth.py", "draw.py",
     "trust.py", "python.py",  # what only a command asks for, or what the tab asks in words of its own
 }  # fmt: skip
 ROOMS_ELSEWHERE = {"commands", "training", "hooks", "comfyui", "mini", "worker", "branch", "hosts"}

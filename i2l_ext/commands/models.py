@@ -38,7 +38,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     fetch.add_argument("--offline", action="store_true", help="only say what is missing")
     fetch.set_defaults(run=run_download)
 
-    pack = actions.add_parser("pack", help="pack the files of a model that are here to about half their size")
+    pack = actions.add_parser(
+        "pack", help="pack the files of a model that are here to little more than half their size"
+    )
     add_arguments(pack, PackRequest)
     add_engine_options(pack)
     pack.add_argument("--json", action="store_true", help="print one JSON object, for programs")

@@ -85,8 +85,9 @@ def notes(parts: Sequence[Checkpoint]) -> list[str]:
 def download(
     parts: Sequence[Checkpoint], hub: Hub, folder: Path, callbacks: DownloadCallbacks | None = None, form: str = ""
 ) -> list[Path]:
-    """Fetch the files of ``parts`` into ``folder``; their paths. ``form``: pack them while they arrive (int8, fp8), so
-    that the disk never holds the unpacked file. A file that is not whole is then fetched anew by the next run.
+    """Fetch the files of ``parts`` into ``folder``; their paths. ``form``: pack them while they arrive (as a key
+    of PACK_FORMATS says), so that the disk never holds the unpacked file. A file that is not whole is then fetched anew
+    by the next run.
 
     Raises UserError for what the user can put right (no connection, no permission, a full disk, wrong bytes), Cancelled
     within a second. What was fetched until then is used by the next run.
@@ -150,7 +151,7 @@ class _Download:
         due = 0
         for remote, part, form in wanted:
             if form:
-                due += 0 if self.packed(remote, form).exists() else packed_bytes(remote.size, part.dtype)
+                due += 0 if self.packed(remote, form).exists() else packed_bytes(remote.size, part.dtype, form)
             elif not self.final(remote).exists():
                 due += max(remote.size - _size(self.part(remote)), 0)
         check_room(self.folder, due, "downloaded")

@@ -18,7 +18,7 @@ class CheckpointStatus:
     """A checkpoint as ``i2l models`` shows it. ``repo``: where it is downloaded from; None for what we ship.
     ``bytes``: of the files where they are here, else to download. ``structure_md5``: of our own module definitions;
     None where it was not asked for or there is none. ``problem``: why files of that name cannot be used. ``packed``:
-    how its numbers are packed, int8 or fp8; None where they are as published."""
+    how its numbers are packed, a key of PACK_FORMATS; None where they are as published."""
 
     id: str
     parameters: int

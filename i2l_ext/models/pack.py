@@ -1,4 +1,4 @@
-"""Packs model files to one byte a number: those that are here, or those that are just arriving.
+"""Packs model files to little more than half their size: those that are here, or those that are just arriving.
 
 Each file becomes a packed one of its own, in our own folder, under the name that a download would give it. It appears
 whole or not at all, and what was packed before a stop is kept, file by file.
@@ -81,7 +81,7 @@ def pack_files(
     names = [path.name for path in paths] if part.files[0].endswith(INDEX) else [Path(part.files[0]).name]
     jobs = [(source, name, home / packed_name(name, form)) for source, name in zip(paths, names, strict=True)]
     due = sum(source.stat().st_size for source, _, target in jobs if not target.exists())
-    check_room(folder, packed_bytes(due, part.dtype), "packed")
+    check_room(folder, packed_bytes(due, part.dtype, form), "packed")
     for source, name, target in jobs:
         known = known_sha256(source)
         if target.exists():

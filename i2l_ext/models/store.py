@@ -25,7 +25,7 @@ from i2l_ext.converters.files import TensorFile
 from i2l_ext.converters.headers import BYTES, HEADER_LIMIT, read_json
 from i2l_ext.library.folder import LORA_FOLDERS
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
-from i2l_ext.weights.packing import PACK_FORMATS, PackNote, group_size, pack_note, packed_name, weights_of
+from i2l_ext.weights.packing import PACK_FORMATS, PackNote, group_size, pack_note, packed_bytes, packed_name, weights_of
 from i2l_ext.weights.structure import check_structure, structure_md5
 
 INDEX = ".index.json"
@@ -167,7 +167,7 @@ def _newest(snapshots: Path) -> list[Path]:
 
 def locate(checkpoint: Checkpoint, folders: Folders | None = None, forms: Sequence[str] = FORMS) -> list[Path] | None:
     """The files of a checkpoint, shards in the order of their names; None where there are none. ``forms``: in which
-    they are looked for, packed ones (int8, fp8) or "" for those of the hub; the first that is found counts.
+    they are looked for, packed ones (PACK_FORMATS) or "" for those of the hub; the first that is found counts.
 
     Raises UserError where the only files of that name are damaged, or another model's: it names what is wrong.
     """
@@ -256,7 +256,7 @@ def _check_origin(checkpoint: Checkpoint, paths: Sequence[Path]) -> None:
 
 
 def packed_form(paths: Iterable[Path]) -> str | None:
-    """How the numbers of located files are packed: int8 or fp8; None where they are not."""
+    """How the numbers of located files are packed, a key of PACK_FORMATS; None where they are not."""
     packed = (_packing_of(_stamp_of(path))[1] for path in paths if path.suffix == ".safetensors")
     return next((form for form in packed if form), None)
 
@@ -271,8 +271,9 @@ def _packing_of(stamp: _FileStamp) -> tuple[PackNote | None, str | None]:
     """What a file says of its origin, where it was packed by us, and in which form its numbers are packed."""
     with TensorFile(stamp[0]) as file:
         dtypes = {info.dtype for info in file.header.tensors.values()}
-        form = next((form for form, packed in PACK_FORMATS.items() if packed.dtype in dtypes), None)
-        return pack_note(stamp[0], file.header), form
+        note = pack_note(stamp[0], file.header)
+        others = (form for form, packed in PACK_FORMATS.items() if packed.dtype in dtypes and packed.bits == 8)
+        return note, note.form if note else next(others, None)
 
 
 def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
@@ -281,7 +282,8 @@ def _recognise(checkpoint: Checkpoint, folders: Folders) -> list[Path] | None:
     if structure is None:
         return None
     numbers = checkpoint.parameters
-    sizes = {numbers * width: HEADER_SLACK for width in set(BYTES.values())} | {numbers: HEADER_SLACK + numbers // 8}
+    sizes = {numbers * width: HEADER_SLACK for width in set(BYTES.values())}
+    sizes[numbers] += max(packed_bytes(numbers, "I8", form) for form in PACK_FORMATS) - numbers
     for path in folders.loose:
         try:
             paths = _expand([path])

@@ -48,7 +48,8 @@ class DownloadPlan:
         from i2l_ext.weights.packing import packed_bytes
 
         return sum(
-            packed_bytes(part.nbytes, part.dtype) if part.kind in PACKED_KINDS else part.nbytes for part in self.missing
+            packed_bytes(part.nbytes, part.dtype, requests.PACK_FORMS[0]) if part.kind in PACKED_KINDS else part.nbytes
+            for part in self.missing
         )
 
     @property

@@ -10,7 +10,8 @@ from i2l_ext.requests.fields import Request, option
 
 TORCH_KINDS = ("auto", "cpu")
 
-PACK_FORMS = ("int8", "fp8")
+PACK_FORMS = ("int9", "int8", "fp8")
+"""How model files are packed; the first one unless another is asked for."""
 
 HUBS = ("huggingface", "modelscope")
 
@@ -36,20 +37,21 @@ class DownloadRequest(Request):
         "a folder of your choice; name it in I2L_MODELS later", None, flags=("--to",), metavar="DIR", local=True
     )
     agreed: bool = option("agree to the licences without being asked", False, flags=("--yes",))
-    packed: bool = option("pack the files (int8) while they arrive: about half the size on the disk", False)
+    packed: bool = option("pack the files while they arrive: little more than half the size on the disk", False)
 
 
 @dataclass(frozen=True)
 class PackRequest(Request):
-    """Pack the model files of a model that are here to about half their size. ``verify``: pictures on which packed and
-    unpacked files are compared."""
+    """Pack the model files of a model that are here to little more than half their size. ``verify``: pictures
+    on which packed and unpacked files are compared."""
 
     kind: ClassVar[str] = "pack"
 
     model: str = option("a model, as `i2l models` lists them", flags=(), metavar="NAME")
     form: str = option(
-        "int8 (default), or fp8, which is four times as coarse", "int8", choices=PACK_FORMS, flags=("--to",)
-    )
+        "int9 (default); int8, an eighth smaller and twice as coarse; or fp8, nine times as coarse", PACK_FORMS[0],
+        choices=PACK_FORMS, flags=("--to",),
+    )  # fmt: skip
     verify: tuple[Path, ...] = option(
         "then make the LoRA of these pictures in memory, with packed and with unpacked files, and say how far apart "
         "embeddings and LoRA are", (), flags=("--verify",), metavar="PICTURE", local=True,

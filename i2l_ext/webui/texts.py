@@ -162,7 +162,7 @@ WORDS = {
     "place": "Place",
     "not_here": "not downloaded",
     "here": "downloaded",
-    "packed": "packed to about half the size",
+    "packed": "packed to little more than half the size",
     "downloaded": "Downloaded",
     "goes_to": "Downloads go to",
     "origin": "From",

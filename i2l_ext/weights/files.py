@@ -13,7 +13,7 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import TensorFile, TensorInfo, tensor_bytes, torch_dtype
 from i2l_ext.converters.lora import FLOATS
 from i2l_ext.weights.file_reader import FileReader, exceeds_page_cache
-from i2l_ext.weights.pack_writer import unpack
+from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.packing import group_size, scale_key, weights_of
 from i2l_ext.weights.reads import TensorSlot
 

@@ -1,4 +1,4 @@
-"""Packs a model file while its bytes arrive, from a disk or a hub, and gives packed numbers their values again."""
+"""Packs a model file while its bytes arrive, from a disk or a hub."""
 
 from __future__ import annotations
 
@@ -11,56 +11,15 @@ from hashlib import sha256
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.converters.files import TORCH_NAMES, TensorInfo, WritePlan, header_bytes, tensor_bytes, torch_dtype
+from i2l_ext.converters.files import BYTES, TensorInfo, WritePlan, header_bytes, tensor_bytes, torch_dtype
 from i2l_ext.converters.headers import HEADER_LIMIT, parse_header
-from i2l_ext.weights.packing import GROUP, METADATA, PACK_FORMATS, PackNote, is_packed
+from i2l_ext.weights.packed_numbers import pack
+from i2l_ext.weights.packing import METADATA, PACK_FORMATS, SCALE_BYTES, PackNote, is_packed
 
 PIECE = 4 << 20
 """Bytes of the unpacked file that are packed at a time: a whole number of groups in every dtype."""
-
-CHUNK = 1 << 20
-"""Numbers that get their values at a time: few enough to stay in the processor's cache between two steps."""
-
-
-def pack(numbers: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Floats [n x GROUP] to one byte each, [n x GROUP], and scales [n] in bfloat16, rounded to the nearest.
-
-    Raises ValueError for NaN and infinity.
-    """
-    target = PACK_FORMATS[form]
-    groups = numbers.float().view(-1, GROUP)
-    largest = groups.abs().amax(1)
-    if not torch.isfinite(largest).all():
-        raise ValueError("NaN or infinity")
-    scales = (largest / target.largest).bfloat16()
-    wide = scales.float()
-    shares = (groups / wide.where(wide > 0, 1)[:, None]).clamp_(-target.largest, target.largest)
-    shares = shares.round_() if form == "int8" else shares
-    return shares.to(getattr(torch, TORCH_NAMES[target.dtype])).view(-1), scales
-
-
-def unpack(packed: Tensor, scales: Tensor, group: int, first: int, out: Tensor) -> None:
-    """Put packed numbers [n], of which the first is number ``first`` of its tensor, times their scales into ``out``
-    [n]. ``scales`` are those of the whole tensor, for ``group`` numbers each."""
-    scales = scales.view(-1)
-    done = 0
-    while done < len(packed):
-        at = first + done
-        if at % group or len(packed) - done < group:  # the rest of a group
-            end = min(done + group - at % group, len(packed))
-        else:
-            end = done + max((min(CHUNK, len(packed) - done)) // group, 1) * group
-        own = scales[at // group : -(-(first + end) // group)]
-        values, rows = out[done:end], min(group, end - done)
-        if values.dtype in (own.dtype, torch.float32):
-            values.copy_(packed[done:end])
-            values.mul_(own.to(values.dtype).repeat_interleave(rows))  # twice as fast as rows of sixteen
-        else:  # a product is rounded once
-            values.copy_(packed[done:end].float() * own.float().repeat_interleave(rows))
-        done = end
 
 
 class PackWriter:
@@ -118,11 +77,13 @@ class PackWriter:
         self._plan(header.tensors, header.metadata)
         end = len(self._header("0" * 64))
         self.stream.write(bytes(end))
+        form = PACK_FORMATS[self.note.form]
         for key, info in header.tensors.items():
-            packed = is_packed(info)
+            packed = is_packed(info, self.note.form)
             count = math.prod(info.shape)
-            scales, values = end, end + (2 * count // GROUP if packed else 0)
-            end = values + (count if packed else info.nbytes)
+            dtype, length = form.scales(count) if packed else ("U8", 0)
+            scales, values = end, end + length * BYTES[dtype]
+            low, end = scales + SCALE_BYTES * (count // form.group), values + (count if packed else info.nbytes)
             for start in range(0, info.nbytes, PIECE):
                 piece = yield min(PIECE, info.nbytes - start)
                 if not packed:
@@ -134,8 +95,9 @@ class PackWriter:
                 except ValueError as error:
                     raise UserError(f"{self.name}: the tensor {key!r} holds {error}: it cannot be packed.") from None
                 done = start // numbers.itemsize
-                self._put(values + done, tensor_bytes(parts[0]))
-                self._put(scales + 2 * (done // GROUP), tensor_bytes(parts[1]))
+                places = (values + done, scales + SCALE_BYTES * (done // form.group), low + done // 8)
+                for place, part in zip(places, parts, strict=True):
+                    self._put(place, tensor_bytes(part))
 
     def _put(self, position: int, data: bytes | memoryview) -> None:
         self.stream.seek(position)
@@ -147,11 +109,13 @@ class PackWriter:
         self.metadata = metadata
         self.plans = []
         for key, info in tensors.items():
-            if not is_packed(info):
+            if not is_packed(info, self.note.form):
                 self.plans.append(WritePlan(key, info.dtype, info.shape, list))
                 continue
-            self.plans.append(WritePlan(f"{key}_scale", "BF16", (math.prod(info.shape) // GROUP,), list))
-            self.plans.append(WritePlan(key, PACK_FORMATS[self.note.form].dtype, info.shape, list))
+            form = PACK_FORMATS[self.note.form]
+            dtype, length = form.scales(math.prod(info.shape))
+            self.plans.append(WritePlan(f"{key}_scale", dtype, (length,), list))
+            self.plans.append(WritePlan(key, form.dtype, info.shape, list))
 
     def _header(self, origin: str) -> bytes:
         """The header that a file of these tensors has."""

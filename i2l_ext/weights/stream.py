@@ -27,7 +27,7 @@ from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.copying import copy_stream, pinned_bytes
 from i2l_ext.weights.file_reader import PAGE, page_buffer
 from i2l_ext.weights.files import TensorFiles
-from i2l_ext.weights.pack_writer import unpack
+from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.reads import ReadRange, TensorSlot, places_in_buffer, plan_group
 
 ALIGN = 128
@@ -123,8 +123,9 @@ class TensorLoader:
             size = slot.dtype.itemsize
             found = (found.clone() if found.data_ptr() % size else found).view(slot.dtype)
             target = tensors[slot.name].view(-1)[part.start // size : part.stop // size]
-            if slot.scales:
-                found = self._unpacked(found, scales[slot.scales.key].value(), slot, part.start // size, target)
+            if slot.scales or (found.dtype.itemsize == 1 and not self.copies):  # a device widens fp8 by itself
+                own = scales[slot.scales.key].value() if slot.scales else None
+                found = self._unpacked(found, own, slot, part.start // size, target)
             pairs.append((target, found))
         copied = self.copies.copy(pairs) if self.copies else None
         if not self.copies:
@@ -134,7 +135,7 @@ class TensorLoader:
         self._stages.append((stage, copied))
         return copied
 
-    def _unpacked(self, found: Tensor, scales: Tensor, slot: TensorSlot, first: int, target: Tensor) -> Tensor:
+    def _unpacked(self, found: Tensor, scales: Tensor | None, slot: TensorSlot, first: int, target: Tensor) -> Tensor:
         """Packed numbers as numbers, in memory: in ``target`` where that is there, else on their way to it."""
         out = torch.empty_like(target, device="cpu") if self.copies else target
         unpack(found, scales, slot.group, first, out)
