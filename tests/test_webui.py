@@ -189,12 +189,15 @@ def test_a_download_is_told_as_the_command_line_tells_it():
         page = model_views.download_offer(row.json(), "make", places=places)
         missing = download.missing(catalogue.MODELS[row.name], store.Folders(Path("/srv/weights")))
         assert len(missing) == 3 and 'type="checkbox" name="agreed" value="qwen-image-style"' in page
+        assert 'type="checkbox" name="packed" value="qwen-image-style"' in page
         for part in missing:
             assert part.id in page and part.repo in page and escape(part.licence) in page
             assert markup.format_bytes(part.nbytes) in page
         assert markup.format_bytes(row.download_bytes) in page and (str(Path("/srv/weights")) in page) is places
     mini = model_views.download_offer({**row.json(), "parts": []}, "make", places=True)
     assert "checkbox" not in mini and "fetch" not in mini
+    theirs = model_views.download_offer({**row.json(), "has_code": True}, "make", places=True)
+    assert 'name="agreed"' in theirs and 'name="packed"' not in theirs, "v2 models have no packed form"
     assert list(HUB_TITLES.values()) == list(hubs.HUBS)
 
 
@@ -461,7 +464,13 @@ def test_a_model_that_is_absent_is_offered_and_then_waited_for(service, tmp_path
         "parts": [{"id": "p", "repo": "r", "present": False, "bytes": 7, "licence": "L"}],
     }
     monkeypatch.setattr(service.models, "rows", lambda refresh=False: [row])
-    monkeypatch.setattr(service, "submit", lambda title, request, **more: service.queue.submit(request.kind, title, {}))
+    asked = []
+
+    def submit(title, request, **more):
+        asked.append(request)
+        return service.queue.submit(request.kind, title, {})
+
+    monkeypatch.setattr(service, "submit", submit)
     monkeypatch.setattr(service.queue, "_next", lambda lane: None)
     monkeypatch.setattr("i2l_ext.service.service.MakeRequest.validate", lambda self: None)
     (tmp_path / "a").write_bytes(b"one")
@@ -474,8 +483,9 @@ def test_a_model_that_is_absent_is_offered_and_then_waited_for(service, tmp_path
     assert "Download, then make" in offer and "L" in offer
     fetch = {"action": "fetch", "model": "big", "pane": "make", "make": True}
     assert "agree to the licences" in actions.act(service, json.dumps(fetch))["make_error"]
-    told = actions.act(service, json.dumps({**fetch, "fields": {"agreed": ["big"]}}))
+    told = actions.act(service, json.dumps({**fetch, "fields": {"agreed": ["big"], "packed": ["big"]}}))
     assert 'data-i2l-then="i2l_make"' in told["make_offer"] and told["make_error"] == ""
+    assert asked[-1].packed
     job = service.make(**wish)
     [download] = service.fetching().values()
     assert updates.pane_of(download, service) == "make"

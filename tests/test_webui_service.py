@@ -155,6 +155,7 @@ def test_download_and_verify(world, tmp_path, monkeypatch):
     assert not [job for job in service.queue.jobs() if job.kind == "download"]
     assert service.models.choose() == "mini"
     job = done(service, service.download("small", agreed=True))
+    assert not job.request["packed"]
     files = [
         path.relative_to(tmp_path / "weights").as_posix() for path in (tmp_path / "weights").rglob("*.safetensors")
     ]

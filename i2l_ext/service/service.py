@@ -265,9 +265,9 @@ class Service:
     def _lora_file(self, stem: str) -> Path:
         return self.host.lora_folder() / f"{stem}.safetensors"
 
-    def download(self, model: str, source: str = "huggingface", *, agreed: bool = False) -> Job:
-        """Fetch what a model lacks from a hub, once its licences are ``agreed`` to."""
-        request = DownloadRequest(model, source, agreed=True)
+    def download(self, model: str, source: str = "huggingface", *, agreed: bool = False, packed: bool = False) -> Job:
+        """Fetch what a model lacks from a hub, once its licences are ``agreed`` to. ``packed``: pack it on the way."""
+        request = DownloadRequest(model, source, agreed=True, packed=packed)
         request.validate()
         parts = missing_parts(self.models.find(model))
         if parts and not agreed:

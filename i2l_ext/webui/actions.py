@@ -89,8 +89,9 @@ def _close_offer(service: Service, said: Said) -> Told:
 def _fetch(service: Service, said: Said) -> Told:
     """Start a download; where a LoRA is to be made after it, the page then presses that button once more."""
     model, pane = _model(said), _pane(said)
-    source = _field(said, "source")
-    job = service.download(model, source[0] if source else "huggingface", agreed=model in _field(said, "agreed"))
+    source, agreed, packed = (_field(said, name) for name in ("source", "agreed", "packed"))
+    hub = source[0] if source else "huggingface"
+    job = service.download(model, hub, agreed=model in agreed, packed=model in packed)
     service.panes[job.id] = pane
     then = element("i", data_i2l_then="i2l_make", data_i2l_id=job.id) if said.get("make") is True else ""
     return {f"{pane}_offer": then}

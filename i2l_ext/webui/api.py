@@ -152,9 +152,9 @@ def _export(service: Service, lora: str, trainer: str, rank: int, caption: str |
     return service.export(service.lora(lora), lora, trainer, rank, caption=caption)
 
 
-def _download(service: Service, model: str, source: str, agree: bool) -> Job:
+def _download(service: Service, model: str, source: str, agree: bool, packed: bool) -> Job:
     _model_rows(service)
-    return service.download(model, source, agreed=agree)
+    return service.download(model, source, agreed=agree, packed=packed)
 
 
 def _trust(service: Service, model: str, digest: str) -> Job:

@@ -77,7 +77,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
     },
     "/download": {
         "model": DownloadRequest.fields()["model"], "source": DownloadRequest.fields()["source"],
-        "agree": DownloadRequest.fields()["agreed"],
+        "agree": DownloadRequest.fields()["agreed"], "packed": DownloadRequest.fields()["packed"],
     },
     "/trust": {
         "model": TrustRequest.fields()["model"],

@@ -71,7 +71,7 @@ def download_offer(
     row: Row, pane: str, *, places: bool, then_make: bool = False, hubs: Sequence[str] = tuple(HUB_TITLES)
 ) -> Markup:
     """What a model lacks, where that comes from and goes to (with ``places``), how much room there is, a tick that
-    agrees to its licences, and the button. ``then_make``: the LoRA is made after it."""
+    agrees to its licences, one that packs the files, and the button. ``then_make``: the LoRA is made after it."""
     missing = missing_parts(row)
     if not missing:
         return element("div", quiet_line("all_here"), class_="i2l-offer")
@@ -82,9 +82,8 @@ def download_offer(
     if places:
         pairs.append(("goes_to", value(row["download_folder"])))
     licences = dict.fromkeys(part["licence"] for part in missing)
-    tick = element("input", type="checkbox", name="agreed", value=row["name"])
-    agree = element("label", tick, " ", element("span", word("agree"), ": ", value("; ".join(licences))),
-                    class_="i2l-agree")  # fmt: skip
+    agree = _tick("agreed", row, word("agree"), ": ", value("; ".join(licences)))
+    pack = None if row.get("has_code") else _tick("packed", row, word("pack_download"))  # v2 files are not packed
     options = [element("option", title, value=HUB_TITLES[title]) for title in hubs]
     hub = element("label", word("origin"), " ", element("select", options, name="source")) if len(hubs) > 1 else None
     key = "download_and_make" if then_make else "resume" if row.get("fetched_bytes") else "download"
@@ -95,7 +94,14 @@ def download_offer(
     files = element("details", element("summary", word("files_and_licences")),
                     table(("part", "size", "origin", "licence"), parts))  # fmt: skip
     title = element("h4", word("needs_download"), " ", value(row["name"]))
-    return element("section", title, facts(*pairs), agree, buttons, files, class_="i2l-offer", data_i2l_fields=True)
+    return element(
+        "section", title, facts(*pairs), agree, pack, buttons, files, class_="i2l-offer", data_i2l_fields=True
+    )
+
+
+def _tick(name: str, row: Row, *words: object) -> Markup:
+    tick = element("input", type="checkbox", name=name, value=row["name"])
+    return element("label", tick, " ", element("span", *words), class_="i2l-agree")
 
 
 def model_table(rows: Sequence[Row] | None, *, places: bool, fetching: Collection[str] = ()) -> Markup:

@@ -167,6 +167,7 @@ WORDS = {
     "goes_to": "Downloads go to",
     "origin": "From",
     "agree": "I agree to these licences",
+    "pack_download": "Pack the files while they arrive: little more than half the size on the disk",
     "all_here": "All its model files are downloaded.",
     "verified": "Verified against",
     "part": "Model file",
