@@ -1,5 +1,5 @@
 // Translates our own tab, and our part of a WebUI's settings, and nothing else of the page: the words lie in the page as
-// JSON (see webui/languages.py). Each text keeps its English source, so that the language can be changed at any time.
+// JSON (see webui/languages/). Each text keeps its English source, so that the language can be changed at any time.
 (function () {
     "use strict";
     if (window.imageToLoraTranslation) return;
@@ -21,12 +21,18 @@
         try { localStorage.setItem("i2l_language", language); } catch (error) { console.error(error); }
     }
 
+    // zh_TW for zh-TW; where there is none, the first of the same language.
+    function nearest(wanted, codes) {
+        const [whole, short] = [wanted.toLowerCase().replace("-", "_"), wanted.slice(0, 2).toLowerCase()];
+        return codes.find((code) => code.toLowerCase() === whole) || codes.find((code) => code.slice(0, 2) === short);
+    }
+
     // What was chosen in the tab, else in the WebUI, else in the browser; a language that we lack is English.
     function choose() {
         const chosen = remembered() || hostLanguage;
         const wanted = chosen ? [chosen] : navigator.languages || [navigator.language];
         const codes = ["en", ...Object.keys(tables)];
-        const code = wanted.map((one) => codes.find((code) => code.slice(0, 2) === one.slice(0, 2).toLowerCase())).find(Boolean);
+        const code = wanted.map((one) => nearest(one, codes)).find(Boolean);
         words = tables[code] || {};
         const open = Object.entries(words).filter(([key]) => key.includes("{}"));
         patterns = open.sort(([one], [other]) => other.length - one.length).map(compile);  // the closest first

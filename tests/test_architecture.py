@@ -1,6 +1,7 @@
 """The house: arrows point down, files are one sitting long, and a name stands for one thing."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,34 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 400
 """Lines of a module."""
+
+
+def test_the_hooks_of_pre_commit_find_nothing():
+    """Those that look for a pattern, over the files that they look into: a commit to a clean tree must pass."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    patterns = [hook for repo in hooks for hook in repo["hooks"] if hook.get("language") == "pygrep"]
+    assert len(patterns) == 2
+    ours = [
+        path
+        for room in ("converters", "i2l_ext", "benchmarks", "scripts", "tests")
+        for path in (ROOT / room).rglob("*.py")
+    ]
+    for hook in patterns:
+        names = {path.relative_to(ROOT).as_posix(): path for path in ours}
+        seen = [
+            path
+            for name, path in names.items()
+            if re.search(hook["files"], name) and not re.search(hook.get("exclude", "^$"), name)
+        ]
+        assert len(seen) > 20
+        found = [path for path in seen if re.search(hook["entry"], path.read_text(encoding="utf-8"), re.MULTILINE)]
+        assert found == [], hook["name"]
+
 
 SHARED = {
     "register": "every module of commands adds its commands by it",

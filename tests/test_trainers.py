@@ -104,7 +104,7 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     for path in lora:
         down, up = written[path]
         given = lora.specs[path].rank  # 3, or of a fused layer 9
-        fresh = math.sqrt(down.shape[1]) / rank if trainer in ("diffusers", "flymyai") else 3**-0.5
+        fresh = math.sqrt(down.shape[1]) / rank if TRAINERS[trainer].fresh_rows == "gaussian" else 3**-0.5
         norms = up.norm(dim=0)[:given].clamp(min=3**-0.5)  # as long as the columns of up
         assert torch.allclose(down[:given].norm(dim=1), norms, rtol=1e-3)
         assert torch.allclose(down[given:].norm(dim=1), torch.full((rank - min(rank, given),), fresh), rtol=0.1)

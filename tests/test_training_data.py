@@ -133,7 +133,7 @@ def test_nothing_is_left_to_fill_in_but_the_base(tmp_path, trainer):
         assert (Path(found) / f"{number}{ending}").read_text(encoding="utf-8") == "my word"
     left = [line for file in told.files for line in (folder / file).read_text(encoding="utf-8").splitlines()
             if "path/to/" in line and "in line" not in line]  # fmt: skip
-    assert bool(left) == (trainer in ("musubi-tuner", "diffusion-pipe")) == (not TRAINERS[trainer].downloads)
+    assert bool(left) == (not TRAINERS[trainer].downloads)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "3 in `pictures/`" in text and "`my word`" in text
     again = export(style(MINI), trainer, 2, folder, pictures=pictures, overwrite=True)

@@ -1,7 +1,7 @@
 """What a user can ask for: one frozen request for each thing, with fields, defaults, ranges and help in one place.
 
 Command line, tab, HTTP, ComfyUI and the engine's messages are doors to these requests; ``i2l_ext.operations`` has a
-function for each. Standard library only.
+function for each. Standard library and ``converters`` only.
 """
 
 from i2l_ext.requests.crops import CENTRE, Square, parse_crop
