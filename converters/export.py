@@ -129,6 +129,7 @@ def export(
             modules=len(init),
             filled=len(init) - len(exported),
             fresh=_kinds(lora, [p for p in support.trained(start) if p not in init.specs]),
+            untrained=_kinds(lora, [p for p in by_default if p not in {*init.specs, *support.trained(start)}]),
             left_out=_kinds(lora, [p for p in lora if p not in trainable]),
             kept=resizer.effect_kept(),
             error=error,

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .architectures import ARCHITECTURES
 from .trainers import Trainer
-from .trainers.base import TODO
+from .trainers.base import SAVES, TODO
 
 RUN = "train.py"
 """The script that starts a training."""
-
-BALANCE = (
-    "Balance: a row of a down factor is as long as its column of the up factor, so it bears high learning rates best. "
-    "Keep early steps too: the best may come soon."
-)
 
 ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
@@ -36,6 +32,7 @@ class StartFolder:
     trainer fetches what was not. ``key_format``: of its keys, which those of the run's LoRAs have too;
     ``webui_format``: that which ComfyUI and WebUIs read of such a model. ``modules``: in the LoRA, of which ``filled``
     are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start without an update;
+    ``untrained``: kind -> number of those that it trains by default, but not in this run, as the LoRA lacks them;
     ``left_out``: kind -> number of modules of the file that the trainer cannot train. ``kept``: kind, or "all" -> share
     of the effect kept, 0 to 1. ``error``: the largest relative error of an update, beyond what the lower rank costs.
     ``fresh_rows``: the way in which fresh rows of the down factors are drawn, a key of `FRESH_ROWS`.
@@ -55,6 +52,7 @@ class StartFolder:
     modules: int
     filled: int
     fresh: dict[str, int]
+    untrained: dict[str, int]
     left_out: dict[str, int]
     kept: dict[str, float]
     error: float
@@ -92,29 +90,40 @@ class StartFolder:
 
 def readme(trainer: Trainer, written: StartFolder) -> str:
     """The text of README.md, for the person who opens the folder."""
-    lines = [
-        f"# Start folder for {trainer.title}",
-        "",
-        *([f"{written.caution} {SHOWN}", ""] if written.caution else []),
+    family = ARCHITECTURES[written.arch].family
+    start = [
+        f"Base model: {_base_line(trainer, written)}. A LoRA of a variant (Turbo, Edit) needs that variant's.",
+        f"Pictures: {_pictures_line(trainer, written)}",
+        f"Memory of the card, as its authors say: {trainer.memory.get(family, 'not stated')}.",
+        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
+    ]
+    lora = [
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{written.key_format} keys.",
-        f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
-        f"Pictures: {_pictures_line(trainer, written)}",
-        f"Base model: {_base_line(trainer, written)}.",
-        f"{_kept(written)} Self-check: largest error {written.error:.0e}; every rank can learn.",
-        f"{_rate_line(trainer, written)} {BALANCE}",
-        *([f"Fresh modules added: {written.filled}."] if written.filled else []),
-        *(
-            [f"The trainer starts these without an update: {_listed(written.fresh)}. `--fill` writes them too."]
-            if written.fresh
-            else []
-        ),
-        *([f"Left out, because it cannot train them: {_listed(written.left_out)}."] if written.left_out else []),
+        f"{_kept(written)} The file was read back and compared: an error of {written.error:.0e} at most.",
+        f"Fresh modules added: {written.filled}." if written.filled else "",
+        _kinds_line("The trainer starts these without an update: {}. `--fill` writes them too.", written.fresh),
+        _kinds_line("Not trained, because the LoRA lacks them: {}. `--fill` adds them, fresh.", written.untrained),
+        _kinds_line("Left out, because it cannot train them: {}.", written.left_out),
+    ]
+    run = [
         *trainer.notes,
+        _rate_line(trainer, written),
+        f"It saves about {SAVES} times. Look at early saves too: it begins with the style, so the best may come soon.",
         f"The run saves `{trainer.results.format(name=written.name)}` in the trainer's folder, {written.key_format} "
         f"keys{_for_webuis(written)}. `i2l check FILE` says who loads it.",
     ]
+    lines = [
+        f"# Start folder for {trainer.title}",
+        *(["", f"{written.caution} {SHOWN}"] if written.caution else []),
+    ]
+    for title, facts in (("To start", start), ("The LoRA in it", lora), ("The run", run)):
+        lines += ["", f"## {title}", "", *(f"- {fact}" for fact in facts if fact)]
     return "\n".join(lines) + "\n"
+
+
+def _kinds_line(words: str, kinds: dict[str, int]) -> str:
+    return words.format(", ".join(f"{count} {kind}" for kind, count in kinds.items())) if kinds else ""
 
 
 def _for_webuis(written: StartFolder) -> str:
@@ -136,10 +145,10 @@ def _kept(written: StartFolder) -> str:
 def _rate_line(trainer: Trainer, written: StartFolder) -> str:
     file, name = trainer.rate_place
     fresh = f"{written.fresh_rate:.0e}".replace("e-0", "e-")
-    folded = f" (The file's alpha was {_scales(written)} of its rank; now the factors have that.)"
+    folded = f" (In the file alpha was {_scales(written)} of the rank. That is multiplied in: here alpha is the rank.)"
     return (
         f"Learning rate: begin with {written.learning_rate}, which stands in `{file}` as `{name}`. That is already a "
-        f"third of {fresh}, a usual one for a fresh LoRA, and meant for alpha = rank."
+        f"third of {fresh}, a usual one for a fresh LoRA in {trainer.title}. With real models nobody has tried it."
         f"{folded if written.scales else ''}"
     )
 
@@ -170,7 +179,7 @@ def _pictures_line(trainer: Trainer, written: StartFolder) -> str:
 def _base_line(trainer: Trainer, written: StartFolder) -> str:
     if written.bases:
         return ", ".join(f"`{path}`" for path in written.bases.values())
-    return "not found on this machine; " + (
+    return "not found on this machine, nor in the folders of `--models`; " + (
         f"{trainer.title} downloads it"
         if trainer.downloads
         else f"fill in the paths that begin with `{TODO}`{_in(written)}"
@@ -178,9 +187,11 @@ def _base_line(trainer: Trainer, written: StartFolder) -> str:
 
 
 def _in(written: StartFolder, name: str = "") -> str:
-    files = [file for file, blanks in written.blanks.items() if any(f"{TODO}/{name}" in blank for blank in blanks)]
+    """In which files a path is to be filled in: that of ``name``, or any but that of the pictures."""
+    data = f"{TODO}/dataset"
+    files = [
+        file
+        for file, blanks in written.blanks.items()
+        if any(f"{TODO}/{name}" in blank if name else not blank.startswith(data) for blank in blanks)
+    ]
     return f" in `{'`, `'.join(files)}`" if files else ""
-
-
-def _listed(kinds: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

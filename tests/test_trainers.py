@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 
 try:
     import tomllib
@@ -31,6 +32,7 @@ from i2l_ext.converters.export import export
 from i2l_ext.converters.fusing import fuse
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
 from i2l_ext.converters.trainers.base import FRESH_ROWS
+from i2l_ext.converters.trainers.script import NOT_STARTED
 from i2l_ext.requests import ExportRequest
 from peers import diffsynth
 from test_converters_commands import i2l
@@ -115,7 +117,7 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     assert told.run == "train.py" and told.run in told.files
     written = [Path(told.init).name, *told.files, "README.md"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(written)
-    assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 12
+    assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 28
 
 
 FRESH_RATES = {("musubi-tuner", "qwen-image"): 5e-5} | {("diffusion-pipe", family): 5e-5 for family in ARCHS}
@@ -139,6 +141,13 @@ STUB = """import json, os, sys
 with open(os.environ["SEEN"], "a", encoding="utf-8") as file:
     print(json.dumps(sys.argv), file=file)
 """
+
+
+def lay_out(script, work):
+    """The trainer's programs that a train.py calls, in its folder; they do nothing."""
+    for program in re.findall(r"'(\w\S*\.py)'", script.read_text(encoding="utf-8")):
+        (work / program).parent.mkdir(parents=True, exist_ok=True)
+        (work / program).touch()
 
 
 def write_launcher(work, text):
@@ -203,8 +212,9 @@ def work(tmp_path):
 @pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
     told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
+    lay_out(tmp_path / "out" / "train.py", work)
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == NOT_STARTED
     said = done.stderr.splitlines()
     for line in said:
         assert re.fullmatch(
@@ -220,8 +230,25 @@ def test_a_script_ends_as_its_program_does(tmp_path, work):
     export(style(QWEN_IMAGE), "diffsynth", 2, tmp_path / "out")
     (work / "path/to/dataset").mkdir(parents=True)
     (work / "path/to/dataset/metadata.csv").touch()
+    lay_out(tmp_path / "out" / "train.py", work)
     write_launcher(work, "raise SystemExit(7)")
     assert subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, check=False).returncode == 7
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_script_in_the_wrong_folder_or_the_wrong_python_says_so(tmp_path, work, trainer):
+    """`-S`: a Python without the packages that are installed."""
+    family = next(family for family in TRAINERS[trainer].models if family in ARCHS)
+    export(style(ARCHS[family]), trainer, 2, tmp_path / "out", pictures={"1.png": Image.new("RGB", (8, 8)).save})
+    script = tmp_path / "out" / "train.py"
+    done = subprocess.run([sys.executable, "-S", script], cwd=work, capture_output=True, text=True)
+    assert done.returncode == NOT_STARTED and "Traceback" not in done.stderr
+    text = script.read_text(encoding="utf-8")
+    own = re.findall(r"sys\.executable, '(\w\S*\.py)'|'(\w\S*/train\S*\.py)'", text)
+    assert all(f"{''.join(one)} is not in this folder: run this in that of" in done.stderr for one in own)
+    packages = re.findall(r"sys\.executable, '-m', '(\w+)", text)
+    assert all(re.search(rf"{package} is not in .*: run this with the Python of", done.stderr) for package in packages)
+    assert own or packages
 
 
 FILES = {

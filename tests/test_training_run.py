@@ -128,7 +128,11 @@ def test_nothing_starts_where_something_is_missing(start, home, tmp_path):
     (tmp_path / "there.safetensors").touch()
     for wrong, why in (
         (RunRequest(tmp_path, home, asked.python), "is no start folder"),
-        (RunRequest(start, tmp_path, asked.python), "is not the folder of ai-toolkit"),
+        (
+            RunRequest(start, tmp_path, asked.python),
+            "not the folder of ai-toolkit: toolkit/config_modules.py is not in",
+        ),
+        (RunRequest(start, tmp_path / "nowhere", asked.python), "nowhere: no such folder."),
         (RunRequest(start, home), "no Python environment"),
         (RunRequest(start, home, tmp_path / "python"), "no such Python"),
         (RunRequest(start, home, asked.python, tmp_path / "there.safetensors"), "exists already"),
@@ -136,11 +140,20 @@ def test_nothing_starts_where_something_is_missing(start, home, tmp_path):
         with pytest.raises(UserError, match=why):
             run_trainer(wrong, Context())
     assert not (home / "output").exists()
+    (home / "run.py").unlink()
+    next(start.glob("*_init_*")).with_suffix(".txt").touch()
+    text = (start / "config.yaml").read_text()
+    (start / "config.yaml").write_text(f'{text}# "path/to/one"\n# "path/to/two"\n')
+    with pytest.raises(
+        UserError, match=r"^Nothing was started\. run\.py is not in this folder.*to/one.*to/two"
+    ) as told:
+        run_trainer(asked, Context())
+    assert "ended with code" not in str(told.value)
 
 
 def test_a_run_with_a_place_to_fill_in_says_which(home, tmp_path):
     export(style(MINI), "ai-toolkit", 4, tmp_path / "start")
-    with pytest.raises(UserError, match=r"code 1: .*config.yaml, line \d+: fill in this path: .*path/to/dat"):
+    with pytest.raises(UserError, match=r"Nothing was started\. .*config.yaml, line \d+: fill in this path: "):
         run_trainer(request(tmp_path / "start", home, "trains"), Context())
 
 

@@ -12,7 +12,19 @@ from collections.abc import Mapping
 from functools import partial
 
 from ..metadata import BASE_VERSIONS
-from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, missing_kinds, modules_matching, quoted
+from .base import (
+    SAVE_STEPS,
+    SAVES,
+    SIDE,
+    STEPS,
+    ModelSupport,
+    Trainer,
+    TrainingStart,
+    base_repo,
+    missing_kinds,
+    modules_matching,
+    quoted,
+)
 from .script import training_script
 
 
@@ -72,7 +84,7 @@ config:
       device: cuda:0
       network:
         {network}
-      save: {{dtype: bf16, save_every: 250, max_step_saves_to_keep: 4}}
+      save: {{dtype: bf16, save_every: {SAVE_STEPS}, max_step_saves_to_keep: {SAVES}}}
       datasets:
         - folder_path: {quoted(start.dataset.folder.as_posix())}
           caption_ext: txt
@@ -137,6 +149,7 @@ AI_TOOLKIT = Trainer(
         "The log must say `Missing keys: []`, or list only modules that start fresh: what it lists was not loaded.",
     ),
     rate_place=("config.yaml", "lr"),
+    memory={"qwen-image": "above 24 GB: for 24 its example takes 3 bits (`qtype`)"},
     home="toolkit/config_modules.py",
     results="output/{name}/{name}*.safetensors",
 )

@@ -20,6 +20,11 @@ TODO = "path/to"
 STEPS = 2000
 """Pictures that a written run shows in all, one a step: each is repeated until that is reached."""
 
+SAVES = 16
+"""LoRAs that a run saves on its way and keeps: it begins with the style, so an early one may be the best."""
+
+SAVE_STEPS = STEPS // SAVES
+
 PICTURES = 8
 """That are reckoned with where they are not known."""
 
@@ -163,9 +168,10 @@ class Trainer:
     ``usage``: what is to be done with train.py, for the read-me, where ``{start}`` stands for the whole command and
     ``{name}`` for the run's name; ``fresh_rows``: how it starts a fresh LoRA, a key of `FRESH_ROWS`. ``rate_place``:
     in which written file its learning rate stands, and under what name. ``captions``: whether it reads the prompt of a
-    picture from a text file beside it; ``downloads``: whether it fetches a base model that is not
-    here. ``home``: a file or folder that its own folder has; ``results``: where in there a run writes LoRAs, in the key
-    format that it reads, as a pattern of paths with ``{name}`` for the run's name."""
+    picture from a text file beside it; ``downloads``: whether it fetches a base model that is not here; ``memory``:
+    family -> what of a card its authors say that training takes, as in docs/trainers.md. ``home``: a file or folder
+    that its own folder has; ``results``: where in there a run writes LoRAs, in the key format that it reads, as a
+    pattern of paths with ``{name}`` for the run's name."""
 
     id: str
     title: str
@@ -177,6 +183,7 @@ class Trainer:
     rate_place: tuple[str, str] = ("train.py", "--learning_rate")
     captions: bool = True
     downloads: bool = True
+    memory: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
     results: str = ""
 

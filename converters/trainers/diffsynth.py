@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
+from .base import SAVES, SIDE, STEPS, ModelSupport, Trainer, TrainingStart, base_repo, matching_targets, target_pattern
 from .script import LAUNCH, training_script
 
-EPOCHS = 5
+EPOCHS = SAVES
 
 EXAMPLES = {
     "qwen-image": "qwen_image", "z-image": "z_image", "flux2": "flux2", "hidream-o1": "hidream_o1_image",

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, matching_targets, quoted, target_pattern
+from .base import (
+    SAVE_STEPS,
+    SAVES,
+    SIDE,
+    STEPS,
+    ModelSupport,
+    Trainer,
+    TrainingStart,
+    matching_targets,
+    quoted,
+    target_pattern,
+)
 from .script import LAUNCH, training_script
 
 FAMILIES = {
@@ -91,7 +102,7 @@ def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --output_dir output/{start.name} --rank {start.rank} --lora_alpha {start.rank} --resolution {SIDE}
         --train_batch_size 1 --gradient_checkpointing --cache_latents --mixed_precision bf16
         --learning_rate {start.learning_rate} --lr_scheduler constant --lr_warmup_steps 0
-        --max_train_steps {STEPS} --checkpointing_steps 250
+        --max_train_steps {STEPS} --checkpointing_steps {SAVE_STEPS}
         --resume_from_checkpoint latest --skip_final_inference --seed 42"""
     return {
         "train.py": training_script("diffusers' training script", places, [command], values),
@@ -123,8 +134,8 @@ adam_epsilon: 1e-8
 max_grad_norm: 1.0
 logging_dir: logs
 mixed_precision: "bf16"
-checkpointing_steps: 250
-checkpoints_total_limit: 10
+checkpointing_steps: {SAVE_STEPS}
+checkpoints_total_limit: {SAVES}
 tracker_project_name: i2l
 resume_from_checkpoint: latest
 gradient_accumulation_steps: 1
@@ -168,6 +179,7 @@ FLYMYAI = Trainer(
     "`start(flux_transformer)` in place of `flux_transformer.add_adapter(...)`. `python start.py` checks the file.",
     fresh_rows="gaussian",
     rate_place=("config.yaml", "learning_rate"),
+    memory={"qwen-image": "not stated; its own quantised script `train_4090.py` is for less than 24 GB"},
     home="image_datasets/dataset.py",
     results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

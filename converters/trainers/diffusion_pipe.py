@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .base import SAVES, SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
 from .script import training_script
 
 EPOCHS = 50
@@ -44,7 +44,7 @@ micro_batch_size_per_gpu = 1
 pipeline_stages = 1
 gradient_accumulation_steps = 1
 gradient_clipping = 1
-save_every_n_epochs = 5
+save_every_n_epochs = {EPOCHS // SAVES}
 checkpoint_every_n_minutes = 120
 activation_checkpointing = true
 partition_method = "parameters"
@@ -136,6 +136,7 @@ DIFFUSION_PIPE = Trainer(
     ),
     downloads=False,
     rate_place=("config.toml", "lr"),
+    memory={"qwen-image": "24 GB at 640 x 640; more swapped for 1024 (`blocks_to_swap`)"},
     home="utils/dataset.py",
     results="output/{name}/**/adapter_model.safetensors",
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from .base import SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
+from .base import SAVES, SIDE, ModelSupport, Trainer, TrainingStart, missing_kinds, modules_matching, quoted
 from .script import LAUNCH, training_script
 
 QWEN_DEFAULT = r"transformer_blocks\..*"
@@ -19,7 +19,7 @@ Z_DEFAULT = r"layers\.\d+\.(attention|feed_forward)\..*"
 Z_TRAINABLE = r"(layers|context_refiner|noise_refiner)\..*"
 FLUX2_DEFAULT = r"(double_blocks|single_blocks)\..*"
 
-EPOCHS = 16
+EPOCHS = SAVES
 
 SETTINGS = {
     "qwen-image": ("qwen_image", "shift --weighting_scheme none --discrete_flow_shift 2.2", 5e-5),
@@ -32,6 +32,21 @@ VERSIONS = {
     "qwen-image": "original", "flux2-klein-4b": "klein-base-4b", "flux2-klein-9b": "klein-base-9b", "flux2-dev": "dev",
 }  # fmt: skip
 """Id or family of an architecture -> what its scripts call it, where they train several."""
+
+
+FILES = {
+    "qwen-image": {
+        "DIT": "qwen_image_bf16.safetensors of Comfy-Org/Qwen-Image_ComfyUI; no fp8 file can be used",
+        "VAE": "qwen_image_vae.safetensors, from there",
+        "TE": "qwen_2.5_vl_7b.safetensors, from there; not fp8_scaled",
+    },
+    "z-image": {
+        "DIT": "of Comfy-Org/z_image, or the first file of `transformer` of Tongyi-MAI/Z-Image",
+        "VAE": "from there",
+        "TE": "Qwen3 4B, from there",
+    },
+}
+"""Family -> the files of the base model that its guide names (docs/qwen_image.md and docs/zimage.md there)."""
 
 
 def _patterns(start: TrainingStart, family: str) -> dict[str, list[str]]:
@@ -97,7 +112,8 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --network_weights $INIT {_network_args(start, family)}
         --max_train_epochs {EPOCHS} --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
     )
-    return {"train.py": training_script("musubi-tuner", places, commands), "dataset.toml": _dataset(start)}
+    script = training_script("musubi-tuner", places, commands, hints=FILES.get(family))
+    return {"train.py": script, "dataset.toml": _dataset(start)}
 
 
 def _dataset(start: TrainingStart) -> str:
@@ -136,10 +152,15 @@ MUSUBI = Trainer(
     "kohya",
     MODELS,
     (
+        "An interrupted run goes on only if `--save_state` was among the options; then `--resume FOLDER`.",
         "`--network_dim` and `--network_alpha` must both stay the file's rank: musubi-tuner ignores the file's alpha.",
         "The log must say `load network weights from …: <All keys matched successfully>`, or list only fresh modules.",
     ),
     downloads=False,
+    memory={
+        "qwen-image": "42 GB; 30 with `--fp8_base --fp8_scaled`; 24 or 12 with also `--blocks_to_swap 16` or `45`, and "
+        "64 GB of RAM"
+    },
     home="src/musubi_tuner",
     results="output/{name}*.safetensors",
 )

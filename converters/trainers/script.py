@@ -5,6 +5,7 @@ It builds lists of arguments and hands them over without a shell, so that no nam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from .base import TODO
@@ -16,30 +17,51 @@ LAUNCH = "python -m accelerate.commands.launch"
 """What `accelerate launch` is, without a program of that name on the path."""
 
 
+NOT_STARTED = 78
+"""The exit code of train.py where it started nothing: EX_CONFIG of sysexits.h."""
+
+
 def training_script(
-    title: str, places: Mapping[str, str], commands: Sequence[str], values: Mapping[str, str] | None = None
+    title: str,
+    places: Mapping[str, str],
+    commands: Sequence[str],
+    values: Mapping[str, str] | None = None,
+    hints: Mapping[str, str] | None = None,
 ) -> str:
-    """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing
-    while a place is missing, or a place that is a text file has one to fill in (`TODO`), and names them all.
+    """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing, and
+    says all that is wrong, outside that folder, without a package that the commands need, while a place is missing, and
+    while a place that is a text file has one to fill in (`TODO`). It ends with `NOT_STARTED` then.
 
     ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
-    another text of that kind. A command is words with spaces between them; ``python`` stands for the Python that runs
-    the script, ``$NAME`` for a place or a value.
+    another text of that kind; ``hints``: NAME -> what to fill in, for places that are not known. A command is words
+    with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place or a value.
     """
     named = {**places, **(values or {})}
-    top = [f"{name} = {text!r}" for name, text in named.items()]
+    hints = {name: f"  # {hint}" for name, hint in (hints or {}).items() if places[name].startswith(f"{TODO}/")}
+    top = [f"{name} = {text!r}{hints.get(name, '')}" for name, text in named.items()]
     lists = [line for command in commands for line in _argument_list(command.split(), named)]
+    scripts = dict.fromkeys(
+        word for command in commands for word in command.split() if re.fullmatch(r"\w\S*\.py", word)
+    )
+    packages = dict.fromkeys(re.findall(r"python -m (\w+)", " ".join(commands)))
     return "\n".join(
         [
             f'"""Starts {title}. Run this with its Python, in its folder."""',
             "",
             "import subprocess",
             "import sys",
+            "from importlib.util import find_spec",
             "from pathlib import Path",
             "",
             *top,
             "",
             "missing = []",
+            f"for script in {[*scripts]}:",
+            "    if not Path(script).exists():",
+            f'        missing.append(f"{{script}} is not in this folder: run this in that of {title}")',
+            f"for package in {[*packages]}:",
+            "    if find_spec(package) is None:",
+            f'        missing.append(f"{{package}} is not in {{sys.executable}}: run this with the Python of {title}")',
             f"for place in ({', '.join(places)}):",
             "    if not Path(place).exists():",
             '        missing.append(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
@@ -48,7 +70,8 @@ def training_script(
             f"            if '\"{TODO}/' in line:",
             '                missing.append(f"{place}, line {number}: fill in this path: {line.strip()}")',
             "if missing:",
-            '    sys.exit("\\n".join(missing))',
+            '    print("\\n".join(missing), file=sys.stderr)',
+            f"    sys.exit({NOT_STARTED})",
             "",
             "COMMANDS = [",
             *lists,

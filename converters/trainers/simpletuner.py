@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SIDE, STEPS, ModelSupport, Trainer, TrainingStart, named_by_end, target_names
+from .base import SAVE_STEPS, SIDE, STEPS, ModelSupport, Trainer, TrainingStart, named_by_end, target_names
 from .script import training_script
 
 FAMILIES: Mapping[str, Mapping[str, object]] = {
@@ -48,7 +48,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "lr_scheduler": "constant",
         "max_train_steps": STEPS,
         "num_train_epochs": 0,
-        "checkpoint_step_interval": 250,
+        "checkpoint_step_interval": SAVE_STEPS,
         "caption_dropout_probability": 0.05,
         "validation_disable": True,
         "report_to": "none",
@@ -104,6 +104,10 @@ SIMPLETUNER = Trainer(
         "A run of this folder that is started again goes on from its latest checkpoint.",
     ),
     rate_place=("config.json", "learning_rate"),
+    memory={
+        "qwen-image": "above 24 GB: for 24 they ask for `int2-quanto` or `nf4-bnb`, and rank 8 or lower; 40 advised",
+        "z-image": "16 to 24 GB at rank 16; 10 to 12 with NF4",
+    },
     home="simpletuner",
     results="output/{name}/**/pytorch_lora_weights.safetensors",
 )

@@ -158,7 +158,7 @@ def export_lines(result: ExportResult) -> list[str]:
         *report,
         f"{written.folder}: {', '.join(written.names)}",
         *([f"To fill in: {written.to_fill_in}"] if written.blanks else []),
-        *text[len(report) :],
+        *(line.removeprefix("## ") for line in text[len(report) :]),
     ]
 
 

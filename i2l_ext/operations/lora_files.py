@@ -260,6 +260,9 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     from i2l_ext.models.base_files import find_base
     from i2l_ext.operations import training_data
 
+    for folder in request.models:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder.")
     lora = _read(request.file, None, context, request.alpha, exact_factors=request.rank is None, text_encoders=False)
     folder = request.output or _beside(request.file, request.trainer)
     sources = training_data.pictures_of(request, context)

@@ -97,6 +97,7 @@ def run_trainer(request: RunRequest, context: Context) -> RunResult:
     no usable LoRA; Cancelled once it and all that it started has ended.
     """
     from i2l_ext.converters import atomic
+    from i2l_ext.converters.trainers.script import NOT_STARTED
 
     trainer, name = read_start(request.folder)
     home = _home(request.trainer_folder, trainer)
@@ -110,6 +111,8 @@ def run_trainer(request: RunRequest, context: Context) -> RunResult:
     context.reporter.begin("run")
     watch = _Watch(context)
     code = _run(words, home, script.with_name(LOG), watch, context)
+    if code == NOT_STARTED:
+        raise UserError(f"Nothing was started. {' '.join(watch.lines)}", "trainer_failed")
     if code:
         why = (watch.cause or watch.last or "it said nothing").rstrip(".")
         raise UserError(
@@ -142,7 +145,9 @@ def read_start(folder: Path) -> tuple[Trainer, str]:
 
 def _home(folder: Path, trainer: Trainer) -> Path:
     if not (folder / trainer.home).exists():
-        raise UserError(f"{folder}: is not the folder of {trainer.title}, which has {trainer.home}. Name that folder.")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder.")
+        raise UserError(f"{folder}: is not the folder of {trainer.title}: {trainer.home} is not in it.")
     return folder.resolve()
 
 
