@@ -6,7 +6,7 @@
     python install.py browser  the same for the tests of the tab in a real browser, in four gradios
     python install.py ui       makes .venv, installs, serves the tab without a WebUI
 
-Versions are exact, and files are held against their hashes (requirements/), but for torch, whose builds differ. The
+Versions are exact, and files are checked by their hashes (requirements/), but for torch, whose builds differ. The
 WebUI's packages are never touched: what its Python lacks goes into a folder that only the engine's own process sees.
 """
 
@@ -64,6 +64,9 @@ MEGABYTES = {
 
 def main(arguments: Sequence[str]) -> int:
     task, *rest = arguments or ("host",)
+    if task in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
     if task not in TASKS:
         print(f"There is no task {task!r}. There are: {', '.join(TASKS)}.", file=sys.stderr)
         return 2
@@ -173,11 +176,14 @@ def _environment(extras: str) -> str:
     locks = [REQUIREMENTS / f"{'' if name == 'peers' else 'lock-'}{name}.txt" for name in LOCKS[extras]]
     torch = REQUIREMENTS / "torch.txt"
     named = ENVIRONMENT / "i2l-torch-index.txt"
-    index = os.environ.get("I2L_TORCH_INDEX", named.read_text(encoding="utf-8") if named.is_file() else "")
+    before = named.read_text(encoding="utf-8") if named.is_file() else ""
+    index = os.environ.get("I2L_TORCH_INDEX", before)
     wanted = _digest(*locks, torch, ROOT / "pyproject.toml") + index
     stamp = ENVIRONMENT / f"i2l-{extras.replace(',', '-')}.sha256"
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted):
-        print("Installing exact versions; torch is large, so the first time takes some minutes", flush=True)
+        here = [*ENVIRONMENT.glob("lib/python*/site-packages/torch"), *ENVIRONMENT.glob("Lib/site-packages/torch")]
+        more = "" if here and index == before else "; torch is large, so this takes some minutes"
+        print(f"Installing exact versions{more}", flush=True)
         if sys.platform == "win32" and not index and shutil.which("nvidia-smi"):
             print(NO_CUDA, flush=True)
         stamp.unlink(missing_ok=True)

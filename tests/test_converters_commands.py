@@ -11,6 +11,7 @@ import torch
 
 from i2l_ext import requests
 from i2l_ext.commands import lora_files
+from i2l_ext.commands.main import main
 from i2l_ext.converters import Lora, UserError
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import Cancelled
@@ -42,6 +43,33 @@ def whole(tmp_path):
     path = tmp_path / "style.safetensors"
     Lora.of(MINI, {module: factors(module) for module in MINI.i2l_modules}, {"ss_output_name": "style"}).save(path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("check", "no/where.safetensors"), "no/where.safetensors: there is no such file."),
+        (("check", "style.safetensors", "--base", "path/to/base"), "path/to/base: there is no such file."),
+        (("check", "style.safetensors", "--base=path/to/base"), "path/to/base: there is no such file."),
+        (("merge", "no/where.safetensors:0.5", "style.safetensors"), "no/where.safetensors: there is no such file."),
+        (("check", "no/style.safetensors", "--base", "style.safetensors"), "style.safetensors: there is no such file."),
+        (("make", "no/where.png", "--model", "mini"), "no/where.png: no such file or folder."),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_told_as_it_was_typed(whole, monkeypatch, capsys, words, told):
+    """Where two have that name, by its name only."""
+    monkeypatch.chdir(whole.parent)
+    assert main(words) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"i2l: {told}"
+
+
+def test_a_command_that_is_missing_is_told_with_the_list_of_them(capsys):
+    for words, names in (([], ("make", "check", "models", "ui")), (["cache"], ("show", "clear"))):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and first.startswith(" ".join(["i2l", *words]) + ": ")
+        assert set(names) <= {line.split()[0] for line in lines} and all(len(line.split()) > 2 for line in lines)
 
 
 def test_inspect_json(whole, capsys):

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from i2l_ext import private_packages
+from i2l_ext.converters.errors import UserError
 from i2l_ext.webui import standalone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,6 +292,30 @@ def test_an_unknown_task_is_a_usage_error(install, capsys):
     assert "demo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_has_a_line_for_each_task(install, capsys, word):
+    assert install.main([word]) == 0 and install.calls == []
+    told = capsys.readouterr().out
+    assert "python install.py  " in told
+    assert all(f"python install.py {task} " in told for task in install.TASKS if task != "host")
+
+
+def test_a_port_that_is_taken_is_told_as_such(monkeypatch):
+    """gradio says the same of each port that it cannot have."""
+
+    def refuse(*_, **__):
+        raise OSError("Cannot find empty port in range: 1-1. You can specify another one to `launch()`.")
+
+    monkeypatch.setattr(standalone, "start_page", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError) as told:
+            standalone.serve_page("127.0.0.1", port)
+    assert str(told.value) == f"Port {port} is taken, perhaps by your WebUI: choose another, --port {port + 1}."
+    with pytest.raises(UserError, match=r"to `launch\(\)`\. Choose another --port\."):
+        standalone.serve_page("127.0.0.1", port)
+
+
 @pytest.mark.parametrize(("text", "numbers"), [("4.56.1rc1", (4, 56, 1)), ("2.13.0+cpu", (2, 13, 0)), ("", ())])
 def test_versions_compare_as_numbers(install, text, numbers):
     assert install._numbers(text) == numbers
@@ -371,6 +396,18 @@ def test_a_graphics_card_on_windows(environment, monkeypatch, capsys):
     torch = [command for command in environment.calls if command[-1].endswith("torch.txt")]
     assert len(environment.calls) == 6 and len(torch) == 2
     assert all(command[-5:-2] == ["--upgrade", "--index-url", "https://example.org/cu1"] for command in torch)
+
+
+@pytest.mark.parametrize("place", ["lib/python3.12/site-packages/torch", "Lib/site-packages/torch"])
+def test_a_long_wait_is_told_only_where_torch_is_still_to_come(environment, monkeypatch, capsys, place):
+    environment._environment("mini")
+    assert "torch is large" in capsys.readouterr().out
+    (environment.ENVIRONMENT / place).mkdir(parents=True)
+    environment._environment("mini,ui")
+    assert capsys.readouterr().out == "Installing exact versions\n"
+    monkeypatch.setenv("I2L_TORCH_INDEX", "https://example.org/cu1")
+    environment._environment("mini,ui")
+    assert "torch is large" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("system", "card"), [("linux", "nvidia-smi"), ("win32", None)])

@@ -42,6 +42,12 @@ def test_what_lies_there(folder):
     assert "half.safetensors" in rows["half.safetensors"]["error"] and "loads" not in rows["half.safetensors"]
 
 
+def test_the_command_says_of_a_test_lora_what_check_says(folder, capsys):
+    assert main(["library", str(folder)]) == 0
+    lines = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["old.safetensors"].endswith("; Test LoRA: only `i2l draw` can use it.")
+
+
 def test_headers_are_read_once(folder):
     assert (listed(folder).read, listed(folder).read) == (4, 0)
     file = folder / "old.safetensors"

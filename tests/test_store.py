@@ -296,6 +296,24 @@ def test_our_modules_have_the_published_structure(part):
         assert structure_md5(part.shapes) == part.structure_md5
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_fetched_by_hand_has_repository_and_file(name):
+    for part in catalogue.MODELS[name].parts:
+        assert part.repo is None or all(place.startswith(f"{part.repo}/") for place in part.places)
+    if name == "z-image-v2":
+        assert part.places == ["DiffSynth-Studio/ZImage-i2L-v2/*"]
+
+
+def test_shards_are_fetched_with_their_index():
+    [place] = catalogue.QWEN_VL.places
+    assert place == "Qwen/Qwen-Image/text_encoder/model.safetensors.index.json and the files that it lists"
+
+
+def test_the_miniatures_are_listed_last(folders):
+    mini = [row.arch == "mini" for row in listing(folders)]
+    assert mini == sorted(mini) and set(mini) == {True, False}
+
+
 def test_listing(folders, monkeypatch):
     monkeypatch.setattr(
         catalogue, "MODELS", {"m": replace(MODELS["qwen-image-style"], name="m", siglip2=TINY, dinov3=TINY)}

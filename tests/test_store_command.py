@@ -122,10 +122,11 @@ def test_nobody_to_ask(hub, i2l):
 
 
 @pytest.mark.parametrize("how", ["--offline", "HF_HUB_OFFLINE"])
-def test_offline(hub, i2l, how):
+def test_offline(hub, i2l, tmp_path, how):
     done = i2l("tiny", "models", "download", "m", "--yes", *([how] if how[0] == "-" else []), **{how: "1"})
     assert done.returncode == 1 and hub.seen == []
     assert len(done.stderr.splitlines()) == 1 and "offline" in done.stderr
+    assert f"are missing: {FILE}" in done.stderr and done.stderr.endswith(f"into {tmp_path / 'I2L_MODELS'}.\n")
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])

@@ -173,6 +173,8 @@ def run_lines(result: RunResult) -> list[str]:
 
 def library_lines(result: LibraryResult) -> list[str]:
     """The LoRAs of folders, a line each."""
+    from i2l_ext.converters.architectures import ARCHITECTURES
+
     lines = []
     for row in result.rows:
         if "error" in row:
@@ -180,9 +182,10 @@ def library_lines(result: LibraryResult) -> list[str]:
             continue
         loading = [name for name, status in row["loads"].items() if status == "all"]
         made = f", made with {row['made']['model']}" if row["made"] else ""
+        who = f"loads in {', '.join(loading)}" if loading else "no program here loads all of it"
         lines.append(
             f"{row['file']}: {row['model']}, {row['key_format']}, rank {row['rank']}, {row['bytes'] / 1e6:.1f} MB{made}"
-            f"; {'loads in ' + ', '.join(loading) if loading else 'no program here loads all of it'}"
+            f"; {ARCHITECTURES[row['arch']].caution or who}"
         )
     return [*lines, f"{len(result.rows)} LoRAs, {result.read} headers read, the others remembered"]
 

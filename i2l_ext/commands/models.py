@@ -103,8 +103,9 @@ def run_download(args: argparse.Namespace) -> int:
         print(f"{name}: all its weights are here.", file=sys.stderr)
         return 0
     if args.offline or _is_offline():
-        missing = ", ".join(part.id for part in plan.missing)
-        raise UserError(f"{name}: offline; {gigabytes(plan.bytes)} are missing: {missing}.")
+        missing = ", ".join(place for part in plan.missing for place in part.places)
+        advice = f"Fetch them on another machine, and put them by these names into {plan.folders.own.absolute()}."
+        raise UserError(f"{name}: offline; {gigabytes(plan.bytes)} are missing: {missing}. {advice}")
     title = f"{name}: {gigabytes(plan.bytes)} to download from {request.source} into {plan.folders.own}"
     if request.packed:
         title += f", where {gigabytes(plan.packed_bytes)} of it are kept"

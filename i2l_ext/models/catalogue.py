@@ -40,6 +40,13 @@ class Checkpoint:
     renamed: str = ""
 
     @property
+    def places(self) -> list[str]:
+        """What to fetch by hand: the repository with each file, an index with its shards, of a template with all."""
+        lists = {name: f"{name} and the files that it lists" for name in self.files if name.endswith(".index.json")}
+        names = ["*"] if self.kind == "template" else [lists.get(name, name) for name in self.files]
+        return [f"{self.repo}/{name}" for name in names]
+
+    @property
     def output(self) -> str:
         """What the embeddings of an encoder are called in the cache: two kinds may come from the same files."""
         return self.id if getattr(self.spec, "pooled", True) else f"{self.id} patches"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.errors import UserError
 from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint
@@ -52,8 +53,8 @@ class ModelStatus:
 
 
 def listing(folders: Folders | None = None, *, structures: bool = False) -> list[ModelStatus]:
-    """Every model of the catalogue and what of it is here. ``structures`` builds our modules on the meta device (it
-    imports torch) for their hashes and exact sizes."""
+    """Every model of the catalogue and what of it is here, the miniatures last. ``structures`` builds our modules on
+    the meta device (it imports torch) for their hashes and exact sizes."""
     folders = folders or Folders.default()
     parts = {part.id: part for model in catalogue.MODELS.values() for part in model.parts}
     shown = {id: _status(part, folders, structures) for id, part in parts.items()}
@@ -68,7 +69,7 @@ def listing(folders: Folders | None = None, *, structures: bool = False) -> list
             str(folders.own.absolute()),
             model.template is not None,
         )
-        for model in catalogue.MODELS.values()
+        for model in sorted(catalogue.MODELS.values(), key=lambda model: model.arch is MINI)
     ]
 
 

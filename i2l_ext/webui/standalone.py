@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import time
@@ -68,12 +69,25 @@ def _machine_names() -> tuple[str, str]:
     return name, f"{name}.local"
 
 
+def _is_taken(address: str, port: int) -> bool:
+    """Whether another program serves there. gradio says of every port that it cannot have only that it found none."""
+    try:
+        socket.create_server((address, port)).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
 def serve_page(address: str, port: int, **options: Any) -> int:
     """Serve the page until the user stops it. ``options``: those of ``start_page``. Raises UserError."""
     try:
         page, service = start_page(address, port, **options)
     except OSError as error:
-        raise UserError(f"The page cannot be served at {address}:{port}: {error}. Choose another --port.") from None
+        if _is_taken(address, port):
+            line = f"Port {port} is taken, perhaps by your WebUI: choose another, --port {port + 1}."
+        else:
+            line = f"The page cannot be served at {address}:{port}: {str(error).rstrip('.')}. Choose another --port."
+        raise UserError(line) from None
     if address not in LOCAL_ADDRESSES and not options.get("auth"):
         print("Anyone who reaches this address can use the page. Add --auth USER:PASSWORD.", file=sys.stderr)
     print(f"Image to LoRA is at {page.local_url} (stop it with Ctrl-C)", flush=True)
