@@ -161,7 +161,7 @@ def run_script(script, work):
     """Run an exported train.py as a user does, with stand-ins for the programs that it calls: the arguments that each
     of them was given, its own name first. The places to fill in are there."""
     text = script.read_text(encoding="utf-8")
-    for place in re.findall(r"^\w+ = '(path/to/.*)'$", text, re.MULTILINE):
+    for place in re.findall(r"^\w+ = '(path/to/[^']*)'", text, re.MULTILINE):
         (work / place).parent.mkdir(parents=True, exist_ok=True)
         (work / place).touch() if "." in place else (work / place).mkdir(exist_ok=True)
     for data in script.parent.glob("dataset.toml"):

@@ -178,7 +178,7 @@ def test_a_download_tells_its_licences_first(served):
     assert all(part["repo"] and not part["present"] and "path" not in part for part in row["parts"])
     asked = {"model": "qwen-image-style", "source": "modelscope", "agree": False}
     assert "DINOv3 licence" in served.post("/download", json=asked).json()["error"]
-    done = wait(served, served.post("/download", json={**asked, "model": "mini", "agree": True}).json())
+    done = wait(served, served.post("/download", json={**asked, "model": "mini", "agree": True, "packed": True}).json())
     assert done["state"] == "done" and done["result"]["files"] == []
 
 

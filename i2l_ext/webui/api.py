@@ -152,7 +152,7 @@ def _export(service: Service, lora: str, trainer: str, rank: int, caption: str |
     return service.export(service.lora(lora), lora, trainer, rank, caption=caption)
 
 
-def _download(service: Service, model: str, source: str, agree: bool, packed: bool) -> Job:
+def _download(service: Service, model: str, source: str, agree: bool, packed: bool = False) -> Job:
     _model_rows(service)
     return service.download(model, source, agreed=agree, packed=packed)
 

@@ -77,7 +77,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
     },
     "/download": {
         "model": DownloadRequest.fields()["model"], "source": DownloadRequest.fields()["source"],
-        "agree": DownloadRequest.fields()["agreed"], "packed": DownloadRequest.fields()["packed"],
+        "agree": DownloadRequest.fields()["agreed"],
     },
     "/trust": {
         "model": TrustRequest.fields()["model"],
@@ -95,6 +95,7 @@ BODIES: Mapping[str, Mapping[str, Field]] = {
 """Path of a POST with a JSON body -> its fields that are needed."""
 
 OPTIONAL: Mapping[str, Mapping[str, Field]] = {
+    "/download": {"packed": DownloadRequest.fields()["packed"]},
     "/export": {"caption": ExportRequest.fields()["caption"]},
     "/library/convert": {name: field for name, field in _offered(ConvertRequest).items() if name != "key_format"},
     "/library/rank": _offered(RankRequest),
