@@ -21,8 +21,9 @@ from PIL import Image
 
 from i2l_ext import library, process_tree
 from i2l_ext.commands.main import main
-from i2l_ext.converters import Lora, atomic, export
+from i2l_ext.converters import Lora, atomic
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.shell import shell_word
 from i2l_ext.engine import locks
 from i2l_ext.library import folder as lora_folder
 from i2l_ext.operations import Context, perform, selftest
@@ -141,7 +142,7 @@ def test_a_tree_of_processes_ends_by_taskkill(monkeypatch):
 def test_a_path_as_the_shells_of_windows_take_it(path, word, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "win32")
-        assert export._shell_word(path) == word
+        assert shell_word(path) == word
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
@@ -249,5 +250,6 @@ def test_the_self_test_says_what_fails_and_goes_on(monkeypatch, capsys):
 def test_the_workflow_runs_the_two_commands_of_the_readme():
     readme = re.findall(r"^(python install\.py \w+) ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     workflow = (ROOT / ".github" / "workflows" / "systems.yml").read_text(encoding="utf-8")
-    assert re.findall(r"run: (python install\.py \w+)$", workflow, re.MULTILINE) == readme[:2]
+    assert readme == ["python install.py demo", "python install.py ui", "python install.py test"]
+    assert re.findall(r"run: (python install\.py \w+)$", workflow, re.MULTILINE) == [readme[0], readme[2]]
     assert all(system in workflow for system in ("ubuntu-", "windows-", "macos-"))
