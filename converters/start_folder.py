@@ -103,7 +103,10 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         f"{_kept(written)} The file was read back and compared: an error of {written.error:.0e} at most.",
         f"Fresh modules added: {written.filled}." if written.filled else "",
         _kinds_line("The trainer starts these without an update: {}. `--fill` writes them too.", written.fresh),
-        _kinds_line("Not trained, because the LoRA lacks them: {}. `--fill` adds them, fresh.", written.untrained),
+        _kinds_line(
+            "Not trained, because the LoRA lacks them: {}. `--fill` adds those in the parts that it changes.",
+            written.untrained,
+        ),
         _kinds_line("Left out, because it cannot train them: {}.", written.left_out),
     ]
     run = [

@@ -31,7 +31,7 @@ from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IM
 from i2l_ext.converters.export import export
 from i2l_ext.converters.fusing import fuse
 from i2l_ext.converters.trainers import TRAINERS, TrainingStart
-from i2l_ext.converters.trainers.base import FRESH_ROWS
+from i2l_ext.converters.trainers.base import FRESH_ROWS, modules_matching
 from i2l_ext.converters.trainers.script import NOT_STARTED
 from i2l_ext.requests import ExportRequest
 from peers import diffsynth
@@ -118,6 +118,32 @@ def test_init_file_is_what_every_trainer_needs(tmp_path, trainer, family, rank):
     written = [Path(told.init).name, *told.files, "README.md"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(written)
     assert len((tmp_path / "out" / "README.md").read_text().splitlines()) <= 28
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_the_authors_say_of_memory_stands_in_the_docs(trainer):
+    text = (Path(__file__).parent.parent / "docs/trainers.md").read_text(encoding="utf-8")
+    assert all(said in text for said in TRAINERS[trainer].memory.values())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "saves"),
+    [
+        ("musubi-tuner", ["'--max_train_epochs', '16'", "'--save_every_n_epochs', '1'"]),
+        ("ai-toolkit", ["save_every: 125, max_step_saves_to_keep: 16", "steps: 2000"]),
+        ("simpletuner", ['"checkpoint_step_interval": 125', '"checkpoints_total_limit": 16']),
+        ("onetrainer", ['"epochs": 50', '"save_every": 3', '"save_every_unit": "EPOCH"']),
+        ("diffusion-pipe", ["epochs = 50", "save_every_n_epochs = 3"]),
+        ("diffsynth", ["'--num_epochs', '16'"]),
+        ("diffusers", ["'--max_train_steps', '2000'", "'--checkpointing_steps', '125'"]),
+        ("flymyai", ["checkpointing_steps: 125", "checkpoints_total_limit: 16"]),
+    ],
+)
+def test_a_run_saves_sixteen_times_and_keeps_all_of_that(tmp_path, trainer, saves):
+    """SimpleTuner keeps five unless it is told another number, ai-toolkit four."""
+    told = export(style(QWEN_IMAGE), trainer, 2, tmp_path / "out")
+    texts = "\n".join((tmp_path / "out" / name).read_text(encoding="utf-8") for name in told.files)
+    assert [one for one in saves if one not in texts] == []
 
 
 FRESH_RATES = {("musubi-tuner", "qwen-image"): 5e-5} | {("diffusion-pipe", family): 5e-5 for family in ARCHS}
@@ -493,7 +519,12 @@ def test_what_the_file_lacks_is_told_and_filled(tmp_path, family):
     told = export(lora, "musubi-tuner", 4, tmp_path / "a")
     first = "attn.to_k" if family == "qwen-image" else "attention.to_k"
     assert told.fresh[first] == sum(stack.depth - 1 for stack in arch.stacks)
-    assert "The trainer starts these without an update" in (tmp_path / "a" / "README.md").read_text()
+    readme = (tmp_path / "a" / "README.md").read_text()
+    assert "The trainer starts these without an update" in readme
+    lacking = first.replace("to_k", "to_q")
+    default = modules_matching(arch, TRAINERS["musubi-tuner"].models[family].default)
+    assert told.untrained[lacking] == sum(arch.modules[path].kind.name == lacking for path in default)
+    assert f"Not trained, because the LoRA lacks them: {told.untrained[lacking]} {lacking}" in readme
     small = style(MINI, paths=[path for path in MINI.i2l_modules if "to_q" not in path])
     filled = export(small, "musubi-tuner", 4, tmp_path / "b", fill=True)
     assert filled.filled == 3 + 6 and filled.fresh == {}
@@ -525,6 +556,8 @@ def test_the_read_me_knows_all_that_is_trained(tmp_path, trainer, name, fill):
         assert "without an update" not in (tmp_path / "out" / "README.md").read_text()
     else:
         assert sum(told.fresh.values()) == len({*trained} - {*written.specs})
+    default = modules_matching(start.arch, TRAINERS[trainer].models[arch.family].default)
+    assert sum(told.untrained.values()) == len({*default} - {*trained} - {*written.specs})
 
 
 def musubi_rules(folder, unet):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 
-from .base import SAVE_STEPS, SIDE, STEPS, ModelSupport, Trainer, TrainingStart, named_by_end, target_names
+from .base import SAVE_STEPS, SAVES, SIDE, STEPS, ModelSupport, Trainer, TrainingStart, named_by_end, target_names
 from .script import training_script
 
 FAMILIES: Mapping[str, Mapping[str, object]] = {
@@ -49,6 +49,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "max_train_steps": STEPS,
         "num_train_epochs": 0,
         "checkpoint_step_interval": SAVE_STEPS,
+        "checkpoints_total_limit": SAVES,
         "caption_dropout_probability": 0.05,
         "validation_disable": True,
         "report_to": "none",
