@@ -108,6 +108,15 @@ def test_into_the_trash_and_the_list_knows(service):
     assert (service.folder / "notes.txt").exists() and not (service.folder / "old.json").exists()
 
 
+def test_the_list_knows_before_the_host_is_told(service, monkeypatch):
+    listed(service)
+    told = []
+    monkeypatch.setattr(service.queue, "_on_end", told.append)  # as if the host were slow to take it
+    act(service, "shelf_discard", "old.safetensors")
+    ended(service, "discard")
+    assert "old.safetensors" not in listed(service)
+
+
 def test_made_anew_with_its_weights(service, world):
     ids = [service.uploads.take(path) for path in world.pictures[:2]]
     service.make(ids, name="it", model="small", weights=(1.0, 3.0), strength=0.5, rank=2)

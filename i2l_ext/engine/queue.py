@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +117,11 @@ class Queue:
     def active(self) -> list[Job]:
         """Those that wait or run."""
         return [job for job in self.jobs() if job.state not in ENDED]
+
+    def ended(self, kinds: Collection[str]) -> frozenset[str]:
+        """Ids of the jobs of these kinds that have ended, as far as they are remembered. Who compares it with an
+        earlier one misses none, while ``on_end`` comes a moment after a job is seen to have ended."""
+        return frozenset(job.id for job in self.jobs() if job.kind in kinds and job.state in ENDED)
 
     def cancel(self, id: str) -> bool:
         """Whether there was something to stop. A running job is over within a second, unless it is giving its files

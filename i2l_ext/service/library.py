@@ -27,6 +27,7 @@ from i2l_ext.requests import (
     Request,
 )
 from i2l_ext.requests.fields import option
+from i2l_ext.service.targets import CHANGES_LIBRARY
 
 if TYPE_CHECKING:
     from i2l_ext.service.service import Service
@@ -73,6 +74,7 @@ class Library:
         self._job: Job | None = None
         self._rows: list[dict[str, Any]] | None = None
         self._stale = True
+        self._ended: frozenset[str] = frozenset()
         self._files: object = None
         """What lay in the folders when they were read last."""
         self._thumbnails: dict[tuple[str, int], str | None] = {}
@@ -84,11 +86,13 @@ class Library:
         return self._job
 
     def refresh(self) -> None:
-        """LoRAs were added or taken away: look again when somebody asks."""
+        """LoRAs were added or taken away, and not by a job: look again when somebody asks."""
         self._stale = True
 
     def rows(self) -> list[dict[str, Any]] | None:
         """The rows of LibraryResult as they are known; None while they are read for the first time."""
+        before, self._ended = self._ended, self._service.queue.ended(CHANGES_LIBRARY)
+        self._stale |= not self._ended <= before
         if self._stale and (self._job is None or self._job.state in ENDED):
             self._stale, self._files = False, self._files_now()
             folders = tuple(folder for folder in self._service.host.lora_folders() if folder.is_dir())

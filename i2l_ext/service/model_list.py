@@ -18,6 +18,9 @@ from i2l_ext.service.settings import HUB_TITLES
 
 MINIATURE = "mini"
 
+CHANGES_MODELS = frozenset({"download", "verify", "trust"})
+"""Kinds of jobs after which other model files are here, or are known to be sound or agreed to."""
+
 HUB_CLIENTS = {"modelscope": "modelscope_hub"}
 """``source`` of a DownloadRequest -> the package that it needs, where the set-up does not install it."""
 
@@ -31,6 +34,7 @@ class ModelList:
         self._rows: list[dict[str, Any]] | None = None
         self._search: Job | None = None
         self._outdated = False
+        self._ended: frozenset[str] = frozenset()
         self.failed: Job | None = None
         """The last search, if it failed."""
 
@@ -38,7 +42,9 @@ class ModelList:
         """The models as ``i2l models --json`` lists them; None until they are known. A search that failed is repeated
         only with ``refresh``."""
         with self._lock:
-            self._outdated |= refresh  # also of a search that runs: it may have passed what has changed
+            before, self._ended = self._ended, self._queue.ended(CHANGES_MODELS)
+            # also of a search that runs: it may have passed what has changed
+            self._outdated |= refresh or not self._ended <= before
             if self._search and self._search.state in ENDED:
                 done = self._search.state == "done"
                 self._rows = self._search.result if done else self._rows

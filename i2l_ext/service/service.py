@@ -35,7 +35,7 @@ from i2l_ext.requests import (
 from i2l_ext.service.consent import ConsentNeeded, Consents
 from i2l_ext.service.host import Host, list_loras
 from i2l_ext.service.library import Library
-from i2l_ext.service.model_list import ModelList, missing_parts
+from i2l_ext.service.model_list import CHANGES_MODELS, ModelList, missing_parts
 from i2l_ext.service.previews import preview_uploads, whole_upload
 from i2l_ext.service.redaction import private_folders, redact_paths
 from i2l_ext.service.settings import make_fields
@@ -327,10 +327,9 @@ class Service:
             self.queue.cancel(id)
         if job.kind in CHANGES_LIBRARY and job.state == "done":
             self.targets.forget()
-            self.library.refresh()
             self.host.refresh_loras()
-        if job.kind in ("download", "verify", "make", "trust"):
-            self.models.rows(refresh=job.kind != "make")
+        if job.kind in CHANGES_MODELS:
+            self.models.rows()  # looked for before somebody asks
 
 
 def _folders_of(job: Job) -> list[Path]:

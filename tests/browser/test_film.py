@@ -71,7 +71,7 @@ def test_a_first_lora_from_the_open_tab_to_the_prompt(filmed, open_page):
     offer = page.locator("#i2l_make_offer .i2l-offer")
     offer.locator(".i2l-primary").wait_for()
     film.take("licences", offer)
-    offer.locator("input[type=checkbox]").check()
+    offer.locator("input[name=agreed]").check()
     offer.locator(".i2l-primary").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
     film.take("download", job(page, "z-image-style"))

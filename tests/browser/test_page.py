@@ -150,7 +150,7 @@ def test_a_model_that_is_absent_is_downloaded_where_make_is_pressed(place, open_
     offer = page.locator("#i2l_make_offer .i2l-offer")
     offer.wait_for()
     assert "Free on the disk" in offer.inner_text()
-    offer.locator("input[type=checkbox]").check()
+    offer.locator("input[name=agreed]").check()
     offer.get_by_role("button", name="Download, then make").click()
     job(page, "qwen-image-style").first.wait_for()
     job(page, "absent").locator("em", has_text="waiting").wait_for()

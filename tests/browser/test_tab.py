@@ -142,7 +142,7 @@ def test_models_and_the_bug_report(place, open_page):
         assert told in offer.inner_text(), told
     offer.locator(".i2l-primary").click()
     page.locator("#i2l_models_error", has_text="agree to the licences").first.wait_for()
-    offer.locator("input[type=checkbox]").check()
+    offer.locator("input[name=agreed]").check()
     offer.locator(".i2l-primary").click()
     job(page, "z-image-style").locator(".i2l-step", has_text="19.0 GB").wait_for()
     job(page, "z-image-style").get_by_role("button", name="Pause").click()
