@@ -253,6 +253,19 @@ def test_merge_to_a_rank_and_a_selection(tmp_path, capsys):
     assert "effect kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("command", ["rank", "convert", "merge"])
+def test_numbers_that_become_wider_are_told(tmp_path, capsys, command, dtype):
+    mini().cast(dtype).save(tmp_path / "a")
+    parts = [f"{tmp_path / 'a'}:0.3", str(tmp_path / "a")] if command == "merge" else [str(tmp_path / "a")]
+    line, word = (command, *parts, "--rank", "1", "-o", str(tmp_path / "out")), {"BF16": "bf16", "F16": "fp16"}[dtype]
+    assert i2l(*line) == 0
+    assert f"Written in fp32, as it was computed: --dtype {word} makes" in capsys.readouterr().err
+    assert i2l(*line, "--overwrite", "--dtype", word) == 0
+    assert "Written in fp32" not in capsys.readouterr().err
+    assert {spec.dtype for spec in Lora.read(tmp_path / "out").specs.values()} == {dtype}
+
+
 def test_merge_keeps_bytes_narrow_where_weights_cost_nothing(tmp_path):
     mini().cast("BF16").save(tmp_path / "a")
     assert i2l("merge", f"{tmp_path / 'a'}:0.5", str(tmp_path / "a"), "-o", tmp_path / "out") == 0

@@ -44,7 +44,9 @@ def test_what_lies_there(folder):
 
 def test_the_command_says_of_a_test_lora_what_check_says(folder, capsys):
     assert main(["library", str(folder)]) == 0
-    lines = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "3 LoRAs, 1 other file; 4 headers read, the others remembered"
+    lines = {line.partition(":")[0]: line for line in out}
     assert lines["old.safetensors"].endswith("; Test LoRA: only `i2l draw` can use it.")
 
 

@@ -187,7 +187,10 @@ def library_lines(result: LibraryResult) -> list[str]:
             f"{row['file']}: {row['model']}, {row['key_format']}, rank {row['rank']}, {row['bytes'] / 1e6:.1f} MB{made}"
             f"; {ARCHITECTURES[row['arch']].caution or who}"
         )
-    return [*lines, f"{len(result.rows)} LoRAs, {result.read} headers read, the others remembered"]
+    others = sum("error" in row for row in result.rows)
+    strange = f", {others} other file{'s' * (others > 1)}" if others else ""
+    found = f"{len(result.rows) - others} LoRAs{strange}"
+    return [*lines, f"{found}; {result.read} headers read, the others remembered"]
 
 
 def discard_lines(result: DiscardResult) -> list[str]:

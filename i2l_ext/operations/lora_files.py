@@ -6,7 +6,7 @@ Heavy imports are made where they are needed: to inspect a header takes a tenth 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,7 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     from i2l_ext.converters.select import select
 
     exact = request.rank is None
-    lora = _read(request.file, request.dtype, context, request.alpha, base=request.base, exact_factors=exact)
+    lora = read = _read(request.file, request.dtype, context, request.alpha, base=request.base, exact_factors=exact)
     resizer = None
     if request.rank is not None:
         lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
@@ -202,6 +202,8 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     key_format = request.key_format or lora.arch.key_format
     output = request.output or _beside(request.file, f"{key_format}.safetensors")
     progress = _progress(request, context)
+    if resizer:
+        _note_wider([read], lora, request, context)
     return _write(request, lora, output, key_format, progress, context, resizer=resizer, card=request.file)
 
 
@@ -227,6 +229,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
     key_format, resizer = request.key_format or _key_format_of(lora), ranks.resizer_of(resized)
+    _note_wider([lora], resized, request, context)
     return _write(request, resized, output, key_format, progress, context, fields, resizer, request.file)
 
 
@@ -251,7 +254,20 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     output = request.output or _beside(named[0][0], "merged.safetensors")
     key_format, progress = request.key_format or _key_format_of(loras[0]), _progress(request, context)
     largest = max(named, key=lambda one: abs(one[1]))[0]
+    _note_wider(loras, merged, request, context)
     return _write(request, merged, output, key_format, progress, context, {"merged": recipe}, resizer, largest)
+
+
+def _note_wider(
+    read: Sequence[Lora], lora: Lora, request: requests.ConvertRequest | requests.RankRequest | requests.MergeRequest,
+    context: Context,
+) -> None:  # fmt: skip
+    """Say so where numbers of two bytes became numbers of four that nobody asked for."""
+    before = {spec.dtype for one in read for spec in one.specs.values()}
+    halves = {name: word for word, name in DTYPES.items() if name != "F32"}
+    if request.dtype is None and before <= halves.keys() and any(spec.dtype == "F32" for spec in lora.specs.values()):
+        same = halves[min(before)]
+        context.reporter.note(f"Written in fp32, as it was computed: --dtype {same} makes the file half as large.")
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
