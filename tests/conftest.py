@@ -9,6 +9,7 @@ import pytest
 
 from i2l_ext.commands.main import main
 from i2l_ext.models import catalogue
+from i2l_ext.weights import devices
 from small_models import SMALL, build
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, by all we start too
@@ -28,6 +29,14 @@ def user_data(tmp_path_factory):
     file of tests leaves there is not seen by the next."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modern_processor():
+    """Encoders are computed in bf16 on any machine, as far as they are in the tests' own process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_products_of_bf16_are_quick", lambda: True)
         yield
 
 

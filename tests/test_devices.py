@@ -15,7 +15,7 @@ from i2l_ext.requests import DoctorRequest, EngineOptions
 from i2l_ext.weights import devices
 from i2l_ext.weights.devices import Device, choose_dtype
 
-CPU = Device("cpu", "cpu")
+CPU, OLD_CPU = Device("cpu", "cpu"), Device("cpu", "cpu", quick_bf16=False)
 HOPPER, AMPERE, TURING, PASCAL = (
     Device("cuda", name, capability)
     for name, capability in (("H100", (9, 0)), ("A100", (8, 0)), ("RTX 2080", (7, 5)), ("GTX 1080", (6, 1)))
@@ -32,6 +32,9 @@ BF16, FP16, FP32 = "bfloat16", "float16", "float32"
         (CPU, QWEN, "auto", BF16, "as published"),
         (CPU, QWEN, FP32, FP32, "as asked"),
         (CPU, SIGLIP, FP16, FP16, "as asked; slow, as the device has none of its own"),
+        (OLD_CPU, SIGLIP, "auto", FP32, "the device has no bf16 of its own; the device has no fp16 of its own"),
+        (OLD_CPU, QWEN, "auto", FP32, "the device has no bf16 of its own; fp16 is not safe for it"),
+        (OLD_CPU, DINOV3, BF16, BF16, "as asked; slow, as the device has none of its own"),
         (CPU, (FP16, FP32), "auto", FP32, "bf16 is not safe for it; the device has no fp16 of its own"),
         (HOPPER, DINOV3, "auto", BF16, "as published"),
         (AMPERE, QWEN, "auto", BF16, "as published"),
@@ -54,15 +57,29 @@ def test_the_choice(device, safe, wish, dtype, why):
     assert choose_dtype(device, safe, wish) == devices.DtypeChoice(dtype, why)
 
 
+QUICK = devices._products_of_bf16_are_quick
+"""As it is before the tests have their way (conftest.py)."""
+
+
 def test_facts_of_devices(monkeypatch):
     card = SimpleNamespace(name="RTX 2080", total_memory=8_589_934_592, major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", {"cuda:1": card}.__getitem__)
-    assert devices.device_facts("cpu") == CPU
+    monkeypatch.setattr(devices, "_products_of_bf16_are_quick", QUICK)
+    for quick, processor in ((True, CPU), (False, OLD_CPU)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda quick=quick: quick)
+        assert devices.device_facts("cpu") == processor
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", _has_none)
+    assert devices.device_facts("cpu") == CPU, "a build that cannot tell"
     found = devices.device_facts("cuda:1")
     assert (found.kind, found.capability) == ("cuda", (7, 5))
     assert str(found) == "cuda:1: RTX 2080, 8.6 GB (compute capability 7.5)"
     if not torch.backends.mps.is_available():
         assert not devices.device_facts("mps").bf16  # torch refuses
+
+
+def _has_none(namespace, name):
+    raise AttributeError(name)
 
 
 @pytest.fixture

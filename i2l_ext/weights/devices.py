@@ -16,18 +16,19 @@ are published in bf16, and every device computes fp32."""
 @dataclass(frozen=True)
 class Device:
     """What is known of a device. ``kind``: cpu, cuda, xpu or mps. ``capability``: CUDA's compute capability. ``bf16``:
-    whether torch has bfloat16 there at all."""
+    whether torch has bfloat16 there at all; ``quick_bf16``: whether torch's products of it are quick on a processor."""
 
     kind: str
     title: str
     capability: tuple[int, int] | None = None
     bf16: bool = True
+    quick_bf16: bool = True
 
     def native(self, dtype: str) -> bool:
         """Whether its hardware computes in ``dtype`` (torch's name). Where it does not, computing is slow, and the
         memory of torch's attention grows with the square of the tokens."""
         if dtype == "bfloat16":
-            return self.bf16 and (self.capability is None or self.capability >= (8, 0))
+            return self.bf16 and self.quick_bf16 and (self.capability is None or self.capability >= (8, 0))
         return dtype == "float32" or self.kind != "cpu"
 
     def attends_by_squares(self, dtype: str) -> bool:
@@ -83,7 +84,8 @@ def device_facts(name: str) -> Device:
     if kind == "cuda":
         card = torch.cuda.get_device_properties(name)
         return Device(kind, f"{name}: {card.name}, {card.total_memory / 1e9:.1f} GB", (card.major, card.minor))
-    return Device(kind, name, bf16=kind != "mps" or _mps_has_bf16())
+    bf16, quick = kind != "mps" or _mps_has_bf16(), kind != "cpu" or _products_of_bf16_are_quick()
+    return Device(kind, name, bf16=bf16, quick_bf16=quick)
 
 
 def devices_here() -> list[str]:
@@ -108,6 +110,17 @@ def free_memory(name: str) -> int | None:
         index = module.current_device() if device.index is None else device.index
         return module.mem_get_info(index)[0] + module.memory_reserved(index) - module.memory_allocated(index)
     return None
+
+
+def _products_of_bf16_are_quick() -> bool:
+    """Whether oneDNN takes them. It does so from AVX-512 on; without it torch's own loops take five times as long as
+    fp32. Where a build of torch cannot tell, they count as quick, as they did before."""
+    import torch
+
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return True
 
 
 def _mps_has_bf16() -> bool:

@@ -176,7 +176,7 @@ def test_settings_are_kept(place, open_page):
 
 def test_it_speaks_the_browsers_language(place, browser):
     if place.version != "6":
-        return  # the host's localisation does it, with the same files
+        return  # one place is enough: the words lie in the page, whatever the host is
     for locale, words in (("zh-CN", ("生成 LoRA", "模型", "就绪")), ("ru-RU", ("Создать LoRA", "Модели", "скачана"))):
         context = browser.new_context(locale=locale)
         page = context.new_page()
@@ -189,11 +189,29 @@ def test_it_speaks_the_browsers_language(place, browser):
         context.close()
 
 
+@pytest.mark.short
+@pytest.mark.parametrize(
+    ("locale", "told"), [("zh-TW", "圖"), ("zh-CN", "图"), ("zh-HK", "图"), ("ru-RU", "картинка"), ("de-DE", "picture")]
+)
+def test_the_language_of_a_country_comes_before_another_of_that_language(place, browser, locale, told):
+    """The page as it is laid, with words of our own: no host is asked."""
+    if place.version != "6":
+        return  # one place is enough: the words lie in the page, whatever the host is
+    words = {"zh_CN": {"picture": "图"}, "zh_TW": {"picture": "圖"}, "ru_RU": {"picture": "картинка"}}
+    context = browser.new_context(locale=locale)
+    page = context.new_page()
+    page.set_content(f'<p id="i2l">picture</p><script type="application/json" id="i2l_words">{json.dumps(words)}</script>')
+    page.add_script_tag(path=ROOT / "javascript/translation.js")
+    page.wait_for_function("document.getElementById('i2l').lang")
+    assert page.locator("#i2l").inner_text() == told
+    context.close()
+
+
 @pytest.mark.parametrize("language", ["en", "zh_CN", "ru_RU"])
 def test_every_pane_in_every_language(place, browser, language):
     """A pane that opens is translated once; the page goes on answering."""
     if place.version != "6":
-        return  # the host's localisation does it
+        return  # one place is enough: the words lie in the page, whatever the host is
     words = {} if language == "en" else read_words(language)
     context = browser.new_context(locale=language.replace("_", "-"))
     page = context.new_page()
