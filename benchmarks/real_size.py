@@ -41,6 +41,7 @@ from i2l_ext.encoders.dims import Dinov3Dims, SiglipDims
 from i2l_ext.models import catalogue
 from i2l_ext.models.catalogue import Checkpoint, I2LModel
 from i2l_ext.models.pack import PACKED_KINDS
+from i2l_ext.weights.devices import choose_dtype, device_facts
 from i2l_ext.weights.packing import PACK_FORMATS, PackNote, packed_name
 from results import record, table
 
@@ -120,14 +121,15 @@ def _read_all(paths: list[Path], flag: int, threads: int, piece: int = 16 << 20)
 
 @torch.no_grad()
 def products(part: Checkpoint, images: int) -> tuple[float, float]:
-    """Seconds, and those of the processors, for the matrix products of an encoder's layers: of a fifth of them, times
-    five, and two layers' weights stand for all."""
+    """Seconds, and those of the processors, for the matrix products of an encoder's layers in the dtype that `i2l make`
+    computes it in: of a fifth of them, times five, and two layers' weights stand for all."""
     dims = part.spec
+    dtype = getattr(torch, choose_dtype(device_facts("cpu"), dims.safe_dtypes).dtype)
     assert isinstance(dims, SiglipDims | Dinov3Dims)
     gated = isinstance(dims, Dinov3Dims)
-    wide, deep = (torch.randn(images * dims.tokens, n).bfloat16() for n in (dims.hidden, dims.mlp))
+    wide, deep = (torch.randn(images * dims.tokens, n).to(dtype) for n in (dims.hidden, dims.mlp))
     shapes = [(dims.hidden, dims.hidden)] * 4 + [(dims.mlp, dims.hidden)] * (1 + gated) + [(dims.hidden, dims.mlp)]
-    layers = [[torch.randn(shape).bfloat16() for shape in shapes] for _ in range(2)]
+    layers = [[torch.randn(shape).to(dtype) for shape in shapes] for _ in range(2)]
     for matrix in layers[0]:  # to warm up
         torch.nn.functional.linear(wide if matrix.shape[1] == dims.hidden else deep, matrix)
     start, busy = time.perf_counter(), time.process_time()

@@ -200,7 +200,9 @@ def test_the_language_of_a_country_comes_before_another_of_that_language(place, 
     words = {"zh_CN": {"picture": "图"}, "zh_TW": {"picture": "圖"}, "ru_RU": {"picture": "картинка"}}
     context = browser.new_context(locale=locale)
     page = context.new_page()
-    page.set_content(f'<p id="i2l">picture</p><script type="application/json" id="i2l_words">{json.dumps(words)}</script>')
+    page.set_content(
+        f'<p id="i2l">picture</p><script type="application/json" id="i2l_words">{json.dumps(words)}</script>'
+    )
     page.add_script_tag(path=ROOT / "javascript/translation.js")
     page.wait_for_function("document.getElementById('i2l').lang")
     assert page.locator("#i2l").inner_text() == told
