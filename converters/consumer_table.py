@@ -330,5 +330,5 @@ CONSUMERS: tuple[Consumer, ...] = (
             Reads(("transformer.",), (A_B,)),
         ),
     ),
-    Consumer("onetrainer", "OneTrainer", NOT_TRIED, trainer="onetrainer"),
+    Consumer("onetrainer", "OneTrainer", NOT_TRIED),
 )  # fmt: skip

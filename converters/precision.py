@@ -7,6 +7,7 @@ float32 and bfloat16 have eight, so that they only round, which is known beforeh
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from .lora import Pair
+    from .lora import Lora, Pair
 
 NARROW = {"F16": 65504}
 """Dtype of few exponents (the format's name) -> its largest number."""
@@ -84,3 +85,15 @@ def _squared_norms(before: Pair, after: Pair) -> tuple[float, float]:
 def _squared_norm(down: torch.Tensor, up: torch.Tensor) -> float:
     """The squared Frobenius norm of up @ down, from products of rank x rank."""
     return max(0.0, float(((up.mT @ up) * (down @ down.mT)).sum()))
+
+
+HALVES = {"BF16": "bf16", "F16": "fp16"}
+"""Dtypes of two bytes a number (the format's names) -> the words for them."""
+
+
+def widened_line(before: Sequence[Lora], now: Lora) -> str:
+    """A line to say where numbers of two bytes became numbers of four; "" where none did, and for no LoRA before."""
+    had = {spec.dtype for lora in before for spec in lora.specs.values()}
+    if not had or not had <= HALVES.keys() or all(spec.dtype != "F32" for spec in now.specs.values()):
+        return ""
+    return f"Written in fp32, as it was computed. In {HALVES[min(had)]} the file would be half as large."

@@ -260,7 +260,7 @@ def test_numbers_that_become_wider_are_told(tmp_path, capsys, command, dtype):
     parts = [f"{tmp_path / 'a'}:0.3", str(tmp_path / "a")] if command == "merge" else [str(tmp_path / "a")]
     line, word = (command, *parts, "--rank", "1", "-o", str(tmp_path / "out")), {"BF16": "bf16", "F16": "fp16"}[dtype]
     assert i2l(*line) == 0
-    assert f"Written in fp32, as it was computed: --dtype {word} makes" in capsys.readouterr().err
+    assert f"Written in fp32, as it was computed. In {word} the file" in capsys.readouterr().err
     assert i2l(*line, "--overwrite", "--dtype", word) == 0
     assert "Written in fp32" not in capsys.readouterr().err
     assert {spec.dtype for spec in Lora.read(tmp_path / "out").specs.values()} == {dtype}

@@ -114,7 +114,8 @@ def test_decoder_and_merge_agree_with_the_authors(case, count):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_compressed_heads_are_the_authors_bit_for_bit(tmp_path, dtype):
+def test_compressed_heads_are_the_authors(tmp_path, dtype):
+    """Bit for bit in bf16; in fp32 some processors add in another order, by where the numbers lie in memory."""
     torch.manual_seed(0)
     peer = compressed_peer(embed=48, rank=8).to(dtype)
     save_file(peer.state_dict(), tmp_path / "heads.safetensors")
@@ -127,7 +128,8 @@ def test_compressed_heads_are_the_authors_bit_for_bit(tmp_path, dtype):
         assert len(theirs) == 2 * len(ours)
         for path in ours:
             for factor, side in zip(ours[path], "AB", strict=True):
-                assert torch.equal(factor, theirs[f"{path}.lora_{side}.default.weight"])
+                reference = theirs[f"{path}.lora_{side}.default.weight"]
+                assert torch.equal(factor, reference) if dtype == torch.bfloat16 else close(factor, reference, 1e-6)
 
 
 def test_the_compressed_class_has_our_structure():

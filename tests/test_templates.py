@@ -128,6 +128,30 @@ def test_the_grey_pair(tmp_path, capsys, diffsynth_folder):
     assert "negative branch" in json.loads((tmp_path / "Lora/it-grey.json").read_text())["description"]
 
 
+def test_a_run_leaves_the_repository_as_it_was(tmp_path, capsys, diffsynth_folder, monkeypatch):
+    """In no cage that shuts it out, and by a Python that was not told to write no compiled code."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setattr(run, "strongest_cage", lambda: BOUNDS)
+    repository = template(tmp_path)
+    consent.agree(repository, repository.digest)
+    before = sorted(path.name for path in repository.folder.rglob("*"))
+    asked = ("make", tmp_path / "red.png", "--model", "z-image-v2", "--lora-dir", tmp_path / "Lora", "--diffsynth",
+             diffsynth_folder, "--json")  # fmt: skip
+    assert [i2l(capsys, *asked, "--name", name)[0] for name in ("one", "two")] == [0, 0]
+    assert sorted(path.name for path in repository.folder.rglob("*")) == before
+
+
+def test_compiled_code_is_refused(tmp_path, capsys):
+    repository = template(tmp_path)
+    hidden = repository.folder / "__pycache__/model.cpython-311.pyc"
+    hidden.parent.mkdir()
+    hidden.write_bytes(b"other code")
+    with pytest.raises(UserError, match=r"model\.cpython-311\.pyc: is compiled code"):
+        _ = repository.digest
+    code, _, error = i2l(capsys, "models", "trust", "z-image-v2")
+    assert code == 1 and "is compiled code" in error and error.count("\n") == 1
+
+
 def test_a_pair_belongs_to_the_name_that_was_free(tmp_path, capsys):
     asked = ("make", tmp_path / "red.png", "--model", "mini", "--name", "it", "--lora-dir", tmp_path / "Lora", "--grey")
     assert i2l(capsys, *asked)[0] == i2l(capsys, *asked)[0] == 0
@@ -194,7 +218,7 @@ def test_consent_is_to_one_hash(tmp_path, capsys):
     assert i2l(capsys, "models", "trust", "klein-4b-v2")[0] == 1
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", ".hidden", "x.sha256", "x.part", "deep/x.lock", "x.pyc"])
+@pytest.mark.parametrize("name", ["model.safetensors", ".hidden", "x.sha256", "x.part", "deep/x.lock", "x.so"])
 def test_every_file_counts_whatever_a_note_beside_it_says(tmp_path, name):
     """The code can read, and run, whatever lies there."""
     repository = template(tmp_path)

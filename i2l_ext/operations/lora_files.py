@@ -193,7 +193,7 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     from i2l_ext.converters.select import select
 
     exact = request.rank is None
-    lora = read = _read(request.file, request.dtype, context, request.alpha, base=request.base, exact_factors=exact)
+    lora = whole = _read(request.file, request.dtype, context, request.alpha, base=request.base, exact_factors=exact)
     resizer = None
     if request.rank is not None:
         lora = ranks.resize(lora, {path: min(spec.rank, request.rank) for path, spec in lora.specs.items()})
@@ -202,9 +202,8 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     key_format = request.key_format or lora.arch.key_format
     output = request.output or _beside(request.file, f"{key_format}.safetensors")
     progress = _progress(request, context)
-    if resizer:
-        _note_wider([read], lora, request, context)
-    return _write(request, lora, output, key_format, progress, context, resizer=resizer, card=request.file)
+    read = [whole] if resizer else []
+    return _write(request, lora, output, key_format, progress, context, resizer=resizer, card=request.file, read=read)
 
 
 def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
@@ -229,8 +228,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     grows = any(spec.rank > lora.specs[path].rank for path, spec in resized.specs.items())
     fields = {"rank_from": str(lora.rank)} | ({"rank_seed": str(request.seed)} if grows else {})
     key_format, resizer = request.key_format or _key_format_of(lora), ranks.resizer_of(resized)
-    _note_wider([lora], resized, request, context)
-    return _write(request, resized, output, key_format, progress, context, fields, resizer, request.file)
+    return _write(request, resized, output, key_format, progress, context, fields, resizer, request.file, [lora])
 
 
 def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult:
@@ -254,20 +252,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
     output = request.output or _beside(named[0][0], "merged.safetensors")
     key_format, progress = request.key_format or _key_format_of(loras[0]), _progress(request, context)
     largest = max(named, key=lambda one: abs(one[1]))[0]
-    _note_wider(loras, merged, request, context)
-    return _write(request, merged, output, key_format, progress, context, {"merged": recipe}, resizer, largest)
-
-
-def _note_wider(
-    read: Sequence[Lora], lora: Lora, request: requests.ConvertRequest | requests.RankRequest | requests.MergeRequest,
-    context: Context,
-) -> None:  # fmt: skip
-    """Say so where numbers of two bytes became numbers of four that nobody asked for."""
-    before = {spec.dtype for one in read for spec in one.specs.values()}
-    halves = {name: word for word, name in DTYPES.items() if name != "F32"}
-    if request.dtype is None and before <= halves.keys() and any(spec.dtype == "F32" for spec in lora.specs.values()):
-        same = halves[min(before)]
-        context.reporter.note(f"Written in fp32, as it was computed: --dtype {same} makes the file half as large.")
+    return _write(request, merged, output, key_format, progress, context, {"merged": recipe}, resizer, largest, loras)
 
 
 def export_lora(request: requests.ExportRequest, context: Context) -> ExportResult:
@@ -387,10 +372,12 @@ def _write(
     fields: Mapping[str, str] | None = None,
     resizer: Resizer | None = None,
     card: Path | None = None,
+    read: Sequence[Lora] = (),
 ) -> WriteResult:
-    """Write the file, and beside it copies of the preview and the sidecar of the LoRA ``card``."""
+    """Write the file, beside it what lies beside the LoRA ``card``; tell of numbers that are wider than in ``read``."""
     from i2l_ext.converters import atomic
     from i2l_ext.converters.metadata import updated_metadata
+    from i2l_ext.converters.precision import widened_line
     from i2l_ext.library import cards
 
     if request.dtype:
@@ -400,7 +387,8 @@ def _write(
         line = lora.write(part, key_format, name=output.name, metadata=metadata, lossy=request.lossy, progress=progress)
         context.reporter.begin_saving()
     text = f"{lora.text_encoders.file.path.name}: {lora.text_encoders.line(key_format)}" if lora.text_encoders else ""
-    for note in (line, text):
+    wide = "" if request.dtype else widened_line(read, lora)
+    for note in (line, text, wide):
         if note:
             context.reporter.note(one_line(note))
     kept = resizer.effect_kept() if resizer else None

@@ -14,6 +14,9 @@ from i2l_ext.models.store import read_note
 CODE = "model.py"
 """The file that DiffSynth-Studio imports; it may import every other."""
 
+COMPILED = (".pyc", ".pyo")
+"""Python's compiled code: where it lies beside a module, it is run and the module is not read."""
+
 MOST_FILES = 500
 CHUNK = 8 << 20
 MOST_TEXT = 256 << 10
@@ -35,7 +38,7 @@ class TemplateRepository:
         """The sha256 of every file by its name in the folder, sorted, without exception and always computed: whatever
         lies there, the code can read and run.
 
-        Raises UserError for links and special files, and for more files than a template has.
+        Raises UserError for links, special files and compiled code, and for more files than a template has.
         """
         found: dict[str, str] = {}
         try:
@@ -45,6 +48,9 @@ class TemplateRepository:
                     raise UserError(f"{self.folder.name}: {name} is a link or no plain file, and a template has none.")
                 if path.is_dir():
                     continue
+                if path.suffix in COMPILED:
+                    shown = f"which Python would run in place of the {CODE} that is shown"
+                    raise UserError(f"{path}: is compiled code, {shown}. Delete it.")
                 if len(found) == MOST_FILES:
                     raise UserError(f"{self.folder.name}: more than {MOST_FILES} files: not a template.")
                 found[name] = self._sha256(path)

@@ -90,7 +90,8 @@ def template_lora(
             picture.save(scratch / f"{number}.png")
         script = Path(child.__file__).resolve()
         arguments = [str(repository.folder.resolve()), str(scratch), device, str(bounds.memory)]
-        command = [str(python.executable), "-I", str(script), *arguments]
+        # -B: with -I Python does not heed PYTHONDONTWRITEBYTECODE, and a file more would be another digest
+        command = [str(python.executable), "-I", "-B", str(script), *arguments]
         reads = (*python.reads, repository.folder.resolve(), script)
         run_caged(CagedProcess(command, reads, scratch, device), cage, bounds, callbacks, repository.repo)
         result = folder / RESULT
