@@ -3,9 +3,10 @@
     python benchmarks/encode.py --layers 40 --images 5 --threads 2
 
 Random bfloat16 weights of the real shapes, written to a file first, which is put out of the page cache before each
-job. On the CPU, in bfloat16, all in turns, so that a busy machine is busy for all:
+job. On the CPU, in bfloat16 but for one, all in turns, so that a busy machine is busy for all:
 
-- ours: from the file to embeddings, everything included, as ``i2l make`` does it;
+- ours: from the file to embeddings, everything included, as ``i2l make`` does it where the processor has AVX-512;
+- ours, in fp32: the same as it does it elsewhere;
 - reference, in memory: the authors' class with its weights loaded beforehand, picture by picture as their pipeline;
 - reference, from disk: the same, from the file on, under their disk offload (their low-memory example). It maps the
   file, and for each picture reads anew what has not stayed in the page cache; as the reference in memory takes its
@@ -119,11 +120,13 @@ def main() -> None:
     torch.manual_seed(0)
     dims = replace(DINOV3_7B, layers=args.layers)
     pixels = torch.randn(args.images, 3, dims.image, dims.image)
+    in_fp32 = replace(DEFAULT_OPTIONS, dtype="float32")
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = Path(folder) / "model.safetensors"
         random_file(path, dinov3.structure(dims))
         jobs: dict[str, Callable[[], Tensor | None]] = {
-            "ours": lambda: dinov3.encode([path], dims, [pixels], DEFAULT_OPTIONS)[0]
+            "ours": lambda: dinov3.encode([path], dims, [pixels], DEFAULT_OPTIONS)[0],
+            "ours, in fp32": lambda: dinov3.encode([path], dims, [pixels], in_fp32)[0],
         }
         if "memory" not in args.skip:
             jobs["reference, in memory"] = usual(partial(one_by_one, reference(dims, path, offload=False), pixels))
