@@ -49,8 +49,10 @@ class TemplateRepository:
                 if path.is_dir():
                     continue
                 if path.suffix in COMPILED:
-                    shown = f"which Python would run in place of the {CODE} that is shown"
-                    raise UserError(f"{path}: is compiled code, {shown}. Delete it.")
+                    raise UserError(
+                        f"{path}: is compiled code, which Python would run in place of the {CODE} that is shown. "
+                        "Delete it."
+                    )
                 if len(found) == MOST_FILES:
                     raise UserError(f"{self.folder.name}: more than {MOST_FILES} files: not a template.")
                 found[name] = self._sha256(path)
