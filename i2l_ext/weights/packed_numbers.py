@@ -8,8 +8,9 @@ from torch import Tensor
 from i2l_ext.converters.files import TORCH_NAMES
 from i2l_ext.weights.packing import PACK_FORMATS, SCALE_BYTES
 
-CHUNK = 1 << 17
-"""Numbers that get their values at a time: few enough to stay in a processor's own cache between two steps."""
+CHUNK = 1 << 18
+"""Numbers that get their values at a time: few enough to stay in a processor's own cache between two steps, many enough
+that a step takes longer than its call."""
 
 _BITS = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.int8)
 _BITS = _BITS.view(torch.int64).view(-1)
@@ -62,13 +63,11 @@ def unpack(packed: Tensor, scales: Tensor | None, group: int, first: int, out: T
         own = slice(at // group, -(-(at + count) // group))
         found, target = packed[done : done + count], out[done : done + count]
         values = target if wide is out else wide[:count]
-        if low is None:
-            factor = _widen(found, values)
-        else:
+        factor = _widen(found, values)
+        if low is not None:
             bits = low[own.start * group // 8 : own.stop * group // 8]
-            lowest = _BITS.index_select(0, bits.int()).view(torch.int8)[at % group :][:count]
-            values.copy_(lowest.short().add_(found.short(), alpha=2))
-            factor = 1.0
+            values.add_(_BITS.index_select(0, bits.int()).view(torch.int8)[at % group :][:count], alpha=0.5)
+            factor = 2.0
         values.view(-1, min(group, count)).mul_((scales[own].float() * factor)[:, None])
         if values is not target:  # a product is rounded once
             target.copy_(values)
