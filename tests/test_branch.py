@@ -73,7 +73,7 @@ def test_several_loras_add_up_each_with_its_own_strengths():
 
 def test_weights_that_differ_are_not_rounded_to_the_layers_dtype():
     """bf16 would make 0.8 of a LoRA 0.80078 of it, and only where another one has another weight."""
-    path, hidden = "transformer_blocks.0.attn.to_q", 96
+    path, hidden = "transformer_blocks.0.attn.to_q", 128
     rank_one = torch.zeros(1, hidden), torch.zeros(hidden, 1)
     rank_one[0][0, 0] = rank_one[1][0, 0] = 1.0
     model = qwen().bfloat16()
@@ -189,14 +189,14 @@ def test_a_layer_without_the_rows_of_the_batch_is_refused_unless_all_rows_are_al
 def test_what_does_not_fit_is_said_in_one_line():
     with pytest.raises(UserError, match="a LoRA of Qwen-Image, of which the loaded model has 0 of 720 modules"):
         match_lora(Fused(), lora_of(QWEN_IMAGE, rank=1))
-    with pytest.raises(UserError, match=r"is \[576, 96\], in Qwen-Image \[18432, 3072\]"):
+    with pytest.raises(UserError, match=r"is \[768, 128\], in Qwen-Image \[18432, 3072\]"):
         match_lora(qwen(), lora_of(QWEN_IMAGE, rank=1), "big")
     model = qwen()
     del model.transformer_blocks[2]
     match = match_lora(model, lora_of(MINI))
     assert match.modules == 24 and len(match.missing) == 12
     del model.transformer_blocks[1]
-    with pytest.raises(UserError, match="12 of 36 modules"):
+    with pytest.raises(UserError, match="12 of 60 modules"):
         match_lora(model, lora_of(MINI))
     with pytest.raises(ValueError, match="1 strengths for 2 LoRAs"):
         BranchAdapter(qwen(), [lora_of(MINI), lora_of(MINI)]).switch_on([Strength()], [True])

@@ -183,7 +183,7 @@ def test_what_cannot_be_is_said_and_changes_nothing(tmp_path):
         apply(object(), tmp_path / "mini.safetensors")
     with pytest.raises(UserError, match="there is no such file"):
         apply(pipe, tmp_path / "no.safetensors")
-    with pytest.raises(UserError, match=r"mini.safetensors: a LoRA of Miniature of Qwen-Image, of which .* 0 of 36"):
+    with pytest.raises(UserError, match=r"mini.safetensors: a LoRA of Miniature of Qwen-Image, of which .* 0 of 60"):
         apply(pipeline("z"), tmp_path / "mini.safetensors")
     assert hooks_of(pipe.transformer) == before
     with apply(pipe, tmp_path / "mini.safetensors"):
