@@ -79,3 +79,21 @@ def test_a_hubs_cache_counts_where_it_is_whole(tmp_path):
     write(home / "transformer/model-00002-of-00002.safetensors", {"y.weight": (2, 2)})
     found = find_base(Z_IMAGE, folders=folders)
     assert found["folder"] == home and found["transformer"] == home / "transformer/model-00001-of-00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("arch", "other", "own"),
+    [(Z_IMAGE, "Z-Image-Turbo", "Z-Image"), (QWEN_IMAGE, "Qwen-Image-Edit", "Qwen-Image")],
+    ids=["turbo", "edit"],
+)
+def test_a_folder_of_a_distilled_or_an_editing_model_is_no_base(tmp_path, arch, other, own):
+    """Its transformer has the same layers. A folder of another name counts: its owner has named it."""
+    for name, expected in ((other, False), (own, True), ("mine", True)):
+        home = tmp_path / name
+        write(home / "transformer/model.safetensors", weights(arch))
+        for part in ("vae", "text_encoder"):
+            write(home / part / "model.safetensors", {"x.weight": (2, 2)})
+        (home / "model_index.json").write_text("{}")
+        found = find_base(arch, [home], Folders(tmp_path / "own"))
+        assert (found.get("folder") == home) is expected, name
+        assert ("transformer" in found) is expected, name

@@ -141,6 +141,22 @@ def test_nothing_is_left_to_fill_in_but_the_base(tmp_path, trainer):
     assert Path(again.dataset) == folder / "pictures-2" and len(list((folder / "pictures").iterdir())) >= 3
 
 
+def test_ai_toolkit_draws_samples_on_its_way(tmp_path):
+    """With the prompts of two pictures, and with one that shows something else; each is text, whatever is in it."""
+    pictures = {f"{n}.png": Image.new("RGB", (64, 48)).save for n in range(4)}
+    captions = {"0.png": 'a "red": #house', "1.png": "zwei Äpfel", "2.png": "a boat"}
+    for caption, own, expected in (
+        ("my word", captions, [*list(captions.values())[:2], "my word, a lighthouse by the sea"]),
+        ("my word", {}, ["my word", "my word, a lighthouse by the sea"]),
+        ("", {}, ["a lighthouse by the sea"]),
+    ):
+        export(style(MINI), "ai-toolkit", 2, tmp_path, pictures=pictures, caption=caption, captions=own, overwrite=True)
+        [process] = read_yaml(tmp_path)["config"]["process"]
+        assert process["sample"]["prompts"] == expected
+        assert process["sample"]["sampler"] == process["train"]["noise_scheduler"] == "flowmatch"
+        assert process["sample"]["sample_every"] == process["save"]["save_every"]
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_base_that_was_found_is_filled_in(tmp_path, trainer):
     home = tmp_path / "Qwen Image"

@@ -108,6 +108,16 @@ config:
         quantize: true
         quantize_te: true
         low_vram: true
+      sample:
+        sampler: flowmatch
+        sample_every: {SAVE_STEPS}
+        prompts: [{", ".join(map(quoted, start.dataset.sample_prompts()))}]
+        width: {SIDE}
+        height: {SIDE}
+        guidance_scale: 4
+        sample_steps: 25
+        neg: ""
+        seed: 42
 meta: {{name: "[name]", version: "1.0"}}
 """
     places = {

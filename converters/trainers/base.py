@@ -81,6 +81,13 @@ class Dataset:
         """Of the picture ``name``."""
         return self.captions.get(name, self.caption)
 
+    def sample_prompts(self) -> list[str]:
+        """To look at a run on its way: the prompts of two pictures at most, and something that none of them need
+        show."""
+        own = dict.fromkeys(filter(None, map(self.prompt, self.names)))
+        other = ", ".join(filter(None, [self.caption, "a lighthouse by the sea"]))
+        return [*list(own)[:2], other]
+
     def repeats(self, epochs: int) -> int:
         """How often each picture is to be shown in one of ``epochs``, so that all make about `STEPS`."""
         return max(1, round(STEPS / (epochs * (len(self.names) or PICTURES))))

@@ -72,7 +72,7 @@ def find_base(arch: Architecture, more: Sequence[Path] = (), folders: Folders | 
     if arch.caution or not {arch.id, arch.family} & BASE_REPOS.keys():
         return {}
     folders = folders or Folders.default()
-    home = next(filter(_is_whole, _homes(arch, more, folders)), None)
+    home = next((home for home in _homes(arch, more, folders) if _is_whole(home) and not _is_other(arch, home)), None)
     found = {"folder": home} if home else {}
     if home:
         return found | {part: min((home / part).glob("*.safetensors")) for part in PARTS}
@@ -97,6 +97,16 @@ def _is_whole(home: Path) -> bool:
         return (home / "model_index.json").is_file() and all(map(_has_weights, (home / part for part in PARTS)))
     except (OSError, UserError):
         return False
+
+
+def _is_other(arch: Architecture, home: Path) -> bool:
+    """Whether a folder is known to hold an editing or a distilled model, which has the layers of the base model."""
+    wanted = TRANSFORMERS.get(arch.family)
+    try:
+        title = bases.fits(arch, arch.modules, bases.read_base(home)).base
+    except (UserError, OSError):
+        return False
+    return wanted is not None and title in {known.title for known in bases.BASES} - {wanted}
 
 
 def _has_weights(folder: Path) -> bool:
