@@ -25,8 +25,8 @@ the LoRA's style. They say nothing about the quality of the real models, whose w
 
 Written by `i2l report`; `i2l report --only ROW` measures one row. No picture or style was in the training data: their
 seeds start at 1,000,000. LoRAs are made as by `i2l make`, from PNG to bf16 factors. `a ± b` is the mean and the
-standard deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two unrelated
-styles.
+standard deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two
+unrelated styles.
 
 The rows `start` train LoRAs of rank 8 on eight pictures with AdamW, batch 4, and read the loss on eight held-out
 pictures of the style every 5 steps, for at most 300 steps. i2L makes its start of the same eight pictures. Each start
