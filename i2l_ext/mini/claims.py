@@ -102,6 +102,7 @@ class ClaimMeasurements:
         colour = _colour_distances(self.images_by_weight[1.0], self.pictures)
         colour_without = _colour_distances(self.images_by_weight[0.0], self.pictures)
         floor = style_distances(self.world_own, self.pictures)
+        told = style_distances(self.told_in_words, self.pictures)
         shown = list(range(min(8, len(self.pictures))))
         self.sheets["style"] = image_grid(
             [
@@ -125,6 +126,10 @@ class ClaimMeasurements:
                 f"{floor.mean() / without.mean():.3f} ({spread(floor)})", None, self._count(""),
             ),
             ClaimRow(
+                "style", "(for reference)", "the same for images of the base alone, told the style in words", "none",
+                f"{told.mean() / without.mean():.3f} ({spread(told)})", None, self._count("x 8 prompts"),
+            ),
+            ClaimRow(
                 "style", "... its colours", "colour half of the distance alone, with / without", "<= 0.06",
                 f"{colours:.3f} ({spread(colour)} / {spread(colour_without)})",
                 colours <= 0.06, self._count("x 8 prompts"), note=NOTES["colours"], guard=colours <= 0.2,
@@ -137,6 +142,16 @@ class ClaimMeasurements:
         contents = [world.Content(thing) for thing in PROMPTED]
         rows = [
             torch.stack([UnseenPicture.of(picture.style, content).pixels for content in contents])
+            for picture in self.pictures
+        ]
+        return torch.stack(rows)
+
+    @cached_property
+    def told_in_words(self) -> torch.Tensor:
+        """Images of the prompted things by the base alone, each picture's style in words: [pictures, 8, 3, 64, 64]."""
+        contents = [world.Content(thing) for thing in PROMPTED]
+        rows = [
+            self.evaluator.generate([world.caption(content, picture.style) for content in contents])
             for picture in self.pictures
         ]
         return torch.stack(rows)
