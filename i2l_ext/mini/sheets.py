@@ -37,17 +37,17 @@ def demo_sheet(
     """What LoRAs of two styles do. At the top the first one's references, and for three prompts the image without it
     and with it at four LoRA weights; below it a mixture with the other one, from none of it to it alone; on the right
     one large image."""
-    prompts = ("a star", "a boat", "a moon left")
+    prompts = ("a flower", "a boat", "a moon left")
     columns = [
         sampler.images(prompts, [0] * len(prompts), [(lora, weight)] if weight else ()) for weight in (0, *WEIGHTS)
     ]
     rows = [[reference, *images] for reference, images in zip(references, zip(*columns, strict=True), strict=False)]
     titles = [f"reference: {len(references)}", "without", *(f"weight {weight:g}" for weight in WEIGHTS)]
-    mixed = [sampler.images(["a flower"], [0], [(lora, 1 - part), (other, part)])[0] for part in (0, *WEIGHTS)]
+    mixed = [sampler.images(["a star"], [0], [(lora, 1 - part), (other, part)])[0] for part in (0, *WEIGHTS)]
     parts = ["another style", *(f"{part:.0%} of it" for part in (0, *WEIGHTS))]
     grids = [image_grid(rows, titles), image_grid([[other_reference, *mixed]], parts)]
     side = sum(grid.height for grid in grids)
-    [large] = sampler.images(["a mushroom"], [0], [(lora, 1.0)], side - 24)
+    [large] = sampler.images(["a heart"], [0], [(lora, 1.0)], side - 24)
     out = Image.new("RGB", (grids[0].width + side - 18, side), "white")
     out.paste(grids[0], (0, 0))
     out.paste(grids[1], (0, grids[0].height))
