@@ -197,7 +197,7 @@ def test_dimensions_are_read_from_the_header(arch):
 def test_a_block_of_weights_is_in_memory_at_a_time(tmp_path, monkeypatch):
     from i2l_ext.weights import stream as streaming
 
-    deep = DecoderSpec(MINI, 64, 5, RANK, None, "queries", TransformerSpec(TOKEN, 64, 16, 4, 16, 1024))
+    deep = DecoderSpec(MINI, 64, 5, RANK, None, "queries", TransformerSpec(TOKEN, 64, 16, 4, 16, 2048))
     path = save(tmp_path / "heads.safetensors", weights(deep.shapes))
     sizes, plain = [], streaming.page_buffer
     monkeypatch.setattr(streaming, "page_buffer", lambda nbytes: (sizes.append(nbytes), plain(nbytes))[1])
