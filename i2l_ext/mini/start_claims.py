@@ -92,7 +92,10 @@ EXPORTED = "i2L, equal norms"
 """The start that `i2l export` and the hooks make."""
 
 
-WHOLE = Plan(tuple(STARTS), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100)
+WHOLE = Plan(
+    ("random, Kaiming", "random, Gaussian", "i2L, Kaiming's norms", EXPORTED),
+    (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3, 8, 300, 100,
+)  # fmt: skip
 QUICK = Plan(("random, Kaiming", "i2L, Kaiming's norms", EXPORTED), (1e-3, 3e-3), 1, 2, 20, 20)
 
 
