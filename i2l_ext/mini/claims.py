@@ -184,6 +184,7 @@ class ClaimMeasurements:
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
                 "for >= 98 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
                 f"{_shares(each)})", falls >= least, self._count(f"x 8 prompts x {len(prompts) // 8} seeds"),
+                note=NOTES["strength"], guard=falls >= least - 0.13,
             )
         ]  # fmt: skip
 
@@ -204,7 +205,6 @@ class ClaimMeasurements:
                 "mean style distance to a fifth picture: 4 pictures against 1", "nearer by two standard errors",
                 f"{spread(joint)} against {spread(single)}, nearer by {gain.mean():.3f} ± {error:.3f} (standard error)",
                 bool(gain.mean() >= (0 if self.quick else 2 * error)), f"{len(groups)} styles x 8 prompts",
-                note=NOTES["several"],
             )
         ]  # fmt: skip
 
@@ -353,11 +353,13 @@ class ClaimMeasurements:
 
 
 NOTES = {
-    "style": "@",
-    "colours": "@",
-    "several": "@",
-    "fine": "@",
-    "edges": "@",
+    "style": "the heads had 2,500 steps, and their loss still fell. The first mini came to 0.238, in a simpler world.",
+    "colours": "colours are right at a glance and off by a little nearly everywhere, at 2,500 steps of the heads.",
+    "edges": "the base is soft at 5,500 steps. On 24 other pictures the autoencoder alone kept 0.93, and 50 steps of "
+    "sampling in place of 10 gave 0.67 in place of 0.63, so neither is what lacks.",
+    "strength": "one picture comes no nearer from weight 0.75 to 1. Of 48 pictures, 98 % is all of them.",
+    "fine": "it falls short by one picture of 48, and the gain is 1 % of the error: Coarse has most of the detail that "
+    "mini can draw.",
 }
 CLAIMS: dict[str, Callable[[ClaimMeasurements], list[ClaimRow]]] = {
     name: getattr(ClaimMeasurements, name)
