@@ -268,14 +268,15 @@ class ClaimMeasurements:
         """The base alone, told the style of each picture in words; and with the LoRA."""
         pixels = pixels_of(self.pictures)
         prompts = [world.caption(picture.content, picture.style) for picture in self.pictures]
-        told = measures.gradient_energy(self.evaluator.generate(prompts)) / measures.gradient_energy(pixels)
-        world_own = measures.gradient_energy(self.world_own.flatten(0, 1)).view(len(pixels), -1).mean(1)
-        with_it = measures.gradient_energy(self.images_by_weight[1.0].flatten(0, 1)).view(len(pixels), -1).mean(1)
+        told = measures.edge_contrast(self.evaluator.generate(prompts)) / measures.edge_contrast(pixels)
+        world_own = measures.edge_contrast(self.world_own.flatten(0, 1)).view(len(pixels), -1).mean(1)
+        with_it = measures.edge_contrast(self.images_by_weight[1.0].flatten(0, 1)).view(len(pixels), -1).mean(1)
         ratios = told.median().item(), (with_it / world_own).median().item()
         return [
             ClaimRow(
                 "edges", f"as sharp as the world itself: {what}",
-                "gradient energy of images / of the world's own pictures of the same, median over pictures", ">= 0.8",
+                "contrast of the edges of images / of the world's own pictures of the same, median over pictures",
+                ">= 0.8",
                 f"{ratio:.3f}", ratio >= 0.8, self._count(of), note=NOTES["edges"], guard=ratio >= 0.5,
             )
             for what, ratio, of in (

@@ -87,7 +87,7 @@ def details(images: torch.Tensor) -> torch.Tensor:
     return images - torch.nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear")
 
 
-def gradient_energy(images: torch.Tensor) -> torch.Tensor:
+def edge_contrast(images: torch.Tensor) -> torch.Tensor:
     """How steep the edges of images [N, 3, 64, 64] are: the mean squared difference of neighbouring pixels [N]."""
     rows, columns = (images.diff(dim=dim).square().mean((1, 2, 3)) for dim in (2, 3))
     return rows + columns
