@@ -75,10 +75,13 @@ def merged(model, *weighted):
 
 def qwen_inputs(rows, tokens=5, seed=3):
     """Arguments of the miniature's transformer for a batch."""
+    from i2l_ext.mini.base import TRANSFORMER_CONFIG
+
+    channels, words = TRANSFORMER_CONFIG["in_channels"], TRANSFORMER_CONFIG["joint_attention_dim"]
     generator = torch.Generator().manual_seed(seed)
     return {
-        "hidden_states": torch.randn(rows, 64, 64, generator=generator),
-        "encoder_hidden_states": torch.randn(rows, tokens, 32, generator=generator),
+        "hidden_states": torch.randn(rows, 64, channels, generator=generator),
+        "encoder_hidden_states": torch.randn(rows, tokens, words, generator=generator),
         "encoder_hidden_states_mask": torch.ones(rows, tokens, dtype=torch.bool),
         "timestep": torch.full((rows,), 0.7),
         "img_shapes": [[(1, 8, 8)]] * rows,

@@ -44,7 +44,8 @@ def generate(pipe, scale=2.0, steps=2, pictures=1, **other):
     generator = torch.Generator().manual_seed(5)
     dtype = pipe.transformer.dtype
     if isinstance(pipe, diffusers.QwenImagePipeline):
-        embeds = [torch.randn(pictures, n, 32, generator=generator).to(dtype) for n in (5, 7)]
+        words = pipe.transformer.config.joint_attention_dim
+        embeds = [torch.randn(pictures, n, words, generator=generator).to(dtype) for n in (5, 7)]
         masks = [torch.ones(pictures, n, dtype=torch.bool) for n in (5, 7)]
         arguments = {
             "prompt_embeds": embeds[0], "prompt_embeds_mask": masks[0], "negative_prompt_embeds": embeds[1],
@@ -183,7 +184,7 @@ def test_what_cannot_be_is_said_and_changes_nothing(tmp_path):
         apply(object(), tmp_path / "mini.safetensors")
     with pytest.raises(UserError, match="there is no such file"):
         apply(pipe, tmp_path / "no.safetensors")
-    with pytest.raises(UserError, match=r"mini.safetensors: a LoRA of Miniature of Qwen-Image, of which .* 0 of 36"):
+    with pytest.raises(UserError, match=r"mini.safetensors: a LoRA of Miniature of Qwen-Image, of which .* 0 of 60"):
         apply(pipeline("z"), tmp_path / "mini.safetensors")
     assert hooks_of(pipe.transformer) == before
     with apply(pipe, tmp_path / "mini.safetensors"):

@@ -247,7 +247,7 @@ def test_names_resolve_as_the_hosts_do(host, style):
         ("nobody:1", "Image to LoRA: <i2l:nobody>: there is no LoRA of this name."),
         ("style:a lot", "Image to LoRA: <i2l:style:a lot>: the weight must be a number, not 'a lot'."),
         ("text:1", "Image to LoRA: text.safetensors: not a usable safetensors file"),
-        ("big:1", "Image to LoRA: big.safetensors: transformer_blocks.0.img_mod.1 of the loaded model is [576, 96]"),
+        ("big:1", "Image to LoRA: big.safetensors: transformer_blocks.0.img_mod.1 of the loaded model is [768, 128]"),
     ],
 )
 def test_an_error_is_a_comment_and_the_others_act(host, style, tag, told):

@@ -361,7 +361,7 @@ def test_a_lora_is_resized_merged_converted_checked_and_exported(made, loras):
     [kohya] = run("I2LConvert", lora_name=name, key_format="kohya", dtype="as made", rank=0, name="")["result"]
     assert Lora.read(loras / kohya).read_from.reading.key_format == "kohya"
     [text] = run("I2LCheck", lora_name=name)["result"]
-    assert "ComfyUI: all, 36 modules" in text
+    assert "ComfyUI: all, 60 modules" in text
     [folder] = run("I2LExport", lora_name=name, trainer="musubi-tuner", rank=0)["result"]
     assert (Path(folder) / "train.py").is_file()
 

@@ -171,17 +171,17 @@ def test_a_weight_loses_no_digit_of_fp16_factors(made):
 
 BLOCKS = {
     "0": {0: 1.0},
-    "0-1:0.5": {0: 0.5, 1: 0.5, 2: 1.0},
+    "0-1:0.5": {0: 0.5, 1: 0.5, 2: 1.0, 3: 1.0, 4: 1.0},
     "0,2:0.25": {0: 1.0, 2: 0.25},
-    "rest:0.5,1:2": {0: 0.5, 1: 2.0, 2: 0.5},
-    "early:0": {1: 1.0, 2: 1.0},
-    "0-2:0.5,1:0": {0: 0.5, 2: 0.5},
+    "rest:0.5,1:2": {0: 0.5, 1: 2.0, 2: 0.5, 3: 0.5, 4: 0.5},
+    "early:0": {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0},  # a third of five blocks, rounded down
+    "0-2:0.5,1:0": {0: 0.5, 2: 0.5, 3: 1.0, 4: 1.0},
 }
 
 
 @pytest.mark.parametrize("text", BLOCKS)
 def test_blocks_are_kept_scaled_or_dropped(text):
-    assert MINI.stacks[0].depth == 3
+    assert MINI.stacks[0].depth == 5
     lora, chosen = mini(), select(mini(), text)
     for path in MODULES:
         weight = BLOCKS[text].get(MINI.modules[path].block)
@@ -227,13 +227,13 @@ def test_other_stacks_by_their_name():
 def test_weights_that_cost_digits_widen():
     specs = select(mini(dtype=torch.bfloat16), "0:0.5,1:0.3").specs
     dtypes = {MINI.modules[path].block: spec.dtype for path, spec in specs.items()}
-    assert dtypes == {0: "BF16", 1: "F32", 2: "BF16"}
+    assert dtypes == {0: "BF16", 1: "F32", 2: "BF16", 3: "BF16", 4: "BF16"}
 
 
 @pytest.mark.parametrize(
     ("blocks", "kinds", "reason"),
     [
-        ("99", None, "not within the blocks of .*0-2, early"),
+        ("99", None, "not within the blocks of .*0-4, early"),
         ("nonsense", None, "not a block"),
         ("2-1", None, "not within"),
         ("0:much", None, "not a weight"),

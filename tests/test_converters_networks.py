@@ -43,21 +43,21 @@ def optimum(difference, k):
 
 
 LOKR = {
-    "both whole": {"lokr_w1": (12, 8), "lokr_w2": (32, 12), "alpha": 7.0},
-    "w2 in factors": {"lokr_w1": (12, 8), "lokr_w2_a": (32, 3), "lokr_w2_b": (3, 12), "alpha": 6.0},
+    "both whole": {"lokr_w1": (16, 8), "lokr_w2": (32, 16), "alpha": 7.0},
+    "w2 in factors": {"lokr_w1": (16, 8), "lokr_w2_a": (32, 3), "lokr_w2_b": (3, 16), "alpha": 6.0},
     "both in factors": {
-        "lokr_w1_a": (12, 2), "lokr_w1_b": (2, 8), "lokr_w2_a": (32, 2), "lokr_w2_b": (2, 12), "alpha": 1.0,
+        "lokr_w1_a": (16, 2), "lokr_w1_b": (2, 8), "lokr_w2_a": (32, 2), "lokr_w2_b": (2, 16), "alpha": 1.0,
     },
-    "w1 in factors": {"lokr_w1_a": (12, 2), "lokr_w1_b": (2, 8), "lokr_w2": (32, 12), "alpha": 3.0},
-    "no alpha": {"lokr_w1": (12, 8), "lokr_w2_a": (32, 3), "lokr_w2_b": (3, 12)},
-    "a third factor": {"lokr_w1": (12, 8), "lokr_w2_a": (3, 32), "lokr_w2_b": (3, 12), "lokr_t2": (3, 3)},
-    "as a convolution of one point": {"lokr_w1": (12, 8), "lokr_w2": (32, 12, 1, 1)},
+    "w1 in factors": {"lokr_w1_a": (16, 2), "lokr_w1_b": (2, 8), "lokr_w2": (32, 16), "alpha": 3.0},
+    "no alpha": {"lokr_w1": (16, 8), "lokr_w2_a": (32, 3), "lokr_w2_b": (3, 16)},
+    "a third factor": {"lokr_w1": (16, 8), "lokr_w2_a": (3, 32), "lokr_w2_b": (3, 16), "lokr_t2": (3, 3)},
+    "as a convolution of one point": {"lokr_w1": (16, 8), "lokr_w2": (32, 16, 1, 1)},
 }  # fmt: skip
 LOHA = {
-    "loha": {"hada_w1_a": (384, 3), "hada_w1_b": (3, 96), "hada_w2_a": (384, 3), "hada_w2_b": (3, 96), "alpha": 1.5},
-    "loha of a high rank": {"hada_w1_a": (384, 9), "hada_w1_b": (9, 96), "hada_w2_a": (384, 9), "hada_w2_b": (9, 96)},
+    "loha": {"hada_w1_a": (512, 3), "hada_w1_b": (3, 128), "hada_w2_a": (512, 3), "hada_w2_b": (3, 128), "alpha": 1.5},
+    "loha of a high rank": {"hada_w1_a": (512, 9), "hada_w1_b": (9, 128), "hada_w2_a": (512, 9), "hada_w2_b": (9, 128)},
     "a third factor": {
-        **{f"hada_w{n}_{x}": (3, size) for n in (1, 2) for x, size in (("a", 384), ("b", 96))},
+        **{f"hada_w{n}_{x}": (3, size) for n in (1, 2) for x, size in (("a", 512), ("b", 128))},
         "hada_t1": (3, 3), "hada_t2": (3, 3),
     },
 }  # fmt: skip
@@ -225,7 +225,7 @@ def test_dora_becomes_the_nearest_lora(tmp_path, capsys, columns):
     path, base = write(tmp_path / "d.safetensors", parts), tmp_path / "base" / "transformer"
     base.mkdir(parents=True)
     other = "transformer_blocks.0.attn.to_q.weight"
-    for name, key, tensor in (("1", other, random(96, 96)), ("2", f"{PATH}.weight", weight)):
+    for name, key, tensor in (("1", other, random(128, 128)), ("2", f"{PATH}.weight", weight)):
         safetensors.torch.save_file({key: tensor.bfloat16()}, base / f"{name}.safetensors")
     want = dora_difference(parts, weight.bfloat16().float())
     assert i2l("convert", path, "--rank", "6", "--base", tmp_path / "base", "-o", tmp_path / "out", "--json") == 0
@@ -299,10 +299,10 @@ def test_several_networks_in_one_file(tmp_path, capsys):
     first, second = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q"
     down, up = factors(first)
     more = {f"transformer.{first}.lora_A.weight": down, f"transformer.{first}.lora_B.weight": up}
-    path = write(tmp_path / "f", {"lokr_w1": random(8, 8), "lokr_w2": random(12, 12)}, second, more=more)
+    path = write(tmp_path / "f", {"lokr_w1": random(8, 8), "lokr_w2": random(16, 16)}, second, more=more)
     assert i2l("inspect", path, "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["networks"], told["modules"], told["ranks"]) == ({"LoRA": 1, "LoKr": 1}, 2, {"2": 1, "96": 1})
+    assert (told["networks"], told["modules"], told["ranks"]) == ({"LoRA": 1, "LoKr": 1}, 2, {"2": 1, "128": 1})
     assert told["key_format"] == "diffusers"
     assert i2l("convert", path, "--rank", "4", "-o", tmp_path / "out") == 0
     out = Lora.read(tmp_path / "out")
@@ -333,7 +333,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_what_cannot_be_drawn_is_described_all_the_same(tmp_path, capsys, network):
-    more = {"transformer.proj_out.lora_A.weight": random(1, 96), "transformer.proj_out.lora_B.weight": random(48, 1)}
+    more = {"transformer.proj_out.lora_A.weight": random(1, 128), "transformer.proj_out.lora_B.weight": random(48, 1)}
     path, picture = write(tmp_path / "f.safetensors", NETWORKS[network](), more=more), tmp_path / "f.png"
     assert i2l("inspect", path, "--plot", picture, "--json") == 0
     told, drawn = json.loads(capsys.readouterr().out), network in list(NETWORKS)[:4]
@@ -347,27 +347,27 @@ def test_what_cannot_be_drawn_is_described_all_the_same(tmp_path, capsys, networ
         assert "not drawn: f.safetensors: " in capsys.readouterr().out
 
 
-GOOD = {"lokr_w1": random(12, 8), "lokr_w2_a": random(32, 1), "lokr_w2_b": random(1, 12)}
-WHOLE = {"lokr_w1": random(12, 8), "lokr_w2": random(32, 12)}
+GOOD = {"lokr_w1": random(16, 8), "lokr_w2_a": random(32, 1), "lokr_w2_b": random(1, 16)}
+WHOLE = {"lokr_w1": random(16, 8), "lokr_w2": random(32, 16)}
 WRONG = {
-    "too large": (WHOLE, (), f"{PATH} is LoKr of rank 96.*--rank K"),
+    "too large": (WHOLE, (), f"{PATH} is LoKr of rank 128.*--rank K"),
     "no base": (dora(), ("--rank", "2"), "is DoRA, whose change depends.*--base CHECKPOINT and --rank K"),
-    "no base of a LoKr": (GOOD | {"dora_scale": random(384, 1)}, ("--rank", "2"), "LoKr with DoRA"),
+    "no base of a LoKr": (GOOD | {"dora_scale": random(512, 1)}, ("--rank", "2"), "LoKr with DoRA"),
     "no file": (dora(), ("--rank", "2", "--base", "nowhere"), "nowhere: there is no such file"),
     "not this model's": (dora(), ("--rank", "2", "--base", "other"), "holds no weight of"),
-    "of another width": (dora(), ("--rank", "2", "--base", "wide"), r"\[384, 97\], not \[384, 96\]"),
+    "of another width": (dora(), ("--rank", "2", "--base", "wide"), r"\[512, 129\], not \[512, 128\]"),
     "quantized": (dora(), ("--rank", "2", "--base", "fp8"), "F8_E4M3. Give the base model in bf16"),
     "NaN in the base": (dora(), ("--rank", "2", "--base", "nan"), "nan: the weight of .* holds NaN"),
-    "NaN": (WHOLE | {"lokr_w1": torch.full((12, 8), torch.nan)}, ("--rank", "2"), "NaN or infinity"),
-    "half": ({"lokr_w1": random(12, 8), "lokr_w2_a": random(32, 1)}, ("--rank", "2"), "only one of its two factors"),
-    "of another layer": (GOOD | {"lokr_w1": random(12, 4)}, (), "it maps 48 to 384"),
-    "ranks that differ": (GOOD | {"lokr_w2_b": random(2, 12)}, (), "have ranks 1 and 2"),
-    "a convolution": (WHOLE | {"lokr_w2": random(32, 12, 3, 3)}, (), "not a matrix"),
+    "NaN": (WHOLE | {"lokr_w1": torch.full((16, 8), torch.nan)}, ("--rank", "2"), "NaN or infinity"),
+    "half": ({"lokr_w1": random(16, 8), "lokr_w2_a": random(32, 1)}, ("--rank", "2"), "only one of its two factors"),
+    "of another layer": (GOOD | {"lokr_w1": random(16, 4)}, (), "it maps 64 to 512"),
+    "ranks that differ": (GOOD | {"lokr_w2_b": random(2, 16)}, (), "have ranks 1 and 2"),
+    "a convolution": (WHOLE | {"lokr_w2": random(32, 16, 3, 3)}, (), "not a matrix"),
     "a convolution's third factor": (GOOD | {"lokr_t2": random(1, 1, 3, 3)}, (), r"lokr_t2 is \[1, 1, 3, 3\]"),
     "nothing in it": (WHOLE | {"lokr_w1": random(0, 8)}, (), "not a matrix"),
     "halves that differ": (
-        {"hada_w1_a": random(384, 1), "hada_w1_b": random(1, 96), "hada_w2_a": random(384, 1),
-         "hada_w2_b": random(1, 95)}, (), "its halves are",
+        {"hada_w1_a": random(512, 1), "hada_w1_b": random(1, 128), "hada_w2_a": random(512, 1),
+         "hada_w2_b": random(1, 127)}, (), "its halves are",
     ),
     "alpha 0": (GOOD | {"alpha": torch.tensor(0.0)}, (), "alpha is 0"),
     "a magnitude of another length": (dora() | {"dora_scale": random(5, 1)}, (), r"its magnitude is \[5, 1\]"),
@@ -375,9 +375,9 @@ WRONG = {
 }  # fmt: skip
 BASES = {
     "other": {"x.weight": random(2, 2)},
-    "wide": {f"{PATH}.weight": random(384, 97)},
-    "fp8": {f"{PATH}.weight": random(384, 96).to(torch.float8_e4m3fn)},
-    "nan": {f"{PATH}.weight": torch.full((384, 96), torch.nan)},
+    "wide": {f"{PATH}.weight": random(512, 129)},
+    "fp8": {f"{PATH}.weight": random(512, 128).to(torch.float8_e4m3fn)},
+    "nan": {f"{PATH}.weight": torch.full((512, 128), torch.nan)},
 }
 
 
@@ -397,9 +397,9 @@ def test_wrong_input_gets_one_line_and_nothing_is_written(tmp_path, monkeypatch,
 
 def test_an_alpha_of_several_numbers_does_not_fit():
     network = networks.Network("LoKr", {"lokr_w1": "a", "lokr_w2": "b", "alpha": "c"})
-    shapes = {"a": (12, 8), "b": (32, 12), "c": ()}
-    assert networks.misfit(network, shapes, 384, 96) is None
-    assert networks.misfit(network, shapes | {"c": (2,)}, 384, 96) == "its alpha is not a number"
+    shapes = {"a": (16, 8), "b": (32, 16), "c": ()}
+    assert networks.misfit(network, shapes, 512, 128) is None
+    assert networks.misfit(network, shapes | {"c": (2,)}, 512, 128) == "its alpha is not a number"
 
 
 def test_a_whole_lokr_is_refused_where_no_rank_is_said(tmp_path):
@@ -408,7 +408,7 @@ def test_a_whole_lokr_is_refused_where_no_rank_is_said(tmp_path):
         with pytest.raises(UserError, match="i2l convert` with --rank K"):
             i2l(*command, "-o", tmp_path / "out")
     assert i2l("rank", path, "--effect-kept", "0.5", "-o", tmp_path / "out") == 0
-    assert 1 <= Lora.read(tmp_path / "out").rank < 96
+    assert 1 <= Lora.read(tmp_path / "out").rank < 128
 
 
 def test_check_names_the_conversion_for_every_program_that_has_the_model(tmp_path, capsys):
@@ -460,7 +460,7 @@ def test_looking_needs_no_torch(tmp_path):
         "print(*report_lines(inspect(sys.argv[1], values=len(sys.argv) < 3)), sep='\\n');"
         "sys.exit('torch' in sys.modules)"
     )
-    path = write(tmp_path / "f", WHOLE | {"dora_scale": random(384, 1)})
+    path = write(tmp_path / "f", WHOLE | {"dora_scale": random(512, 1)})
     for extra in ([], ["header"]):
         done = subprocess.run([sys.executable, "-c", code, path, *extra], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

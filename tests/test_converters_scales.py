@@ -15,7 +15,7 @@ from i2l_ext.converters import Lora, UserError, consumers, files, inspect
 from i2l_ext.converters.architectures import MINI
 from i2l_ext.converters.scales import ADAPTER_METADATA, NamePatterns
 
-DEPTH, HEADS, SIZE = 3, 6, 16
+DEPTH, HEADS, SIZE = 5, 4, 32
 TARGETS = ["to_q", "to_k", "to_out.0", "img_mlp.net.2"]
 
 CONFIGS = {
@@ -42,7 +42,7 @@ def model():
     torch.manual_seed(0)
     return QwenImageTransformer2DModel(
         in_channels=64, out_channels=12, num_layers=DEPTH, attention_head_dim=SIZE, num_attention_heads=HEADS,
-        joint_attention_dim=32, axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=64, axes_dims_rope=(8, 12, 12),
     )  # fmt: skip
 
 

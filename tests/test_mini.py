@@ -16,15 +16,16 @@ from i2l_ext.converters.lora import Lora
 from i2l_ext.embed import NORMALIZATIONS
 from i2l_ext.encoders import qwen_view
 from i2l_ext.encoders.dims import QWEN_VL_MINI
-from i2l_ext.mini import foundations, measures, prompts, sampler, trainable_encoders, world
+from i2l_ext.mini import foundations, looks, measures, prompts, sampler, trainable_encoders, world
 from i2l_ext.mini.base import TRANSFORMER_CONFIG, MiniBase
 from i2l_ext.mini.prompts import MAX_WORDS, VOCABULARY, tokenize
+from i2l_ext.mini.things import THINGS
 from i2l_ext.training.heads import PerSampleLora
 
 
 def scenes(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [world.random_style(rng) for _ in range(count)], [world.random_content(rng) for _ in range(count)]
+    return [looks.random_style(rng) for _ in range(count)], [world.random_content(rng) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def random_lora(rank=4, seed=0):
     )
 
 
-@pytest.mark.parametrize("shape", world.SHAPES)
-def test_every_shape_has_the_area_of_the_unit_circle(shape):
-    scale, field = world.SHAPES[shape]
+@pytest.mark.parametrize("thing", THINGS)
+def test_every_thing_has_the_area_of_the_unit_circle(thing):
+    scale, field = THINGS[thing].scale, THINGS[thing].body
     steps = torch.linspace(-3, 3, 1500)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     area = (field(x / scale, y / scale) < 0).float().mean().item() * 36
@@ -78,19 +79,19 @@ def test_training_sees_what_the_pipeline_shows_the_encoders():
     styles, contents = scenes(6, seed=8)
     source = world.render(styles, contents, 256)
     views = {
-        kind: trainable_encoders.normalize_pixels(kind, foundations.encoder_view(source, 1024, 32))
+        kind: trainable_encoders.normalize_pixels(kind, foundations.encoder_view(source, 1024, 64))
         for kind in ("siglip2", "dinov3")
     }
-    tokens = trainable_encoders.qwen_patches(foundations.encoder_view(source, 16))
+    tokens = trainable_encoders.qwen_patches(foundations.encoder_view(source, 32))
     for n, picture in enumerate(source):
         image = sampler.as_image(picture)
         square = images.cover(image, images.SIDE)
         for kind, view in views.items():
             expected = images.pixels(
-                square, 32, NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std, rounded=NORMALIZATIONS[kind].rounded
+                square, 64, NORMALIZATIONS[kind].mean, NORMALIZATIONS[kind].std, rounded=NORMALIZATIONS[kind].rounded
             )
             assert np.abs(view[n].numpy() - expected).max() < 0.03
-        expected = qwen_view.patches(images.cover(image, 16), QWEN_VL_MINI)
+        expected = qwen_view.patches(images.cover(image, 32), QWEN_VL_MINI)
         assert np.abs(tokens[n].numpy() - expected).max() < 0.03
 
 
@@ -177,7 +178,7 @@ def test_the_draw_command_with_a_negative_branch(tmp_path, capsys):
     """Each choice draws what the sampler generates with those strengths; what cannot be is said."""
     loras = {name: random_lora(seed=seed) for name, seed in (("mine", 1), ("mine-grey", 2))}
     loras["mine"].save(tmp_path / "mine.safetensors")
-    line = ["draw", "--prompt", "a star <lora:mine:0.8>", "--lora-dir", str(tmp_path), "--size", "32", "--overwrite"]
+    line = ["draw", "--prompt", "a star <lora:mine:0.8>", "--lora-dir", str(tmp_path), "--size", "64", "--overwrite"]
 
     def drawn(*options):
         assert main([*line, *options, "-o", str(tmp_path / "out.png")]) == 0, capsys.readouterr().err
@@ -219,8 +220,8 @@ def test_the_shipped_weights_are_what_the_catalogue_says():
     from i2l_ext.weights.structure import check_structure
 
     total = sum(path.stat().st_size for path in sampler.WEIGHTS.glob("*.safetensors"))
-    assert total < 12e6
-    for name in ("mini", "mini-coarse", "mini-coarse-fine", "mini-coarse-fine-bias"):
+    assert total < 24e6
+    for name in ("mini", "mini-queries", "mini-coarse", "mini-coarse-fine", "mini-coarse-fine-bias"):
         model = catalogue.find(name)
         store.require(model)
         for part in model.parts:
@@ -242,5 +243,5 @@ def test_a_shipped_sample_gives_its_colours_to_another_content():
     with_it = torch.cat([evaluator.generate(["a ring"], lora) for lora in loras])
     without = evaluator.generate(["a ring"]).expand(4, -1, -1, -1)
     assert (measures.style_distance(with_it, targets) < 0.6 * measures.style_distance(without, targets)).all()
-    assert evaluator.classifier.shapes(without[:1]) == ["ring"]
+    assert evaluator.classifier.things(without[:1]) == ["ring"]
     assert len(list(sampler.SAMPLES.glob("*.png"))) == 8

@@ -197,7 +197,7 @@ def test_dimensions_are_read_from_the_header(arch):
 def test_a_block_of_weights_is_in_memory_at_a_time(tmp_path, monkeypatch):
     from i2l_ext.weights import stream as streaming
 
-    deep = DecoderSpec(MINI, 64, 5, RANK, None, "queries", TransformerSpec(TOKEN, 64, 16, 4, 16, 1024))
+    deep = DecoderSpec(MINI, 64, 5, RANK, None, "queries", TransformerSpec(TOKEN, 64, 16, 4, 16, 2048))
     path = save(tmp_path / "heads.safetensors", weights(deep.shapes))
     sizes, plain = [], streaming.page_buffer
     monkeypatch.setattr(streaming, "page_buffer", lambda nbytes: (sizes.append(nbytes), plain(nbytes))[1])
@@ -398,6 +398,7 @@ def test_a_step_sees_one_or_several_pictures_and_sometimes_grey():
         ({"queries": {"heads": 0}}, "the width must be a multiple of it."),
         ({"queries": {"references": 0}}, "queries.references: at least 1."),
         ({"queries": {"depth": 0}}, "depth and mlp must be at least 1."),
+        ({"queries": {"timesteps": 0}}, "queries.timesteps: at least 1."),
         ({"queries": {"grey": 1.5}}, "queries.grey: a share, 0 to 1."),
         ({"queries": {"widht": 1}}, "did you mean 'width'?"),
     ],
@@ -422,7 +423,7 @@ def prepared(tmp_path_factory):
     _, raw = small(folder)
     schedule = {"steps": 4, "batch": 2, "learning_rate": 3.0e-3, "warmup": 1, "log_every": 1, "save_every": 2}
     raw["experts"] = [small_expert(even=0.01, rank=1, schedule=schedule)]
-    for part in ("base", "siglip2", "dinov3", "qwen_vl", "judge"):
+    for part in ("base", "siglip2", "dinov3", "qwen_vl", "judge"):  # the autoencoder is in the base
         (folder / f"{part}.safetensors").symlink_to(WEIGHTS / f"{part}.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "BASE_IMAGES", 2)
@@ -468,6 +469,23 @@ def test_a_stopped_run_ends_as_a_whole_one_and_as_another(prepared, tmp_path, mo
     assert whole["image.weight"].dtype == torch.bfloat16 and len(curve) == 4
     for tensors, losses in others:
         assert losses == curve and all(torch.equal(tensors[key], whole[key]) for key in whole)
+
+
+def test_a_target_is_learnt_at_several_timesteps(prepared, monkeypatch):
+    """The LoRA is made once for a sample; the base sees its target at other timesteps, side by side."""
+    raw, folder = prepared
+    base, examples = MiniBase.load(folder / "base.safetensors"), Examples.load(folder / "examples.safetensors")
+    queries = {**raw["experts"][0].get("queries", {}), "timesteps": 3}
+    expert = expert_of({**raw["experts"][0], "queries": queries, "schedule": {"steps": 1, "batch": 2}})
+    task = experts.expert_task(expert, base, examples, [], seed=0)
+    seen, made, plain = [], [], task.module.forward
+    monkeypatch.setattr(task.module, "forward", lambda tokens: (made.append(len(tokens)), plain(tokens))[1])
+    hook = base.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    task.loss(task.module, task.rng(0), slice(0, 2)).backward()
+    hook.remove()
+    ((x, t, text, _),) = seen
+    assert made == [2] and len(x) == 6 and len(set(t.tolist())) == 6
+    assert torch.equal(text[0], text[2]) and not torch.equal(x[0], x[1])
 
 
 def test_it_learns(prepared):

@@ -37,7 +37,7 @@ def small(tmp_path, **changes):
     raw.update(output=str(tmp_path / "run"), lanes=1, precision="no", **changes)
     raw["data"] = {"kind": "world", "styles": 12, "contents": 3}
     raw["foundations"] = {
-        name: {"steps": 3, "batch": 4} for name in ("base", "siglip2", "dinov3", "qwen_vl", "judge")
+        name: {"steps": 3, "batch": 4} for name in ("autoencoder", "base", "siglip2", "dinov3", "qwen_vl", "judge")
     } | {"pictures": 64}
     for expert in raw["experts"]:
         expert["schedule"] = {"steps": 4, "batch": 4, "log_every": 1, "save_every": 2}
@@ -282,6 +282,17 @@ def test_a_checkpoint_holds_everything_that_the_next_step_depends_on(tmp_path):
         ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     whole = ends[0]
     assert all((other - whole).abs().max() > 1e-4 for other in ends[1:])
+
+
+def test_muon_moves_the_kernels_of_a_convolution_as_one_matrix():
+    torch.manual_seed(0)
+    kernels = torch.nn.Parameter(torch.randn(6, 4, 3, 3))
+    before, gradient = kernels.detach().clone(), torch.randn_like(kernels)
+    kernels.grad = gradient.clone()
+    muon.Muon([kernels], lr=1.0, matrix_scale=0.1).step()
+    moved = torch.linalg.svdvals((before - kernels.detach()).flatten(1))
+    assert moved.min() > 0.05 and moved.max() < 0.13  # the rate, for every direction
+    assert ((before - kernels.detach()) * gradient).sum() > 0
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 20), (2, 20, 5)])

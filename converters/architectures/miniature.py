@@ -7,10 +7,10 @@ from .qwen_image import qwen_image
 MINI = qwen_image(
     "mini",
     "Miniature of Qwen-Image",
-    depth=3,
-    hidden=96,
+    depth=5,
+    hidden=128,
     latent=48,
-    text=32,
+    text=64,
     condition=16,
     caution="Test LoRA: only `i2l draw` can use it.",
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.shell import shell_word
 
-STYLE = "meadow"
-"""The sample pictures that the demo uses. Their shapes differ, so that they share only the style."""
+STYLE, OTHER = "meadow", "velvet"
+"""The sample pictures that the demo uses. Those of a style show different things: they share only the style."""
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -19,8 +19,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     demo = subparsers.add_parser(
         "demo",
         help="make a LoRA from shipped pictures with mini, and generate images with it",
-        description="Makes a LoRA from shipped pictures with mini, the built-in test model. Writes an image that shows "
-        "the pictures, and what mini generates without the LoRA and with it at several LoRA weights.",
+        description="Makes LoRAs from shipped pictures of two styles with mini, the built-in test model. Writes an "
+        "image that shows the pictures, what mini generates without a LoRA and with it at several LoRA weights, and "
+        "both styles mixed.",
     )
     demo.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for the LoRA and the image (default: demo)"
@@ -29,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    """Write the LoRA and the image."""
+    """Write the LoRAs and the image."""
     try:
         from i2l_ext.mini.sampler import SAMPLES, Sampler
         from i2l_ext.mini.sheets import demo_sheet
@@ -53,10 +54,17 @@ def _demo(args: argparse.Namespace) -> int:
         context = Context(EngineOptions(device="cpu", precision="bf16", cache_bytes=0), reporter)
         made = make_lora(MakeRequest(tuple(pictures), STYLE, args.out, model="mini", overwrite=True), context)
     print_made(made, as_json=False)
+    other = SAMPLES / f"{OTHER}.png"
+    print("making another from one picture of another style", file=sys.stderr)
+    with bars() as reporter:
+        context = Context(EngineOptions(device="cpu", precision="bf16", cache_bytes=0), reporter)
+        mixed = make_lora(MakeRequest((other,), OTHER, args.out, model="mini", overwrite=True), context)
 
-    print("generating images without it and with it", file=sys.stderr)
+    print("generating images without them and with them", file=sys.stderr)
     references = [Image.open(picture).convert("RGB") for picture in pictures]
-    sheet = demo_sheet(Sampler(), references, Lora.read(made.file))
+    sheet = demo_sheet(
+        Sampler(), references, Lora.read(made.file), Image.open(other).convert("RGB"), Lora.read(mixed.file)
+    )
     with atomic_path(args.out / "demo.png", overwrite=True) as part:
         sheet.save(part, format="PNG")
     print(args.out / "demo.png")

@@ -4,6 +4,6 @@
 checkpoint and computes the factors; ``transformer`` is what stands before the heads of the kind ``queries``.
 """
 
-from i2l_ext.decoder.spec import DecoderSpec, ResidualSpec
+from i2l_ext.decoder.spec import DecoderSpec, ResidualSpec, TransformerSpec
 
-__all__ = ["DecoderSpec", "ResidualSpec"]
+__all__ = ["DecoderSpec", "ResidualSpec", "TransformerSpec"]

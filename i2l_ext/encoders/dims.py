@@ -146,9 +146,9 @@ QWEN25_VL_7B = QwenVLDims(
     drop=64,
 )
 
-SIGLIP2_MINI = SiglipDims(hidden=64, layers=2, heads=4, mlp=256, patch=4, image=32)
+SIGLIP2_MINI = SiglipDims(hidden=96, layers=2, heads=4, mlp=288, patch=8, image=64)
 
-DINOV3_MINI = Dinov3Dims(hidden=64, layers=2, heads=4, mlp=128, patch=4, image=32)
+DINOV3_MINI = Dinov3Dims(hidden=96, layers=2, heads=4, mlp=192, patch=8, image=64)
 
 QWEN_VL_MINI = QwenVLDims(
     hidden=64,
@@ -166,8 +166,8 @@ QWEN_VL_MINI = QwenVLDims(
     template=(1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10, 11),
     image_token=0,
     drop=4,
-    lowres=16,
-    highres=32,
+    lowres=32,
+    highres=64,
     patch=4,
     window=32,
 )

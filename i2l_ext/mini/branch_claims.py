@@ -10,8 +10,8 @@ from PIL import Image
 from i2l_ext.branch import Strength
 from i2l_ext.converters.lora import Lora
 
-from . import world
-from .evaluation import PROMPTS, Evaluator, UnseenPicture
+from . import looks, world
+from .evaluation import PROMPTS, ClaimRow, Evaluator, UnseenPicture, style_distances
 
 SCALES = (1.0, 2.0, 4.0, 7.0)
 """Of guidance (cfg). 1 has no negative branch."""
@@ -27,14 +27,12 @@ GREY = Image.new("RGB", (256, 256), (128, 128, 128))
 
 def grey_lora(evaluator: Evaluator, model_name: str) -> Lora:
     """The LoRA of the grey picture, made as `i2l make` does."""
-    nothing = UnseenPicture(
-        world.NEUTRAL, world.Content("circle", "", 0.5, 0.5, 0.0), GREY, torch.full((3, 32, 32), 0.5)
-    )
+    nothing = UnseenPicture(looks.NEUTRAL, world.Content("circle"), GREY, torch.full((3, 64, 64), 0.5))
     return evaluator.make_loras(model_name, [nothing])[0]
 
 
 def images_by_branch(evaluator: Evaluator, loras: Sequence[Lora], grey: Lora, scale: float) -> dict[str, torch.Tensor]:
-    """Images of the eight prompts with each of N LoRAs: branch -> [N, 8, 3, 32, 32]. Without a negative branch, at
+    """Images of the eight prompts with each of N LoRAs: branch -> [N, 8, 3, 64, 64]. Without a negative branch, at
     scale 1, all three are one."""
     branches = ["positive"] if scale == 1 else list(BRANCHES)
     found: dict[str, list[torch.Tensor]] = {branch: [] for branch in branches}
@@ -44,3 +42,22 @@ def images_by_branch(evaluator: Evaluator, loras: Sequence[Lora], grey: Lora, sc
             images = evaluator.sampler.generate_guided(adapter, BRANCHES[branch], PROMPTS, range(len(PROMPTS)), scale)
             found[branch].append(images)
     return {branch: torch.stack(images) for branch, images in found.items()}
+
+
+def branch_rows(
+    evaluator: Evaluator, pictures: Sequence[UnseenPicture], loras: Sequence[Lora], quick: bool
+) -> list[ClaimRow]:
+    """What guidance makes of the LoRA of each picture, by branch and scale."""
+    grey, rows = grey_lora(evaluator, "mini"), []
+    for scale in (1.0, 4.0) if quick else SCALES:
+        by_branch = images_by_branch(evaluator, loras, grey, scale)
+        far = [f"{style_distances(images, pictures).mean():.3f}" for images in by_branch.values()]
+        right = [f"{evaluator.accuracy(images):.3f}" for images in by_branch.values()]
+        rows.append(
+            ClaimRow(
+                "branch", f"the LoRA on one branch, cfg {scale:g}",
+                f"style distance; prompted thing recognised: {' / '.join(by_branch)}", "report",
+                f"{' / '.join(far)}; {' / '.join(right)}", None, f"{len(pictures)} pictures x 8 prompts",
+            )
+        )  # fmt: skip
+    return rows

@@ -6,17 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from i2l_ext.converters.lora import Lora
 
-from . import measures, picture_claims, start_claims, world
-from .branch_claims import SCALES, grey_lora, images_by_branch
+from . import branch_claims, measures, picture_claims, start_claims, world
 from .evaluation import (
     NEUTRAL_PROMPT,
+    PROMPTED,
     PROMPTS,
     ClaimRow,
     Evaluator,
@@ -51,7 +50,7 @@ class ClaimMeasurements:
     @property
     def size(self) -> int:
         """How many pictures there are."""
-        return 16 if self.quick else 48
+        return 8 if self.quick else 48
 
     @cached_property
     def pictures(self) -> list[UnseenPicture]:
@@ -65,7 +64,7 @@ class ClaimMeasurements:
 
     @cached_property
     def images_by_weight(self) -> dict[float, torch.Tensor]:
-        """Images of the eight prompts with each Style LoRA: LoRA weight -> [pictures, 8, 3, 32, 32]."""
+        """Images of the eight prompts with each Style LoRA: LoRA weight -> [pictures, 8, 3, 64, 64]."""
         return {weight: self._generate(PROMPTS, self.style_loras, weight) for weight in LORA_WEIGHTS}
 
     @cached_property
@@ -76,19 +75,19 @@ class ClaimMeasurements:
 
     @cached_property
     def neutral_images(self) -> dict[str, torch.Tensor]:
-        """Images of the neutral prompt, with four seeds: model -> [pictures, 4, 3, 32, 32]."""
+        """Images of the neutral prompt, with four seeds: model -> [pictures, 4, 3, 64, 64]."""
         names = ("mini", "mini-coarse", "mini-coarse-fine")
         return {name: self._generate([NEUTRAL_PROMPT] * 4, self.loras_by_model[name]) for name in names}
 
     @cached_property
     def prompted_images(self) -> dict[str, torch.Tensor]:
-        """Images of the eight prompts: model -> [pictures, 8, 3, 32, 32]."""
+        """Images of the eight prompts: model -> [pictures, 8, 3, 64, 64]."""
         names = ("mini-coarse", "mini-coarse-fine", "mini-coarse-fine-bias")
         generated = {name: self._generate(PROMPTS, self.loras_by_model[name]) for name in names}
         return generated | {"mini": self.images_by_weight[1.0]}
 
     def _generate(self, prompts: Sequence[str], loras: Sequence[Lora], weight: float = 1.0) -> torch.Tensor:
-        """Images of P prompts with each of N LoRAs: [N, P, 3, 32, 32]."""
+        """Images of P prompts with each of N LoRAs: [N, P, 3, 64, 64]."""
         if not weight:  # the same for all
             return self.evaluator.generate(prompts).expand(len(loras), -1, -1, -1, -1)
         return torch.stack([self.evaluator.generate(prompts, lora, weight) for lora in loras])
@@ -102,7 +101,8 @@ class ClaimMeasurements:
         without = style_distances(self.images_by_weight[0.0], self.pictures)
         colour = _colour_distances(self.images_by_weight[1.0], self.pictures)
         colour_without = _colour_distances(self.images_by_weight[0.0], self.pictures)
-        floor = self._floor()
+        floor = style_distances(self.world_own, self.pictures)
+        told = style_distances(self.told_in_words, self.pictures)
         shown = list(range(min(8, len(self.pictures))))
         self.sheets["style"] = image_grid(
             [
@@ -113,11 +113,12 @@ class ClaimMeasurements:
             96,
         )  # fmt: skip
         ratio = (with_it.mean() / without.mean()).item()
+        colours = (colour.mean() / colour_without.mean()).item()
         return [
             ClaimRow(
                 "style", "Style: one picture gives its style",
-                "style distance of images to the reference, with LoRA / without", "<= 0.2",
-                f"{ratio:.3f} ({spread(with_it)} / {spread(without)})", ratio <= 0.2, self._count("x 8 prompts"),
+                "style distance of images to the reference, with LoRA / without", "<= 0.15",
+                f"{ratio:.3f} ({spread(with_it)} / {spread(without)})", ratio <= 0.15, self._count("x 8 prompts"),
                 note=NOTES["style"], guard=ratio <= 0.3,
             ),
             ClaimRow(
@@ -125,41 +126,50 @@ class ClaimMeasurements:
                 f"{floor.mean() / without.mean():.3f} ({spread(floor)})", None, self._count(""),
             ),
             ClaimRow(
-                "style", "(for reference)", "colour half of the distance alone, with / without", "none",
-                f"{colour.mean() / colour_without.mean():.3f} ({spread(colour)} / {spread(colour_without)})",
-                None, self._count("x 8 prompts"),
+                "style", "(for reference)", "the same for images of the base alone, told the style in words", "none",
+                f"{told.mean() / without.mean():.3f} ({spread(told)})", None, self._count("x 8 prompts"),
+            ),
+            ClaimRow(
+                "style", "... its colours", "colour half of the distance alone, with / without", "<= 0.06",
+                f"{colours:.3f} ({spread(colour)} / {spread(colour_without)})",
+                colours <= 0.06, self._count("x 8 prompts"), note=NOTES["colours"], guard=colours <= 0.2,
             ),
         ]  # fmt: skip
 
-    def _floor(self) -> torch.Tensor:
-        """The style distance of the world's own pictures of the prompted shapes, in each picture's style, to it."""
-        contents = [world.Content(shape, "", 0.5, 0.5, 0.26) for shape in world.SHAPES]
+    @cached_property
+    def world_own(self) -> torch.Tensor:
+        """The world's own pictures of the prompted things, in each picture's style: [pictures, 8, 3, 64, 64]."""
+        contents = [world.Content(thing) for thing in PROMPTED]
         rows = [
             torch.stack([UnseenPicture.of(picture.style, content).pixels for content in contents])
             for picture in self.pictures
         ]
-        return style_distances(torch.stack(rows), self.pictures)
+        return torch.stack(rows)
+
+    @cached_property
+    def told_in_words(self) -> torch.Tensor:
+        """Images of the prompted things by the base alone, each picture's style in words: [pictures, 8, 3, 64, 64]."""
+        contents = [world.Content(thing) for thing in PROMPTED]
+        rows = [
+            self.evaluator.generate([world.caption(content, picture.style) for content in contents])
+            for picture in self.pictures
+        ]
+        return torch.stack(rows)
 
     def content(self) -> list[ClaimRow]:
-        repeats = 4 if self.quick else 24
+        repeats, least = (4, 0.9) if self.quick else (24, 0.97)
         base = torch.stack([self.evaluator.generate(PROMPTS, seed=8 * n) for n in range(repeats)])
-        own, styled = self._accuracy(base), self._accuracy(self.images_by_weight[1.0])
+        own, styled = self.evaluator.accuracy(base), self.evaluator.accuracy(self.images_by_weight[1.0])
         return [
             ClaimRow(
-                "content", "... to any content", "prompted shape recognised, with LoRA / by the base alone", ">= 0.9",
-                f"{styled / own:.3f} ({styled:.3f} / {own:.3f})", styled / own >= 0.9, self._count("x 8 prompts"),
+                "content", "... to any content", "prompted thing recognised, with LoRA / by the base alone", ">= 0.97",
+                f"{styled / own:.3f} ({styled:.3f} / {own:.3f})", styled / own >= least, self._count("x 8 prompts"),
             )
         ]  # fmt: skip
 
-    def _accuracy(self, images: torch.Tensor) -> float:
-        """Share of images [..., 8, 3, 32, 32], one for each prompt, that show the prompted shape."""
-        shown = self.evaluator.classifier(images.flatten(0, -4)).argmax(1)
-        prompted = torch.arange(len(world.SHAPES)).repeat(len(shown) // len(world.SHAPES))
-        return (shown == prompted).float().mean().item()
-
     def strength(self) -> list[ClaimRow]:
         prompts = PROMPTS * 2  # two seeds: less of the difference is chance
-        least = 0.85 if self.quick else 0.95  # one of the quick sixteen is 6 %
+        least = 0.85 if self.quick else 0.98  # one of the quick eight is 12 %
         curves = torch.stack(
             [
                 style_distances(self._generate(prompts, self.style_loras, weight), self.pictures)
@@ -172,8 +182,9 @@ class ClaimMeasurements:
         return [
             ClaimRow(
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
-                "for >= 95 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
+                "for >= 98 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
                 f"{_shares(each)})", falls >= least, self._count(f"x 8 prompts x {len(prompts) // 8} seeds"),
+                note=NOTES["strength"], guard=falls >= least - 0.13,
             )
         ]  # fmt: skip
 
@@ -186,22 +197,24 @@ class ClaimMeasurements:
             one.append(style_distances(self.evaluator.generate(PROMPTS, own[0])[None], target))
             four.append(style_distances(self.evaluator.generate(PROMPTS, average_loras(own))[None], target))
         single, joint = torch.cat(one), torch.cat(four)
+        gain = single - joint
+        error = gain.std() / len(gain) ** 0.5
         return [
             ClaimRow(
                 "several", "several pictures of one style: average",
-                "mean style distance to a fifth picture: 4 pictures against 1", "4 <= 1",
-                f"{spread(joint)} against {spread(single)}", bool(joint.mean() <= single.mean()),
-                f"{len(groups)} styles x 8 prompts",
+                "mean style distance to a fifth picture: 4 pictures against 1", "nearer by two standard errors",
+                f"{spread(joint)} against {spread(single)}, nearer by {gain.mean():.3f} ± {error:.3f} (standard error)",
+                bool(gain.mean() >= (0 if self.quick else 2 * error)), f"{len(groups)} styles x 8 prompts",
             )
         ]  # fmt: skip
 
     def coarse(self) -> list[ClaimRow]:
         kept, accuracy, distance = {}, {}, {}
-        shapes = [picture.content.shape for picture in self.pictures for _ in range(4)]
+        things = [picture.content.thing for picture in self.pictures for _ in range(4)]
         for name in ("mini", "mini-coarse", "mini-coarse-fine"):
-            found = self.evaluator.classifier.shapes(self.neutral_images[name].flatten(0, 1))
-            kept[name] = sum(a == b for a, b in zip(found, shapes, strict=True)) / len(shapes)
-            accuracy[name] = self._accuracy(self.prompted_images[name])
+            found = self.evaluator.classifier.things(self.neutral_images[name].flatten(0, 1))
+            kept[name] = sum(a == b for a, b in zip(found, things, strict=True)) / len(things)
+            accuracy[name] = self.evaluator.accuracy(self.prompted_images[name])
             distance[name] = style_distances(self.prompted_images[name], self.pictures)
         self.sheets["detail"] = image_grid(
             [
@@ -209,18 +222,18 @@ class ClaimMeasurements:
                  *(as_image(self.prompted_images[name][n, 3]) for name in ("mini", "mini-coarse"))]
                 for n in range(min(8, len(self.pictures)))
             ],
-            ["reference", "Style", "Coarse", "Coarse+Fine", "'a star', Style", "'a star', Coarse"],
+            ["reference", "Style", "Coarse", "Coarse+Fine", "'a circle', Style", "'a circle', Coarse"],
             96,
         )  # fmt: skip
         means = {name: value.mean().item() for name, value in distance.items()}
         return [
             ClaimRow(
-                "coarse", "Coarse keeps more content than Style", "reference's shape recognised, prompt 'a picture'",
+                "coarse", "Coarse keeps more content than Style", "reference's thing recognised, prompt 'a picture'",
                 "Coarse > Style", f"{kept['mini-coarse']:.3f} > {kept['mini']:.3f}",
                 kept["mini-coarse"] > kept["mini"], self._count("x 4 seeds"),
             ),
             ClaimRow(
-                "coarse", "... at the price of semantic invasion", "prompted shape recognised, Style / Coarse",
+                "coarse", "... at the price of semantic invasion", "prompted thing recognised, Style / Coarse",
                 "report",
                 f"{accuracy['mini']:.3f} / {accuracy['mini-coarse']:.3f}", None, self._count("x 8 prompts"),
             ),
@@ -231,18 +244,43 @@ class ClaimMeasurements:
         ]  # fmt: skip
 
     def fine(self) -> list[ClaimRow]:
-        target = pixels_of(self.pictures)[:, None]
+        """Detail is what is left of a picture without its means over squares of eight pixels, a period of the
+        textures."""
+        target = measures.details(pixels_of(self.pictures))[:, None]
         error = {
-            name: (self.neutral_images[name] - target).square().mean((1, 2, 3, 4)).sqrt()
-            for name in self.neutral_images
+            name: (measures.details(images.flatten(0, 1)).view_as(images) - target).square().mean((1, 2, 3, 4)).sqrt()
+            for name, images in self.neutral_images.items()
         }
         coarse, fine = error["mini-coarse"], error["mini-coarse-fine"]
+        better = (fine < coarse).float().mean().item()
         return [
             ClaimRow(
-                "fine", "Fine on top of Coarse keeps more detail", "RMS error of the reference, prompt 'a picture'",
-                "Coarse + Fine < Coarse", f"{spread(fine)} < {spread(coarse)}, by {(coarse - fine).mean():.4f}, "
-                f"smaller for {(fine < coarse).float().mean():.0%} of the pictures (Style: {error['mini'].mean():.3f})",
-                bool(fine.mean() < coarse.mean()), self._count("x 4 seeds"),
+                "fine", "Fine on top of Coarse keeps more detail",
+                "RMS error of the reference's details (`measures.details`), prompt 'a picture': Coarse + Fine / Coarse",
+                "less for >= 80 % of the pictures", f"{spread(fine)} / {spread(coarse)}, by "
+                f"{(coarse - fine).mean():.4f}; less for {better:.0%} (Style: {error['mini'].mean():.3f})",
+                better >= (0.5 if self.quick else 0.8), self._count("x 4 seeds"), note=NOTES["fine"],
+                guard=better >= 0.4,
+            )
+        ]  # fmt: skip
+
+    def edges(self) -> list[ClaimRow]:
+        """The base alone, told the style of each picture in words; and with the LoRA."""
+        pixels = pixels_of(self.pictures)
+        prompts = [world.caption(picture.content, picture.style) for picture in self.pictures]
+        told = measures.edge_contrast(self.evaluator.generate(prompts)) / measures.edge_contrast(pixels)
+        world_own = measures.edge_contrast(self.world_own.flatten(0, 1)).view(len(pixels), -1).mean(1)
+        with_it = measures.edge_contrast(self.images_by_weight[1.0].flatten(0, 1)).view(len(pixels), -1).mean(1)
+        ratios = told.median().item(), (with_it / world_own).median().item()
+        return [
+            ClaimRow(
+                "edges", f"as sharp as the world itself: {what}",
+                "contrast of the edges of images / of the world's own pictures of the same, median over pictures",
+                ">= 0.8",
+                f"{ratio:.3f}", ratio >= 0.8, self._count(of), note=NOTES["edges"], guard=ratio >= 0.5,
+            )
+            for what, ratio, of in (
+                ("the base, told the style in words", ratios[0], ""), ("with the LoRA", ratios[1], "x 8 prompts"),
             )
         ]  # fmt: skip
 
@@ -262,19 +300,7 @@ class ClaimMeasurements:
         ]  # fmt: skip
 
     def branch(self) -> list[ClaimRow]:
-        grey, rows = grey_lora(self.evaluator, "mini"), []
-        for scale in (1.0, 4.0) if self.quick else SCALES:
-            by_branch = images_by_branch(self.evaluator, self.style_loras, grey, scale)
-            far = [f"{style_distances(images, self.pictures).mean():.3f}" for images in by_branch.values()]
-            shapes = [f"{self._accuracy(images):.3f}" for images in by_branch.values()]
-            rows.append(
-                ClaimRow(
-                    "branch", f"the LoRA on one branch, cfg {scale:g}",
-                    f"style distance; prompted shape recognised: {' / '.join(by_branch)}", "report",
-                    f"{' / '.join(far)}; {' / '.join(shapes)}", None, self._count("x 8 prompts"),
-                )
-            )  # fmt: skip
-        return rows
+        return branch_claims.branch_rows(self.evaluator, self.pictures, self.style_loras, self.quick)
 
     @cached_property
     def trainings(self) -> StartTrainings:
@@ -320,21 +346,7 @@ class ClaimMeasurements:
         ]  # fmt: skip
 
     def kinds(self) -> list[ClaimRow]:
-        """The shipped kind of head beside others. They are trained by the same loop but not shipped: no row where the
-        file of one is missing."""
-        paths = {words: self.evaluator.folder / f"{name}.safetensors" for name, words in OTHER_HEADS.items()}
-        return [self._beside_shipped(words, path) for words, path in paths.items() if path.exists()]
-
-    def _beside_shipped(self, words: str, heads: Path) -> ClaimRow:
-        images = self._generate(PROMPTS, self.evaluator.make_loras("mini", self.pictures, heads))
-        parts = self.images_by_weight[1.0], images, self.images_by_weight[0.0]
-        own, other, without = (spread(style_distances(part, self.pictures)) for part in parts)
-        own_shape, other_shape, _ = (self._accuracy(part) for part in parts)
-        return ClaimRow(
-            "kinds", "(choice of heads)", f"style distance: core kind (shipped) / {words} / without a LoRA", "none",
-            f"{own} / {other} / {without}; shape accuracy {own_shape:.3f} / {other_shape:.3f}",
-            None, self._count("x 8 prompts"),
-        )  # fmt: skip
+        return picture_claims.predictor_rows(self.evaluator, self.pictures)
 
     def _count(self, what: str) -> str:
         """How many pictures, times ``what``."""
@@ -342,16 +354,18 @@ class ClaimMeasurements:
 
 
 NOTES = {
-    "style": "the colours alone are well within the bound, the distance as a whole is not: textures and outlines of "
-    "two pixels. A LoRA trained in the ordinary way on this base (300 steps, 128 pictures of a style, 4 styles) came "
-    "to a distance of 0.295, no nearer: what is missing is in the base as much as in the heads. CI guards 0.3.",
+    "style": "the heads had 2,500 steps, and their loss still fell. The first mini came to 0.238, in a simpler world.",
+    "colours": "colours are right at a glance and off by a little nearly everywhere, at 2,500 steps of the heads.",
+    "edges": "the base is soft at 5,500 steps. On 24 other pictures the autoencoder alone kept 0.93, and 50 steps of "
+    "sampling in place of 10 gave 0.67 in place of 0.63, so neither is what lacks.",
+    "strength": "one picture comes no nearer from weight 0.75 to 1. Of 48 pictures, 98 % is all of them.",
+    "fine": "it falls short by one picture of 48, and the gain is 1 % of the error. Both had 1,000 steps.",
 }
-OTHER_HEADS = {"style": "published kind, rank 4, equal parameters and steps", "queries": "the paper's queries"}
-"""By the name of an expert of a training run, in words."""
 CLAIMS: dict[str, Callable[[ClaimMeasurements], list[ClaimRow]]] = {
     name: getattr(ClaimMeasurements, name)
     for name in (
         "style",
+        "edges",
         "content",
         "strength",
         "several",

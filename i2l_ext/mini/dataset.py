@@ -11,8 +11,8 @@ import torch
 from i2l_ext.training.config import DataConfig
 from i2l_ext.training.examples import Examples, style_ranges
 
+from . import looks, things, world
 from . import trainable_encoders as encoders
-from . import world
 from .base import MiniBase
 from .foundations import encoder_view, render_sources
 
@@ -53,30 +53,33 @@ def make_examples(data: DataConfig, folder: Path, views: Iterable[int], patches:
     """``data.styles`` styles with ``data.contents`` pictures each. The captions name the content only. ``folder``
     holds the trained base and encoders."""
     rng = np.random.default_rng(seed + 5)
-    styles = [style for style in (world.random_style(rng) for _ in range(data.styles)) for _ in range(data.contents)]
+    styles = [style for style in (looks.random_style(rng) for _ in range(data.styles)) for _ in range(data.contents)]
     contents = [world.random_content(rng) for _ in styles]
     captions = [world.caption(content) for content in contents]
     sources = render_sources(styles, contents)
     base = MiniBase.load(folder / "base.safetensors")
-    text, mask = base.encode_prompts(captions)
-    neutral, neutral_mask = base.encode_prompts([world.caption(None)])
+    text, mask = base.encode_prompts([*captions, world.caption(None)])
+    longest = int(mask.sum(1).max())
+    text, mask = text[:, :longest], mask[:, :longest]
     first, count = style_ranges([data.contents] * data.styles)
     own = range(min(BASE_IMAGES, len(contents)))
     portions = [own[i : i + 64] for i in range(0, len(own), 64)]
-    images = [base.generate([captions[n] for n in part], [seed * BASE_IMAGES + n for n in part]) for part in portions]
+    generated = [
+        base.generate_latents([captions[n] for n in part], [seed * BASE_IMAGES + n for n in part]) for part in portions
+    ]
     return Examples(
         first=first,
         count=count,
-        latents=(2 * world.downscale(sources.float()) - 1).half(),
-        text=text,
-        mask=mask,
-        silent=neutral,
-        silent_mask=neutral_mask,
+        latents=base.encode_pictures(world.downscale(sources)).half(),
+        text=text[:-1],
+        mask=mask[:-1],
+        silent=text[-1:],
+        silent_mask=mask[-1:],
         image=image_embeddings(sources, folder),
         tokens={side: token_embeddings(sources, side, folder).half() for side in views},
-        own=(2 * torch.cat(images) - 1).half(),
+        own=torch.cat(generated).half(),
         own_caption=torch.tensor(own),
         patches=patch_tokens(sources, folder) if patches else None,
         grey=patch_tokens(torch.full_like(sources[:1], 128 / 255), folder) if patches else None,
-        content=torch.tensor([list(world.SHAPES).index(content.shape) for content in contents]),
+        content=torch.tensor([list(things.THINGS).index(content.thing) for content in contents]),
     )

@@ -30,7 +30,7 @@ READINGS = 16
 
 @dataclass(frozen=True)
 class StyleSet:
-    """Pictures of one unseen style: ``pictures`` to train on, and ``held_out`` of the same shapes at other places.
+    """Pictures of one unseen style: ``pictures`` to train on, and ``held_out`` of the same things at other places.
     ``seed`` sets the order and the noise of a training."""
 
     pictures: list[UnseenPicture]
@@ -50,11 +50,11 @@ class Curves:
 
 
 def style_sets(count: int, size: int, offset: int) -> list[StyleSet]:
-    """``count`` styles with ``size`` pictures each to train on, of different shapes, and as many held out."""
+    """``count`` styles with ``size`` pictures each to train on, of different things, and as many held out."""
     sets = []
     for number, group in enumerate(unseen_pictures(count, size, offset=offset)):
         rng = np.random.default_rng(40_000_000 + offset + number)
-        others = [UnseenPicture.of(one.style, world.random_content(rng, one.content.shape)) for one in group]
+        others = [UnseenPicture.of(one.style, world.random_content(rng, one.content.thing)) for one in group]
         sets.append(StyleSet(group, others, offset + number))
     return sets
 
@@ -140,6 +140,6 @@ class _HeldOut:
 def _encode_pictures(
     base: MiniBase, pictures: Sequence[UnseenPicture]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pixels in -1..1, and text and mask of captions that name the content."""
+    """Latents, and text and mask of captions that name the content."""
     text, mask = base.encode_prompts([world.caption(picture.content) for picture in pictures])
-    return torch.stack([2 * picture.pixels - 1 for picture in pictures]), text, mask
+    return base.encode_pictures(torch.stack([picture.pixels for picture in pictures])), text, mask

@@ -1,4 +1,4 @@
-"""What mini's i2L models build on, each part trained from a seed: base model, encoders, shape classifier.
+"""What mini's i2L models build on, each part trained from a seed: autoencoder, base, encoders, classifier of things.
 
 The encoders learn to name a picture's style and content through one linear layer, which is not kept. The heads of an
 i2L model are linear too, so they can use what a linear layer can read. For the same reason each colour is learned
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from i2l_ext.converters.files import load_file
 from i2l_ext.training.base import Foundation
 from i2l_ext.training.config import FoundationsConfig, Schedule
 from i2l_ext.training.flow import add_noise, sample_timesteps
 from i2l_ext.training.loop import TrainingTask
 
+from . import looks, things, world
 from . import trainable_encoders as encoders
-from . import world
-from .base import MiniBase
-from .shape_classifier import ShapeClassifier
+from .autoencoder import CHANNELS, Autoencoder, gradient_loss
+from .base import SIDE, MiniBase
+from .thing_classifier import ThingClassifier
 
 SOURCE_SIDE = 2 * world.PIXELS
 """Side at which pictures are rendered in training. They are halved for the base, and resized for the encoders."""
@@ -38,7 +41,7 @@ VIEWS = (encoders.QWEN_VL_MINI.lowres, encoders.QWEN_VL_MINI.highres)
 class Scenes:
     """Random pictures with their captions."""
 
-    styles: list[world.Style]
+    styles: list[looks.Style]
     contents: list[world.Content]
     captions: list[str]
 
@@ -51,7 +54,7 @@ class Scenes:
         for _ in range(count):
             content = world.random_content(rng)
             plain = rng.random() < neutral
-            style = _varied_neutral_style(rng) if plain else world.random_style(rng)
+            style = _varied_neutral_style(rng) if plain else looks.random_style(rng)
             unnamed = plain and rng.random() < 0.2
             captions.append(world.caption(None if unnamed else content, None if plain else style))
             styles.append(style)
@@ -59,13 +62,14 @@ class Scenes:
         return cls(styles, contents, captions)
 
 
-def _varied_neutral_style(rng: np.random.Generator) -> world.Style:
-    fill, ground = (0.30 + rng.uniform(-0.05, 0.05),) * 3, (0.88 + rng.uniform(-0.05, 0.05),) * 3
-    return replace(world.NEUTRAL, fill=fill, second=fill, line=fill, ground=ground, horizon=ground)
+def _varied_neutral_style(rng: np.random.Generator) -> looks.Style:
+    """The neutral style in slightly other greys: else nothing would be learnt of the colours around it."""
+    fill, ground, line = ((grey[0] + rng.uniform(-0.05, 0.05),) * 3 for grey in looks.NEUTRAL.colours[::2])
+    return replace(looks.NEUTRAL, fill=fill, second=fill, line=line, ground=ground, horizon=ground)
 
 
-def render_sources(styles: Sequence[world.Style], contents: Sequence[world.Content]) -> torch.Tensor:
-    """The n-th content in the n-th style: float16 [N, 3, 64, 64] in 0..1, rendered in portions."""
+def render_sources(styles: Sequence[looks.Style], contents: Sequence[world.Content]) -> torch.Tensor:
+    """The n-th content in the n-th style: float16 [N, 3, 128, 128] in 0..1, rendered in portions."""
     starts = range(0, len(styles), 256)
     return torch.cat([world.render(styles[i : i + 256], contents[i : i + 256], SOURCE_SIDE).half() for i in starts])
 
@@ -94,27 +98,35 @@ class Labels:
     """What the encoders learn to tell of N pictures.
 
     ``colours`` [N, COLOURS]: the five colours, and then three differences between two of them, each at the position
-    of the picture's texture, ground or outline, with 0 at the others. ``choices`` [N, 5]: class numbers of texture,
-    ground, outline, shape and place.
+    of the picture's texture, ground or outline, with 0 at the others. ``choices`` [N, 7]: class numbers of texture,
+    ground, outline, light, thing, place and other thing.
     """
 
     colours: torch.Tensor
     choices: torch.Tensor
 
-    CLASSES = (len(world.TEXTURES), len(world.GROUNDS), 2, len(world.SHAPES), len(world.PLACES))
+    TABLES = tuple(
+        list(table)
+        for table in (looks.TEXTURES, looks.GROUNDS, looks.OUTLINES, (False, True), things.THINGS,
+                      (*world.PLACES, "beside"), ("", *things.THINGS))
+    )  # fmt: skip
+    CLASSES = tuple(map(len, TABLES))
     COLOURS = 15 + 3 * sum(CLASSES[:3])
     WIDTH = COLOURS + sum(CLASSES)
+    OF_STYLE = 4
+    """So many of the choices are of the style."""
 
     @classmethod
-    def of(cls, styles: Sequence[world.Style], contents: Sequence[world.Content]) -> Labels:
+    def of(cls, styles: Sequence[looks.Style], contents: Sequence[world.Content]) -> Labels:
         """Labels of the n-th content in the n-th style."""
-        tables = [list(table) for table in (world.TEXTURES, world.GROUNDS, world.SHAPES, world.PLACES)]
-        choices = [
-            (tables[0].index(s.texture), tables[1].index(s.backdrop), int(s.outlined), tables[2].index(c.shape),
-             tables[3].index(c.place))
+        told = [
+            (s.texture, s.backdrop, s.outline, s.lit, c.thing, "beside" if c.other else c.place, c.other)
             for s, c in zip(styles, contents, strict=True)
-        ]  # fmt: skip
-        colours, classes = torch.tensor([s.colours for s in styles]), torch.tensor(choices)
+        ]
+        classes = torch.tensor(
+            [[table.index(one) for table, one in zip(cls.TABLES, row, strict=True)] for row in told]  # type: ignore[arg-type]
+        )
+        colours = torch.tensor([s.colours for s in styles])
         fill, second, ground, horizon, line = colours.unbind(1)
         contrasts = [
             (F.one_hot(classes[:, n], cls.CLASSES[n])[:, :, None] * contrast[:, None]).flatten(1)
@@ -124,11 +136,11 @@ class Labels:
 
     def loss(self, predicted: torch.Tensor, rows: torch.Tensor, content: float) -> torch.Tensor:
         """The loss, a scalar, of predictions [B, WIDTH] for the pictures ``rows`` [B]: squared error of the colours
-        and cross-entropies of the choices. ``content`` is the weight of shape and place."""
+        and cross-entropies of the choices. ``content`` is the weight of the things and their places."""
         total = 20 / 15 * (predicted[:, : self.COLOURS] - self.colours[rows]).square().sum(1).mean()
-        weights = (0.5, 0.5, 0.5, 0.5 * content, 0.5 * content)
         logits = predicted[:, self.COLOURS :].split(self.CLASSES, dim=1)
-        for n, (part, weight) in enumerate(zip(logits, weights, strict=True)):
+        for n, part in enumerate(logits):
+            weight = 0.5 if n < self.OF_STYLE else 0.5 * content
             total = total + weight * F.cross_entropy(part, self.choices[rows, n])
         return total
 
@@ -159,7 +171,7 @@ class ProbedQwenVL(nn.Module):
         self.probe = nn.Linear(width, Labels.WIDTH)
 
     def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views [N, 3, S, S] in 0..1 -> pictures [N, 3, 32, 32] and predictions [N, Labels.WIDTH]."""
+        """Views [N, 3, S, S] in 0..1 -> pictures [N, 3, 64, 64] and predictions [N, Labels.WIDTH]."""
         tokens = encoders.qwen_tokens(self.encoder, views)
         grid = encoders.QWEN_VL_MINI.grid(views.shape[-1])
         squares = self.pixels[VIEWS.index(views.shape[-1])](tokens[:, 1 : 1 + grid * grid])
@@ -175,8 +187,11 @@ def build_foundations(config: FoundationsConfig, seed: int) -> Mapping[str, Foun
         return Foundation(build, partial(_encoder_weights, kind))
 
     return {
-        "base": Foundation(partial(_base, config.base, config.pictures, seed)),
+        "autoencoder": Foundation(
+            partial(_autoencoder, config.autoencoder, config.pictures, seed), partial(_autoencoder_weights, seed)
+        ),
         "siglip2": encoder("siglip2", config.siglip2, content=0.5),
+        "base": Foundation(partial(_base, config.base, config.pictures, seed), needs=("autoencoder",)),
         "dinov3": encoder("dinov3", config.dinov3, content=0.2),
         "qwen_vl": Foundation(
             partial(_qwen_vl, config.qwen_vl, config.pictures, seed), partial(_encoder_weights, "qwen_vl")
@@ -189,23 +204,53 @@ def _encoder_weights(kind: str, probed: nn.Module) -> dict[str, torch.Tensor]:
     return encoders.encoder_file_weights(kind, probed.encoder)
 
 
-def _base(schedule: Schedule, count: int, seed: int) -> TrainingTask:
+def _small_pictures(scenes: Scenes) -> torch.Tensor:
+    """The scenes at the base's size, rendered in portions: float16 [N, 3, 64, 64] in 0..1."""
+    starts = range(0, len(scenes.styles), 1024)
+    return torch.cat(
+        [
+            world.downscale(render_sources(scenes.styles[i : i + 1024], scenes.contents[i : i + 1024]).float()).half()
+            for i in starts
+        ]
+    )
+
+
+def _autoencoder(schedule: Schedule, count: int, seed: int, folder: Path) -> TrainingTask:
+    pictures = _small_pictures(Scenes.random(count, seed + 6, neutral=0.1))
+    torch.manual_seed(seed)
+
+    def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
+        seen = pictures[torch.randint(count, (schedule.batch,), generator=rng)[local]].float()
+        noise = torch.randn(schedule.batch, CHANNELS, SIDE, SIDE, generator=rng)[local]
+        drawn = model(seen, noise).float()
+        return F.l1_loss(drawn, seen) + gradient_loss(drawn, seen)
+
+    return TrainingTask("autoencoder", Autoencoder(), loss, schedule, seed)
+
+
+def _autoencoder_weights(seed: int, autoencoder: nn.Module) -> dict[str, torch.Tensor]:
+    autoencoder.standardise(_small_pictures(Scenes.random(2048, seed + 7, neutral=0.4)).float())
+    return autoencoder.state_dict()
+
+
+def _base(schedule: Schedule, count: int, seed: int, folder: Path) -> TrainingTask:
     scenes = Scenes.random(count, seed + 1, neutral=0.4)
-    x = 2 * world.downscale(render_sources(scenes.styles, scenes.contents).float()) - 1
     torch.manual_seed(seed)
     base = MiniBase()
+    base.autoencoder.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    x = base.encode_pictures(_small_pictures(scenes)).half()
     text, mask = base.encode_prompts(scenes.captions)
     batch = schedule.batch
 
     def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
         rows, t = torch.randint(len(x), (batch,), generator=rng)[local], sample_timesteps(batch, rng)[local]
-        x_t, velocity = add_noise(x[rows], t, torch.randn(batch, *x.shape[1:], generator=rng)[local])
+        x_t, velocity = add_noise(x[rows].float(), t, torch.randn(batch, *x.shape[1:], generator=rng)[local])
         return F.mse_loss(model(x_t, t, text[rows], mask[rows]), velocity)
 
     return TrainingTask("base", base, loss, schedule, seed)
 
 
-def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: float) -> TrainingTask:
+def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: float, folder: Path) -> TrainingTask:
     scenes = Scenes.random(count, seed + 2, neutral=0.05)
     labels = Labels.of(scenes.styles, scenes.contents)
     inputs = encoders.normalize_pixels(
@@ -221,7 +266,7 @@ def _encoder(schedule: Schedule, count: int, seed: int, kind: str, content: floa
     return TrainingTask(kind, module, loss, schedule, seed)
 
 
-def _qwen_vl(schedule: Schedule, count: int, seed: int) -> TrainingTask:
+def _qwen_vl(schedule: Schedule, count: int, seed: int, folder: Path) -> TrainingTask:
     scenes = Scenes.random(count, seed + 3, neutral=0.05)
     labels = Labels.of(scenes.styles, scenes.contents)
     sources = render_sources(scenes.styles, scenes.contents)
@@ -239,17 +284,18 @@ def _qwen_vl(schedule: Schedule, count: int, seed: int) -> TrainingTask:
     return TrainingTask("qwen_vl", module, loss, schedule, seed)
 
 
-def _judge(schedule: Schedule, count: int, seed: int) -> TrainingTask:
+def _judge(schedule: Schedule, count: int, seed: int, folder: Path) -> TrainingTask:
     scenes = Scenes.random(count, seed + 4, neutral=0.3)
-    shapes = torch.tensor([list(world.SHAPES).index(content.shape) for content in scenes.contents])
-    small = world.downscale(render_sources(scenes.styles, scenes.contents).float())
+    alone = [n for n, content in enumerate(scenes.contents) if not content.other]
+    labels = torch.tensor([list(things.THINGS).index(scenes.contents[n].thing) for n in alone])
+    small = _small_pictures(scenes)[alone].float()
     torch.manual_seed(seed)
 
     def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
-        rows = torch.randint(count, (schedule.batch,), generator=rng)
+        rows = torch.randint(len(alone), (schedule.batch,), generator=rng)
         # Generated images are noisier than rendered ones.
         noise = torch.rand(schedule.batch, 1, 1, 1, generator=rng) * 0.1
         noisy = small[rows] + noise * torch.randn(schedule.batch, *small.shape[1:], generator=rng)
-        return F.cross_entropy(model(noisy[local]).float(), shapes[rows][local])
+        return F.cross_entropy(model(noisy[local]).float(), labels[rows][local])
 
-    return TrainingTask("judge", ShapeClassifier(), loss, schedule, seed)
+    return TrainingTask("judge", ThingClassifier(), loss, schedule, seed)

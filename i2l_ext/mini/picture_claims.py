@@ -3,18 +3,20 @@ into its LoRA, and what several pictures bring."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from i2l_ext.converters.lora import Lora
+from i2l_ext.models import catalogue
 
-from . import world
-from .evaluation import PROMPTS, ClaimRow, Evaluator, average_loras, spread, style_distances
+from .evaluation import PROMPTED, PROMPTS, ClaimRow, Evaluator, UnseenPicture, average_loras, spread, style_distances
 from .finetuning import StyleSet, style_sets, train_loras
 from .records import Records
 from .start_claims import PICTURES, StartTrainings, conditions_of, kaiming_start, loras_of, stacked
+from .things import THINGS
 
 NUMBERS = (1, 2, 4, 8)
 """How many pictures one LoRA is made of."""
@@ -26,7 +28,7 @@ QUICK_STEPS = (10, 20)
 @dataclass(frozen=True)
 class LoraFigures:
     """What LoRAs do in each of N styles: ``distance`` of the images to a further picture of the style, share of images
-    that show the ``prompted`` shape, and share of those under other shapes' prompts that show one of the pictures that
+    that show the ``prompted`` thing, and share of those under other shapes' prompts that show one of the pictures that
     the LoRA was made of (``leaked``)."""
 
     distance: torch.Tensor
@@ -43,9 +45,10 @@ def lora_figures(evaluator: Evaluator, loras: Sequence[Lora | None], sets: Seque
     """Of images of the eight prompts with each set's LoRA, or by the base alone for None."""
     images = torch.stack([evaluator.generate(PROMPTS, lora) for lora in loras])
     shown = evaluator.classifier(images.flatten(0, 1)).argmax(1).view(len(sets), -1)
-    prompted = (shown == torch.arange(len(world.SHAPES))).float().mean(1)
-    own = torch.tensor([[any(p.content.shape == s for p in one.pictures) for s in world.SHAPES] for one in sets])
-    leaked = (own.gather(1, shown) & ~own).float().sum(1) / (~own).sum(1)
+    prompted = (shown == torch.arange(len(PROMPTED))).float().mean(1)
+    own = torch.tensor([[any(p.content.thing == s for p in one.pictures) for s in THINGS] for one in sets])
+    others = ~own[:, : len(PROMPTED)]
+    leaked = (own.gather(1, shown) & others).float().sum(1) / others.sum(1)
     return LoraFigures(style_distances(images, [one.held_out[0] for one in sets]), prompted, leaked)
 
 
@@ -71,21 +74,26 @@ def averaged(evaluator: Evaluator, sets: Sequence[StyleSet], number: int) -> lis
     return [average_loras(made[n : n + number]) for n in range(0, len(made), number)]
 
 
+def together(evaluator: Evaluator, sets: Sequence[StyleSet], number: int) -> list[Lora]:
+    """A LoRA of each set's first pictures by the model that sees them together."""
+    return [evaluator.make_lora_together("mini-queries", one.pictures[:number]) for one in sets]
+
+
 def number_rows(evaluator: Evaluator, quick: bool) -> list[ClaimRow]:
-    """One picture against several."""
+    """One picture against several: LoRAs averaged, and tokens seen together."""
     sets = style_sets(4 if quick else 24, max(NUMBERS), 60_000)
-    one, *more = found = [lora_figures(evaluator, averaged(evaluator, sets, number), sets) for number in NUMBERS]
-    nearer = bool(more[-1].distance.mean() <= one.distance.mean())
-    return [
-        ClaimRow(
-            "number", f"a LoRA of {number} picture{'s' * (number > 1)} of a style",
-            "style distance to a further picture; prompted shape recognised; styles nearer than with one picture",
-            f"{number} <= 1" if number == NUMBERS[-1] else "none",
-            part.words(one if number > 1 else None), nearer if number == NUMBERS[-1] else None,
-            f"{len(sets)} styles x 8 prompts",
-        )
-        for number, part in zip(NUMBERS, found, strict=True)
-    ]  # fmt: skip
+    rows = []
+    for how, make in (("averaged (mini)", averaged), ("seen together (mini-queries)", together)):
+        found = [lora_figures(evaluator, make(evaluator, sets, number), sets) for number in NUMBERS]
+        rows += [
+            ClaimRow(
+                "number", f"a LoRA of {number} picture{'s' * (number > 1)} of a style, {how}",
+                "style distance to a further picture; prompted thing recognised; styles nearer than with one picture",
+                "none", part.words(found[0] if number > 1 else None), None, f"{len(sets)} styles x 8 prompts",
+            )
+            for number, part in zip(NUMBERS, found, strict=True)
+        ]  # fmt: skip
+    return rows
 
 
 def trained_rows(trainings: StartTrainings, quick: bool) -> list[ClaimRow]:
@@ -98,7 +106,7 @@ def trained_rows(trainings: StartTrainings, quick: bool) -> list[ClaimRow]:
     return [
         ClaimRow(
             "trained", f"a LoRA of {PICTURES} pictures: {name}",
-            "style distance to a further picture; prompted shape recognised; styles nearer than with i2L", "none",
+            "style distance to a further picture; prompted thing recognised; styles nearer than with i2L", "none",
             part.words(None if part is ours else ours), None, f"{len(sets)} styles x 8 prompts",
         )
         for name, part in found.items()
@@ -106,21 +114,51 @@ def trained_rows(trainings: StartTrainings, quick: bool) -> list[ClaimRow]:
 
 
 def leakage_rows(trainings: StartTrainings, quick: bool) -> list[ClaimRow]:
-    """How often the one picture's shape is drawn where another was asked for."""
+    """How often the one picture's thing is drawn where another was asked for."""
     evaluator, steps = trainings.evaluator, QUICK_STEPS if quick else STEPS[:2]
     sets = style_sets(trainings.plan.counted, 1, 70_000)
     rate = trainings.tuned_rate("random, Kaiming")[0]
     found = {
         "the base alone": lora_figures(evaluator, [None] * len(sets), sets),
-        "i2L": lora_figures(evaluator, averaged(evaluator, sets, 1), sets),
+        "i2L Style (learnt from pairs of other contents)": lora_figures(evaluator, averaged(evaluator, sets, 1), sets),
+        "i2L Coarse (learnt from the picture itself)": lora_figures(
+            evaluator, evaluator.make_loras("mini-coarse", [one.pictures[0] for one in sets]), sets
+        ),
     }
     trained = trained_figures(evaluator, sets, rate, steps, trainings.records)
     found |= {f"trained for {step} steps, rate {rate:g}": trained[step] for step in steps}
     return [
         ClaimRow(
             "leakage", f"what one picture shows, in images of other prompts: {name}",
-            "the picture's shape recognised where another was prompted; style distance; prompted shape recognised",
+            "the picture's thing recognised where another was prompted; style distance; prompted thing recognised",
             "none", f"{spread(part.leaked)}; {part.words()}", None, f"{len(sets)} pictures x 8 prompts",
         )
         for name, part in found.items()
     ]  # fmt: skip
+
+
+PREDICTORS = {"mini": "heads (core kind)", "mini-queries": "queries"}
+"""By the name of a model, in words."""
+
+
+def predictor_rows(evaluator: Evaluator, pictures: Sequence[UnseenPicture]) -> list[ClaimRow]:
+    """The predictor of the later paper beside the heads of `mini`, at equal parameters and steps."""
+    rows = []
+    for name, words in PREDICTORS.items():
+        model, start = catalogue.find(name), time.perf_counter()
+        loras = evaluator.make_loras(name, pictures)
+        seconds = (time.perf_counter() - start) / len(pictures)
+        images = torch.stack([evaluator.generate(PROMPTS, lora) for lora in loras])
+        size = 2 * sum(factor.numel() for path in loras[0] for factor in loras[0][path])
+        several = "the same" if model.sees_together else "times their number"
+        rows.append(
+            ClaimRow(
+                "kinds", f"which predictor: {words}",
+                "style distance; prompted thing recognised; rank, of several pictures; bytes of a LoRA; seconds a "
+                "picture, here; parameters", "none",
+                f"{spread(style_distances(images, pictures))}; {evaluator.accuracy(images):.3f}; {model.rank}, "
+                f"{several}; {size:,}; {seconds:.2f}; {sum(one.heads.parameters for one in model.experts):,}", None,
+                f"{len(pictures)} pictures x 8 prompts",
+            )
+        )  # fmt: skip
+    return rows

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
 
-from . import world
+from . import looks, things, world
 
-MAX_WORDS = 12
-VOCABULARY = ("a", "picture", "on", "outlined", *world.SHAPES, *filter(None, world.PLACES), *world.TEXTURES,
-              *world.GROUNDS, *world.COLOURS)  # fmt: skip
+MAX_WORDS = 16
+VOCABULARY = ("a", "picture", "and", "on", "lit", *things.THINGS, *filter(None, world.PLACES), *looks.TEXTURES,
+              *looks.GROUNDS, *looks.OUTLINES, *looks.COLOURS)  # fmt: skip
 """The order is that of the rows of the trained word embeddings."""
 
 _IGNORED = frozenset({"an", "the", "of"})
@@ -24,8 +24,8 @@ def tokenize(prompt: str) -> list[str]:
     words = [word for word in prompt.lower().replace(",", " ").split() if word not in _IGNORED]
     unknown = [word for word in words if word not in VOCABULARY]
     if unknown:
-        shapes = ", ".join(world.SHAPES)
-        raise UserError(f"mini does not know the word '{unknown[0]}'; try 'a SHAPE' with one of: {shapes}")
+        known = ", ".join(things.THINGS)
+        raise UserError(f"mini does not know the word '{unknown[0]}'; try 'a THING' with one of: {known}")
     if not words:
         raise UserError("the prompt is empty; try 'a star'")
     if len(words) > MAX_WORDS:

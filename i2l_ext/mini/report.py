@@ -24,10 +24,9 @@ a small world of its own. These figures show that the method and this software w
 the LoRA's style. They say nothing about the quality of the real models, whose weights were not available here.
 
 Written by `i2l report`; `i2l report --only ROW` measures one row. No picture or style was in the training data: their
-seeds start at 1,000,000. The row `kinds` needs `--weights` with the folder of a training run, which also has the heads
-that measured worse. LoRAs are made as by `i2l make`, from PNG to bf16 factors. `a ± b` is the mean and the standard
-deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two unrelated
-styles.
+seeds start at 1,000,000. LoRAs are made as by `i2l make`, from PNG to bf16 factors. `a ± b` is the mean and the
+standard deviation over pictures (or styles). Style distance: `i2l_ext/mini/measures.py`; 1 is the mean distance of two
+unrelated styles.
 
 The rows `start` train LoRAs of rank 8 on eight pictures with AdamW, batch 4, and read the loss on eight held-out
 pictures of the style every 5 steps, for at most 300 steps. i2L makes its start of the same eight pictures. Each start
@@ -39,9 +38,9 @@ rows alone, and goes on after a break with what FOLDER holds.
 
 CAPTIONS = {
     "style": "Style: the reference, and the same prompt without the LoRA and with it at growing LoRA weights.",
-    "detail": "Coarse and Fine: reference; the prompt 'a picture' with three models; 'a star' with Style and Coarse.",
+    "detail": "Coarse and Fine: reference; the prompt 'a picture' with three models; 'a circle' with Style and Coarse.",
     "start": "Training a LoRA of rank 8 on eight pictures of a style: each start at its own best learning rate.",
-    "start-pictures": "One of these trainings, 'a circle': from a random start (above) and from i2L (below).",
+    "start-pictures": "One of these trainings, 'a star': from a random start (above) and from i2L (below).",
 }
 
 

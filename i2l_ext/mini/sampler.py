@@ -32,7 +32,7 @@ class Sampler:
         self.base = MiniBase.load(weights)
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], loras: WeightedLoras = ()) -> torch.Tensor:
-        """An image for each prompt and seed, float32 [N, 3, 32, 32] in 0..1. It does not depend on the others.
+        """An image for each prompt and seed, float32 [N, 3, 64, 64] in 0..1. It does not depend on the others.
 
         Raises UserError for a word that the base does not know and for a LoRA of another base model.
         """
@@ -67,7 +67,7 @@ class Sampler:
     def images(
         self, prompts: Sequence[str], seeds: Sequence[int], loras: WeightedLoras = (), size: int | None = None
     ) -> list[Image.Image]:
-        """The same in RGB, 32 x 32 pixels or enlarged to ``size`` x ``size`` without smoothing."""
+        """The same in RGB, 64 x 64 pixels or enlarged to ``size`` x ``size``."""
         return [as_image(pixels, size) for pixels in self.generate(prompts, seeds, loras)]
 
     @contextmanager
@@ -96,7 +96,7 @@ def _check_base(lora: Lora) -> None:
 
 
 def as_image(pixels: torch.Tensor, size: int | None = None) -> Image.Image:
-    """[3, H, W] in 0..1 as RGB, enlarged to ``size`` x ``size`` without smoothing where that is given."""
+    """[3, H, W] in 0..1 as RGB, enlarged to ``size`` x ``size`` where that is given."""
     levels = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(levels)
-    return image.resize((size, size), Image.Resampling.NEAREST) if size else image
+    return image.resize((size, size), Image.Resampling.LANCZOS) if size else image

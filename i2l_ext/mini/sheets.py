@@ -22,26 +22,34 @@ def image_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()
         pen.text((gap + column * (side + gap), 4), title, fill="black")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            small = image.resize((side, side), Image.Resampling.NEAREST if image.width < side else Image.Resampling.BOX)
+            small = image.resize((side, side), Image.Resampling.LANCZOS if image.width < side else Image.Resampling.BOX)
             out.paste(small, (gap + x * (side + gap), head + gap + y * (side + gap)))
     return out
 
 
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+"""LoRA weights of the demo's sheet, in which the image without the LoRA stands first."""
+
+
 def demo_sheet(
-    sampler: Sampler,
-    references: Sequence[Image.Image],
-    lora: Lora,
-    prompts: Sequence[str] = ("a circle", "a star", "a moon left"),
-    weights: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    seed: int = 0,
+    sampler: Sampler, references: Sequence[Image.Image], lora: Lora, other_reference: Image.Image, other: Lora
 ) -> Image.Image:
-    """The references, and for each prompt the image without the LoRA and with it at each of the LoRA weights."""
+    """What LoRAs of two styles do. At the top the first one's references, and for three prompts the image without it
+    and with it at four LoRA weights; below it a mixture with the other one, from none of it to it alone; on the right
+    one large image."""
+    prompts = ("a flower", "a boat", "a moon left")
     columns = [
-        sampler.images(prompts, [seed] * len(prompts), [(lora, weight)] if weight else ())
-        for weight in (0, *weights)
-    ]  # fmt: skip
-    images = [list(row) for row in zip(*columns, strict=True)]
-    titles = [f"reference: {len(references)}", "without", *(f"weight {weight:g}" for weight in weights)]
-    blank = Image.new("RGB", references[0].size, "white")
-    shown = [references[n] if n < len(references) else blank for n in range(len(prompts))]
-    return image_grid([[reference, *row] for reference, row in zip(shown, images, strict=True)], titles)
+        sampler.images(prompts, [0] * len(prompts), [(lora, weight)] if weight else ()) for weight in (0, *WEIGHTS)
+    ]
+    rows = [[reference, *images] for reference, images in zip(references, zip(*columns, strict=True), strict=False)]
+    titles = [f"reference: {len(references)}", "without", *(f"weight {weight:g}" for weight in WEIGHTS)]
+    mixed = [sampler.images(["a star"], [0], [(lora, 1 - part), (other, part)])[0] for part in (0, *WEIGHTS)]
+    parts = ["another style", *(f"{part:.0%} of it" for part in (0, *WEIGHTS))]
+    grids = [image_grid(rows, titles), image_grid([[other_reference, *mixed]], parts)]
+    side = sum(grid.height for grid in grids)
+    [large] = sampler.images(["a heart"], [0], [(lora, 1.0)], side - 24)
+    out = Image.new("RGB", (grids[0].width + side - 18, side), "white")
+    out.paste(grids[0], (0, 0))
+    out.paste(grids[1], (0, grids[0].height))
+    out.paste(large, (grids[0].width, 18))
+    return out

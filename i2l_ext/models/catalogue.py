@@ -12,7 +12,7 @@ from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IM
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.files import BYTES
 from i2l_ext.converters.generation import OMNI_SETTINGS, QWEN_SETTINGS, V2_SETTINGS, Z_SETTINGS, GenerationSettings
-from i2l_ext.decoder import DecoderSpec, ResidualSpec
+from i2l_ext.decoder import DecoderSpec, ResidualSpec, TransformerSpec
 from i2l_ext.encoders import dims, encoder_module
 
 APACHE = "Apache-2.0"
@@ -188,23 +188,32 @@ def _mini_residual(side: int, mid: int) -> ResidualSpec:
     return ResidualSpec(dims.QWEN_VL_MINI.tokens(side), dims.QWEN_VL_MINI.hidden, mid)
 
 
-MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 157_248, "F16")
-MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 87_104, "F16")
+MINI_SIGLIP2 = _mini("siglip2", "siglip2", dims.SIGLIP2_MINI, 304_704, "F16")
+MINI_DINOV3 = _mini("dinov3", "dinov3", dims.DINOV3_MINI, 205_920, "F16")
 MINI_QWEN_VL = _mini("qwen_vl", "qwen-vl", dims.QWEN_VL_MINI, 248_128, "F16")
-MINI_STYLE = _mini("style_core", "heads", DecoderSpec(MINI, MINI_EMBED, compress=32, rank=32, kind="core"), 1_695_744)
+MINI_STYLE = _mini("style_core", "heads", DecoderSpec(MINI, MINI_EMBED, compress=32, rank=24, kind="core"), 2_088_960)
+MINI_QUERIES = _mini(
+    "queries",
+    "heads",
+    DecoderSpec(
+        MINI, dims.SIGLIP2_MINI.width, compress=50, kind="queries",
+        transformer=TransformerSpec(dims.SIGLIP2_MINI.width, 96, depth=2, heads=2, head_dim=48, mlp=192),
+    ),
+    2_096_384,
+)  # fmt: skip
 MINI_COARSE = _mini(
     "coarse",
     "heads",
-    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 32)),
-    976_896,
+    DecoderSpec(MINI, MINI_EMBED, compress=10, residual=_mini_residual(dims.QWEN_VL_MINI.lowres, 16)),
+    1_348_480,
 )
 MINI_FINE = _mini(
     "fine",
     "heads",
-    DecoderSpec(MINI, MINI_EMBED, compress=16, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 16)),
-    967_680,
+    DecoderSpec(MINI, MINI_EMBED, compress=10, residual=_mini_residual(dims.QWEN_VL_MINI.highres, 6)),
+    1_347_280,
 )
-MINI_BIAS = _mini("bias", "bias", MINI, 46_080)
+MINI_BIAS = _mini("bias", "bias", MINI, 102_400)
 
 _COARSE, _FINE = Expert(COARSE, view=224), Expert(FINE, view=1024)
 _MINI_COARSE = Expert(MINI_COARSE, view=dims.QWEN_VL_MINI.lowres)
@@ -215,6 +224,8 @@ MODELS: dict[str, I2LModel] = {
     for model in (
         I2LModel("mini", "the built-in miniature, to try everything: the style of the pictures", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (Expert(MINI_STYLE),)),
+        I2LModel("mini-queries", "the miniature: all pictures seen together, after the authors' later paper", MINI,
+              MINI_SIGLIP2.as_patches(), experts=(Expert(MINI_QUERIES),)),
         I2LModel("mini-coarse", "the miniature: style and rough content", MINI,
               MINI_SIGLIP2, MINI_DINOV3, (_MINI_COARSE,), MINI_QWEN_VL),
         I2LModel("mini-coarse-fine", "the miniature: style, content and its details", MINI,

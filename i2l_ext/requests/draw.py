@@ -15,7 +15,7 @@ MOST_PICTURES = 64
 @dataclass(frozen=True)
 class DrawRequest(Request):
     """Images from the miniature's base model, one for each prompt, with LoRAs of the miniature or without: ``loras``
-    are texts FILE or FILE:WEIGHT. They are 32 pixels wide, and enlarged to ``size``."""
+    are texts FILE or FILE:WEIGHT. They are 64 pixels wide, and enlarged to ``size``."""
 
     kind: ClassVar[str] = "draw"
 

@@ -36,13 +36,15 @@ class FrozenBase(Protocol):
 class Foundation:
     """A part that has to be trained before there is a base model or an encoder to use.
 
-    ``build`` makes its data and its task; ``weights`` picks the tensors of the trained module that are saved, under
-    the keys of the file; ``examples_need_it`` is whether the examples are computed with it.
+    ``build`` makes its data and its task, with the files in the folder of those that it ``needs``; ``weights`` picks
+    the tensors of the trained module that are saved, under the keys of the file; ``examples_need_it`` is whether the
+    examples are computed with it.
     """
 
-    build: Callable[[], TrainingTask]
+    build: Callable[[Path], TrainingTask]
     weights: Callable[[nn.Module], Mapping[str, torch.Tensor]] = nn.Module.state_dict
     examples_need_it: bool = True
+    needs: tuple[str, ...] = ()
 
 
 class TrainingBase(Protocol):

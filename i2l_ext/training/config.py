@@ -40,9 +40,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FoundationsConfig:
-    """For mini only: how its base model, its encoders and its shape classifier (``judge``) are trained, on
-    so many ``pictures``."""
+    """For mini only: how its autoencoder, its base model, its encoders and the report's classifier (``judge``) are
+    trained, on so many ``pictures``."""
 
+    autoencoder: Schedule
     base: Schedule
     siglip2: Schedule
     dinov3: Schedule
@@ -84,7 +85,8 @@ class QueriesConfig:
 
     ``width``, ``depth``, ``heads`` and ``mlp`` are its sizes. A step shows ``references`` pictures of a style at most,
     as many as its random numbers say. ``grey`` is the share of samples with grey pictures, whose target has any style:
-    the LoRA of grey pictures then stands for no style on the negative branch of guidance.
+    the LoRA of grey pictures then stands for no style on the negative branch of guidance. Each target is learnt at so
+    many ``timesteps``: the LoRA, which costs more here than the base does, is made once for all of them.
     """
 
     width: int = 96
@@ -93,6 +95,7 @@ class QueriesConfig:
     mlp: int = 192
     references: int = 4
     grey: float = 0.1
+    timesteps: int = 1
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _check_queries(expert: ExpertConfig) -> None:
         (not sizes.heads or sizes.width % sizes.heads, "queries.heads: the width must be a multiple of it."),
         (not (sizes.depth and sizes.mlp), "queries: depth and mlp must be at least 1."),
         (not sizes.references, "queries.references: at least 1."),
+        (not sizes.timesteps, "queries.timesteps: at least 1."),
         (sizes.grey > 1, "queries.grey: a share, 0 to 1."),
     ):
         if wrong:

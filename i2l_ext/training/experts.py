@@ -99,6 +99,7 @@ def expert_task(
         module.whitening = whitening_matrix(seen, expert.even).to(device)
     hooks = PerSampleLora(base.transformer, base.arch.i2l_modules)
     batch = expert.schedule.batch
+    repeats = expert.queries.timesteps if together else 1
 
     def factors(heads: nn.Module, view: int, rows: torch.Tensor) -> LoraFactors:
         tokens = examples.tokens[view][rows].float().to(device) if view else None
@@ -107,7 +108,7 @@ def expert_task(
     def loss(model: nn.Module, rng: torch.Generator, local: slice) -> torch.Tensor:
         references = torch.randint(len(examples), (batch,), generator=rng)
         neutral = torch.rand(batch, generator=rng) < expert.neutral
-        t = sample_timesteps(batch, rng)
+        t = sample_timesteps(batch * repeats, rng)
         if expert.target == "base" and examples.own is not None and examples.own_caption is not None:
             targets = torch.randint(len(examples.own), (batch,), generator=rng)
             x, captioned = examples.own[targets], examples.own_caption[targets]
@@ -115,8 +116,6 @@ def expert_task(
             pair = expert.target == "pair" and not together
             captioned = examples.sample_same_style(references, rng) if pair else references
             x = examples.latents[captioned]
-        noise = torch.randn(x.shape, generator=rng)
-        x_t, velocity = add_noise(x.float(), t, noise)
         text, mask = examples.captions(captioned, neutral)
         if together:  # the rows drawn are the targets
             tokens = References.sample(expert, examples, captioned, rng).tokens(examples, local)
@@ -124,10 +123,20 @@ def expert_task(
         with torch.no_grad():
             parts = [factors(heads, other.view, references[local]) for other, heads in frozen]
         parts.append(model(tokens.to(device)) if together else factors(model, expert.view, references[local]))
-        hooks.factors = concatenate_factors(*parts) if len(parts) > 1 else parts[0]
-        inputs = [part[local].to(device) for part in (x_t, t, text, mask)]
+        made = concatenate_factors(*parts) if len(parts) > 1 else parts[0]
+        # each sample as often as it has timesteps, next to each other
+        hooks.factors = {path: tuple(_repeated(one, repeats) for one in pair) for path, pair in made.items()}  # type: ignore[misc]
+        x, text, mask = (_repeated(part[local], repeats) for part in (x, text, mask))
+        t = t.view(batch, repeats)[local].flatten()
+        noise = torch.randn(batch, repeats, *x.shape[1:], generator=rng)[local].flatten(0, 1)
+        x_t, velocity = add_noise(x.float(), t, noise)
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
-            predicted = base(*inputs)
-        return F.mse_loss(predicted.float(), velocity[local].to(device))
+            predicted = base(*(part.to(device) for part in (x_t, t, text, mask)))
+        return F.mse_loss(predicted.float(), velocity.to(device))
 
     return TrainingTask(expert.name, module, loss, expert.schedule, seed)
+
+
+def _repeated(values: torch.Tensor, repeats: int) -> torch.Tensor:
+    """Each row of values [N, ...] so many times, next to each other."""
+    return values.repeat_interleave(repeats, 0) if repeats > 1 else values

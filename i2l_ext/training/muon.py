@@ -37,23 +37,24 @@ class Muon(torch.optim.Optimizer):
             rest: list[nn.Parameter] = []
             for p in group["params"]:
                 if p.grad is not None:
-                    (shapes.setdefault(p.shape, []) if p.ndim == 2 else rest).append(p)
+                    (shapes.setdefault(p.shape, []) if p.ndim >= 2 else rest).append(p)
             for matrices in shapes.values():
                 self._muon_step(matrices, group)
             if rest:
                 self._adamw_step(rest, group)
 
     def _muon_step(self, params: list[nn.Parameter], group: dict) -> None:
-        """One step of matrices [m, n], all of the same shape."""
+        """One step of matrices [m, n], all of the same shape. A convolution's kernels [m, ...] are the rows of one."""
         momenta = [self._state(p, "momentum") for p in params]
         grads = [p.grad for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
         lookahead = torch._foreach_lerp(grads, momenta, MOMENTUM)
-        rows, columns = params[0].shape
-        updates = orthogonalize(torch.stack(lookahead)) * max(1, rows / columns) ** 0.5
+        matrices = torch.stack(lookahead).flatten(2)
+        rows, columns = matrices.shape[1:]
+        updates = orthogonalize(matrices) * max(1, rows / columns) ** 0.5
         rate = group["lr"] * group["matrix_scale"]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-rate)
+        torch._foreach_add_(params, list(updates.view(-1, *params[0].shape).unbind()), alpha=-rate)
 
     def _adamw_step(self, params: list[nn.Parameter], group: dict) -> None:
         """One step of AdamW, all parameters together."""
@@ -81,11 +82,13 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """About the nearest (semi-)orthogonal matrix of each: [N, m, n] -> [N, m, n], with singular values in about
-    0.7..1.2. The quintic Newton-Schulz iteration of the paper, in bf16."""
+    0.7..1.2. The quintic Newton-Schulz iteration of the paper, in bf16 on a GPU. Many processors have no arithmetic for
+    bf16: there a step of mini's base took four times as long with it."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x = x.bfloat16() if x.is_cuda else x.float()
     for _ in range(steps):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x

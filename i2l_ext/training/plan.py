@@ -50,7 +50,10 @@ class TrainingPlan:
         self.config, self.base, self.report, self.folder = config, base, report, Path(config.output)
         sources = tuple(name for name, foundation in base.foundations.items() if foundation.examples_need_it)
         steps = [
-            *(TrainingStep(name, (), partial(self._foundation, name, part)) for name, part in base.foundations.items()),
+            *(
+                TrainingStep(name, part.needs, partial(self._foundation, name, part))
+                for name, part in base.foundations.items()
+            ),
             TrainingStep("examples", sources, self._examples),
             *(TrainingStep(e.name, ("examples", *e.upon), partial(self._expert, e)) for e in config.experts),
         ]
@@ -135,7 +138,7 @@ class TrainingPlan:
         plot_losses(self.folder / "metrics.jsonl", self.folder / "loss.png")
 
     def _foundation(self, name: str, foundation: Foundation, accelerator: Accelerator) -> None:
-        task = foundation.build()
+        task = foundation.build(self.folder)
         train_task(task, self.folder / f"{name}.steps", accelerator, self.report)
         if accelerator.is_main_process:
             weights = foundation.weights(task.module)

@@ -1,4 +1,4 @@
-"""A small classifier of shapes, trained on the world. It tells whether an image shows what the prompt asked for."""
+"""A small classifier of things, trained on the world. It tells whether an image shows what the prompt asked for."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import nn
 
 from i2l_ext.converters.files import load_file
 
-from . import world
+from .things import THINGS
 
 
-class ShapeClassifier(nn.Module):
-    """Images [N, 3, 32, 32] in 0..1 -> logits over the shapes [N, 8]."""
+class ThingClassifier(nn.Module):
+    """Images [N, 3, 64, 64] in 0..1 -> logits over the things [N, 12]."""
 
     def __init__(self) -> None:
         """Untrained, with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
-        for d_in, d_out in ((3, 24), (24, 48), (48, 64)):
+        for d_in, d_out in ((3, 16), (16, 32), (32, 48), (48, 64)):
             layers += [nn.Conv2d(d_in, d_out, 3, padding=1), nn.GroupNorm(8, d_out), nn.SiLU()]
             layers += [nn.Conv2d(d_out, d_out, 3, stride=2, padding=1), nn.GroupNorm(8, d_out), nn.SiLU()]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, len(world.SHAPES)))
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, len(THINGS)))
 
     @classmethod
-    def load(cls, path: Path) -> ShapeClassifier:
+    def load(cls, path: Path) -> ThingClassifier:
         """The trained classifier in fp32, frozen."""
         classifier = cls()
         classifier.load_state_dict({key: value.float() for key, value in load_file(path).items()})
@@ -35,7 +35,7 @@ class ShapeClassifier(nn.Module):
         return self.body(images)
 
     @torch.no_grad()
-    def shapes(self, images: torch.Tensor) -> list[str]:
-        """The most likely shape in each image."""
-        names = list(world.SHAPES)
+    def things(self, images: torch.Tensor) -> list[str]:
+        """The most likely thing in each image."""
+        names = list(THINGS)
         return [names[n] for n in self(images).argmax(1).tolist()]
