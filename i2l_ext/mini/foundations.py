@@ -123,9 +123,7 @@ class Labels:
             (s.texture, s.backdrop, s.outline, s.lit, c.thing, "beside" if c.other else c.place, c.other)
             for s, c in zip(styles, contents, strict=True)
         ]
-        classes = torch.tensor(
-            [[table.index(one) for table, one in zip(cls.TABLES, row, strict=True)] for row in told]  # type: ignore[arg-type]
-        )
+        classes = torch.tensor([[table.index(one) for table, one in zip(cls.TABLES, row, strict=True)] for row in told])
         colours = torch.tensor([s.colours for s in styles])
         fill, second, ground, horizon, line = colours.unbind(1)
         contrasts = [

@@ -125,7 +125,7 @@ def expert_task(
         parts.append(model(tokens.to(device)) if together else factors(model, expert.view, references[local]))
         made = concatenate_factors(*parts) if len(parts) > 1 else parts[0]
         # each sample as often as it has timesteps, next to each other
-        hooks.factors = {path: tuple(_repeated(one, repeats) for one in pair) for path, pair in made.items()}  # type: ignore[misc]
+        hooks.factors = {path: tuple(_repeated(one, repeats) for one in pair) for path, pair in made.items()}
         x, text, mask = (_repeated(part[local], repeats) for part in (x, text, mask))
         t = t.view(batch, repeats)[local].flatten()
         noise = torch.randn(batch, repeats, *x.shape[1:], generator=rng)[local].flatten(0, 1)
