@@ -119,7 +119,7 @@ class ClaimMeasurements:
                 "style", "Style: one picture gives its style",
                 "style distance of images to the reference, with LoRA / without", "<= 0.15",
                 f"{ratio:.3f} ({spread(with_it)} / {spread(without)})", ratio <= 0.15, self._count("x 8 prompts"),
-                note=NOTES["style"], guard=ratio <= 0.3,
+                note=NOTES["style"], guard=ratio <= 0.25,
             ),
             ClaimRow(
                 "style", "(for reference)", "the same for the world's own pictures: same style, other content", "none",
@@ -132,7 +132,7 @@ class ClaimMeasurements:
             ClaimRow(
                 "style", "... its colours", "colour half of the distance alone, with / without", "<= 0.06",
                 f"{colours:.3f} ({spread(colour)} / {spread(colour_without)})",
-                colours <= 0.06, self._count("x 8 prompts"), note=NOTES["colours"], guard=colours <= 0.2,
+                colours <= 0.06, self._count("x 8 prompts"), note=NOTES["colours"], guard=colours <= 0.15,
             ),
         ]  # fmt: skip
 
@@ -184,7 +184,7 @@ class ClaimMeasurements:
                 "strength", "strength", "style distance falls at each of the weights 0, 0.25, 0.5, 0.75, 1",
                 "for >= 98 % of the pictures", f"{falls:.1%} (means {means}; falls at each step for "
                 f"{_shares(each)})", falls >= least, self._count(f"x 8 prompts x {len(prompts) // 8} seeds"),
-                note=NOTES["strength"], guard=falls >= least - 0.13,
+                note=NOTES["strength"], guard=falls >= (least if self.quick else 0.97),
             )
         ]  # fmt: skip
 
@@ -260,7 +260,7 @@ class ClaimMeasurements:
                 "less for >= 80 % of the pictures", f"{spread(fine)} / {spread(coarse)}, by "
                 f"{(coarse - fine).mean():.4f}; less for {better:.0%} (Style: {error['mini'].mean():.3f})",
                 better >= (0.5 if self.quick else 0.8), self._count("x 4 seeds"), note=NOTES["fine"],
-                guard=better >= 0.4,
+                guard=better >= 0.5,
             )
         ]  # fmt: skip
 
@@ -277,7 +277,7 @@ class ClaimMeasurements:
                 "edges", f"as sharp as the world itself: {what}",
                 "contrast of the edges of images / of the world's own pictures of the same, median over pictures",
                 ">= 0.8",
-                f"{ratio:.3f}", ratio >= 0.8, self._count(of), note=NOTES["edges"], guard=ratio >= 0.5,
+                f"{ratio:.3f}", ratio >= 0.8, self._count(of), note=NOTES["edges"], guard=ratio >= 0.55,
             )
             for what, ratio, of in (
                 ("the base, told the style in words", ratios[0], ""), ("with the LoRA", ratios[1], "x 8 prompts"),
@@ -356,8 +356,8 @@ class ClaimMeasurements:
 NOTES = {
     "style": "the heads had 2,500 steps, and their loss still fell. The first mini came to 0.238, in a simpler world.",
     "colours": "colours are right at a glance and off by a little nearly everywhere, at 2,500 steps of the heads.",
-    "edges": "the base is soft at 5,500 steps. On 24 other pictures the autoencoder alone kept 0.93, and 50 steps of "
-    "sampling in place of 10 gave 0.67 in place of 0.63, so neither is what lacks.",
+    "edges": "the base is soft at 5,500 steps. By hand, on 24 other pictures: the autoencoder alone kept 0.93, and 50 "
+    "steps of sampling in place of 10 gave 0.67 in place of 0.63, so neither is what lacks.",
     "strength": "one picture comes no nearer from weight 0.75 to 1. Of 48 pictures, 98 % is all of them.",
     "fine": "it falls short by one picture of 48, and the gain is 1 % of the error. Both had 1,000 steps.",
 }
