@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from i2l_ext.converters.files import WritePlan, header_bytes, tensor_bytes, write  # noqa: E402
 from i2l_ext.weights.pack_writer import PackWriter  # noqa: E402
 from i2l_ext.weights.packing import PackNote  # noqa: E402
+from i2l_ext.weights.stored import PIECE  # noqa: E402
 
 
 def random_file(path: Path, shapes: Mapping[str, Sequence[int]], seed: int = 0, note: PackNote | None = None) -> Path:
@@ -133,6 +134,14 @@ def usual(job: Callable[[], Any]) -> Callable[[], Any]:
             runtime.set_malloc_options(runtime.KEEP_FREED)
 
     return run
+
+
+def linear_in_pieces(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """x [N, d_in] times a matrix [d_out, d_in], to [N, d_out], as our layers multiply: a piece of it at a time."""
+    out, rows = x.new_empty(len(x), len(matrix)), max(1, PIECE // matrix.shape[1])
+    for piece, columns in zip(matrix.split(rows), out.split(rows, 1), strict=True):
+        torch.mm(x, piece.T, out=columns)
+    return out
 
 
 def out_of_cache(paths: Sequence[Path]) -> None:

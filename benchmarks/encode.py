@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import in_turns, out_of_cache, random_file, usual  # before torch: how its threads wait
+from bench import in_turns, linear_in_pieces, out_of_cache, random_file, usual  # before torch: how its threads wait
 
 # isort: split
 import torch
@@ -92,16 +92,18 @@ def one_by_one(model: nn.Module, pixels: Tensor) -> Tensor:
     return torch.cat([model(image, device="cpu") for image in pixels.split(1)])
 
 
-def products(dims: Dinov3Dims, images: int) -> Callable[[], None]:
+def products(
+    dims: Dinov3Dims, images: int, dtype: torch.dtype, linear: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[], None]:
     """The matrix products of all layers; one layer's worth of memory is used throughout."""
-    wide, deep = (torch.randn(images * dims.tokens, n).bfloat16() for n in (dims.hidden, dims.mlp))
+    wide, deep = (torch.randn(images * dims.tokens, n).to(dtype) for n in (dims.hidden, dims.mlp))
     shapes = [(dims.hidden, dims.hidden)] * 4 + [(dims.mlp, dims.hidden)] * 2 + [(dims.hidden, dims.mlp)]
-    matrices = [torch.randn(shape).bfloat16() for shape in shapes]
+    matrices = [torch.randn(shape).to(dtype) for shape in shapes]
 
     def run() -> None:
         for _ in range(dims.layers):
             for matrix in matrices:
-                nn.functional.linear(wide if matrix.shape[1] == dims.hidden else deep, matrix)
+                linear(wide if matrix.shape[1] == dims.hidden else deep, matrix)
 
     return run
 
@@ -132,7 +134,9 @@ def main() -> None:
             jobs["reference, in memory"] = usual(partial(one_by_one, reference(dims, path, offload=False), pixels))
         if "disk" not in args.skip:
             jobs["reference, from disk"] = usual(lambda: one_by_one(reference(dims, path, offload=True), pixels))
-        jobs["matrix products"] = products(dims, args.images)
+        for dtype, name in ((torch.bfloat16, ""), (torch.float32, ", in fp32")):
+            jobs[f"matrix products{name}"] = products(dims, args.images, dtype, nn.functional.linear)
+            jobs[f"matrix products{name}, in pieces"] = products(dims, args.images, dtype, linear_in_pieces)
         results: dict[str, Tensor] = {}
 
         def kept(title: str, job: Callable[[], Tensor | None]) -> None:

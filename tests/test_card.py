@@ -21,7 +21,7 @@ from i2l_ext.weights.devices import Device
 from i2l_ext.weights.file_reader import PAGE, page_buffer
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.layers import OVERHEAD, PictureCost
-from i2l_ext.weights.stream import TensorLoader, stream
+from i2l_ext.weights.stream import StoredLoader, TensorLoader, stream
 from small_encoders import save
 
 GPU = ComputeOptions(device="cuda:0", dtype="bfloat16")
@@ -185,6 +185,7 @@ def test_float32_files_are_not_counted_twice(tmp_path):
         for options, size in ((GPU, 2), (ComputeOptions(dtype="bfloat16"), 2), (ComputeOptions(dtype="float32"), 4)):
             loader = TensorLoader.__new__(TensorLoader)
             loader.files, loader.device, loader.dtype = files, torch.device(options.device), options.torch_dtype
+            loader.stored = StoredLoader(files)
             assert size << 16 <= loader.nbytes({"t": "t"}) <= (size << 16) + 2 * PAGE
 
 

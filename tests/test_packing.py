@@ -31,7 +31,7 @@ from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.pack_writer import PackWriter
 from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.packing import PACK_FORMATS, PackNote, packed_name
-from i2l_ext.weights.stream import stream
+from i2l_ext.weights.stream import stream, stream_stored
 from small_encoders import save, weights
 from test_store import TINY
 
@@ -53,12 +53,17 @@ def packed_file(path, form="int9", chunk=1000, version=2):
 
 
 def loaded(paths, dtype="float32", groups=1):
-    """Every tensor, by the loader that encoders use."""
+    """Every tensor, by the two loaders, which agree."""
     with TensorFiles(paths) as files:
         keys = list(files.shapes)
         asked = [{key: key for key in keys[start::groups]} for start in range(groups)]
-        with closing(stream(files, asked, ComputeOptions(dtype=dtype))) as found:
-            return {key: tensor.clone() for group in found for key, tensor in group.items()}
+        options = ComputeOptions(dtype=dtype)
+        with closing(stream_stored(files, asked)) as groups:
+            held = {key: one.whole(options.torch_dtype).clone() for group in groups for key, one in group.items()}
+        with closing(stream(files, asked, options)) as groups:
+            found = {key: tensor.clone() for group in groups for key, tensor in group.items()}
+    assert all(torch.equal(found[key].nan_to_num(), held[key].nan_to_num()) for key in keys)
+    return found
 
 
 def values(path):

@@ -15,7 +15,7 @@ from i2l_ext.converters.lora import FLOATS
 from i2l_ext.weights.file_reader import FileReader, exceeds_page_cache
 from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.packing import group_size, scale_key, weights_of
-from i2l_ext.weights.reads import TensorSlot
+from i2l_ext.weights.reads import TensorSlot, with_scales
 
 
 class TensorFiles:
@@ -65,12 +65,16 @@ class TensorFiles:
         slots = [self._slot(name, key) for name, key in names.items()]
         return sorted(slots, key=lambda slot: (self.files.index(slot.file), slot.start))
 
+    def nbytes(self, names: Mapping[str, str]) -> int:
+        """How many bytes the tensors of a group, ``{name: key}``, have in the files, with scales."""
+        return sum(slot.entry.nbytes for slot in with_scales(self.slots(names)))
+
     def _slot(self, name: str, key: str) -> TensorSlot:
         file, entry = self.locate(key)
         scaled_by = scale_key(key, file.header.tensors)
         if scaled_by is None:
             return TensorSlot(name, key, file, entry)
-        scales = TensorSlot(name, scaled_by, file, file.info(scaled_by))
+        scales = TensorSlot(f"{name} scales", scaled_by, file, file.info(scaled_by))
         return TensorSlot(name, key, file, entry, scales, group_size(file.path.name, key, file.header.tensors))
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -6,7 +6,7 @@ Each layer's weights are read once, for all pictures. Their memory is used again
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -18,7 +18,8 @@ from i2l_ext.converters.errors import UserError
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.devices import device_facts, free_memory
 from i2l_ext.weights.files import TensorFiles
-from i2l_ext.weights.stream import stream
+from i2l_ext.weights.stored import StoredWeights
+from i2l_ext.weights.stream import stream, stream_stored
 
 MAX_INSIDE = 256 << 20
 """Bytes of activations inside a layer at most: enough to keep any processor busy."""
@@ -111,7 +112,10 @@ def run_layers(
     """
     numbers = [PictureCost(*model.cost(batch)) for batch in batches]
     costs = [_picture_bytes(cost, batch, options) for cost, batch in zip(numbers, batches, strict=True)]
-    layer = options.torch_dtype.itemsize * max(sum(p.numel() for p in layer.parameters()) for layer in model.layers)
+    if torch.device(options.device).type == "cpu":
+        layer = max(map(files.nbytes, model.keys))
+    else:
+        layer = options.torch_dtype.itemsize * max(sum(p.numel() for p in part.parameters()) for part in model.layers)
     kept = sum(batch.nbytes + 4 * cost.result * len(batch) for cost, batch in zip(numbers, batches, strict=True))
     plan = _plan(options, layer, fixed, kept, costs)
     rounds: list[list[tuple[int, Tensor]]] = [[]]
@@ -164,9 +168,8 @@ def _run_round(
 ) -> None:
     """Take every state through every layer, in place. A layer has its weights only while it is in use."""
     steps = len(model.layers) * len(states)
-    with closing(stream(files, model.keys, options, callbacks, ahead=ahead)) as weights:
-        for index, (layer, tensors) in enumerate(zip(model.layers, weights, strict=True)):
-            layer.load_state_dict(tensors, assign=True)
+    with closing(_with_weights(files, model, options, callbacks, ahead)) as layers:
+        for index, layer in enumerate(layers):
             # a matrix product is the longest step that cannot be interrupted
             hooks = [
                 module.register_forward_pre_hook(lambda *_: callbacks.check())
@@ -179,6 +182,23 @@ def _run_round(
                 callbacks.progress((index * len(states) + number + 1) / steps)
             for hook in hooks:
                 hook.remove()
+
+
+def _with_weights(
+    files: TensorFiles, model: StreamedLayers[State], options: ComputeOptions, callbacks: Callbacks, ahead: int
+) -> Generator[nn.Module, None, None]:
+    """Each layer, as long as it has its weights."""
+    if torch.device(options.device).type == "cpu":
+        given = StoredWeights(options.torch_dtype)
+        with closing(stream_stored(files, model.keys, callbacks, ahead=ahead)) as groups:
+            for layer, stored in zip(model.layers, groups, strict=True):
+                with given.given_to(layer, stored):
+                    yield layer
+        return
+    with closing(stream(files, model.keys, options, callbacks, ahead=ahead)) as weights:
+        for layer, tensors in zip(model.layers, weights, strict=True):
+            layer.load_state_dict(tensors, assign=True)
+            yield layer
             layer.to("meta")
 
 

@@ -65,12 +65,16 @@ class ReadRange:
 def plan_group(slots: Sequence[TensorSlot]) -> list[ReadRange]:
     """The same for tensors that may be packed: scales are read too, and before what they scale. Where they lie behind
     it, as in some files of other programs, they are read first."""
-    scales = [slot.scales for slot in slots if slot.scales]
     if any(slot.scales and slot.scales.start > slot.start for slot in slots):
-        return plan_reads(scales) + plan_reads(slots)
+        return plan_reads([slot.scales for slot in slots if slot.scales]) + plan_reads(slots)
+    return plan_reads(with_scales(slots))
+
+
+def with_scales(slots: Sequence[TensorSlot]) -> list[TensorSlot]:
+    """Tensors and the scales of those that have some, in the order of the files."""
     both = [one for slot in slots for one in (slot, slot.scales) if one]
     order = list(dict.fromkeys(slot.file for slot in slots))
-    return plan_reads(sorted(both, key=lambda slot: (order.index(slot.file), slot.start)))
+    return sorted(both, key=lambda slot: (order.index(slot.file), slot.start))
 
 
 def plan_reads(slots: Iterable[TensorSlot]) -> list[ReadRange]:

@@ -2,7 +2,7 @@
 
 The next group is read by other threads while one is in use. Files are read into buffers that are used again and again,
 and never mapped: a file that is cut short while it is read then gives an error with a name, and no dead process.
-Where the tensors are used in the dtype of the file, on the CPU, they are views of the bytes that were read.
+`StoredLoader` leaves the tensors as the file has them, `TensorLoader` makes them what is computed with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from threading import Event, Lock
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,19 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.files import tensor_bytes
 from i2l_ext.weights import reads
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
-from i2l_ext.weights.copying import copy_stream, pinned_bytes
+from i2l_ext.weights.copying import CopyStream, copy_stream, pinned_bytes
 from i2l_ext.weights.file_reader import PAGE, page_buffer
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.packed_numbers import unpack
-from i2l_ext.weights.reads import ReadRange, TensorSlot, places_in_buffer, plan_group
+from i2l_ext.weights.reads import (
+    ReadRange,
+    TensorSlot,
+    places_in_buffer,
+    plan_group,
+    plan_reads,
+    with_scales,
+)
+from i2l_ext.weights.stored import StoredTensor
 
 ALIGN = 128
 """Numbers: each tensor that is converted starts at a multiple of this in its buffer."""
@@ -40,6 +48,68 @@ Copied: TypeAlias = "torch.cuda.Event | None"
 """The event after a copy to a device; None where there is none to wait for."""
 
 Result = TypeVar("Result")
+Held = TypeVar("Held")
+
+
+class GroupLoader(Protocol[Held]):
+    """Reads groups of tensors, ``{name: key in the files}``, into buffers."""
+
+    @property
+    def stop(self) -> Event:
+        """Set when no more is to be read."""
+
+    @property
+    def copies(self) -> CopyStream | None:
+        """What copies to a device; None on the CPU."""
+
+    def nbytes(self, names: Mapping[str, str]) -> int:
+        """The size of a buffer that is large enough for a group."""
+
+    def buffer(self, nbytes: int) -> Tensor:
+        """Uninitialised bytes on the device; on the CPU they start on a page of memory."""
+
+    def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Held], list[Callable[[], Copied]]]:
+        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them, on CUDA once the event that a
+        job gives has come. Jobs may run at once."""
+
+
+class StoredLoader:
+    """Reads groups of tensors to the CPU, as the files have them, to where they stay."""
+
+    def __init__(self, files: TensorFiles) -> None:
+        self.files, self.stop = files, Event()
+        self.copies: CopyStream | None = None
+
+    def nbytes(self, names: Mapping[str, str]) -> int:
+        return sum(slot.entry.nbytes + 2 * PAGE for slot in with_scales(self.files.slots(names)))
+
+    def buffer(self, nbytes: int) -> Tensor:
+        return page_buffer(nbytes)
+
+    def prepare(
+        self, names: Mapping[str, str], buffer: Tensor
+    ) -> tuple[dict[str, StoredTensor], list[Callable[[], Copied]]]:
+        slots = self.files.slots(names)
+        ranges = plan_reads(with_scales(slots))
+        places = places_in_buffer(ranges)
+
+        def stored(slot: TensorSlot) -> StoredTensor:
+            at = places.get(slot.name, 0)
+            scales = stored(slot.scales) if slot.scales else None
+            return StoredTensor(buffer[at : at + slot.entry.nbytes], slot.dtype, slot.entry.shape, scales, slot.group)
+
+        return {slot.name: stored(slot) for slot in slots}, [partial(self.read, one, buffer) for one in ranges]
+
+    def read(self, one: ReadRange, buffer: Tensor) -> Copied:
+        """Put a range of a file into its place in ``buffer``. Raises UserError, and Cancelled after ``stop``."""
+        if self.stop.is_set():
+            raise Cancelled
+        try:
+            area = tensor_bytes(buffer[one.at - one.start % PAGE :])
+            self.files.readers[one.file].read(one.start, one.end, area)
+        except UserError as error:
+            raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
+        return None
 
 
 class TensorLoader:
@@ -51,37 +121,32 @@ class TensorLoader:
 
     def __init__(self, files: TensorFiles, options: ComputeOptions) -> None:
         self.files, self.device, self.dtype = files, torch.device(options.device), options.torch_dtype
-        self.stop = Event()
+        self.stored = StoredLoader(files)
+        self.stop = self.stored.stop
         self.copies = copy_stream(self.device) if self.device.type == "cuda" else None
         self._stages: deque[tuple[Tensor, Copied]] = deque()
 
     def nbytes(self, names: Mapping[str, str]) -> int:
-        """The size of a buffer that is large enough for a group."""
         slots = self.files.slots(names)
         if self._in_place(slots):
-            return sum(slot.entry.nbytes + 2 * PAGE for slot in slots)
+            return self.stored.nbytes(names)
         return sum(_aligned(math.prod(slot.entry.shape)) for slot in slots) * self.dtype.itemsize
 
     def buffer(self, nbytes: int) -> Tensor:
-        """Uninitialised bytes on the device; on the CPU they start on a page of memory."""
         return self.copies.empty(nbytes) if self.copies else page_buffer(nbytes)
 
     def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Tensor], list[Callable[[], Copied]]]:
-        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them, on CUDA once the event that a
-        job gives has come. Jobs may run at once."""
         slots = self.files.slots(names)
-        ranges = plan_group(slots)
         if self._in_place(slots):
-            places = places_in_buffer(ranges)
-            tensors = {slot.name: slot.view(buffer, places.get(slot.name, 0)) for slot in slots}
-            return tensors, [partial(self._read, one, buffer) for one in ranges]
+            stored, jobs = self.stored.prepare(names, buffer)
+            return {name: one.whole(self.dtype) for name, one in stored.items()}, jobs
         flat, tensors, end = buffer[: len(buffer) // 8 * 8].view(self.dtype), {}, 0
         for slot in slots:
             numbers = math.prod(slot.entry.shape)
             tensors[slot.name] = flat[end : end + numbers].view(slot.entry.shape)
             end += _aligned(numbers)
         scales = {slot.scales.key: _Scales(slot.scales, self) for slot in slots if slot.scales}
-        return tensors, [partial(self._convert, one, tensors, scales) for one in ranges]
+        return tensors, [partial(self._convert, one, tensors, scales) for one in plan_group(slots)]
 
     def read(self, names: Mapping[str, str], buffer: Tensor) -> dict[str, Tensor]:
         """A group's tensors, read on this thread. They are valid until ``buffer`` is used again."""
@@ -97,22 +162,12 @@ class TensorLoader:
             slot.dtype == self.dtype and slot.start % self.dtype.itemsize == 0 for slot in slots
         )
 
-    def _read(self, one: ReadRange, buffer: Tensor) -> Copied:
-        if self.stop.is_set():
-            raise Cancelled
-        try:
-            area = tensor_bytes(buffer[one.at - one.start % PAGE :])
-            self.files.readers[one.file].read(one.start, one.end, area)
-        except UserError as error:
-            raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
-        return None
-
     def _convert(self, one: ReadRange, tensors: Mapping[str, Tensor], scales: Mapping[str, _Scales]) -> Copied:
         stage, copied = self._stage()
         if copied:
             copied.synchronize()
         at = one.start % PAGE
-        self._read(replace(one, at=at), stage)
+        self.stored.read(replace(one, at=at), stage)
         pairs = []
         for part in one.parts:
             slot, found = part.slot, stage[at : at + part.stop - part.start]
@@ -209,10 +264,26 @@ def stream(
             for tensors in read:
                 yield {name: tensor.to(options.device) for name, tensor in tensors.items()}
         return
-    loader = TensorLoader(files, options)
+    yield from _stream(TensorLoader(files, options), groups, callbacks, ahead)
+
+
+def stream_stored(
+    files: TensorFiles,
+    groups: Sequence[Mapping[str, str]],
+    callbacks: Callbacks = NO_CALLBACKS,
+    *,
+    ahead: int = 1,
+) -> Generator[dict[str, StoredTensor], None, None]:
+    """The same on the CPU, with tensors as the files have them."""
+    return _stream(StoredLoader(files), groups, callbacks, ahead)
+
+
+def _stream(
+    loader: GroupLoader[Held], groups: Sequence[Mapping[str, str]], callbacks: Callbacks, ahead: int
+) -> Generator[dict[str, Held], None, None]:
     size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
-    waiting: deque[tuple[Tensor, dict[str, Tensor], list[Future[Copied]]]] = deque()
+    waiting: deque[tuple[Tensor, dict[str, Held], list[Future[Copied]]]] = deque()
     todo = iter(groups)
     with ThreadPoolExecutor(READERS, thread_name_prefix="i2l-read") as readers:
 

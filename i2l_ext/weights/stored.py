@@ -1,0 +1,103 @@
+"""Tensors in memory as their files have them, and linear layers that multiply by them.
+
+On a processor, a matrix of other numbers than are computed with gets the right ones a few rows at a time, and these are
+multiplied while they are in the processor's cache. So the wide matrix is never in memory, and is not written there and
+read again: a layer takes less time than with wide matrices that were there before (`benchmarks/encode.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from i2l_ext.weights.packed_numbers import unpack
+
+PIECE = 1 << 20
+"""Numbers of a matrix that are made and multiplied at a time: 4 MB in float32, which the last cache of a processor
+holds."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of ``shape`` whose numbers, of ``dtype``, are the bytes ``held``, uint8 [nbytes]. A packed one has
+    ``scales``, each for ``group`` numbers."""
+
+    held: Tensor
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    scales: StoredTensor | None = None
+    group: int = 0
+
+    def numbers(self, first: int, count: int) -> Tensor:
+        """Some of the numbers, [count], as they are stored, from number ``first`` on."""
+        size = self.dtype.itemsize
+        held = self.held[first * size : (first + count) * size]
+        return (held.clone() if held.data_ptr() % size else held).view(self.dtype)
+
+    def fill(self, out: Tensor, first: int = 0) -> None:
+        """Put numbers from ``first`` on into ``out`` [count], floats of any dtype, multiplied by their scales."""
+        found = self.numbers(first, len(out))
+        if self.scales or self.dtype.itemsize == 1:
+            scales = self.scales.numbers(0, math.prod(self.scales.shape)) if self.scales else None
+            unpack(found, scales, self.group, first, out)
+        else:
+            out.copy_(found)
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """All of it in ``dtype``; a view of the bytes where that is what they are."""
+        count = math.prod(self.shape)
+        if self.dtype == dtype:
+            return self.numbers(0, count).view(self.shape)
+        out = torch.empty(count, dtype=dtype)
+        self.fill(out)
+        return out.view(self.shape)
+
+
+class StoredWeights:
+    """Lets layers compute in ``dtype`` with weights as their files have them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.piece = torch.empty(0, dtype=dtype)
+
+    @contextmanager
+    def given_to(self, layer: nn.Module, tensors: Mapping[str, StoredTensor]) -> Iterator[None]:
+        """``layer`` has ``tensors``, by parameter, as its weights. The matrices of its linear layers stay as they are;
+        everything else, which is small, gets the dtype."""
+        linear = {f"{name}.weight": module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+        kept = {name for name, one in tensors.items() if name in linear and one.dtype != self.dtype}
+        whole = {name: one.whole(self.dtype) for name, one in tensors.items() if name not in kept}
+        layer.load_state_dict(whole, assign=True, strict=False)
+        for name in kept:
+            vars(linear[name])["forward"] = partial(self.multiply, tensors[name], linear[name].bias)
+        try:
+            yield
+        finally:
+            for name in kept:
+                del vars(linear[name])["forward"]  # its class has the plain one
+            layer.to("meta")
+
+    def multiply(self, matrix: StoredTensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        """torch's ``linear``: x [..., d_in] and a matrix [d_out, d_in] to [..., d_out]."""
+        d_out, d_in = matrix.shape
+        rows = max(1, min(PIECE // d_in, d_out))
+        if len(self.piece) < rows * d_in:
+            self.piece = torch.empty(rows * d_in, dtype=self.dtype)
+        flat = x.reshape(-1, d_in)
+        out = flat.new_empty(len(flat), d_out)
+        for first in range(0, d_out, rows):
+            count = min(rows, d_out - first)
+            piece, part = self.piece[: count * d_in], slice(first, first + count)
+            matrix.fill(piece, first * d_in)
+            columns = piece.view(count, d_in).T
+            if bias is None:
+                torch.mm(flat, columns, out=out[:, part])
+            else:
+                torch.addmm(bias[part], flat, columns, out=out[:, part])
+        return out.view(*x.shape[:-1], d_out)
