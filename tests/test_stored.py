@@ -57,7 +57,7 @@ def run(path, x, dtype, asked):
     with TensorFiles([path]) as files, closing(asked(files, dtype)) as groups, torch.no_grad():
         for group in groups:
             if asked is as_stored:
-                with StoredWeights(dtype).given_to(part, group):
+                with closing(StoredWeights(dtype)) as given, given.given_to(part, group):
                     found = part(x), {name for name, weight in part.named_parameters() if not weight.is_meta}
             else:
                 part.load_state_dict(group, assign=True)

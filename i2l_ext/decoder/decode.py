@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +27,7 @@ from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks, ComputeOptions
 from i2l_ext.weights.files import TensorFiles
 from i2l_ext.weights.stream import TensorLoader, results_of
 from i2l_ext.weights.structure import check_structure
+from i2l_ext.weights.threads import worker_threads
 
 if TYPE_CHECKING:
     from i2l_ext.converters.lora import Pair
@@ -118,11 +118,10 @@ class _Workers:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.loader = decoder, TensorLoader(decoder.files, decoder.options)
         self.names = {owner: {key: key for key in shapes} for owner, shapes in decoder.spec.tensors.items()}
-        threads = torch.get_num_threads()
-        self.count = min(MAX_THREADS, threads)
+        self.count = min(MAX_THREADS, torch.get_num_threads())
         self.size = max(map(self.loader.nbytes, self.names.values()))
         self.buffers: deque[torch.Tensor] = deque()
-        self.pool = ThreadPoolExecutor(self.count, "i2l-decode", _use_one_processor, (threads,))
+        self.pool = worker_threads("i2l-decode", self.count)
 
     def close(self) -> None:
         self.loader.stop.set()
@@ -156,19 +155,6 @@ def _empty_factors(heads: Sequence[HeadSpec], rank: int, like: torch.Tensor) -> 
     parts = like.new_empty(sum(sizes)).split(sizes)
     views = iter([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
     return {head.module.path: (next(views), next(views)) for head in heads}
-
-
-def _use_one_processor(others: int) -> None:
-    """Make torch use one processor on this thread, and ``others`` on threads that start later, as before.
-
-    The number holds for the thread that sets it and for all that start later. So a thread that does nothing else sets
-    the old number again.
-    """
-    torch.get_num_threads()  # else a thread's first operation sets the number anew
-    torch.set_num_threads(1)
-    restore = Thread(target=torch.set_num_threads, args=(others,))
-    restore.start()
-    restore.join()
 
 
 class _FactorLoader:

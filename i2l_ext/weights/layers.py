@@ -189,8 +189,8 @@ def _with_weights(
 ) -> Generator[nn.Module, None, None]:
     """Each layer, as long as it has its weights."""
     if torch.device(options.device).type == "cpu":
-        given = StoredWeights(options.torch_dtype)
-        with closing(stream_stored(files, model.keys, callbacks, ahead=ahead)) as groups:
+        own = closing(StoredWeights(options.torch_dtype))
+        with own as given, closing(stream_stored(files, model.keys, callbacks, ahead=ahead)) as groups:
             for layer, stored in zip(model.layers, groups, strict=True):
                 with given.given_to(layer, stored):
                     yield layer

@@ -8,8 +8,8 @@ from torch import Tensor
 from i2l_ext.converters.files import TORCH_NAMES
 from i2l_ext.weights.packing import PACK_FORMATS, SCALE_BYTES
 
-CHUNK = 1 << 18
-"""Numbers that get their values at a time: few enough to stay in a processor's own cache between two steps, many enough
+CHUNK = 1 << 19
+"""Numbers that get their values at a time: few enough to stay in a processor's cache between two steps, many enough
 that a step takes longer than its call."""
 
 _BITS = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.int8)
@@ -63,11 +63,11 @@ def unpack(packed: Tensor, scales: Tensor | None, group: int, first: int, out: T
         own = slice(at // group, -(-(at + count) // group))
         found, target = packed[done : done + count], out[done : done + count]
         values = target if wide is out else wide[:count]
-        factor = _widen(found, values)
         if low is not None:
             bits = low[own.start * group // 8 : own.stop * group // 8]
-            values.add_(_BITS.index_select(0, bits.int()).view(torch.int8)[at % group :][:count], alpha=0.5)
-            factor = 2.0
+            bits = _BITS.index_select(0, bits.int()).view(torch.int8)[at % group :][:count]
+            found = found.short().mul_(2).add_(bits)
+        factor = _widen(found, values)
         values.view(-1, min(group, count)).mul_((scales[own].float() * factor)[:, None])
         if values is not target:  # a product is rounded once
             target.copy_(values)

@@ -2,12 +2,14 @@
 
 On a processor, a matrix of other numbers than are computed with gets the right ones a few rows at a time, and these are
 multiplied while they are in the processor's cache. So the wide matrix is never in memory, and is not written there and
-read again: a layer takes less time than with wide matrices that were there before (`benchmarks/encode.py`).
+read again: a layer takes less time than with wide matrices that were there before (`benchmarks/encode.py`). Each thread
+takes the next rows when it is done with its own: none waits for another that the system has put aside.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from i2l_ext.weights.packed_numbers import unpack
+from i2l_ext.weights.threads import worker_threads
 
 PIECE = 1 << 20
-"""Numbers of a matrix that are made and multiplied at a time: 4 MB in float32, which the last cache of a processor
-holds."""
+"""Numbers of a matrix that are made and multiplied at a time: 4 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,13 @@ class StoredWeights:
     """Lets layers compute in ``dtype`` with weights as their files have them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
+        """Close it after use."""
         self.dtype = dtype
-        self.piece = torch.empty(0, dtype=dtype)
+        self.pool = worker_threads("i2l-multiply", torch.get_num_threads())
+        self.pieces: deque[Tensor] = deque()
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
     @contextmanager
     def given_to(self, layer: nn.Module, tensors: Mapping[str, StoredTensor]) -> Iterator[None]:
@@ -86,18 +93,32 @@ class StoredWeights:
     def multiply(self, matrix: StoredTensor, bias: Tensor | None, x: Tensor) -> Tensor:
         """torch's ``linear``: x [..., d_in] and a matrix [d_out, d_in] to [..., d_out]."""
         d_out, d_in = matrix.shape
-        rows = max(1, min(PIECE // d_in, d_out))
-        if len(self.piece) < rows * d_in:
-            self.piece = torch.empty(rows * d_in, dtype=self.dtype)
+        rows = max(1, PIECE // d_in)
         flat = x.reshape(-1, d_in)
         out = flat.new_empty(len(flat), d_out)
-        for first in range(0, d_out, rows):
-            count = min(rows, d_out - first)
-            piece, part = self.piece[: count * d_in], slice(first, first + count)
-            matrix.fill(piece, first * d_in)
-            columns = piece.view(count, d_in).T
-            if bias is None:
-                torch.mm(flat, columns, out=out[:, part])
-            else:
-                torch.addmm(bias[part], flat, columns, out=out[:, part])
+        jobs = [
+            self.pool.submit(self._multiply_rows, matrix, bias, flat, out, slice(first, min(first + rows, d_out)))
+            for first in range(0, d_out, rows)
+        ]
+        for job in jobs:
+            job.result()
         return out.view(*x.shape[:-1], d_out)
+
+    @torch.no_grad()
+    def _multiply_rows(self, matrix: StoredTensor, bias: Tensor | None, x: Tensor, out: Tensor, rows: slice) -> None:
+        """Fill the columns of ``out`` that come of some rows of the matrix."""
+        count, d_in = rows.stop - rows.start, matrix.shape[1]
+        try:
+            room = self.pieces.popleft()
+        except IndexError:  # each thread's first piece
+            room = torch.empty(0, dtype=self.dtype)
+        if len(room) < count * d_in:
+            room = torch.empty(count * d_in, dtype=self.dtype)
+        piece = room[: count * d_in]
+        matrix.fill(piece, rows.start * d_in)
+        columns = piece.view(count, d_in).T
+        if bias is None:
+            torch.mm(x, columns, out=out[:, rows])
+        else:
+            torch.addmm(bias[rows], x, columns, out=out[:, rows])
+        self.pieces.append(room)
