@@ -175,7 +175,7 @@ def test_pages_escape_what_is_not_theirs(tmp_path):
     job = Job("ab", "make", evil, {}, tmp_path, state="failed", error=evil, hint=evil, tail=[evil])
     running = Job("cd", "make", evil, {}, tmp_path, state="running", started=1.0, progress=Progress(({"title": evil},)))
     page = (
-        job_views.activity([running], [job])
+        job_views.activity([running], [job], lambda job: Log(), "make")
         + job_views.overview([running, job], {"cd": "make"})
         + html.tray([{"id": evil, "picture": evil, "weight": 1}], [evil])
     )
@@ -536,9 +536,9 @@ def test_an_error_names_the_picture_and_not_its_hash(service, tmp_path):
 def test_the_last_second_is_no_estimate(tmp_path):
     job = Job("ab", "make", "x", {}, tmp_path, state="running", started=1.0)
     job.progress = Progress(({"id": "decode", "title": "decode"},), past=((0.0, 0.0), (10.0, 0.99)))
-    assert WORDS["left"] not in job_views.activity([job])
+    assert WORDS["left"] not in job_views.activity([job], [], lambda job: Log(), "make")
     job.progress = Progress(({"id": "decode", "title": "decode"},), past=((0.0, 0.0), (10.0, 0.5)))
-    assert WORDS["left"] in job_views.activity([job])
+    assert WORDS["left"] in job_views.activity([job], [], lambda job: Log(), "make")
 
 
 CHECK = {"caution": None, "consumers": [

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping
 HINTS: Mapping[str, str] = {
     "out_of_memory": "Memory ran out. Close other programs, free the WebUI's VRAM (Settings), or set a memory limit.",
     "disk_full": "The disk is full. Free some space, or choose folders on another disk.",
-    "weights_missing": "The model is not downloaded yet: open Models and download it, or try `mini`.",
+    "weights_missing": "Press Download beside the model, or try mini, which needs none.",
     "package_missing": "A Python package is missing or too old. Restart the WebUI, which sets up the engine's own "
     "packages.",
     "no_diffsynth": "Open Models and press Set up DiffSynth-Studio, or name the folder of the environment in which you "
     "have it in Settings.",
     "no_network": "See whether this machine reaches the network. What was fetched is kept.",
-    "gpu_refused": "The graphics card or its driver refused. Choose the device `cpu` in Settings to see whether that "
+    "not_delivered": "If it fails again: does your browser reach the hub's page? A proxy or a mirror is set before the "
+    "WebUI starts (docs/storage.md).",
+    "gpu_refused": "The graphics card or its driver refused. Choose the device cpu in Settings to see whether that "
     "is the cause.",
 }
 """Code of a failure -> what usually helps. Other codes have no hint."""

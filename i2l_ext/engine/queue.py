@@ -140,6 +140,13 @@ class Queue:
                     engine.stop()
             return True
 
+    def give_up(self, id: str, error: str, code: str) -> None:
+        """End a job that has not begun, as failed."""
+        with self._changed:
+            job = self._jobs.get(id)
+            if job is not None and job.state == "waiting":
+                self._end(job, "failed", error=error, code=code)
+
     def wait(self, id: str, timeout: float | None = None) -> Job:
         """The job once it has ended. Raises TimeoutError."""
         job = self._jobs[id]

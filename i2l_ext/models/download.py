@@ -49,7 +49,7 @@ class DeliveryError(UserError):
     """The hub did not deliver a file. ``lasting``: trying again at once does not help."""
 
     def __init__(self, hub: Hub, repo: str, file: str, reason: str, lasting: bool = False) -> None:
-        super().__init__(f"{hub.name} did not deliver {file} of {repo}: {reason}.")
+        super().__init__(f"{hub.name} did not deliver {file} of {repo}: {reason}.", "not_delivered")
         self.lasting = lasting
 
 

@@ -149,8 +149,8 @@ REASONS = {
     429: "it received too many requests. Wait some minutes, then try again",
 }
 LATER = "it has an internal error. Try again later"
-BROKEN = "the connection failed. The next run resumes where this one stopped"
-BROKEN_PACKED = "the connection failed. The next run fetches this file anew"
+BROKEN = "the connection failed. Try again: what has arrived is kept"
+BROKEN_PACKED = "the connection failed. Try again: files that have arrived whole are kept, this one begins anew"
 """Of a file that is packed while it arrives: its checksum can only be computed from the start."""
 
 

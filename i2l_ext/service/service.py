@@ -324,7 +324,10 @@ class Service:
 
     def _on_end(self, job: Job) -> None:
         for id in self._after.pop(job.id, ()) if job.state != "done" else ():
-            self.queue.cancel(id)
+            if job.state == "failed":
+                self.queue.give_up(id, "Not made: the download failed.", "weights_missing")
+            else:
+                self.queue.cancel(id)
         if job.kind in CHANGES_LIBRARY and job.state == "done":
             self.targets.forget()
             self.host.refresh_loras()

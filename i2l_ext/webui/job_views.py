@@ -38,11 +38,12 @@ def _brief(job: Job, pane: str) -> Markup:
 
 
 def activity(
-    active: Sequence[Job], failed: Sequence[Job] = (), log_of: Callable[[Job], Log] = lambda job: Log()
+    active: Sequence[Job], failed: Sequence[Job], log_of: Callable[[Job], Log], pane: str
 ) -> Markup:
-    """The jobs at work and waiting, and those that did not end well. ``log_of``: what is shown of a log."""
+    """The jobs of a pane that are at work and waiting, and those that did not end well. ``log_of``: what is shown of a
+    log."""
     lines = [[_job(job), show_log(log_of(job))] for job in active if job.kind not in BRIEF]
-    return element("div", lines, list(map(failure, failed)), class_="i2l-jobs")
+    return element("div", lines, [failure(job, pane) for job in failed], class_="i2l-jobs")
 
 
 def _job(job: Job) -> Markup:
@@ -90,7 +91,7 @@ def _progress(view: Mapping[str, Any]) -> Markup:
     return element("p", [join(" · " if number else None, part) for number, part in enumerate(parts)], class_="i2l-step")
 
 
-def failure(job: Job) -> Markup:
+def failure(job: Job, pane: str) -> Markup:
     """What went wrong, with the end of the engine's output, until it is dismissed."""
     dismiss = element(
         "button", "×", type="button", class_="i2l-button i2l-dismiss", data_i2l="dismiss", data_i2l_text=job.id,
@@ -107,5 +108,7 @@ def failure(job: Job) -> Markup:
         act = action_button(key, action, primary=True, model=str(job.request.get("model")), pane=pane)
         return element("section", header, element("p", word(said), class_="i2l-error", role="alert"), act, **told)
     hint = element("p", job.hint) if job.hint else None
+    if job.kind == "download":  # what has arrived is kept
+        hint = join(hint, action_button("resume", "offer", primary=True, model=job.title, pane=pane))
     last = element("details", element("summary", word("last_output")), element("pre", "\n".join(job.tail), tabindex=0))
     return element("section", header, error_line(job.error or ""), hint, last if job.tail else None, **told)

@@ -31,6 +31,9 @@ from i2l_ext.webui.texts import WORDS
 STRENGTHS, RANKS = (0.5, 0.75, 1.25, 1.5), (4, 8, 16, 32)
 """Of the variants that are offered."""
 
+POSITIVE_ONLY = frozenset({"z-image"})
+"""Base models for which the authors apply a LoRA on the positive branch of guidance alone."""
+
 MAX_DOUBLED = 8
 """Pictures for which a variant is offered."""
 
@@ -63,13 +66,23 @@ def show_make(job: Job, earlier: Sequence[Job], host: Host) -> Markup:
 
 
 def _prompt(job: Job, host: Host) -> Markup:
-    """The words for a prompt, and where they can be put."""
-    prompt = job.result["prompt"]
-    buttons = [button("copy", "copy", prompt)]
-    if host.settings_file is None:
-        buttons += [button(f"to_{where}", "insert", prompt, where) for where in ("txt2img", "img2img")]
-        buttons.append(button("open_lora", "open", ""))
-    return element("div", element("code", prompt, class_="i2l-prompt"), buttons, class_="i2l-buttons")
+    """The words for a prompt, and where they can be put. Where the authors advise the positive branch alone, and the
+    program can do that, those for it come first."""
+    prompt, in_webui = job.result["prompt"], host.settings_file is None
+    opens = button("open_lora", "open", "") if in_webui else None
+    if not (in_webui and host.applies_loras and job.result["arch"] in POSITIVE_ONLY):
+        return element("div", _prompt_buttons(prompt, in_webui), opens, class_="i2l-buttons")
+    rows = [
+        element("div", _prompt_buttons(text, in_webui), element("em", word(key)), class_="i2l-buttons")
+        for text, key in ((prompt.replace("<lora:", "<i2l:"), "positive_branch"), (prompt, "both_branches"))
+    ]
+    return element("div", rows, opens)
+
+
+def _prompt_buttons(prompt: str, in_webui: bool) -> list[Markup]:
+    """A text for a prompt, and the buttons that copy and insert it."""
+    inserts = [button(f"to_{where}", "insert", prompt, where) for where in ("txt2img", "img2img")] if in_webui else []
+    return [element("code", prompt, class_="i2l-prompt"), button("copy", "copy", prompt), *inserts]
 
 
 def _earlier(job: Job, host: Host) -> Markup:

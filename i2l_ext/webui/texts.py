@@ -185,6 +185,8 @@ WORDS = {
     "pause": "Pause",
     "paused": "paused",
     "resume": "Resume",
+    "positive_branch": "on the positive branch alone, as the authors advise",
+    "both_branches": "on both",
     "fetching": "downloading",
     "free": "Free on the disk",
     "try_it": "Try it",

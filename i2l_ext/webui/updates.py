@@ -120,7 +120,7 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         untold = _untold([job for job in ended if panes[job.id] == pane], asked)
         failed = [job for job in untold if job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
-        told[f"{pane}_activity"] = job_views.activity(at_work, failed, service.log_of) if at_work or failed else ""
+        told[f"{pane}_activity"] = job_views.activity(at_work, failed, service.log_of, pane) if at_work or failed else ""
     told = {name: value for name, value in told.items() if seen.get(name) != value}
     seen.update(told)
     for kind, (block, show) in RESULTS.items():
@@ -160,7 +160,7 @@ def _models(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> 
     failed = models.failed  # read once: another thread may clear it
     if rows is None and failed is not None and seen.get("models") != failed.id:
         seen["models"] = failed.id
-        return dict.fromkeys(("models", "catalogue"), job_views.failure(failed))
+        return dict.fromkeys(("models", "catalogue"), job_views.failure(failed, "models"))
     fetching = sorted(service.fetching())
     state = json.dumps([[[row["name"], row["ready"], row["download_bytes"]] for row in rows or ()], fetching])
     if rows is None or seen.get("models") == state:
