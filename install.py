@@ -16,12 +16,14 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import venv
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -148,7 +150,11 @@ def browser(rest: Sequence[str]) -> int:
 
 
 def ui(rest: Sequence[str]) -> int:
-    return subprocess.run([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT).returncode
+    with subprocess.Popen([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT) as page:
+        signal.signal(signal.SIGTERM, lambda *_: page.terminate())  # else it would live on, and keep the port
+        while True:
+            with suppress(KeyboardInterrupt):  # the page gets it too, and ends by itself
+                return page.wait()
 
 
 CHECKS = ("-m ruff check --quiet", "-m ruff format --check --quiet", "tests/measured.py --all")

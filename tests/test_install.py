@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 import venv
 import zipfile
@@ -493,3 +494,21 @@ def test_the_demo_names_the_command_as_the_users_shell_takes_it(tmp_path, monkey
     (place / name).unlink()
     monkeypatch.chdir(tmp_path / "with blank")
     assert own_command() == f"{Path('.venv', folder, 'python')} -m i2l_ext"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_the_page_ends_with_the_command_that_started_it(tmp_path):
+    """Else it would live on, and keep its port."""
+    page = tmp_path / "python"
+    page.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    page.chmod(0o700)
+    code = f"import install; install._environment = lambda extras: {str(page)!r}; raise SystemExit(install.ui([]))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as command:
+        until = time.monotonic() + 20
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        command.terminate()
+        assert command.wait(10) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

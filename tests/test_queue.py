@@ -87,6 +87,15 @@ def test_one_at_a_time_and_the_others_wait(queue):
     assert second.started >= first.ended
 
 
+def test_what_waits_can_be_given_up_and_says_why(queue):
+    first, second = (queue.submit("slow", name, {}) for name in ("one", "two"))
+    until(lambda: first.state == "running")
+    for job in (first, second):
+        queue.give_up(job.id, "Not made: the download failed.", "weights_missing")
+    assert (second.state, second.error, second.code) == ("failed", "Not made: the download failed.", "weights_missing")
+    assert first.state == "running" and not queue.cancel(second.id)
+
+
 def test_a_look_does_not_wait_for_the_long_ones(queue):
     long = queue.submit("slow", "Long", {})
     look = queue.submit("models", "Models", {})
@@ -114,7 +123,7 @@ def test_a_failure_shows_its_words_and_a_hint(queue):
 def test_a_refusal_is_one_line(queue):
     job = queue.wait(queue.submit("refuse", "Refuse", {}).id, 20)
     assert (job.state, job.error) == ("failed", "model files are missing: i2l models download")
-    assert job.tail == [] and "Models" in job.hint and job.code == "weights_missing"
+    assert job.tail == [] and "Download" in job.hint and job.code == "weights_missing"
 
 
 def test_a_killed_engine_is_told_of(queue):

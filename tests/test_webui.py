@@ -9,12 +9,14 @@ import sys
 from html import escape
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.trainers import TRAINERS
-from i2l_ext.engine.job import Job, Progress
+from i2l_ext.engine.job import Job, Log, Progress
+from i2l_ext.engine.queue import Queue
 from i2l_ext.library import names
 from i2l_ext.service import model_list
 from i2l_ext.service.service import DownloadNeeded, Service, checked_weights, tray_pictures
@@ -520,6 +522,44 @@ def test_what_is_left_of_a_download_is_resumed(tmp_path):
     row = model_list.with_disk(row)
     assert row["fetched_bytes"] == 30 and row["free_bytes"] > 0 and "Resume" in model_views.readiness(row, (), "make")
     assert "downloading" in model_views.readiness(row, ("big",), "make")
+
+
+@pytest.mark.parametrize(("state", "told"), [("failed", "failed"), ("cancelled", "cancelled"), ("done", "waiting")])
+def test_what_waits_for_a_download_ends_with_it(service, tmp_path, monkeypatch, state, told):
+    monkeypatch.setattr(Queue, "_start_lane", lambda self, lane: None)
+    waiting = service.queue.submit("make", "mine", {})
+    download = Job("d", "download", "small", {}, tmp_path)
+    download.state, download.error, download.code = (
+        state,
+        "hub did not deliver it: the connection failed.",
+        "not_delivered",
+    )
+    service._after["d"] = [waiting.id]
+    service._on_end(download)
+    assert waiting.state == told and (waiting.error is None) == (state != "failed")
+    shown = str(job_views.failure(download, "make"))
+    if state == "failed":
+        assert "Not made: the download failed." in str(job_views.failure(waiting, "make"))
+        assert "Resume" in shown and "&quot;offer&quot;" in shown and "&quot;small&quot;" in shown
+
+
+@pytest.mark.parametrize(
+    ("arch", "applies", "in_webui", "first"),
+    [
+        ("z-image", True, True, "&lt;i2l:mine:1&gt;"),
+        ("z-image", False, True, "&lt;lora:mine:1&gt;"),
+        ("z-image", True, False, "&lt;lora:mine:1&gt;"),
+        ("qwen-image", True, True, "&lt;lora:mine:1&gt;"),
+    ],
+)
+def test_the_words_that_the_authors_advise_come_first(arch, applies, in_webui, first, tmp_path):
+    job = Job("ab", "make", "mine", {}, tmp_path)
+    job.result = {"prompt": "<lora:mine:1>", "arch": arch}
+    host = SimpleNamespace(applies_loras=applies, settings_file=None if in_webui else "settings.json")
+    shown = str(results._prompt(job, host))
+    texts = re.findall(r"<code[^>]*>(.*?)</code>", shown)
+    assert texts[0] == first and len(texts) == (2 if first.startswith("&lt;i2l") else 1)
+    assert shown.count("txt2img") == 2 * len(texts) * in_webui
 
 
 def test_an_error_names_the_picture_and_not_its_hash(service, tmp_path):

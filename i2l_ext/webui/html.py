@@ -12,15 +12,17 @@ from i2l_ext.webui.markup import Markup, button, element, error_line, join, quie
 from i2l_ext.webui.texts import CONTROLS, WORDS
 
 
-def heading(note: str | None, languages: Mapping[str, str] | None = None) -> Markup:
-    """The top of the tab: a key of WORDS as a notice, and a choice of ``languages`` where no WebUI has one."""
-    options = [element("option", name, value=code) for code, name in (languages or {}).items()]
+def heading(note: str | None, place: str, languages: Mapping[str, str]) -> Markup:
+    """The top of the tab: a key of WORDS as a notice, with a ``place`` after it, and a choice of ``languages`` where no
+    WebUI has one."""
+    options = [element("option", name, value=code) for code, name in languages.items()]
     choice = element(
         "label", word("language"), " ",
         element("select", element("option", WORDS["by_browser"], value=""), options, data_i2l_language=True),
         class_="i2l-language",
     )  # fmt: skip
-    notice = element("p", word(note), class_="i2l-notice", role="note") if note else None
+    told = (word(note), join(" ", element("code", place)) if place else None) if note else None
+    notice = element("p", told, class_="i2l-notice", role="note") if told else None
     lost = element("p", word("unreachable"), class_="i2l-error", id="i2l_lost", role="alert", hidden=True)
     said = element("p", id="i2l_said", class_="i2l-unseen", role="status")
     head = element("p", word("line"))

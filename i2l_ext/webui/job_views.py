@@ -37,9 +37,7 @@ def _brief(job: Job, pane: str) -> Markup:
     )
 
 
-def activity(
-    active: Sequence[Job], failed: Sequence[Job], log_of: Callable[[Job], Log], pane: str
-) -> Markup:
+def activity(active: Sequence[Job], failed: Sequence[Job], log_of: Callable[[Job], Log], pane: str) -> Markup:
     """The jobs of a pane that are at work and waiting, and those that did not end well. ``log_of``: what is shown of a
     log."""
     lines = [[_job(job), show_log(log_of(job))] for job in active if job.kind not in BRIEF]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from i2l_ext.service.model_list import MINIATURE, missing_parts
 from i2l_ext.service.settings import HUB_TITLES
@@ -75,7 +76,9 @@ def download_offer(
     missing = missing_parts(row)
     if not missing:
         return element("div", quiet_line("all_here"), class_="i2l-offer")
-    parts = [(value(part["id"]), sized(part["bytes"]), value(part["repo"]), value(part["licence"])) for part in missing]
+    parts = [
+        (value(part["id"]), sized(part["bytes"]), _repository(part["repo"]), value(part["licence"])) for part in missing
+    ]
     pairs: list[tuple[str, object]] = [("size", sized(row["download_bytes"] - row.get("fetched_bytes", 0)))]
     if row.get("free_bytes") is not None:
         pairs.append(("free", sized(row["free_bytes"])))
@@ -97,6 +100,11 @@ def download_offer(
     return element(
         "section", title, facts(*pairs), agree, pack, buttons, files, class_="i2l-offer", data_i2l_fields=True
     )
+
+
+def _repository(name: str) -> Markup:
+    """A link to a repository's page, which shows its licence; both hubs have the same names."""
+    return element("a", name, href=f"https://huggingface.co/{quote(name)}", target="_blank", rel="noopener noreferrer")
 
 
 def _tick(name: str, row: Row, *words: object) -> Markup:

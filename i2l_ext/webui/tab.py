@@ -24,7 +24,8 @@ def build_tab(service: Service) -> Components:
     note = "standalone" if standalone else None if service.host.applies_loras else "not_applied"
     c: Components = {}
     with gr.Column(elem_id="i2l"):
-        heading = html.heading(note, LANGUAGES)
+        place = str(service.host.lora_folder()) if standalone and service.host.is_local else ""
+        heading = html.heading(note, place, LANGUAGES)
         for id, content in (("heading", heading), ("activity", job_views.overview([], {}))):
             c[id] = gr.HTML(content, elem_id=f"i2l_{id}")
         with gr.Tabs(elem_id="i2l_panes"):

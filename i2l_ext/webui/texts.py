@@ -69,7 +69,7 @@ WORDS = {
     "line": "Turns a few pictures of one style into a LoRA, without training. This usually takes minutes; "
     "the first use downloads 19 to 63 GB.",
     "not_applied": "This WebUI makes and lists these LoRAs but cannot apply them: Forge Neo, SD.Next and ComfyUI can.",
-    "standalone": "Stand-alone: the LoRA is written to your LoRA folder. Forge Neo, SD.Next and ComfyUI apply it.",
+    "standalone": "Stand-alone. Forge Neo, SD.Next and ComfyUI apply the LoRAs, which are written to the LoRA folder.",
     "pane_make": "Make",
     "pane_train": "Train from it",
     "pane_inspect": "Inspect and convert",

@@ -120,7 +120,9 @@ def _jobs(service: Service, seen: dict[str, Any], form: Mapping[str, Any]) -> di
         untold = _untold([job for job in ended if panes[job.id] == pane], asked)
         failed = [job for job in untold if job.id not in hidden]
         at_work = [job for job in active if panes[job.id] == pane]
-        told[f"{pane}_activity"] = job_views.activity(at_work, failed, service.log_of, pane) if at_work or failed else ""
+        told[f"{pane}_activity"] = (
+            job_views.activity(at_work, failed, service.log_of, pane) if at_work or failed else ""
+        )
     told = {name: value for name, value in told.items() if seen.get(name) != value}
     seen.update(told)
     for kind, (block, show) in RESULTS.items():
