@@ -150,7 +150,7 @@ def make_prepared(
                 lora = finish(
                     [by_template(prepared, files, options, callbacks, python, opened)], prepared, files, opened
                 )
-            return save_result(prepared, clock.watch(lora, callbacks), clock)
+            return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
         with clock.phase("encode"):
             embeddings = embed(prepared.pictures, model, files, options, callbacks, cache)
         callbacks.step("decode")
@@ -295,9 +295,7 @@ def finish(
     return lora.cast(dtype)
 
 
-def save_result(
-    prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks = NO_CALLBACKS
-) -> MakeResult:
+def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks) -> MakeResult:
     """Write the LoRA, its preview and its sidecar. Raises UserError, Cancelled; then nothing is left behind."""
     request, model = prepared.request, prepared.model
     sidecar = metadata.sidecar(
