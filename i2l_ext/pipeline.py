@@ -1,4 +1,4 @@
-"""The story on one page: pictures -> embeddings -> LoRA -> file."""
+"""The story: pictures -> embeddings -> LoRA -> file."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ GREY = "-grey"
 @dataclass(frozen=True)
 class MakeResult:
     """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with.
-    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
-    it is worth telling. ``grey``: the name of its pair, where that was asked for."""
+    ``lost``: in fp16, the share of the update that is lost in rounding; ``loss``: a line about it, if it is worth
+    telling. ``grey``: the name of its pair, where that was asked for."""
 
     file: str
     name: str
@@ -76,8 +76,8 @@ class PreparedMake:
 
     @property
     def scales(self) -> list[float]:
-        """The factor of each picture's update. Where pictures are seen together, what they add up to is that of the
-        update, and their ratios say how much each picture counts."""
+        """The factor of each picture's update. Where pictures are seen together, their sum scales the update, and
+        their ratios say how much each picture counts."""
         return [self.request.strength * share for share in self.shares]
 
     @property
@@ -124,7 +124,8 @@ def make(
     cache: EmbeddingCache | None = None,
     python: DiffSynthPython | None = None,
 ) -> MakeResult:
-    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
+    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``; for a v2 model
+    ``template`` alone.
 
     Name, folder and model of the request must be set, else ValueError. ``python`` runs a template. Raises UserError
     for what the user can put right, Cancelled when the user wants to stop; then nothing is left behind.
@@ -154,7 +155,7 @@ def make_prepared(
         with clock.phase("encode"):
             embeddings = embed(prepared.pictures, model, files, options, callbacks, cache)
         callbacks.step("decode")
-        parts = decode(model, files, embeddings, prepared.scales, callbacks, opened)
+        parts = open_parts(model, files, embeddings, prepared.scales, callbacks, opened)
         lora = finish(parts, prepared, files, opened)
         return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
 
@@ -204,7 +205,7 @@ def crops_of(crops: Sequence[str] | None, count: int) -> list[Square | None]:
     return list(map(parse_crop, crops))
 
 
-def decode(
+def open_parts(
     model: I2LModel,
     files: Mapping[str, Sequence[Path]],
     embeddings: Embeddings,
@@ -212,7 +213,7 @@ def decode(
     callbacks: Callbacks,
     opened: ExitStack,
 ) -> list[Lora]:
-    """Each expert's part of the LoRA. A factor is made when it is asked for, while ``opened`` is open.
+    """Each expert's part of the LoRA, its decoder open. A factor is made when it is asked for, while ``opened`` is open.
 
     ``files``: the paths of each checkpoint, by its id. ``scales``: the factor of each picture's update. Raises
     UserError for a checkpoint that is not what it should be.
@@ -272,8 +273,8 @@ def finish(
 ) -> Lora:
     """The experts' parts side by side, then the bias; with the blocks, kinds, rank and dtype of the request.
 
-    Without a dtype in the request it is that of the experts. The bias does not count: its file may be an fp8. Raises
-    UserError for a bias of another model.
+    Without a dtype in the request it is that of the experts. The dtype of the bias is ignored: its file may be an fp8.
+    Raises UserError for a bias of another model.
     """
     from i2l_ext.converters.files import TensorFile
     from i2l_ext.converters.lora import concatenate, from_file
