@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from i2l_ext.models.catalogue import I2LModel
     from i2l_ext.templates.python import DiffSynthPython
 
-GREY = "-grey"
-"""What the name of the LoRA of grey pictures ends in."""
-
 
 @dataclass(frozen=True)
 class MakeResult:
@@ -169,7 +166,7 @@ def prepare(request: MakeRequest) -> PreparedMake:
         raise ValueError("name, folder and model of the request must be set")
     name = names.check_name(request.name)
     if request.grey:
-        names.check_name(name + GREY)
+        names.check_name(names.grey_name(name))
     library.check_folder(request.folder)
     model = requested_model(request)
     paths = images.collect(request.pictures)
@@ -258,9 +255,9 @@ def by_template(
 
 
 def grey_pair(prepared: PreparedMake, made: str) -> PreparedMake:
-    """The request for the LoRA of grey pictures, as many as there are, for the negative branch: its name is that of the
-    LoRA ``made`` and "-grey". The authors take the value 128 (DiffSynth-Studio's examples)."""
-    request, name = prepared.request, f"{made}{GREY}"
+    """The request for the LoRA of grey pictures, as many as there are, for the negative branch of the LoRA
+    ``made``. The authors take the value 128 (DiffSynth-Studio's examples)."""
+    request, name = prepared.request, names.grey_name(made)
     grey = images.plain((128, 128, 128), prepared.model.views)
     note = f"For the negative branch, beside {made}."
     request = replace(request, name=name, grey=False, weights=None, crops=None, activation_text="", description=note)
@@ -322,7 +319,7 @@ def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks
             request=prepared.digest,
             options={name: getattr(request, name) for name in metadata.OPTIONS} | {"key_format": prepared.key_format},
             heads=prepared.own_heads,
-            pair=f"{stem}{GREY}" if request.grey else None,
+            pair=names.grey_name(stem) if request.grey else None,
         )
         loss = lora.write(path, prepared.key_format, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
         callbacks.begin_saving()
