@@ -210,7 +210,7 @@ def open_parts(
     callbacks: Callbacks,
     opened: ExitStack,
 ) -> list[Lora]:
-    """Each expert's part of the LoRA, its decoder open. A factor is made when it is asked for, while ``opened`` is open.
+    """Each expert's part of the LoRA, its decoder open. A factor is made when it is asked for, while ``opened`` is.
 
     ``files``: the paths of each checkpoint, by its id. ``scales``: the factor of each picture's update. Raises
     UserError for a checkpoint that is not what it should be.
