@@ -35,6 +35,8 @@ LOCKS = {"mini": ("mini",), "mini,ui": ("mini", "ui"), "test": ("mini", "ui", "t
 """Extras -> the files of requirements/ that hold them: each adds to the last."""
 PRIVATE = ROOT / ".private" / "site-packages"
 A_DAY = 24 * 3600
+TOO_NEW = (3, 15)
+"""The first Python that pyproject.toml refuses. A WebUI's own is not asked: pip says what cannot be had for it."""
 
 
 class Need(NamedTuple):
@@ -74,6 +76,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     if sys.version_info < (3, 10):  # noqa: UP036 - whoever runs this has not read pyproject.toml
         print(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.", file=sys.stderr)
+        return 1
+    if task != "host" and sys.version_info >= TOO_NEW:
+        running, newest = sys.version.split()[0], TOO_NEW[1] - 1
+        print(f"Python 3.{newest} or older is needed; this is {running}. Install 3.13 beside it.", file=sys.stderr)
         return 1
     try:
         return TASKS[task](rest)

@@ -95,7 +95,8 @@ class Consumer:
     to. ``alpha_fails``: why it misreads every alpha. ``lacks``: by family, a pattern of modules that it does not
     have. ``refuses_above``: share of unmatched tensors above which it loads nothing. ``one_rank``: groups of modules,
     as a pattern, that must have one rank (an empty pattern: all modules). ``trainer``: its name in `TRAINERS`, where
-    `i2l export` repairs what conversion cannot. ``missing``: what to say of a family that it has not.
+    `i2l export` repairs what conversion cannot. ``missing``: what to say of a family that it has not; ``not_tried``:
+    of every file, where the source is NOT_TRIED.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Consumer:
     one_rank: str | None = None
     trainer: str | None = None
     missing: str = "it has no such model; it only lists the file"
+    not_tried: str = "nobody here has tried it"
 
     def for_family(self, family: str) -> Consumer:
         """The same, as it treats a family of models."""
@@ -330,5 +332,7 @@ CONSUMERS: tuple[Consumer, ...] = (
             Reads(("transformer.",), (A_B,)),
         ),
     ),
-    Consumer("onetrainer", "OneTrainer", NOT_TRIED),
+    Consumer(
+        "onetrainer", "OneTrainer", NOT_TRIED, not_tried="tried only with the start folder that is written for it"
+    ),
 )  # fmt: skip

@@ -201,7 +201,7 @@ def _check_for(consumer: Consumer, contents: _Contents) -> Verdict:
     if contents.reading.networks:
         return Verdict(consumer, "untried", detail=_other_networks(contents.reading))
     if consumer.source == table.NOT_TRIED:
-        return Verdict(consumer, "untried", detail="tried only with the start folder that is written for it")
+        return Verdict(consumer, "untried", detail=consumer.not_tried)
     verdict = _judge(consumer, contents)
     if verdict.status == "all":
         return verdict

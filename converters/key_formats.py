@@ -14,8 +14,7 @@ class KeyFormat:
     """One way to write the keys of a LoRA.
 
     ``down``, ``up``, ``alpha``: suffixes. ``dotted``: the module's name keeps its dots. ``native``: it is the name in
-    the model's first implementation (`Architecture.native`). ``readers``: programs, for help
-    texts.
+    the model's first implementation (`Architecture.native`). Who reads which: `consumer_table`.
     """
 
     name: str
@@ -25,7 +24,6 @@ class KeyFormat:
     alpha: str | None = None
     dotted: bool = True
     native: bool = False
-    readers: str = ""
 
     def keys(self, path: str) -> tuple[str, str, str | None]:
         """The keys of a module's down factor, up factor and alpha (None if the key format has none)."""
@@ -39,21 +37,12 @@ _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
 KEY_FORMATS: dict[str, KeyFormat] = {
     key_format.name: key_format
     for key_format in (
-        KeyFormat(
-            "webui", "diffusion_model.", *_PEFT, readers="Forge Neo, ComfyUI, ai-toolkit, DiffSynth-Studio, diffusers"
-        ),
-        KeyFormat("kohya", "lora_unet_", *_KOHYA, dotted=False, readers="musubi-tuner, sd-scripts, ComfyUI"),
-        KeyFormat("diffusers", "transformer.", *_PEFT, readers="diffusers, PEFT, ai-toolkit, Forge Neo, ComfyUI"),
-        KeyFormat("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight", readers="DiffSynth-Studio"),
-        KeyFormat("webui-fused", "diffusion_model.", *_PEFT, native=True, readers="ai-toolkit for FLUX.2, ComfyUI"),
-        KeyFormat(
-            "kohya-fused",
-            "lora_unet_",
-            *_KOHYA,
-            dotted=False,
-            native=True,
-            readers="musubi-tuner for FLUX.2, Forge Neo for Z-Image, where plain kohya is refused",
-        ),
+        KeyFormat("webui", "diffusion_model.", *_PEFT),
+        KeyFormat("kohya", "lora_unet_", *_KOHYA, dotted=False),
+        KeyFormat("diffusers", "transformer.", *_PEFT),
+        KeyFormat("diffsynth", "", ".lora_A.default.weight", ".lora_B.default.weight"),
+        KeyFormat("webui-fused", "diffusion_model.", *_PEFT, native=True),
+        KeyFormat("kohya-fused", "lora_unet_", *_KOHYA, dotted=False, native=True),
     )
 }
 """By name, those that are written. The two ``-fused`` differ from those without it for Z-Image, FLUX.1 and FLUX.2 only,

@@ -23,7 +23,7 @@ from i2l_ext.converters.inspection import inspect
 from i2l_ext.library import names
 from i2l_ext.models import store
 from i2l_ext.models.heads import requested_model
-from i2l_ext.pipeline import MakeResult, PhaseClock, PreparedMake, decode, finish, prepare, save_result
+from i2l_ext.pipeline import MakeResult, PhaseClock, PreparedMake, finish, open_parts, prepare, save_result
 from i2l_ext.weights.compute import DEFAULT_OPTIONS, NO_CALLBACKS, Callbacks, ComputeOptions
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _make_together(
         with ExitStack() as opened:
             scales = [scale for one in group for scale in one.scales]
             callbacks.step("decode")
-            parts = decode(model, files, embeddings.rows(start, stop), scales, callbacks, opened)
+            parts = open_parts(model, files, embeddings.rows(start, stop), scales, callbacks, opened)
             parts = [_in_memory(clock.watch(part, callbacks)) for part in parts]
             first = 0
             for one in group:

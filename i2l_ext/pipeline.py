@@ -1,4 +1,4 @@
-"""The story on one page: pictures -> embeddings -> LoRA -> file."""
+"""The story: pictures -> embeddings -> LoRA -> file."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
     from i2l_ext.models.catalogue import I2LModel
     from i2l_ext.templates.python import DiffSynthPython
 
-GREY = "-grey"
-"""What the name of the LoRA of grey pictures ends in."""
-
 
 @dataclass(frozen=True)
 class MakeResult:
     """The LoRA that was made; the fields of ``i2l make --json``. ``settings``: those that the authors generate with.
-    ``lost``: where its dtype has few exponents, the share of the update that this lost; ``loss``: a line about it, if
-    it is worth telling. ``grey``: the name of its pair, where that was asked for."""
+    ``lost``: in fp16, the share of the update that is lost in rounding; ``loss``: a line about it, if it is worth
+    telling. ``grey``: the name of its pair, where that was asked for."""
 
     file: str
     name: str
@@ -76,8 +73,8 @@ class PreparedMake:
 
     @property
     def scales(self) -> list[float]:
-        """The factor of each picture's update. Where pictures are seen together, what they add up to is that of the
-        update, and their ratios say how much each picture counts."""
+        """The factor of each picture's update. Where pictures are seen together, their sum scales the update, and
+        their ratios say how much each picture counts."""
         return [self.request.strength * share for share in self.shares]
 
     @property
@@ -124,7 +121,8 @@ def make(
     cache: EmbeddingCache | None = None,
     python: DiffSynthPython | None = None,
 ) -> MakeResult:
-    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``.
+    """Pictures in, LoRA file out. The steps are ``encode ID`` for each encoder, then ``decode``; for a v2 model
+    ``template`` alone.
 
     Name, folder and model of the request must be set, else ValueError. ``python`` runs a template. Raises UserError
     for what the user can put right, Cancelled when the user wants to stop; then nothing is left behind.
@@ -150,11 +148,11 @@ def make_prepared(
                 lora = finish(
                     [by_template(prepared, files, options, callbacks, python, opened)], prepared, files, opened
                 )
-            return save_result(prepared, clock.watch(lora, callbacks), clock)
+            return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
         with clock.phase("encode"):
             embeddings = embed(prepared.pictures, model, files, options, callbacks, cache)
         callbacks.step("decode")
-        parts = decode(model, files, embeddings, prepared.scales, callbacks, opened)
+        parts = open_parts(model, files, embeddings, prepared.scales, callbacks, opened)
         lora = finish(parts, prepared, files, opened)
         return save_result(prepared, clock.watch(lora, callbacks), clock, callbacks)
 
@@ -168,7 +166,7 @@ def prepare(request: MakeRequest) -> PreparedMake:
         raise ValueError("name, folder and model of the request must be set")
     name = names.check_name(request.name)
     if request.grey:
-        names.check_name(name + GREY)
+        names.check_name(names.grey_name(name))
     library.check_folder(request.folder)
     model = requested_model(request)
     paths = images.collect(request.pictures)
@@ -204,7 +202,7 @@ def crops_of(crops: Sequence[str] | None, count: int) -> list[Square | None]:
     return list(map(parse_crop, crops))
 
 
-def decode(
+def open_parts(
     model: I2LModel,
     files: Mapping[str, Sequence[Path]],
     embeddings: Embeddings,
@@ -212,7 +210,7 @@ def decode(
     callbacks: Callbacks,
     opened: ExitStack,
 ) -> list[Lora]:
-    """Each expert's part of the LoRA. A factor is made when it is asked for, while ``opened`` is open.
+    """Each expert's part of the LoRA, its decoder open. A factor is made when it is asked for, while ``opened`` is.
 
     ``files``: the paths of each checkpoint, by its id. ``scales``: the factor of each picture's update. Raises
     UserError for a checkpoint that is not what it should be.
@@ -257,9 +255,9 @@ def by_template(
 
 
 def grey_pair(prepared: PreparedMake, made: str) -> PreparedMake:
-    """The request for the LoRA of grey pictures, as many as there are, for the negative branch: its name is that of the
-    LoRA ``made`` and "-grey". The authors take the value 128 (DiffSynth-Studio's examples)."""
-    request, name = prepared.request, f"{made}{GREY}"
+    """The request for the LoRA of grey pictures, as many as there are, for the negative branch of the LoRA
+    ``made``. The authors take the value 128 (DiffSynth-Studio's examples)."""
+    request, name = prepared.request, names.grey_name(made)
     grey = images.plain((128, 128, 128), prepared.model.views)
     note = f"For the negative branch, beside {made}."
     request = replace(request, name=name, grey=False, weights=None, crops=None, activation_text="", description=note)
@@ -272,8 +270,8 @@ def finish(
 ) -> Lora:
     """The experts' parts side by side, then the bias; with the blocks, kinds, rank and dtype of the request.
 
-    Without a dtype in the request it is that of the experts. The bias does not count: its file may be an fp8. Raises
-    UserError for a bias of another model.
+    Without a dtype in the request it is that of the experts. The dtype of the bias is ignored: its file may be an fp8.
+    Raises UserError for a bias of another model.
     """
     from i2l_ext.converters.files import TensorFile
     from i2l_ext.converters.lora import concatenate, from_file
@@ -295,9 +293,7 @@ def finish(
     return lora.cast(dtype)
 
 
-def save_result(
-    prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks = NO_CALLBACKS
-) -> MakeResult:
+def save_result(prepared: PreparedMake, lora: Lora, clock: PhaseClock, callbacks: Callbacks) -> MakeResult:
     """Write the LoRA, its preview and its sidecar. Raises UserError, Cancelled; then nothing is left behind."""
     request, model = prepared.request, prepared.model
     sidecar = metadata.sidecar(
@@ -323,7 +319,7 @@ def save_result(
             request=prepared.digest,
             options={name: getattr(request, name) for name in metadata.OPTIONS} | {"key_format": prepared.key_format},
             heads=prepared.own_heads,
-            pair=f"{stem}{GREY}" if request.grey else None,
+            pair=names.grey_name(stem) if request.grey else None,
         )
         loss = lora.write(path, prepared.key_format, name=f"{stem}.safetensors", metadata=facts, lossy=request.lossy)
         callbacks.begin_saving()

@@ -179,6 +179,14 @@ def test_the_table_of_key_formats(tmp_path, family, name):
     assert found == " ".join(TABLE[family, name].split())
 
 
+def test_a_program_that_nobody_tried_says_so(tmp_path, monkeypatch):
+    new = consumer_table.Consumer("new", "New", consumer_table.NOT_TRIED)
+    monkeypatch.setattr(consumers, "CONSUMERS", (*consumers.CONSUMERS, new))
+    said = verdicts(tmp_path, tensors(random(Z_IMAGE, first_blocks(Z_IMAGE)), "webui", tmp_path))
+    assert (said["new"].status, said["new"].detail) == ("untried", "nobody here has tried it")
+    assert said["onetrainer"].detail == "tried only with the start folder that is written for it"
+
+
 def test_part_says_which(tmp_path):
     lora = random(Z_IMAGE, first_blocks(Z_IMAGE))
     said = verdicts(tmp_path, tensors(lora, "kohya", tmp_path))

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -217,12 +218,17 @@ def test_a_translated_readme_has_the_same_sections_commands_and_tables(page):
     """What needs no translation: a section or a row that is missing there is seen."""
 
     def skeleton(text):
-        heads = [line.split()[0] for line in re.findall(r"^#+ .+$", text, re.MULTILINE)]
-        rows = [re.findall(r"`[^`]+`", row) for row in re.findall(r"^\|(.+)\|$", text, re.MULTILINE)]
+        """Headings and rows, each as what is compared and as it is written; and the links."""
+        heads = [(line.split()[0], line) for line in re.findall(r"^#+ .+$", text, re.MULTILINE)]
+        rows = [(re.findall(r"`[^`]+`", row), row) for row in re.findall(r"^\|.+\|$", text, re.MULTILINE)]
         return heads, rows, set(re.findall(r"\]\(((?:docs|benchmarks)/[^)#\s]+)", text))
 
     english = ROOT / "README.md"
     assert list(shell(page)) == list(shell(english))
     *ours, links = skeleton(page.read_text(encoding="utf-8"))
     *theirs, wanted = skeleton(english.read_text(encoding="utf-8"))
-    assert ours == theirs and wanted - links == set()
+    for own, other in zip(ours, theirs, strict=True):
+        both = zip_longest(own, other, fillvalue=(None, "nothing"))
+        first = next((f"{page.name}: {one[1]}\nREADME.md: {two[1]}" for one, two in both if one[0] != two[0]), None)
+        assert first is None, f"the first that differs:\n{first}"
+    assert wanted - links == set()

@@ -92,6 +92,21 @@ def test_a_plain_checkout_in_a_webui_finds_its_lora_folder(tmp_path, picture):
     assert (tmp_path / "webui" / "models" / "Lora" / "red.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("version", "said"), [((3, 9), "3.10 or newer"), ((3, 15), "3.14 or older")])
+def test_a_python_out_of_range_is_told(install, monkeypatch, capsys, version, said):
+    monkeypatch.setattr(install, "TASKS", dict.fromkeys(install.TASKS, lambda _: 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(install.sys, "version_info", version)
+        codes = {task: install.main([task]) for task in ("demo", "ui", "test", "host")}
+    assert codes == {"demo": 1, "ui": 1, "test": 1, "host": int(version < (3, 10))}
+    assert capsys.readouterr().err.count(said) == sum(codes.values())
+
+
+def test_the_newest_python_is_that_of_pyproject(install):
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires-python = ">=3.10,<{".".join(map(str, install.TOO_NEW))}"' in project
+
+
 @pytest.fixture
 def install(monkeypatch, tmp_path):
     """install.py as a module, with its pip calls noted instead of made."""

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import template_world
+from i2l_ext import pipeline
 from i2l_ext.commands.main import main
 from i2l_ext.converters import Lora, inspect
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, Z_IMAGE
@@ -22,6 +23,7 @@ from i2l_ext.converters.errors import Cancelled, UserError
 from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.models import catalogue
 from i2l_ext.models.store import note_path
+from i2l_ext.requests import MakeRequest
 from i2l_ext.templates import consent, run
 from i2l_ext.templates.cage import BOUNDS, CagedProcess, strongest_cage
 from i2l_ext.templates.python import find_python
@@ -88,6 +90,22 @@ def test_the_command_makes_what_the_template_makes(tmp_path, capsys, diffsynth_f
     assert inspect(made["file"]).metadata["i2l.model"] == name
     code, _, error = i2l(capsys, *asked, "--overwrite", "--weights", "1", "2")
     assert code == 1 and "sees all pictures together" in error
+
+
+@pytest.mark.parametrize("name", ["z-image-v2", "mini"])
+def test_a_stop_just_before_the_file_gets_its_name(tmp_path, python, name):
+    repository = template(tmp_path)
+    consent.agree(repository, repository.digest)
+    asked = MakeRequest((tmp_path / "red.png",), name="it", folder=tmp_path / "Lora", model=name)
+    stopped = []
+
+    def stop():
+        stopped.append(name)
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pipeline.make(asked, callbacks=Callbacks(begin_saving=stop), python=python)
+    assert stopped == [name] and list((tmp_path / "Lora").glob("*")) == []
 
 
 @pytest.mark.parametrize("arch", MODELS.values(), ids=lambda arch: arch.id)

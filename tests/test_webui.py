@@ -77,7 +77,7 @@ def _plain(node):
 @pytest.mark.parametrize("language", [code for code in LANGUAGES if code != "en"])
 def test_what_is_said_in_the_tab_is_translated(language):
     """Refusals, hints, lines about models, verdicts."""
-    from i2l_ext.converters import consumers
+    from i2l_ext.converters import consumer_table, consumers
 
     words = all_words()[language]
     patterns = [re.compile(re.escape(key).replace(r"\{\}", ".+?"), re.DOTALL) for key in words if "{}" in key]
@@ -95,6 +95,8 @@ def test_what_is_said_in_the_tab_is_translated(language):
     texts = [re.sub(r"\.X$", ".", text).replace(": Xnot", ": not") for text in told]  # an end, or a part, that may lack
     lacking = [text for text in texts if text not in words and not any(one.fullmatch(text) for one in patterns)]
     lacking += {"all", "part", "nothing", "no model", "untried"} - set(words)
+    of_programs = {one.not_tried for one in consumer_table.CONSUMERS} | {consumer_table.Consumer.not_tried}
+    lacking += of_programs - set(words)
     assert lacking == [], "translate them in i2l_ext/webui/languages/*-phrases.json"
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.library import names
 
 BRANCHES = ("positive", "both", "grey")
 CFG = 4.0
@@ -141,7 +142,7 @@ def _draw(args: argparse.Namespace) -> int:
 
 def _grey_file(path: Path) -> Path:
     """The grey LoRA of a LoRA. Raises UserError where there is none."""
-    grey = path.with_name(f"{path.stem}-grey.safetensors")
+    grey = path.with_name(f"{names.grey_name(path.stem)}.safetensors")
     if not grey.is_file():
         raise UserError(
             f"There is no {grey.name} beside {path.name}. Make it of a grey picture: "

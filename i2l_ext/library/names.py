@@ -95,6 +95,12 @@ def with_number(name: str, number: int) -> str:
     return name[: LONGEST - len(tail)].encode()[:room].decode(errors="ignore") + tail
 
 
+def grey_name(name: str) -> str:
+    """The name of the LoRA of grey pictures that belongs to the LoRA ``name``: the authors put it on the negative
+    branch."""
+    return f"{name}-grey"
+
+
 def suggest_name(paths: Sequence[Path | str]) -> str:
     """A name for a LoRA of these pictures: that of the first one, or of its folder if a folder was given."""
     first = Path(paths[0]).resolve()

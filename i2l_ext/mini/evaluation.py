@@ -117,7 +117,7 @@ class Evaluator:
         embedded = embed(opened, model, files)
         shares = [1 / len(pictures)] * len(pictures)
         with ExitStack() as stack:
-            [lora] = pipeline.decode(model, files, embedded, shares, NO_CALLBACKS, stack)
+            [lora] = pipeline.open_parts(model, files, embedded, shares, NO_CALLBACKS, stack)
             return Lora.of(lora.arch, {path: lora[path] for path in lora})
 
     def _files(self, model: catalogue.I2LModel) -> dict[str, list[Path]]:
@@ -133,7 +133,7 @@ class Evaluator:
         loras = []
         with ExitStack() as stack:
             for n in range(len(pictures)):
-                parts = pipeline.decode(model, files, embedded.rows(n, n + 1), [1.0], NO_CALLBACKS, stack)
+                parts = pipeline.open_parts(model, files, embedded.rows(n, n + 1), [1.0], NO_CALLBACKS, stack)
                 if model.bias:
                     parts = [*parts, Lora.read(self.folder / Path(model.bias.files[0]).name)]
                 lora = concatenate(parts, [1.0] * len(parts))

@@ -53,8 +53,8 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
     if complete.grey:
         pair = pipeline.make_prepared(pipeline.grey_pair(prepared, made.name), *rest)
         note = f"{pair.name} is the LoRA of grey pictures, for the negative branch."
-        taken = pair.name != f"{made.name}{pipeline.GREY}"
-        context.reporter.note(note + f" {made.name}{pipeline.GREY} was another file: rename one." * taken)
+        wanted = names.grey_name(made.name)
+        context.reporter.note(note + f" {wanted} was another file: rename one." * (pair.name != wanted))
         made = replace(made, grey=pair.name)
     _note_miniature(request, complete, context)
     return made

@@ -125,7 +125,7 @@ def packing_error(
         for files in (plain, packed):
             context.reporter.plan([*steps, Step("decode", "decode")])
             embeddings = embed(opened_pictures, model, files, options, told)
-            found.append((embeddings, pipeline.decode(model, files, embeddings, scales, told, opened)))
+            found.append((embeddings, pipeline.open_parts(model, files, embeddings, scales, told, opened)))
         (exact, parts), (moved, moved_parts) = found
         widths = [part.spec.width for part in (model.siglip2, model.dinov3) if part]
         names = [part.id for part in (model.siglip2, model.dinov3) if part]

@@ -17,8 +17,6 @@ from i2l_ext.converters.errors import UserError
 
 NETWORK = "i2l"
 """The word after the bracket."""
-GREY_SUFFIX = "-grey"
-"""Of the LoRA made of grey pictures, which the authors put on the negative branch."""
 BOTH = "both"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from i2l_ext.converters.files import TensorFile, TensorInfo, torch_dtype
 from i2l_ext.weights.file_reader import PAGE
@@ -36,10 +35,6 @@ class TensorSlot:
     def dtype(self) -> torch.dtype:
         """On disk."""
         return torch_dtype(self.entry.dtype)
-
-    def view(self, buffer: Tensor, at: int) -> Tensor:
-        """The tensor whose bytes are in ``buffer`` from ``at`` on."""
-        return buffer[at : at + self.entry.nbytes].view(self.dtype).view(self.entry.shape)
 
 
 @dataclass(frozen=True)

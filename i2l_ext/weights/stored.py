@@ -27,20 +27,21 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of ``shape`` whose numbers, of ``dtype``, are the bytes ``held``, uint8 [nbytes]. A packed one has
+    """A tensor of ``shape`` whose numbers, of ``dtype``, are the bytes ``raw``, uint8 [nbytes]. A packed one has
     ``scales``, each for ``group`` numbers."""
 
-    held: Tensor
+    raw: Tensor
     dtype: torch.dtype
     shape: tuple[int, ...]
     scales: StoredTensor | None = None
     group: int = 0
 
     def numbers(self, first: int, count: int) -> Tensor:
-        """Some of the numbers, [count], as they are stored, from number ``first`` on."""
+        """Some of the numbers, [count], as they are stored, from number ``first`` on. A view of the bytes; a copy where
+        torch cannot take them for numbers, as they do not start at a multiple of a number's size."""
         size = self.dtype.itemsize
-        held = self.held[first * size : (first + count) * size]
-        return (held.clone() if held.data_ptr() % size else held).view(self.dtype)
+        raw = self.raw[first * size : (first + count) * size]
+        return (raw.clone() if raw.data_ptr() % size else raw).view(self.dtype)
 
     def fill(self, out: Tensor, first: int = 0) -> None:
         """Put numbers from ``first`` on into ``out`` [count], floats of any dtype, multiplied by their scales."""
@@ -52,7 +53,8 @@ class StoredTensor:
             out.copy_(found)
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """All of it in ``dtype``; a view of the bytes where that is what they are."""
+        """All of it in ``dtype``. Where that is the dtype of the bytes it is a view of them, so it may be made before
+        they are read; but a copy, made now, where they do not start at a multiple of a number's size."""
         count = math.prod(self.shape)
         if self.dtype == dtype:
             return self.numbers(0, count).view(self.shape)
@@ -76,7 +78,7 @@ class StoredWeights:
     @contextmanager
     def given_to(self, layer: nn.Module, tensors: Mapping[str, StoredTensor]) -> Iterator[None]:
         """``layer`` has ``tensors``, by parameter, as its weights. The matrices of its linear layers stay as they are;
-        everything else, which is small, gets the dtype."""
+        everything else, which is small, gets the dtype. At the end the layer has no weights any more."""
         linear = {f"{name}.weight": module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
         kept = {name for name, one in tensors.items() if name in linear and one.dtype != self.dtype}
         whole = {name: one.whole(self.dtype) for name, one in tensors.items() if name not in kept}

@@ -48,10 +48,10 @@ Copied: TypeAlias = "torch.cuda.Event | None"
 """The event after a copy to a device; None where there is none to wait for."""
 
 Result = TypeVar("Result")
-Held = TypeVar("Held")
+Part = TypeVar("Part")
 
 
-class GroupLoader(Protocol[Held]):
+class GroupLoader(Protocol[Part]):
     """Reads groups of tensors, ``{name: key in the files}``, into buffers."""
 
     @property
@@ -68,9 +68,9 @@ class GroupLoader(Protocol[Held]):
     def buffer(self, nbytes: int) -> Tensor:
         """Uninitialised bytes on the device; on the CPU they start on a page of memory."""
 
-    def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Held], list[Callable[[], Copied]]]:
-        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them, on CUDA once the event that a
-        job gives has come. Jobs may run at once."""
+    def prepare(self, names: Mapping[str, str], buffer: Tensor) -> tuple[dict[str, Part], list[Callable[[], Copied]]]:
+        """The tensors of a group, which lie in ``buffer``, and the jobs that fill them. On CUDA a job returns the
+        event after which its tensors are there. Jobs may run in parallel."""
 
 
 class StoredLoader:
@@ -94,22 +94,22 @@ class StoredLoader:
         places = places_in_buffer(ranges)
 
         def stored(slot: TensorSlot) -> StoredTensor:
-            at = places.get(slot.name, 0)
+            at = places.get(slot.name, 0)  # an empty tensor has no bytes to read, and so no place
             scales = stored(slot.scales) if slot.scales else None
             return StoredTensor(buffer[at : at + slot.entry.nbytes], slot.dtype, slot.entry.shape, scales, slot.group)
 
-        return {slot.name: stored(slot) for slot in slots}, [partial(self.read, one, buffer) for one in ranges]
+        return {slot.name: stored(slot) for slot in slots}, [partial(self.read_range, one, buffer) for one in ranges]
 
-    def read(self, one: ReadRange, buffer: Tensor) -> Copied:
+    def read_range(self, one: ReadRange, buffer: Tensor) -> None:
         """Put a range of a file into its place in ``buffer``. Raises UserError, and Cancelled after ``stop``."""
         if self.stop.is_set():
             raise Cancelled
         try:
+            # ``one.at`` lies in its page as ``one.start`` does: the reader wants the buffer from that page's start on
             area = tensor_bytes(buffer[one.at - one.start % PAGE :])
             self.files.readers[one.file].read(one.start, one.end, area)
         except UserError as error:
             raise UserError(f"{error} (at the tensor {one.parts[0].slot.key!r})") from None
-        return None
 
 
 class TensorLoader:
@@ -139,8 +139,10 @@ class TensorLoader:
         slots = self.files.slots(names)
         if self._in_place(slots):
             stored, jobs = self.stored.prepare(names, buffer)
+            # nothing is read yet: each must be a view of its bytes, and by ``_in_place`` it is
             return {name: one.whole(self.dtype) for name, one in stored.items()}, jobs
-        flat, tensors, end = buffer[: len(buffer) // 8 * 8].view(self.dtype), {}, 0
+        whole = len(buffer) // 8 * 8  # no number has more than 8 bytes; a view takes whole ones, and the rest is spare
+        flat, tensors, end = buffer[:whole].view(self.dtype), {}, 0
         for slot in slots:
             numbers = math.prod(slot.entry.shape)
             tensors[slot.name] = flat[end : end + numbers].view(slot.entry.shape)
@@ -157,7 +159,8 @@ class TensorLoader:
         return tensors
 
     def _in_place(self, slots: Sequence[TensorSlot]) -> bool:
-        """Whether a group is used as it is on disk."""
+        """Whether a group is used as it is on disk: of the dtype that is wanted, and each tensor at a multiple of a
+        number's size. It lies so in the buffer too (`plan_reads`), so `StoredTensor.whole` gives a view there."""
         return self.device.type == "cpu" and all(
             slot.dtype == self.dtype and slot.start % self.dtype.itemsize == 0 for slot in slots
         )
@@ -167,7 +170,7 @@ class TensorLoader:
         if copied:
             copied.synchronize()
         at = one.start % PAGE
-        self.stored.read(replace(one, at=at), stage)
+        self.stored.read_range(replace(one, at=at), stage)
         pairs = []
         for part in one.parts:
             slot, found = part.slot, stage[at : at + part.stop - part.start]
@@ -197,8 +200,8 @@ class TensorLoader:
         return out
 
     def _stage(self) -> tuple[Tensor, Copied]:
-        """The staging buffer that was filled longest ago, and the event after its copy to the device. A range begins
-        and ends within a page; pinned memory starts on one."""
+        """The staging buffer that was filled longest ago, and the event after its copy to the device. A range
+        may begin and end in the middle of a page: hence two pages more. Pinned memory starts on a page."""
         try:
             return self._stages.popleft()
         except IndexError:  # each thread's first call
@@ -211,11 +214,11 @@ class _Scales:
 
     def __init__(self, slot: TensorSlot, loader: TensorLoader) -> None:
         self.loader, self.missing, self.lock, self.ready = loader, slot.entry.nbytes, Lock(), Event()
-        self.held = torch.empty(math.prod(slot.entry.shape), dtype=slot.dtype)
+        self.numbers = torch.empty(math.prod(slot.entry.shape), dtype=slot.dtype)
 
     def fill(self, start: int, found: Tensor) -> None:
         """The bytes from ``start`` on."""
-        self.held.view(torch.uint8)[start : start + len(found)] = found
+        self.numbers.view(torch.uint8)[start : start + len(found)] = found
         with self.lock:
             self.missing -= len(found)
         if not self.missing:
@@ -226,7 +229,7 @@ class _Scales:
         while not self.ready.wait(0.05):
             if self.loader.stop.is_set():
                 raise Cancelled
-        return self.held
+        return self.numbers
 
 
 def _aligned(numbers: int) -> int:
@@ -274,16 +277,16 @@ def stream_stored(
     *,
     ahead: int = 1,
 ) -> Generator[dict[str, StoredTensor], None, None]:
-    """The same on the CPU, with tensors as the files have them."""
+    """As `stream`, on the CPU, with tensors as the files have them."""
     return _stream(StoredLoader(files), groups, callbacks, ahead)
 
 
 def _stream(
-    loader: GroupLoader[Held], groups: Sequence[Mapping[str, str]], callbacks: Callbacks, ahead: int
-) -> Generator[dict[str, Held], None, None]:
+    loader: GroupLoader[Part], groups: Sequence[Mapping[str, str]], callbacks: Callbacks, ahead: int
+) -> Generator[dict[str, Part], None, None]:
     size = max((loader.nbytes(names) for names in groups), default=0)
     free = deque(loader.buffer(size) for _ in range(min(1 + ahead, len(groups))))
-    waiting: deque[tuple[Tensor, dict[str, Held], list[Future[Copied]]]] = deque()
+    waiting: deque[tuple[Tensor, dict[str, Part], list[Future[Copied]]]] = deque()
     todo = iter(groups)
     with ThreadPoolExecutor(READERS, thread_name_prefix="i2l-read") as readers:
 
@@ -307,7 +310,7 @@ def _stream(
                 launch()
         finally:
             loader.stop.set()
-            if loader.copies:  # or before torch gives it to the next loader
+            if loader.copies:  # the device must also be done before torch gives the buffers to the next loader
                 loader.copies.copy_after_computing()
 
 

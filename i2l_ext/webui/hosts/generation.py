@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from modules import extra_networks, scripts
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.webui.prompt_tags import GREY_SUFFIX, NETWORK, BranchTag, parse_tag
+from i2l_ext.library.names import grey_name
+from i2l_ext.webui.prompt_tags import NETWORK, BranchTag, parse_tag
 
 if TYPE_CHECKING:
     from i2l_ext.branch import Strength
@@ -172,7 +173,7 @@ def tag_files(tag: BranchTag) -> list[tuple[Path, Strength]]:
     file = _network_file(tag.name)
     if file is None:
         raise UserError(f"<{NETWORK}:{tag.name}>: there is no LoRA of this name.")
-    grey = None if tag.both or tag.negative == 0 else _network_file(tag.name + GREY_SUFFIX)
+    grey = None if tag.both or tag.negative == 0 else _network_file(grey_name(tag.name))
     if grey is None:
         return [(file, Strength(tag.positive, tag.negative or 0.0, tag.start, tag.stop))]
     weight = tag.positive if tag.negative is None else tag.negative
