@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .architectures import ARCHITECTURES
 from .trainers import Trainer
-from .trainers.base import SAVES, TODO
+from .trainers.base import NO_TRAINER, SAVES, TODO
 
 RUN = "train.py"
 """The script that starts a training."""
@@ -16,8 +16,6 @@ ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
 
 STAY = "Do not move this folder, it has absolute paths in it: export again where it is to be."
-
-SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,15 @@ class StartFolder:
 def readme(trainer: Trainer, written: StartFolder) -> str:
     """The text of README.md, for the person who opens the folder."""
     family = ARCHITECTURES[written.arch].family
+    pictures = f"Pictures: {_pictures_line(trainer, written)}"
     start = [
         f"Base model: {_base_line(trainer, written)}. A LoRA of a variant (Turbo, Edit) needs that variant's.",
-        f"Pictures: {_pictures_line(trainer, written)}",
+        pictures,
         f"Memory of the card, as its authors say: {trainer.memory.get(family, 'not stated')}.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
     ]
+    if written.caution:
+        start = [f"Nothing can be started. `{written.run}` only says why.", pictures]
     lora = [
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{written.key_format} keys.",
@@ -118,7 +119,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
     ]
     lines = [
         f"# Start folder for {trainer.title}",
-        *(["", f"{written.caution} {SHOWN}"] if written.caution else []),
+        *(["", f"{written.caution} {NO_TRAINER.format(written.arch)}"] if written.caution else []),
     ]
     for title, facts in (("To start", start), ("The LoRA in it", lora), ("The run", run)):
         lines += ["", f"## {title}", "", *(f"- {fact}" for fact in facts if fact)]

@@ -831,7 +831,7 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, trainer, capsys):
+def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, work, trainer, capsys):
     path = tmp_path / "style.safetensors"
     style(MINI).save(path)
     assert i2l("export", path, "--for", trainer, "-o", tmp_path / "a") == 0
@@ -840,6 +840,14 @@ def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, 
     assert "Test LoRA: only `i2l draw` can use it." in (tmp_path / "a" / "README.md").read_text()
     assert i2l("export", path, "--for", trainer, "-o", tmp_path / "b", "--json") == 0
     assert json.loads(capsys.readouterr().out)["caution"] == MINI.caution
+    start = "\n".join(told).partition("To start")[2].partition("The LoRA in it")[0]
+    assert "Nothing can be started" in start
+    assert not re.search(r"python |download|Memory|Base model|starts the run", start)
+    lay_out(tmp_path / "a" / "train.py", work)
+    write_launcher(work, STUB)
+    done = subprocess.run([sys.executable, tmp_path / "a/train.py"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == NOT_STARTED and not (work / "seen").exists()
+    assert done.stderr.startswith("This LoRA is of mini, the test model: no trainer has it. The folder only shows")
 
 
 def test_an_export_of_a_real_lora_has_no_caution(tmp_path):
@@ -892,7 +900,7 @@ def names_in(folder, told, work):
 def test_names_are_text_and_nothing_more(tmp_path, work, trainer, hostile):
     """Of the file and of the folder: neither runs as a command, nor is it read as another text."""
     folder = tmp_path / hostile
-    told = export(style(MINI, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
+    told = export(style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
     path, name = names_in(folder, told, work)
     assert path == told.init == str(folder / f"{hostile}_init_r2.safetensors")
     assert name in (told.name, None) and re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._-]*", told.name)

@@ -59,6 +59,8 @@ FRESH_ROWS: Mapping[str, Callable[[int, int], float]] = {
 """How a trainer draws the down factor of a fresh LoRA -> the norm that a row of it has on average. Kaiming's is
 U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default; PEFT's gaussian has the standard deviation 1/rank."""
 
+NO_TRAINER = "This LoRA is of {}, the test model: no trainer has it. The folder only shows what a start looks like."
+
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 """Kinds of characters that no path may have: control codes, bytes that are no UTF-8, breaks of lines and paragraphs."""
 
@@ -117,6 +119,11 @@ class TrainingStart:
     dataset: Dataset = Dataset()
     bases: Mapping[str, Path] = field(default_factory=dict)
     learning_rate: float = 3.3e-5
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be trained from it; "" where it can."""
+        return NO_TRAINER.format(self.arch.id) if self.arch.caution else ""
 
     @property
     def model(self) -> str:

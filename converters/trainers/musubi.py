@@ -112,7 +112,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --network_weights $INIT {_network_args(start, family)}
         --max_train_epochs {EPOCHS} --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
     )
-    script = training_script("musubi-tuner", places, commands, hints=FILES.get(family))
+    script = training_script(start, "musubi-tuner", places, commands, hints=FILES.get(family))
     return {"train.py": script, "dataset.toml": _dataset(start)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .base import TODO
+from .base import TODO, TrainingStart
 
 CONFIGURATIONS = (".toml", ".yaml", ".json")
 """Endings of the configurations that are written beside the script."""
@@ -22,6 +22,7 @@ NOT_STARTED = 78
 
 
 def training_script(
+    start: TrainingStart,
     title: str,
     places: Mapping[str, str],
     commands: Sequence[str],
@@ -29,8 +30,9 @@ def training_script(
     hints: Mapping[str, str] | None = None,
 ) -> str:
     """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing, and
-    says all that is wrong, outside that folder, without a package that the commands need, while a place is missing, and
-    while a place that is a text file has one to fill in (`TODO`). It ends with `NOT_STARTED` then.
+    says all that is wrong, where no trainer has the model, outside that folder, without a package that the commands
+    need, while a place is missing, and while a place that is a text file has one to fill in (`TODO`). It ends with
+    `NOT_STARTED` then.
 
     ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
     another text of that kind; ``hints``: NAME -> what to fill in, for places that are not known. A command is words
@@ -55,7 +57,7 @@ def training_script(
             "",
             *top,
             "",
-            "missing = []",
+            f"missing = {[start.obstacle] if start.obstacle else []!r}",
             f"for script in {[*scripts]}:",
             "    if not Path(script).exists():",
             f'        missing.append(f"{{script}} is not in this folder: run this in that of {title}")',
