@@ -126,6 +126,16 @@ def test_what_the_authors_say_of_memory_stands_in_the_docs(trainer):
     assert all(said in text for said in TRAINERS[trainer].memory.values())
 
 
+def test_the_flags_that_save_memory_are_told_with_their_command(tmp_path):
+    """musubi-tuner's guides: `--fp8_vl` and `--fp8_llm` are for the text encoder, whose outputs the second caches."""
+    for arch, text_encoder in ((QWEN_IMAGE, "--fp8_vl"), (Z_IMAGE, "--fp8_llm")):
+        export(style(arch), "musubi-tuner", 2, tmp_path / arch.id)
+        [line] = [one for one in (tmp_path / arch.id / "README.md").read_text().splitlines() if "Memory" in one]
+        assert re.search(
+            rf"--fp8_base --fp8_scaled.* in the second `{text_encoder}`|{text_encoder}` in the second", line
+        )
+
+
 @pytest.mark.parametrize(
     ("trainer", "saves"),
     [
