@@ -28,7 +28,8 @@ from .shell import shell_word
 from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
 from .trainers import TRAINERS, TrainingStart
-from .trainers.base import FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
+from .trainers.base import BASE_PLACES, FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
+from .trainers.script import read_places
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +93,9 @@ def export(
     if pictures:
         data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption, captions or {})
     start = TrainingStart(
-        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate
-    )
+        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate,
+        read_places(folder / RUN) if overwrite else {},
+    )  # fmt: skip
     if fill:
         start = _filled(start, support, _fillable(lora, exported, by_default))
     row_norm = FRESH_ROWS[trainer.fresh_rows]
@@ -147,11 +149,7 @@ def export(
             downloads=trainer.downloads,
             key_format=key_format,
             webui_format=next(one for one in CONSUMERS if one.id == "comfyui").for_family(lora.arch.family).wants,
-            bases={
-                part: str(found)
-                for part, found in start.bases.items()
-                if any(f"{found.as_posix()}{mark}" in text for text in texts.values() for mark in "'\"")
-            },
+            bases=_used_bases(start, texts),
         )
         if pictures:
             _write_pictures(temp / data.folder.name, pictures, data.prompt if trainer.captions else None)
@@ -159,6 +157,21 @@ def export(
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
         begin_saving()
     return written
+
+
+def _used_bases(start: TrainingStart, texts: Mapping[str, str]) -> dict[str, str]:
+    """Part of the base model -> its path in the texts; by the name in train.py where the user had filled it in."""
+    known = {part: str(found) for part, found in start.bases.items()}
+    kept = {name: old for name, old in start.filled_in.items() if name in BASE_PLACES and old not in known.values()}
+    return {
+        part: path
+        for part, path in {**known, **kept}.items()
+        if any(
+            word in text
+            for text in texts.values()
+            for word in (repr(path), *(f"{Path(path).as_posix()}{mark}" for mark in "'\""))
+        )
+    }
 
 
 def _blanks(text: str) -> list[str]:
@@ -205,7 +218,7 @@ def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 else:
                     atomic.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
-        raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
+        raise _taken(folder) from None
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{folder}: exists already. Choose another folder.") from None
@@ -240,7 +253,13 @@ def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; name a folder.")
     existing = next((name for name in names if (folder / name).exists()), None)
     if existing and not overwrite:
-        raise UserError(f"{folder / existing}: exists already. Choose another folder, or say --overwrite.")
+        raise _taken(folder / existing)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"{path}: exists already. Choose another folder, or say --overwrite: it replaces the files of the start there."
+    )
 
 
 def self_check(

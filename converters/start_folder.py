@@ -26,7 +26,8 @@ class StartFolder:
     command that runs it, in the trainer's folder; ``files``: names of the written texts, and ``blanks``: name -> paths
     in it that the user has to fill in; ``name``: of the training run. ``pictures``: number of those in the folder
     ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others.
-    ``bases``: part of the base model -> where it was found, of those that the texts name; ``downloads``: whether the
+    ``bases``: part of the base model -> where it was found, or what the user had filled in for it, of those that the
+    texts name; ``downloads``: whether the
     trainer fetches what was not. ``key_format``: of its keys, which those of the run's LoRAs have too;
     ``webui_format``: that which ComfyUI and WebUIs read of such a model. ``modules``: in the LoRA, of which ``filled``
     are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start without an update;

@@ -158,8 +158,8 @@ MUSUBI = Trainer(
     ),
     downloads=False,
     memory={
-        "qwen-image": "42 GB; for 30 add `--fp8_base --fp8_scaled` in the third command of `train.py`; for 24 there also "
-        "`--blocks_to_swap 16`, and 64 GB of RAM; for 12 in the third command add `--fp8_base --fp8_scaled "
+        "qwen-image": "42 GB; for 30 add `--fp8_base --fp8_scaled` in the third command of `train.py`; for 24 there "
+        "also `--blocks_to_swap 16`, and 64 GB of RAM; for 12 in the third command add `--fp8_base --fp8_scaled "
         "--blocks_to_swap 45`, and in the second `--fp8_vl`",
         "z-image": "not stated; it is less with `--fp8_base --fp8_scaled` in the third command of `train.py`, and with "
         "`--fp8_llm` in the second",

@@ -5,8 +5,10 @@ It builds lists of arguments and hands them over without a shell, so that no nam
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .base import TODO, TrainingStart
 
@@ -38,6 +40,7 @@ def training_script(
     another text of that kind; ``hints``: NAME -> what to fill in, for places that are not known. A command is words
     with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place or a value.
     """
+    places = {name: start.place(name, path) for name, path in places.items()}
     named = {**places, **(values or {})}
     hints = {name: f"  # {hint}" for name, hint in (hints or {}).items() if places[name].startswith(f"{TODO}/")}
     top = [f"{name} = {text!r}{hints.get(name, '')}" for name, text in named.items()]
@@ -84,6 +87,21 @@ def training_script(
             "",
         ]
     )
+
+
+def read_places(script: Path) -> dict[str, str]:
+    """NAME -> path at the top of a train.py; nothing where there is none, or its user has broken it."""
+    try:
+        body = ast.parse(script.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    named = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {
+        node.targets[0].id: node.value.value
+        for node in named
+        if isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Constant)
+        if isinstance(node.value.value, str)
+    }
 
 
 def _argument_list(words: Sequence[str], places: Mapping[str, str]) -> list[str]:

@@ -185,7 +185,9 @@ class ExportRequest(Request):
     models: tuple[Path, ...] = option(
         "further folders to look for the base model in, beside those of WebUIs and hubs", (), local=True
     )
-    overwrite: bool = option("replace files of these names", False, local=True)
+    overwrite: bool = option(
+        "replace the files of the start there, but keep the paths of the base model in its train.py", False, local=True
+    )
 
 
 @dataclass(frozen=True)
