@@ -51,6 +51,9 @@ def export(
     pictures: Mapping[str, Callable[[Path], object]] | None = None,
     caption: str = "",
     captions: Mapping[str, str] | None = None,
+    originals: Mapping[str, str] | None = None,
+    unused_captions: int = 0,
+    more_folders: bool = False,
     bases: Mapping[str, Path] | None = None,
     progress: Callable[[float], None] = lambda share: None,
     begin_saving: Callable[[], None] = lambda: None,
@@ -62,7 +65,8 @@ def export(
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
     it to a path}; they get a folder of their own, and a text file each where the trainer reads such, with the picture's
-    own prompt (``captions``, by file name) or else ``caption``.
+    own prompt (``captions``, by file name) or else ``caption``. ``originals``: what the pictures were called, by file
+    name; ``unused_captions``: of those beside the pictures; ``more_folders``: the base was looked for in such.
     ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
     to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
@@ -146,6 +150,14 @@ def export(
             pictures=len(data.names),
             caption=caption,
             captions=len(data.captions),
+            uncaptioned={
+                name: (originals or {}).get(name, name)
+                for name in data.names
+                if not caption and not (trainer.captions and name in data.captions)
+            },
+            unused_captions=unused_captions,
+            more_folders=more_folders,
+            by_default=len(by_default),
             downloads=trainer.downloads,
             key_format=key_format,
             webui_format=next(one for one in CONSUMERS if one.id == "comfyui").for_family(lora.arch.family).wants,

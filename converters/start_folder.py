@@ -15,6 +15,9 @@ RUN = "train.py"
 ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
 
+NAMED = 20
+"""Pictures without a caption that are named."""
+
 STAY = "Do not move this folder, it has absolute paths in it: export again where it is to be."
 
 
@@ -25,7 +28,10 @@ class StartFolder:
     ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
     command that runs it, in the trainer's folder; ``files``: names of the written texts, and ``blanks``: name -> paths
     in it that the user has to fill in; ``name``: of the training run. ``pictures``: number of those in the folder
-    ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others.
+    ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others;
+    ``uncaptioned``: name there -> name before, of those that have neither; ``unused_captions``: texts beside the
+    pictures in whose place the caption stands. ``more_folders``: the base model was looked for in folders that were
+    named. ``by_default``: number of modules that the trainer trains unless told otherwise.
     ``bases``: part of the base model -> where it was found, or what the user had filled in for it, of those that the
     texts name; ``downloads``: whether the
     trainer fetches what was not. ``key_format``: of its keys, which those of the run's LoRAs have too;
@@ -66,6 +72,10 @@ class StartFolder:
     pictures: int = 0
     caption: str = ""
     captions: int = 0
+    uncaptioned: dict[str, str] = field(default_factory=dict)
+    unused_captions: int = 0
+    more_folders: bool = False
+    by_default: int = 0
     bases: dict[str, str] = field(default_factory=dict)
     downloads: bool = True
     key_format: str = ""
@@ -94,11 +104,16 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
     start = [
         f"Base model: {_base_line(trainer, written)}. A LoRA of a variant (Turbo, Edit) needs that variant's.",
         pictures,
+        _uncaptioned_line(trainer, written),
         f"Memory of the card, as its authors say: {trainer.memory.get(family, 'not stated')}.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
     ]
     if written.caution:
-        start = [f"Nothing can be started. `{written.run}` only says why.", pictures]
+        start = [
+            f"Nothing can be started. `{written.run}` only says why.",
+            pictures,
+            _uncaptioned_line(trainer, written),
+        ]
     lora = [
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{written.key_format} keys.",
@@ -178,7 +193,26 @@ def _pictures_line(trainer: Trainer, written: StartFolder) -> str:
         if written.captions:
             said += f". {trainer.title} has one prompt for all, so your {written.captions} captions are not used"
     how = ", in a text file beside it" if trainer.captions else ""
-    return f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+    unused = f" {written.unused_captions} .txt captions beside the pictures were not used: `--caption` replaces them."
+    return (
+        f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+        f"{unused if written.unused_captions else ''}"
+    )
+
+
+def _uncaptioned_line(trainer: Trainer, written: StartFolder) -> str:
+    if not written.uncaptioned:
+        return ""
+    told = [
+        f"{before} (here `{name}`)" if before != name else f"`{name}`"
+        for name, before in [*written.uncaptioned.items()][:NAMED]
+    ]
+    more = len(written.uncaptioned) - len(told)
+    beside = "a .txt file beside each, or " if trainer.captions else ""
+    return (
+        f"**Warning: no caption for {', '.join(told)}{f' and {more} more' if more else ''}: the prompt is empty. "
+        f"Write {beside}`--caption`, and export again.**"
+    )
 
 
 def _base_line(trainer: Trainer, written: StartFolder) -> str:

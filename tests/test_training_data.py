@@ -267,7 +267,14 @@ def test_the_users_own_captions_are_the_prompts(tmp_path, trainer):
         assert found == ["a red wall,\nat noon – 图", "", "my word"]
         assert "2 with the caption that lay beside them as a .txt file, 1 with the prompt `my word`" in said
     found, count, said = prompts(tmp_path / "asked", caption="x")
-    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and " caption" not in said
+    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and "lay beside them" not in said
+    assert "2 .txt captions beside the pictures were not used: `--caption` replaces them." in said
+    assert "no caption for" not in said
+    (tmp_path / "style.json").unlink()
+    _, _, said = prompts(tmp_path / "lacking")
+    lacking = "a.jpg (here `1.jpg`), b.png (here `2.png`), " if trainer == "diffusers" else ""
+    assert f"**Warning: no caption for {lacking}c.png (here `3.png`): the prompt is empty." in said
+    assert "no caption for" in (tmp_path / "lacking/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("data", "match"), [(b"\xff\xfe\x00a", "is not UTF-8"), (b"a" * 20_000, "too long")])

@@ -67,17 +67,26 @@ def copies(pictures: Sequence[tuple[Path, Square | None]]) -> Mapping[str, Calla
     return {f"{number:0{width}}{suffix}": write for number, (suffix, write) in enumerate(made, 1)}
 
 
+def originals(
+    request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
+) -> dict[str, str]:
+    """{name in the start folder: the name of the picture}. An upload is called by its content, which tells nothing."""
+    return {
+        name: one_line(path.name) if request.pictures else name for name, (path, _) in zip(names, pictures, strict=True)
+    }
+
+
 def prompts(
     request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
-) -> tuple[str, dict[str, str]]:
+) -> tuple[str, dict[str, str], int]:
     """The prompt of every picture, and {name in the start folder: its own prompt}, which is the text of the file that
-    lies beside the picture, `pic.txt` beside `pic.jpg`. ``names``: of the pictures, in the same order. Raises UserError
-    for a text that cannot be read."""
+    lies beside the picture, `pic.txt` beside `pic.jpg`; and how many such files the request's caption stands in for.
+    ``names``: of the pictures, in the same order. Raises UserError for a text that cannot be read."""
+    texts = {name: path.with_suffix(".txt") for name, (path, _) in zip(names, pictures, strict=True)}
+    beside = {name: text for name, text in texts.items() if text.is_file()}
     if request.caption is not None:
-        return request.caption, {}
-    beside = ((name, path.with_suffix(".txt")) for name, (path, _) in zip(names, pictures, strict=True))
-    own = {name: _text(path) for name, path in beside if path.is_file()}
-    return _activation_text(request.file), own
+        return request.caption, {}, len(beside)
+    return _activation_text(request.file), {name: _text(path) for name, path in beside.items()}, 0
 
 
 def _text(path: Path) -> str:
