@@ -71,7 +71,7 @@ def export(
     to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
 
-    Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
+    Raises UserError where the trainer is unknown or has no start of such a model, where a path has control characters,
     where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
     """
     trainer = TRAINERS.get(trainer_id)
@@ -79,7 +79,8 @@ def export(
         raise UserError(f"There is no trainer {trainer_id!r}. There are: {', '.join(TRAINERS)}.", "unknown_choice")
     support = trainer.models.get(lora.arch.family)
     if support is None:
-        raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
+        families = ", ".join(trainer.models)
+        raise UserError(f"No start folder is written for {lora.arch.title} with {trainer.title}, only for {families}.")
     key_format = trainer.key_format_for(lora.arch)
     scales = sorted({*lora.source.scales.values()} - {1}) if lora.source else []
     if support.fused:

@@ -790,9 +790,11 @@ def test_wrong_orders(tmp_path):
     lora = style(MINI)
     with pytest.raises(UserError, match="There are: musubi-tuner"):
         export(lora, "nonsense", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"does not train Z-Image"):
+    with pytest.raises(
+        UserError, match=r"No start folder is written for Z-Image with flymyai-lora-trainer, only for qwen"
+    ):
         export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"does not train HiDream"):
+    with pytest.raises(UserError, match=r"No start folder is written for HiDream"):
         export(style(HIDREAM_O1), "diffusion-pipe", 4, tmp_path / "x")
     with pytest.raises(UserError, match="from 1 to 4096"):
         export(lora, "diffusers", 0, tmp_path / "x")
