@@ -12,6 +12,9 @@ from .trainers.base import NO_TRAINER, SAVES, TODO
 RUN = "train.py"
 """The script that starts a training."""
 
+FEW = 0.1
+"""Of the modules that a trainer trains by default: where fewer are there, the start changes little."""
+
 ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
 
@@ -118,6 +121,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{written.key_format} keys.",
         f"{_kept(written)} The file was read back and compared: an error of {written.error:.0e} at most.",
+        _few_line(trainer, written),
         f"Fresh modules added: {written.filled}." if written.filled else "",
         _kinds_line("The trainer starts these without an update: {}. `--fill` writes them too.", written.fresh),
         _kinds_line(
@@ -150,6 +154,16 @@ def _for_webuis(written: StartFolder) -> str:
     if written.key_format == written.webui_format:
         return ", as ComfyUI and WebUIs read them"
     return f"; `i2l convert FILE --to {written.webui_format} -o NEW.safetensors` writes it for ComfyUI and WebUIs"
+
+
+def _few_line(trainer: Trainer, written: StartFolder) -> str:
+    own = written.modules - written.filled
+    if own >= FEW * written.by_default:
+        return ""
+    return (
+        f"**Warning: the LoRA has only {own} of the {written.by_default} modules that {trainer.title} trains by default: "
+        "the effect kept is that of these few, and the style may be faint.**"
+    )
 
 
 def _kept(written: StartFolder) -> str:

@@ -302,6 +302,16 @@ def test_what_a_run_saves_is_converted_to_what_comfyui_reads(tmp_path, trainer, 
     assert said in (tmp_path / "out/README.md").read_text(encoding="utf-8").splitlines()[-1]
 
 
+def test_a_lora_of_few_modules_is_told(tmp_path):
+    few = [f"transformer_blocks.0.attn.to_{part}" for part in ("q", "k", "v", "out.0")]
+    said, _, _ = told_of(style(QWEN_IMAGE, paths=few), "musubi-tuner", tmp_path / "few")
+    assert "**Warning: the LoRA has only 4 of the 840 modules that musubi-tuner trains by default" in said
+    said, _, _ = told_of(style(QWEN_IMAGE, paths=few), "musubi-tuner", tmp_path / "filled", fill=True)
+    assert "only 4 of the 840 modules" in said
+    said, _, _ = told_of(style(MINI), "musubi-tuner", tmp_path / "enough")
+    assert "modules that musubi-tuner trains by default" not in said
+
+
 def told_of(lora, trainer, folder, **more):
     """What an export says, and the texts that it wrote."""
     written = export(lora, trainer, more.pop("rank", 3), folder, **more)
