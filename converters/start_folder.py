@@ -18,6 +18,8 @@ FEW = 0.1
 ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
 
+LOOKED_IN = "the caches of Hugging Face and ModelScope, the models folder of a WebUI or ComfyUI, and `I2L_MODELS`"
+
 NAMED = 20
 """Pictures without a caption that are named."""
 
@@ -232,7 +234,8 @@ def _uncaptioned_line(trainer: Trainer, written: StartFolder) -> str:
 def _base_line(trainer: Trainer, written: StartFolder) -> str:
     if written.bases:
         return ", ".join(f"`{path}`" for path in written.bases.values())
-    return "not found on this machine, nor in the folders of `--models`; " + (
+    more = "nor in the folders of `--models`" if written.more_folders else "`--models` names more folders"
+    return f"not found in {LOOKED_IN}; {more}; " + (
         f"{trainer.title} downloads it"
         if trainer.downloads
         else f"fill in the paths that begin with `{TODO}`{_in(written)}"

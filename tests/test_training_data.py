@@ -302,6 +302,20 @@ def test_what_a_run_saves_is_converted_to_what_comfyui_reads(tmp_path, trainer, 
     assert said in (tmp_path / "out/README.md").read_text(encoding="utf-8").splitlines()[-1]
 
 
+def test_where_the_base_was_looked_for_is_told(tmp_path):
+    lora = style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"])
+    lora.save(tmp_path / "style.safetensors")
+    for models, told in (
+        ((), "; `--models` names more folders; "),
+        ((tmp_path,), "; nor in the folders of `--models`; "),
+    ):
+        request = ExportRequest(
+            tmp_path / "style.safetensors", "musubi-tuner", 2, tmp_path / f"out{len(models)}", models=models
+        )
+        said = "\n".join(export_lines(export_lora(request, Context())))
+        assert f"not found in the caches of Hugging Face and ModelScope, the models folder" in said and told in said
+
+
 def test_a_lora_of_few_modules_is_told(tmp_path):
     few = [f"transformer_blocks.0.attn.to_{part}" for part in ("q", "k", "v", "out.0")]
     said, _, _ = told_of(style(QWEN_IMAGE, paths=few), "musubi-tuner", tmp_path / "few")
