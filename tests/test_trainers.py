@@ -244,6 +244,10 @@ def work(tmp_path):
     return tmp_path / "work"
 
 
+FILES_NAMED = {"qwen-image": "qwen_image_bf16.safetensors of Comfy-Org", "z-image": "of Comfy-Org/z_image"}
+"""What musubi-tuner's guides call the transformer's file."""
+
+
 @pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
     told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
@@ -251,11 +255,17 @@ def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family)
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
     assert done.returncode == NOT_STARTED
     said = done.stderr.splitlines()
+    [title] = [line for line in said if str(tmp_path / "out/train.py") in line]
+    assert title == f"Fill in these paths at the top of {tmp_path / 'out/train.py'}:"
+    said.remove(title)
     for line in said:
         assert re.fullmatch(
-            r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\."
+            r"[A-Z]+: path/to/.*: no such file or folder( \(.+\))?"
             r"|.*dataset\.toml, line \d+: fill in this path: image_directory = \"path/to/dataset\"", line
         )  # fmt: skip
+    if trainer == "musubi-tuner":
+        hint = FILES_NAMED[family]
+        assert f"DIT: path/to/transformer.safetensors: no such file or folder ({hint}" in done.stderr
     blanks = [blank for blanks in told.blanks.values() for blank in blanks]  # all at once, and export has told them
     assert all(any(blank in line for line in said) for blank in blanks)
     assert len(said) == len(blanks) == (4 if trainer == "musubi-tuner" else 2)

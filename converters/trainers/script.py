@@ -36,14 +36,15 @@ def training_script(
     need, while a place is missing, and while a place that is a text file has one to fill in (`TODO`). It ends with
     `NOT_STARTED` then.
 
-    ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
+    A path that is missing is told with its NAME. ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
     another text of that kind; ``hints``: NAME -> what to fill in, for places that are not known. A command is words
     with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place or a value.
     """
     places = {name: start.place(name, path) for name, path in places.items()}
     named = {**places, **(values or {})}
-    hints = {name: f"  # {hint}" for name, hint in (hints or {}).items() if places[name].startswith(f"{TODO}/")}
-    top = [f"{name} = {text!r}{hints.get(name, '')}" for name, text in named.items()]
+    hints = {name: hint for name, hint in (hints or {}).items() if places[name].startswith(f"{TODO}/")}
+    top = [f"{name} = {text!r}" for name, text in named.items()]
+    checked = [f"({name!r}, {name}, {f' ({hints[name]})' if name in hints else ''!r})" for name in places]
     lists = [line for command in commands for line in _argument_list(command.split(), named)]
     scripts = dict.fromkeys(
         word for command in commands for word in command.split() if re.fullmatch(r"\w\S*\.py", word)
@@ -67,13 +68,16 @@ def training_script(
             f"for package in {[*packages]}:",
             "    if find_spec(package) is None:",
             f'        missing.append(f"{{package}} is not in {{sys.executable}}: run this with the Python of {title}")',
-            f"for place in ({', '.join(places)}):",
+            "absent = []",
+            f"for name, place, wanted in ({', '.join(checked)}):",
             "    if not Path(place).exists():",
-            '        missing.append(f"{place}: no such file or folder. Fill in the paths at the top of {__file__}.")',
+            '        absent.append(f"{name}: {place}: no such file or folder{wanted}")',
             f"    elif Path(place).suffix in {CONFIGURATIONS}:",
             '        for number, line in enumerate(Path(place).read_text(encoding="utf-8").splitlines(), 1):',
             f"            if '\"{TODO}/' in line:",
             '                missing.append(f"{place}, line {number}: fill in this path: {line.strip()}")',
+            "if absent:",
+            '    missing += [f"Fill in these paths at the top of {__file__}:", *absent]',
             "if missing:",
             '    print("\\n".join(missing), file=sys.stderr)',
             f"    sys.exit({NOT_STARTED})",
