@@ -163,8 +163,8 @@ def _few_line(trainer: Trainer, written: StartFolder) -> str:
     if own >= FEW * written.by_default:
         return ""
     return (
-        f"**Warning: the LoRA has only {own} of the {written.by_default} modules that {trainer.title} trains by default: "
-        "the effect kept is that of these few, and the style may be faint.**"
+        f"**Warning: the LoRA has only {own} of the {written.by_default} modules that {trainer.title} trains by "
+        "default: the effect kept is that of these few, and the style may be faint.**"
     )
 
 

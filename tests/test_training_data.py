@@ -313,7 +313,7 @@ def test_where_the_base_was_looked_for_is_told(tmp_path):
             tmp_path / "style.safetensors", "musubi-tuner", 2, tmp_path / f"out{len(models)}", models=models
         )
         said = "\n".join(export_lines(export_lora(request, Context())))
-        assert f"not found in the caches of Hugging Face and ModelScope, the models folder" in said and told in said
+        assert "not found in the caches of Hugging Face and ModelScope, the models folder" in said and told in said
 
 
 def test_a_lora_of_few_modules_is_told(tmp_path):

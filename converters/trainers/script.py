@@ -34,9 +34,9 @@ def training_script(
     """The text of train.py, which runs ``commands`` one after another, in the trainer's folder. It starts nothing, and
     says all that is wrong, where no trainer has the model, outside that folder, without a package that the commands
     need, while a place is missing, and while a place that is a text file has one to fill in (`TODO`). It ends with
-    `NOT_STARTED` then.
+    `NOT_STARTED` then. A place that is missing is told with its NAME and its hint.
 
-    A path that is missing is told with its NAME. ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
+    ``places``: NAME -> path, at the top of the script, where a user fills in what is not known; ``values``: NAME ->
     another text of that kind; ``hints``: NAME -> what to fill in, for places that are not known. A command is words
     with spaces between them; ``python`` stands for the Python that runs the script, ``$NAME`` for a place or a value.
     """

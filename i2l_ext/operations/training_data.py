@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.converters.files import TensorFile
@@ -67,26 +67,23 @@ def copies(pictures: Sequence[tuple[Path, Square | None]]) -> Mapping[str, Calla
     return {f"{number:0{width}}{suffix}": write for number, (suffix, write) in enumerate(made, 1)}
 
 
-def originals(
-    request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
-) -> dict[str, str]:
-    """{name in the start folder: the name of the picture}. An upload is called by its content, which tells nothing."""
-    return {
-        name: one_line(path.name) if request.pictures else name for name, (path, _) in zip(names, pictures, strict=True)
-    }
-
-
 def prompts(
     request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
-) -> tuple[str, dict[str, str], int]:
-    """The prompt of every picture, and {name in the start folder: its own prompt}, which is the text of the file that
-    lies beside the picture, `pic.txt` beside `pic.jpg`; and how many such files the request's caption stands in for.
-    ``names``: of the pictures, in the same order. Raises UserError for a text that cannot be read."""
-    texts = {name: path.with_suffix(".txt") for name, (path, _) in zip(names, pictures, strict=True)}
-    beside = {name: text for name, text in texts.items() if text.is_file()}
+) -> dict[str, Any]:
+    """What `export` is told of prompts: that of every picture, and by name in the start folder the picture's own, which
+    is the text of the file that lies beside it, `pic.txt` beside `pic.jpg`; how many such files the request's caption
+    stands in for; and what the pictures were called. ``names``: of the pictures, in the same order. Raises UserError
+    for a text that cannot be read."""
+    paths = {name: path for name, (path, _) in zip(names, pictures, strict=True)}
+    beside = {name: text for name, path in paths.items() if (text := path.with_suffix(".txt")).is_file()}
+    # an upload is called by its content, which tells nothing
+    told: dict[str, Any] = {
+        "originals": {name: one_line(path.name) for name, path in paths.items()} if request.pictures else {}
+    }
     if request.caption is not None:
-        return request.caption, {}, len(beside)
-    return _activation_text(request.file), {name: _text(path) for name, path in beside.items()}, 0
+        return {**told, "caption": request.caption, "unused_captions": len(beside)}
+    own = {name: _text(text) for name, text in beside.items()}
+    return {**told, "caption": _activation_text(request.file), "captions": own}
 
 
 def _text(path: Path) -> str:
