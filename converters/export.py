@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import atomic, files, keys
 from .consumer_table import CONSUMERS
-from .errors import UserError
+from .errors import UserError, unknown_choice
 from .fusing import fuse
 from .key_formats import KEY_FORMATS
 from .lora import Lora
@@ -76,7 +76,7 @@ def export(
     """
     trainer = TRAINERS.get(trainer_id)
     if trainer is None:
-        raise UserError(f"There is no trainer {trainer_id!r}. There are: {', '.join(TRAINERS)}.", "unknown_choice")
+        raise unknown_choice("trainer", trainer_id, [*TRAINERS])
     support = trainer.models.get(lora.arch.family)
     if support is None:
         families = ", ".join(trainer.models)

@@ -863,6 +863,19 @@ def test_a_self_check_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("musubi", "musubi-tuner"), ("aitoolkit", "ai-toolkit"), ("OneTrain", "onetrainer"), ("zzz", "")],
+)
+def test_a_wrong_name_is_told_the_nearest_right_one(capsys, word, near):
+    with pytest.raises(SystemExit) as left:
+        i2l("export", "x.safetensors", "--for", word)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and f"There is no trainer '{word}'." in said
+    assert (f"Did you mean {near}?" in said) if near else "Did you mean" not in said
+    assert "There are: musubi-tuner, ai-toolkit" in said and "invalid choice" not in said
+
+
 def test_command(tmp_path, capsys):
     path = tmp_path / "my style.safetensors"
     style(MINI).save(path)
