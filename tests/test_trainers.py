@@ -768,6 +768,11 @@ def test_start_py_runs_a_training_script_as_it_is(tmp_path, trainer):
     assert done.returncode == 1 and "has added no adapter" in done.stderr
 
 
+def test_the_effect_kept_of_all_modules_stands_last(tmp_path):
+    told = export(style(MINI), "musubi-tuner", 2, tmp_path / "out")
+    assert [*told.kept][-1] == "all" and len(told.kept) > 2
+
+
 def test_a_lora_saved_by_diffusers_is_known_by_its_maker(tmp_path):
     from diffusers import QwenImagePipeline
     from peft import LoraConfig, get_peft_model_state_dict
