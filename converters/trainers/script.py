@@ -43,7 +43,7 @@ def training_script(
     places = {name: start.place(name, path) for name, path in places.items()}
     named = {**places, **(values or {})}
     hints = {name: hint for name, hint in (hints or {}).items() if places[name].startswith(f"{TODO}/")}
-    top = [f"{name} = {text!r}" for name, text in named.items()]
+    top = [f"{name} = {text!r}{f'  # {hints[name]}' if name in hints else ''}" for name, text in named.items()]
     checked = [f"({name!r}, {name}, {f' ({hints[name]})' if name in hints else ''!r})" for name in places]
     lists = [line for command in commands for line in _argument_list(command.split(), named)]
     scripts = dict.fromkeys(

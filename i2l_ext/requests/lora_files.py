@@ -179,8 +179,8 @@ class ExportRequest(Request):
         local=True,
     )
     caption: str | None = option(
-        "prompt of every picture, such as a trigger word: it replaces the .txt captions beside them; those, else the "
-        "LoRA's activation text, unless given",
+        "prompt of every picture, such as a trigger word; it replaces the .txt captions beside them; those or the "
+        "LoRA's activation text unless given",
         None,
     )
     models: tuple[Path, ...] = option(
