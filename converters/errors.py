@@ -1,5 +1,8 @@
 """Errors for the user, and how text from outside is made fit to show."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 LONGEST = 900
 """Characters of a message. Names from a file or a client may have any length."""
 
@@ -25,6 +28,14 @@ class UserError(Exception):
     def __init__(self, message: str, code: str = "invalid") -> None:
         super().__init__(one_line(message))
         self.code = code
+
+
+def unknown_choice(what: str, given: str, choices: Sequence[str]) -> UserError:
+    """The error for a name that is none of ``choices``, with the nearest that is one."""
+    given, known = given[:80], ", ".join(choices)
+    for near in get_close_matches(given.lower(), choices, 1, 0.5):
+        return UserError(f"There is no {what} {given!r}. Did you mean {near}? There are: {known}.", "unknown_choice")
+    return UserError(f"There is no {what} {given!r}. There are: {known}.", "unknown_choice")
 
 
 class Cancelled(Exception):

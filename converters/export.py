@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import atomic, files, keys
 from .consumer_table import CONSUMERS
-from .errors import UserError
+from .errors import UserError, unknown_choice
 from .fusing import fuse
 from .key_formats import KEY_FORMATS
 from .lora import Lora
@@ -28,7 +28,8 @@ from .shell import shell_word
 from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
 from .trainers import TRAINERS, TrainingStart
-from .trainers.base import FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
+from .trainers.base import BASE_PLACES, FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
+from .trainers.script import read_places
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ def export(
     pictures: Mapping[str, Callable[[Path], object]] | None = None,
     caption: str = "",
     captions: Mapping[str, str] | None = None,
+    originals: Mapping[str, str] | None = None,
+    unused_captions: int = 0,
+    more_folders: bool = False,
     bases: Mapping[str, Path] | None = None,
     progress: Callable[[float], None] = lambda share: None,
     begin_saving: Callable[[], None] = lambda: None,
@@ -61,20 +65,22 @@ def export(
     ``stem``: the first part of file and run names. ``fill``: also write fresh modules for what the trainer trains by
     default. ``exact``: compute in float64. ``seed``: of fresh rows. ``pictures``: to train on, {file name: what writes
     it to a path}; they get a folder of their own, and a text file each where the trainer reads such, with the picture's
-    own prompt (``captions``, by file name) or else ``caption``.
+    own prompt (``captions``, by file name) or else ``caption``. ``originals``: what the pictures were called, by file
+    name; ``unused_captions``: of those beside the pictures; ``more_folders``: the base was looked for in such.
     ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
     to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
     all; in one that exists, files of other names stay.
 
-    Raises UserError where the trainer is unknown or does not train such a model, where a path has control characters,
+    Raises UserError where the trainer is unknown or has no start of such a model, where a path has control characters,
     where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
     """
     trainer = TRAINERS.get(trainer_id)
     if trainer is None:
-        raise UserError(f"There is no trainer {trainer_id!r}. There are: {', '.join(TRAINERS)}.", "unknown_choice")
+        raise unknown_choice("trainer", trainer_id, [*TRAINERS])
     support = trainer.models.get(lora.arch.family)
     if support is None:
-        raise UserError(f"{trainer.title} does not train {lora.arch.title}, only {', '.join(trainer.models)}.")
+        families = ", ".join(trainer.models)
+        raise UserError(f"No start folder is written for {lora.arch.title} with {trainer.title}, only for {families}.")
     key_format = trainer.key_format_for(lora.arch)
     scales = sorted({*lora.source.scales.values()} - {1}) if lora.source else []
     if support.fused:
@@ -92,8 +98,9 @@ def export(
     if pictures:
         data = Dataset(_free_folder(folder.resolve()), tuple(pictures), caption, captions or {})
     start = TrainingStart(
-        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate
-    )
+        lora.arch, path, name, rank, seed, tuple(exported), data, dict(bases or {}), support.learning_rate,
+        read_places(folder / RUN) if overwrite else {},
+    )  # fmt: skip
     if fill:
         start = _filled(start, support, _fillable(lora, exported, by_default))
     row_norm = FRESH_ROWS[trainer.fresh_rows]
@@ -144,14 +151,18 @@ def export(
             pictures=len(data.names),
             caption=caption,
             captions=len(data.captions),
+            uncaptioned={
+                name: (originals or {}).get(name, name)
+                for name in data.names
+                if not caption and not (trainer.captions and name in data.captions)
+            },
+            unused_captions=unused_captions,
+            more_folders=more_folders,
+            by_default=len(by_default),
             downloads=trainer.downloads,
             key_format=key_format,
             webui_format=next(one for one in CONSUMERS if one.id == "comfyui").for_family(lora.arch.family).wants,
-            bases={
-                part: str(found)
-                for part, found in start.bases.items()
-                if any(f"{found.as_posix()}{mark}" in text for text in texts.values() for mark in "'\"")
-            },
+            bases=_used_bases(start, texts),
         )
         if pictures:
             _write_pictures(temp / data.folder.name, pictures, data.prompt if trainer.captions else None)
@@ -159,6 +170,21 @@ def export(
             (temp / file).write_text(text, encoding="utf-8", newline="\n")
         begin_saving()
     return written
+
+
+def _used_bases(start: TrainingStart, texts: Mapping[str, str]) -> dict[str, str]:
+    """Part of the base model -> its path in the texts; by the name in train.py where the user had filled it in."""
+    known = {part: str(found) for part, found in start.bases.items()}
+    kept = {name: old for name, old in start.filled_in.items() if name in BASE_PLACES and old not in known.values()}
+    return {
+        part: path
+        for part, path in {**known, **kept}.items()
+        if any(
+            word in text
+            for text in texts.values()
+            for word in (repr(path), *(f"{Path(path).as_posix()}{mark}" for mark in "'\""))
+        )
+    }
 
 
 def _blanks(text: str) -> list[str]:
@@ -205,7 +231,7 @@ def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 else:
                     atomic.place(file, folder / file.name, overwrite=overwrite)
     except FileExistsError:
-        raise UserError(f"{folder}: exists already. Choose another folder, or say --overwrite.") from None
+        raise _taken(folder) from None
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{folder}: exists already. Choose another folder.") from None
@@ -240,7 +266,13 @@ def _refuse_existing(folder: Path, names: list[str], overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; name a folder.")
     existing = next((name for name in names if (folder / name).exists()), None)
     if existing and not overwrite:
-        raise UserError(f"{folder / existing}: exists already. Choose another folder, or say --overwrite.")
+        raise _taken(folder / existing)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"{path}: exists already. Choose another folder, or say --overwrite: it replaces the files of the start there."
+    )
 
 
 def self_check(

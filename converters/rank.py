@@ -209,6 +209,7 @@ def effect_kept(arch: Architecture, values: Mapping[str, torch.Tensor], ranks: M
             entry = sums.setdefault(key, [0.0, 0.0])
             entry[0] += float(squares[: ranks[path]].sum())
             entry[1] += float(squares.sum())
+    sums["all"] = sums.pop("all", [0.0, 0.0])  # last, as a sum stands below a table
     return {key: part / whole if whole else 1.0 for key, (part, whole) in sums.items()}
 
 

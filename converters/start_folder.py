@@ -7,17 +7,23 @@ from pathlib import Path
 
 from .architectures import ARCHITECTURES
 from .trainers import Trainer
-from .trainers.base import SAVES, TODO
+from .trainers.base import NO_TRAINER, SAVES, TODO
 
 RUN = "train.py"
 """The script that starts a training."""
 
+FEW = 0.1
+"""Of the modules that a trainer trains by default: where fewer are there, the start changes little."""
+
 ENOUGH = 0.9
 """Of the effect: below that a start is told to be weak."""
 
-STAY = "Do not move this folder, it has absolute paths in it: export again where it is to be."
+LOOKED_IN = "the caches of Hugging Face and ModelScope, the models folder of a WebUI or ComfyUI, and `I2L_MODELS`"
 
-SHOWN = "This folder only shows what an export looks like: no real model can be trained from it."
+NAMED = 20
+"""Pictures without a caption that are named."""
+
+STAY = "Do not move this folder, it has absolute paths in it: export again where it is to be."
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,12 @@ class StartFolder:
     ``folder``, ``init``: paths of the folder and of the LoRA in it; ``run``: name of the script, and ``start``: the
     command that runs it, in the trainer's folder; ``files``: names of the written texts, and ``blanks``: name -> paths
     in it that the user has to fill in; ``name``: of the training run. ``pictures``: number of those in the folder
-    ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others.
-    ``bases``: part of the base model -> where it was found, of those that the texts name; ``downloads``: whether the
+    ``dataset``; ``captions``: how many of them have a prompt of their own, and ``caption``: that of the others;
+    ``uncaptioned``: name there -> name before, of those that have neither; ``unused_captions``: texts beside the
+    pictures in whose place the caption stands. ``more_folders``: the base model was looked for in folders that were
+    named. ``by_default``: number of modules that the trainer trains unless told otherwise.
+    ``bases``: part of the base model -> where it was found, or what the user had filled in for it, of those that the
+    texts name; ``downloads``: whether the
     trainer fetches what was not. ``key_format``: of its keys, which those of the run's LoRAs have too;
     ``webui_format``: that which ComfyUI and WebUIs read of such a model. ``modules``: in the LoRA, of which ``filled``
     are fresh. ``fresh``: kind -> number of modules that the trainer trains and that start without an update;
@@ -67,6 +77,10 @@ class StartFolder:
     pictures: int = 0
     caption: str = ""
     captions: int = 0
+    uncaptioned: dict[str, str] = field(default_factory=dict)
+    unused_captions: int = 0
+    more_folders: bool = False
+    by_default: int = 0
     bases: dict[str, str] = field(default_factory=dict)
     downloads: bool = True
     key_format: str = ""
@@ -91,16 +105,25 @@ class StartFolder:
 def readme(trainer: Trainer, written: StartFolder) -> str:
     """The text of README.md, for the person who opens the folder."""
     family = ARCHITECTURES[written.arch].family
+    pictures = f"Pictures: {_pictures_line(trainer, written)}"
     start = [
         f"Base model: {_base_line(trainer, written)}. A LoRA of a variant (Turbo, Edit) needs that variant's.",
-        f"Pictures: {_pictures_line(trainer, written)}",
+        pictures,
+        _uncaptioned_line(trainer, written),
         f"Memory of the card, as its authors say: {trainer.memory.get(family, 'not stated')}.",
         f"`{written.run}`: {trainer.usage.format(start=written.start, name=written.name)} {STAY}",
     ]
+    if written.caution:
+        start = [
+            f"Nothing can be started. `{written.run}` only says why.",
+            pictures,
+            _uncaptioned_line(trainer, written),
+        ]
     lora = [
         f"`{Path(written.init).name}`: {written.modules} modules, rank {written.rank} = alpha, fp32, "
         f"{written.key_format} keys.",
         f"{_kept(written)} The file was read back and compared: an error of {written.error:.0e} at most.",
+        _few_line(trainer, written),
         f"Fresh modules added: {written.filled}." if written.filled else "",
         _kinds_line("The trainer starts these without an update: {}. `--fill` writes them too.", written.fresh),
         _kinds_line(
@@ -118,7 +141,7 @@ def readme(trainer: Trainer, written: StartFolder) -> str:
     ]
     lines = [
         f"# Start folder for {trainer.title}",
-        *(["", f"{written.caution} {SHOWN}"] if written.caution else []),
+        *(["", f"{written.caution} {NO_TRAINER.format(written.arch)}"] if written.caution else []),
     ]
     for title, facts in (("To start", start), ("The LoRA in it", lora), ("The run", run)):
         lines += ["", f"## {title}", "", *(f"- {fact}" for fact in facts if fact)]
@@ -133,6 +156,16 @@ def _for_webuis(written: StartFolder) -> str:
     if written.key_format == written.webui_format:
         return ", as ComfyUI and WebUIs read them"
     return f"; `i2l convert FILE --to {written.webui_format} -o NEW.safetensors` writes it for ComfyUI and WebUIs"
+
+
+def _few_line(trainer: Trainer, written: StartFolder) -> str:
+    own = written.modules - written.filled
+    if own >= FEW * written.by_default:
+        return ""
+    return (
+        f"**Warning: the LoRA has only {own} of the {written.by_default} modules that {trainer.title} trains by "
+        "default: the effect kept is that of these few, and the style may be faint.**"
+    )
 
 
 def _kept(written: StartFolder) -> str:
@@ -176,13 +209,33 @@ def _pictures_line(trainer: Trainer, written: StartFolder) -> str:
         if written.captions:
             said += f". {trainer.title} has one prompt for all, so your {written.captions} captions are not used"
     how = ", in a text file beside it" if trainer.captions else ""
-    return f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+    unused = f" {written.unused_captions} .txt captions beside the pictures were not used: `--caption` replaces them."
+    return (
+        f"{written.pictures} in `{Path(written.dataset).name}/`, whole and upright; {said}{how}."
+        f"{unused if written.unused_captions else ''}"
+    )
+
+
+def _uncaptioned_line(trainer: Trainer, written: StartFolder) -> str:
+    if not written.uncaptioned:
+        return ""
+    told = [
+        f"{before} (here `{name}`)" if before != name else f"`{name}`"
+        for name, before in [*written.uncaptioned.items()][:NAMED]
+    ]
+    more = len(written.uncaptioned) - len(told)
+    beside = "a .txt file beside each, or " if trainer.captions else ""
+    return (
+        f"**Warning: no caption for {', '.join(told)}{f' and {more} more' if more else ''}: the prompt is empty. "
+        f"Write {beside}`--caption`, and export again.**"
+    )
 
 
 def _base_line(trainer: Trainer, written: StartFolder) -> str:
     if written.bases:
         return ", ".join(f"`{path}`" for path in written.bases.values())
-    return "not found on this machine, nor in the folders of `--models`; " + (
+    more = "nor in the folders of `--models`" if written.more_folders else "`--models` names more folders"
+    return f"not found in {LOOKED_IN}; {more}; " + (
         f"{trainer.title} downloads it"
         if trainer.downloads
         else f"fill in the paths that begin with `{TODO}`{_in(written)}"

@@ -126,6 +126,15 @@ def test_what_the_authors_say_of_memory_stands_in_the_docs(trainer):
     assert all(said in text for said in TRAINERS[trainer].memory.values())
 
 
+def test_the_flags_that_save_memory_are_told_with_their_command(tmp_path):
+    """musubi-tuner's guides: `--fp8_vl` and `--fp8_llm` are for the text encoder, whose outputs the second caches."""
+    for arch, text_encoder in ((QWEN_IMAGE, "--fp8_vl"), (Z_IMAGE, "--fp8_llm")):
+        export(style(arch), "musubi-tuner", 2, tmp_path / arch.id)
+        [line] = [one for one in (tmp_path / arch.id / "README.md").read_text().splitlines() if "Memory" in one]
+        assert "--fp8_base --fp8_scaled" in line
+        assert f"in the second `{text_encoder}`" in line or f"`{text_encoder}` in the second" in line
+
+
 @pytest.mark.parametrize(
     ("trainer", "saves"),
     [
@@ -235,6 +244,10 @@ def work(tmp_path):
     return tmp_path / "work"
 
 
+FILES_NAMED = {"qwen-image": "qwen_image_bf16.safetensors of Comfy-Org", "z-image": "of Comfy-Org/z_image"}
+"""What musubi-tuner's guides call the transformer's file."""
+
+
 @pytest.mark.parametrize(("trainer", "family"), [("musubi-tuner", f) for f in I2L] + [("diffsynth", f) for f in ARCHS])
 def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family):
     told = export(style(ARCHS[family]), trainer, 2, tmp_path / "out")
@@ -242,11 +255,17 @@ def test_a_script_with_an_unknown_place_says_so(tmp_path, work, trainer, family)
     done = subprocess.run([sys.executable, tmp_path / "out" / "train.py"], cwd=work, capture_output=True, text=True)
     assert done.returncode == NOT_STARTED
     said = done.stderr.splitlines()
+    [title] = [line for line in said if str(tmp_path / "out/train.py") in line]
+    assert title == f"Fill in these paths at the top of {tmp_path / 'out/train.py'}:"
+    said.remove(title)
     for line in said:
         assert re.fullmatch(
-            r"path/to/.*: no such file or folder\. Fill in the paths at the top of .*train\.py\."
+            r"[A-Z]+: path/to/.*: no such file or folder( \(.+\))?"
             r"|.*dataset\.toml, line \d+: fill in this path: image_directory = \"path/to/dataset\"", line
         )  # fmt: skip
+    if trainer == "musubi-tuner":
+        hint = FILES_NAMED[family]
+        assert f"DIT: path/to/transformer.safetensors: no such file or folder ({hint}" in done.stderr
     blanks = [blank for blanks in told.blanks.values() for blank in blanks]  # all at once, and export has told them
     assert all(any(blank in line for line in said) for blank in blanks)
     assert len(said) == len(blanks) == (4 if trainer == "musubi-tuner" else 2)
@@ -278,13 +297,13 @@ def test_a_script_in_the_wrong_folder_or_the_wrong_python_says_so(tmp_path, work
 
 
 FILES = {
-    "qwen": (QWEN_IMAGE, None, 12, r"exclude_patterns=\['\.\*mlp\\\.net\\\.0\.\*'\]"),
+    "qwen": (QWEN_IMAGE, None, 12, r"exclude_patterns=\['\.\*mlp\[\.\]net\[\.\]0\.\*'\]"),
     "qwen attention only": (QWEN_IMAGE, r"transformer_blocks\.0\.attn\..*", 8, r"img_mod"),
     "z": (Z_IMAGE, None, 21, r"include_patterns=\['\.\*_refiner\.\*\(attention\|feed_forward\)\.\*'\]"),
     "z main": (Z_IMAGE, r"layers\.0\.(attention|feed_forward).*", 7, None),
     "z modulation": (Z_IMAGE, r"layers\.0\..*", 8, r"adaLN_modulation"),
     "klein": (KLEIN_4B, None, 10, None),
-    "klein attention only": (KLEIN_4B, r"transformer_blocks\.0\.attn\..*", 4, r"img_mlp\\\.0"),
+    "klein attention only": (KLEIN_4B, r"transformer_blocks\.0\.attn\..*", 4, r"img_mlp\[\.\]0"),
 }
 
 
@@ -304,6 +323,7 @@ def test_musubi_loads_all_and_trains_nothing_else(tmp_path, work, name):
     assert len(programs) == 3
     args = next(given for program, given in programs.items() if program.endswith("train_network.py"))
     assert flag is None or re.search(flag, " ".join(args.network_args))
+    assert "\\" not in " ".join(args.network_args or ())  # Python 3.12 warns of an escape that is none
     assert args.network_dim == args.network_alpha == 9
     assert (args.network_weights, args.output_name) == (told.init, told.name)
     assert getattr(args, "model_version", None) in ("original", "klein-base-4b") or arch is Z_IMAGE
@@ -748,6 +768,11 @@ def test_start_py_runs_a_training_script_as_it_is(tmp_path, trainer):
     assert done.returncode == 1 and "has added no adapter" in done.stderr
 
 
+def test_the_effect_kept_of_all_modules_stands_last(tmp_path):
+    told = export(style(MINI), "musubi-tuner", 2, tmp_path / "out")
+    assert [*told.kept][-1] == "all" and len(told.kept) > 2
+
+
 def test_a_lora_saved_by_diffusers_is_known_by_its_maker(tmp_path):
     from diffusers import QwenImagePipeline
     from peft import LoraConfig, get_peft_model_state_dict
@@ -781,9 +806,11 @@ def test_wrong_orders(tmp_path):
     lora = style(MINI)
     with pytest.raises(UserError, match="There are: musubi-tuner"):
         export(lora, "nonsense", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"does not train Z-Image"):
+    with pytest.raises(
+        UserError, match=r"No start folder is written for Z-Image with flymyai-lora-trainer, only for qwen"
+    ):
         export(style(Z_IMAGE), "flymyai", 4, tmp_path / "x")
-    with pytest.raises(UserError, match=r"does not train HiDream"):
+    with pytest.raises(UserError, match=r"No start folder is written for HiDream"):
         export(style(HIDREAM_O1), "diffusion-pipe", 4, tmp_path / "x")
     with pytest.raises(UserError, match="from 1 to 4096"):
         export(lora, "diffusers", 0, tmp_path / "x")
@@ -812,11 +839,47 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert again.name in (tmp_path / "x" / "config.yaml").read_text() and again.name not in first
 
 
+def test_paths_that_were_filled_in_are_kept_when_a_start_is_written_anew(tmp_path):
+    """Not those of the start folder itself, whose names change with the rank."""
+    lora = style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"])
+    folder, script = tmp_path / "x", tmp_path / "x/train.py"
+    export(lora, "musubi-tuner", 4, folder)
+    text = script.read_text(encoding="utf-8")
+    text = text.replace("DIT = 'path/to/transformer.safetensors'", "DIT = r'D:\\models\\my dit.safetensors'")
+    script.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="--overwrite: it replaces the files of the start there"):
+        export(lora, "musubi-tuner", 8, folder)
+    told = export(lora, "musubi-tuner", 8, folder, overwrite=True)
+    text = script.read_text(encoding="utf-8")
+    assert r"DIT = 'D:\\models\\my dit.safetensors'" in text and "VAE = 'path/to/" in text
+    assert f"INIT = {told.init!r}" in text and told.init.endswith("_r8.safetensors")
+    assert "path/to/transformer.safetensors" not in told.to_fill_in and "path/to/vae" in told.to_fill_in
+    found = {"transformer": tmp_path / "found.safetensors"}
+    export(lora, "musubi-tuner", 8, folder, overwrite=True, bases=found)  # that of before is nowhere
+    assert f"DIT = {str(found['transformer'])!r}" in script.read_text(encoding="utf-8")
+    script.write_text("DIT = (", encoding="utf-8")
+    export(lora, "musubi-tuner", 8, folder, overwrite=True)
+    assert "DIT = 'path/to/" in script.read_text(encoding="utf-8")
+
+
 def test_a_self_check_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("i2l_ext.converters.export._excess_error", lambda *_: 1.0)
     with pytest.raises(UserError, match="self-check failed"):
         export(style(MINI), "diffusers", 4, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("musubi", "musubi-tuner"), ("aitoolkit", "ai-toolkit"), ("OneTrain", "onetrainer"), ("zzz", "")],
+)
+def test_a_wrong_name_is_told_the_nearest_right_one(capsys, word, near):
+    with pytest.raises(SystemExit) as left:
+        i2l("export", "x.safetensors", "--for", word)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and f"There is no trainer '{word}'." in said
+    assert (f"Did you mean {near}?" in said) if near else "Did you mean" not in said
+    assert "There are: musubi-tuner, ai-toolkit" in said and "invalid choice" not in said
 
 
 def test_command(tmp_path, capsys):
@@ -831,7 +894,7 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, trainer, capsys):
+def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, work, trainer, capsys):
     path = tmp_path / "style.safetensors"
     style(MINI).save(path)
     assert i2l("export", path, "--for", trainer, "-o", tmp_path / "a") == 0
@@ -840,6 +903,14 @@ def test_an_export_of_the_miniature_says_that_nothing_can_train_on_it(tmp_path, 
     assert "Test LoRA: only `i2l draw` can use it." in (tmp_path / "a" / "README.md").read_text()
     assert i2l("export", path, "--for", trainer, "-o", tmp_path / "b", "--json") == 0
     assert json.loads(capsys.readouterr().out)["caution"] == MINI.caution
+    start = "\n".join(told).partition("To start")[2].partition("The LoRA in it")[0]
+    assert "Nothing can be started" in start
+    assert not re.search(r"python |download|Memory|Base model|starts the run", start)
+    lay_out(tmp_path / "a" / "train.py", work)
+    write_launcher(work, STUB)
+    done = subprocess.run([sys.executable, tmp_path / "a/train.py"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == NOT_STARTED and not (work / "seen").exists()
+    assert done.stderr.startswith("This LoRA is of mini, the test model: no trainer has it. The folder only shows")
 
 
 def test_an_export_of_a_real_lora_has_no_caution(tmp_path):
@@ -892,7 +963,7 @@ def names_in(folder, told, work):
 def test_names_are_text_and_nothing_more(tmp_path, work, trainer, hostile):
     """Of the file and of the folder: neither runs as a command, nor is it read as another text."""
     folder = tmp_path / hostile
-    told = export(style(MINI, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
+    told = export(style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"]), trainer, 2, folder, stem=hostile)
     path, name = names_in(folder, told, work)
     assert path == told.init == str(folder / f"{hostile}_init_r2.safetensors")
     assert name in (told.name, None) and re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._-]*", told.name)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from i2l_ext.commands.lora_files import export_lines
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import KLEIN_4B, MINI, Z_IMAGE
+from i2l_ext.converters.architectures import KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE
 from i2l_ext.converters.export import export
 from i2l_ext.converters.start_folder import readme
 from i2l_ext.converters.trainers import TRAINERS
@@ -267,7 +267,14 @@ def test_the_users_own_captions_are_the_prompts(tmp_path, trainer):
         assert found == ["a red wall,\nat noon – 图", "", "my word"]
         assert "2 with the caption that lay beside them as a .txt file, 1 with the prompt `my word`" in said
     found, count, said = prompts(tmp_path / "asked", caption="x")
-    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and " caption" not in said
+    assert (found, count) == ("x" if trainer == "diffusers" else ["x"] * 3, 0) and "lay beside them" not in said
+    assert "2 .txt captions beside the pictures were not used: `--caption` replaces them." in said
+    assert "no caption for" not in said
+    (tmp_path / "style.json").unlink()
+    _, _, said = prompts(tmp_path / "lacking")
+    lacking = "a.jpg (here `1.jpg`), b.png (here `2.png`), " if trainer == "diffusers" else ""
+    assert f"**Warning: no caption for {lacking}c.png (here `3.png`): the prompt is empty." in said
+    assert "no caption for" in (tmp_path / "lacking/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("data", "match"), [(b"\xff\xfe\x00a", "is not UTF-8"), (b"a" * 20_000, "too long")])
@@ -295,6 +302,30 @@ def test_what_a_run_saves_is_converted_to_what_comfyui_reads(tmp_path, trainer, 
     assert said in (tmp_path / "out/README.md").read_text(encoding="utf-8").splitlines()[-1]
 
 
+def test_where_the_base_was_looked_for_is_told(tmp_path):
+    lora = style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"])
+    lora.save(tmp_path / "style.safetensors")
+    for models, told in (
+        ((), "; `--models` names more folders; "),
+        ((tmp_path,), "; nor in the folders of `--models`; "),
+    ):
+        request = ExportRequest(
+            tmp_path / "style.safetensors", "musubi-tuner", 2, tmp_path / f"out{len(models)}", models=models
+        )
+        said = "\n".join(export_lines(export_lora(request, Context())))
+        assert "not found in the caches of Hugging Face and ModelScope, the models folder" in said and told in said
+
+
+def test_a_lora_of_few_modules_is_told(tmp_path):
+    few = [f"transformer_blocks.0.attn.to_{part}" for part in ("q", "k", "v", "out.0")]
+    said, _, _ = told_of(style(QWEN_IMAGE, paths=few), "musubi-tuner", tmp_path / "few")
+    assert "**Warning: the LoRA has only 4 of the 840 modules that musubi-tuner trains by default" in said
+    said, _, _ = told_of(style(QWEN_IMAGE, paths=few), "musubi-tuner", tmp_path / "filled", fill=True)
+    assert "only 4 of the 840 modules" in said
+    said, _, _ = told_of(style(MINI), "musubi-tuner", tmp_path / "enough")
+    assert "modules that musubi-tuner trains by default" not in said
+
+
 def told_of(lora, trainer, folder, **more):
     """What an export says, and the texts that it wrote."""
     written = export(lora, trainer, more.pop("rank", 3), folder, **more)
@@ -304,9 +335,10 @@ def told_of(lora, trainer, folder, **more):
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_all_written_files_and_all_blanks_are_told(tmp_path, trainer):
-    said, written, texts = told_of(style(MINI), trainer, tmp_path / "out")
+    lora = style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"])
+    said, written, texts = told_of(lora, trainer, tmp_path / "out")
     assert set(written.names) == {path.name for path in (tmp_path / "out").iterdir()}
-    assert all(name in said.splitlines()[2] for name in written.names)  # below the caution of mini
+    assert all(name in said.splitlines()[0] for name in written.names)
     blanks = {file: set(re.findall(r"path/to/\w[\w./-]*", text)) for file, text in texts.items()}
     assert {file: set(paths) for file, paths in written.blanks.items()} == {f: b for f, b in blanks.items() if b}
     assert f"To fill in: {written.to_fill_in}\n" in said and "path/to/dataset" in written.to_fill_in
@@ -315,7 +347,7 @@ def test_all_written_files_and_all_blanks_are_told(tmp_path, trainer):
     assert ran.returncode == NOT_STARTED  # and train.py tells all of them at once
     assert all(path in ran.stderr for paths in written.blanks.values() for path in paths)
     with_pictures = {"1.png": Image.new("RGB", (8, 8)).save}
-    said, written, _ = told_of(style(MINI), trainer, tmp_path / "more", pictures=with_pictures)
+    said, written, _ = told_of(lora, trainer, tmp_path / "more", pictures=with_pictures)
     assert "pictures/" in written.names and ("To fill in" in said) == bool(written.blanks)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from i2l_ext.converters import Lora, UserError
-from i2l_ext.converters.architectures import MINI
+from i2l_ext.converters.architectures import MINI, QWEN_IMAGE
 from i2l_ext.converters.errors import Cancelled
 from i2l_ext.converters.export import export
 from i2l_ext.operations import Context, Reporter
@@ -57,6 +58,19 @@ if mode != "nothing":
 """
 
 
+def one_layer():
+    """A LoRA of a model that a trainer has."""
+    return style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"])
+
+
+def as_if_a_trainer_had_it(folder):
+    """Let the train.py of a LoRA of mini start the stand-in."""
+    script = folder / "train.py"
+    text = script.read_text(encoding="utf-8")
+    assert "missing = ['This LoRA is of mini" in text
+    script.write_text(re.sub(r"^missing = .*", "missing = []", text, flags=re.MULTILINE), encoding="utf-8")
+
+
 @pytest.fixture
 def home(tmp_path):
     """The stand-in's folder."""
@@ -70,7 +84,7 @@ def home(tmp_path):
 @pytest.fixture
 def start(tmp_path):
     pictures = {"1.png": lambda path: Image.new("RGB", (64, 64)).save(path)}
-    export(style(MINI), "ai-toolkit", 4, tmp_path / "my start", stem="meadow", pictures=pictures)
+    export(one_layer(), "ai-toolkit", 4, tmp_path / "my start", stem="meadow", pictures=pictures)
     return tmp_path / "my start"
 
 
@@ -152,9 +166,19 @@ def test_nothing_starts_where_something_is_missing(start, home, tmp_path):
 
 
 def test_a_run_with_a_place_to_fill_in_says_which(home, tmp_path):
-    export(style(MINI), "ai-toolkit", 4, tmp_path / "start")
+    export(one_layer(), "ai-toolkit", 4, tmp_path / "start")
     with pytest.raises(UserError, match=r"Nothing was started\. .*config.yaml, line \d+: fill in this path: "):
         run_trainer(request(tmp_path / "start", home, "trains"), Context())
+
+
+def test_a_start_of_the_test_model_starts_nothing(home, tmp_path):
+    pictures = {"1.png": Image.new("RGB", (64, 64)).save}
+    export(style(MINI), "ai-toolkit", 4, tmp_path / "start", pictures=pictures)
+    with pytest.raises(
+        UserError, match=r"^Nothing was started\. This LoRA is of mini, the test model: no "
+    ):
+        run_trainer(request(tmp_path / "start", home, "trains"), Context())
+    assert not (home / "output").exists()
 
 
 def alive(pid):

@@ -18,7 +18,7 @@ from i2l_ext.service.service import Service
 from i2l_ext.webui import updates
 from i2l_ext.webui.hosts.standalone import StandaloneHost
 from small_models import SMALL
-from test_training_run import TRAINER
+from test_training_run import TRAINER, as_if_a_trainer_had_it
 
 HERE = Path(__file__).resolve().parent
 ENGINE = [sys.executable, str(HERE / "small_engine.py")]
@@ -241,7 +241,9 @@ def test_an_engine_that_cannot_start_is_told_on_the_page(tmp_path):
 @pytest.fixture(scope="module")
 def started(service, made):
     """A start folder, with the picture that made the LoRA."""
-    return done(service, service.export(service.lora(made.result["file"]), made.result["file"], "ai-toolkit", 4))
+    job = done(service, service.export(service.lora(made.result["file"]), made.result["file"], "ai-toolkit", 4))
+    as_if_a_trainer_had_it(service.host.lora_folder().parent / job.result["folder"])
+    return job
 
 
 def test_an_export_takes_the_pictures_from_the_uploads(service, started, place):

@@ -124,7 +124,7 @@ meta: {{name: "[name]", version: "1.0"}}
         "CONFIG": start.beside("config.yaml"),
         "INIT": start.init.as_posix(),
     }
-    return {"train.py": training_script("ai-toolkit", places, ["python run.py $CONFIG"]), "config.yaml": text}
+    return {"train.py": training_script(start, "ai-toolkit", places, ["python run.py $CONFIG"]), "config.yaml": text}
 
 
 FILES = {

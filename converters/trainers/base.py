@@ -59,11 +59,20 @@ FRESH_ROWS: Mapping[str, Callable[[int, int], float]] = {
 """How a trainer draws the down factor of a fresh LoRA -> the norm that a row of it has on average. Kaiming's is
 U(-1/sqrt(d_in), 1/sqrt(d_in)), PEFT's default; PEFT's gaussian has the standard deviation 1/rank."""
 
+BASE_PLACES = ("DIT", "VAE", "TE")
+"""Names at the top of a train.py of the parts of the base model."""
+
+NO_TRAINER = "This LoRA is of {}, the test model: no trainer has it. The folder only shows what a start looks like."
+
 UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 """Kinds of characters that no path may have: control codes, bytes that are no UTF-8, breaks of lines and paragraphs."""
 
 NONCHARACTERS = "\ufffe\uffff"
 """What YAML refuses besides."""
+
+
+def _to_fill_in(path: str) -> bool:
+    return path.startswith(f"{TODO}/")
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,8 @@ class TrainingStart:
     ``init``: absolute path of the LoRA to start from; ``name``: a run name that no earlier run has had; ``paths``: the
     modules in that LoRA. ``bases``: where files of the base model were found: ``folder`` (as diffusers keeps it),
     ``transformer``, ``vae``, ``text_encoder`` (a file, or the first of its shards). ``learning_rate``: as
-    `ModelSupport` gives it. Raises UserError where a path or
-    text has a control character, which would end a comment.
+    `ModelSupport` gives it. ``filled_in``: NAME -> path at the top of the train.py that stood there. Raises UserError
+    where a path or text has a control character, which would end a comment.
     """
 
     arch: Architecture
@@ -117,6 +126,19 @@ class TrainingStart:
     dataset: Dataset = Dataset()
     bases: Mapping[str, Path] = field(default_factory=dict)
     learning_rate: float = 3.3e-5
+    filled_in: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, name: str, path: str) -> str:
+        """The path at the top of train.py that is called ``name``: what a user had filled in there, unless ``path`` is
+        of the start folder itself, or is known now and the old one is gone."""
+        old = self.filled_in.get(name, TODO)
+        ours = Path(path).is_relative_to(self.init.parent)
+        return path if old.startswith(TODO) or ours or not (_to_fill_in(path) or Path(old).exists()) else old
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be trained from it; "" where it can."""
+        return NO_TRAINER.format(self.arch.id) if self.arch.caution else ""
 
     @property
     def model(self) -> str:

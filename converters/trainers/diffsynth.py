@@ -69,7 +69,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --output_path models/train/{start.name}
         --lora_base_model dit --lora_target_modules {target_pattern(start)}
         --lora_rank {start.rank} --lora_checkpoint $INIT --use_gradient_checkpointing --find_unused_parameters"""
-    texts = {"train.py": training_script("DiffSynth-Studio", places, [command], values)}
+    texts = {"train.py": training_script(start, "DiffSynth-Studio", places, [command], values)}
     if data.names:
         rows = [{"image": name, "prompt": data.prompt(name)} for name in data.names]
         texts["metadata.json"] = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"

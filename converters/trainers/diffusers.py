@@ -105,7 +105,7 @@ def _diffusers(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --max_train_steps {STEPS} --checkpointing_steps {SAVE_STEPS}
         --resume_from_checkpoint latest --skip_final_inference --seed 42"""
     return {
-        "train.py": training_script("diffusers' training script", places, [command], values),
+        "train.py": training_script(start, "diffusers' training script", places, [command], values),
         "start.py": _module(start, family=family, title="a training script"),
     }
 
@@ -144,7 +144,7 @@ rank: {start.rank}
     places = {**_places(start), "CONFIG": start.beside("config.yaml")}
     command = f"{LAUNCH} --mixed_precision bf16 $START train.py --config $CONFIG"
     return {
-        "train.py": training_script("flymyai-lora-trainer", places, [command]),
+        "train.py": training_script(start, "flymyai-lora-trainer", places, [command]),
         "start.py": _module(start, family="qwen-image", title="flymyai-lora-trainer"),
         "config.yaml": config,
     }

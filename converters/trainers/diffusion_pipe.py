@@ -80,7 +80,7 @@ weight_decay = 0.01
     }
     command = "python -m deepspeed.launcher.runner --num_gpus=1 train.py --deepspeed --config $CONFIG"
     return {
-        "train.py": training_script("diffusion-pipe", places, [command]),
+        "train.py": training_script(start, "diffusion-pipe", places, [command]),
         "config.toml": text if excluded else text.replace("exclude_modules = []\n", ""),
         "dataset.toml": f"""resolutions = [{SIDE}]
 enable_ar_bucket = true

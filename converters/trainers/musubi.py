@@ -50,19 +50,20 @@ FILES = {
 
 
 def _patterns(start: TrainingStart, family: str) -> dict[str, list[str]]:
-    """The regular expressions that make musubi train what the LoRA has and nothing else."""
+    """The regular expressions that make musubi train what the LoRA has and nothing else. A dot is [.], as musubi reads
+    them as Python's texts, where a backslash before it is no escape."""
     support = MODELS[family]
     missing = missing_kinds(start, support)
     both = {"img_mlp.net.0.proj", "txt_mlp.net.0.proj"}
-    exclude = [r".*mlp\.net\.0.*"] if both <= {*missing} else []
-    exclude += [r".*" + re.escape(kind) for kind in missing if not (exclude and kind in both)]
+    exclude = [".*mlp[.]net[.]0.*"] if both <= {*missing} else []
+    exclude += [f".*{kind.replace('.', '[.]')}" for kind in missing if not (exclude and kind in both)]
     by_default = {*modules_matching(start.arch, support.default)}
     extra = [path for path in start.paths if path not in by_default]
     include = []
     if any("_refiner" in path and "adaLN" not in path for path in extra):
         include.append(r".*_refiner.*(attention|feed_forward).*")
     for stack in dict.fromkeys(path.split(".")[0] for path in extra if "adaLN_modulation" in path):
-        include.append(rf"{stack}\..*adaLN_modulation.*")
+        include.append(f"{stack}[.].*adaLN_modulation.*")
     return {key: patterns for key, patterns in (("exclude", exclude), ("include", include)) if patterns}
 
 
@@ -78,10 +79,7 @@ def _trained(start: TrainingStart, *, family: str) -> list[str]:
 
 
 def _network_args(start: TrainingStart, family: str) -> str:
-    args = [
-        f"{key}_patterns=[{','.join(repr(p).replace(chr(92) * 2, chr(92)) for p in patterns)}]"
-        for key, patterns in _patterns(start, family).items()
-    ]
+    args = [f"{key}_patterns=[{','.join(map(repr, patterns))}]" for key, patterns in _patterns(start, family).items()]
     return f"--network_args {' '.join(args)}" if args else ""
 
 
@@ -112,7 +110,7 @@ def _script(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         --network_weights $INIT {_network_args(start, family)}
         --max_train_epochs {EPOCHS} --save_every_n_epochs 1 --seed 42 --output_dir output --output_name {start.name}""",
     )
-    script = training_script("musubi-tuner", places, commands, hints=FILES.get(family))
+    script = training_script(start, "musubi-tuner", places, commands, hints=FILES.get(family))
     return {"train.py": script, "dataset.toml": _dataset(start)}
 
 
@@ -158,8 +156,11 @@ MUSUBI = Trainer(
     ),
     downloads=False,
     memory={
-        "qwen-image": "42 GB; 30 with `--fp8_base --fp8_scaled`; 24 or 12 with also `--blocks_to_swap 16` or `45`, and "
-        "64 GB of RAM"
+        "qwen-image": "42 GB; for 30 add `--fp8_base --fp8_scaled` in the third command of `train.py`; for 24 there "
+        "also `--blocks_to_swap 16`, and 64 GB of RAM; for 12 in the third command add `--fp8_base --fp8_scaled "
+        "--blocks_to_swap 45`, and in the second `--fp8_vl`",
+        "z-image": "not stated; it is less with `--fp8_base --fp8_scaled` in the third command of `train.py`, and with "
+        "`--fp8_llm` in the second",
     },
     home="src/musubi_tuner",
     results="output/{name}*.safetensors",

@@ -76,7 +76,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "INIT": start.init.as_posix(),
     }
     return {
-        "train.py": training_script("OneTrainer", places, ["python scripts/train.py --config-path $CONFIG"]),
+        "train.py": training_script(start, "OneTrainer", places, ["python scripts/train.py --config-path $CONFIG"]),
         "config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n",
         "concepts.json": json.dumps([concept], indent=1, ensure_ascii=False) + "\n",
     }

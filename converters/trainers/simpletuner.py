@@ -61,7 +61,7 @@ def _config(start: TrainingStart, *, family: str) -> Mapping[str, str]:
         "INIT": start.init.as_posix(),
     }
     return {
-        "train.py": training_script("SimpleTuner", places, ["python -m simpletuner.cli train --env $CONFIG"]),
+        "train.py": training_script(start, "SimpleTuner", places, ["python -m simpletuner.cli train --env $CONFIG"]),
         "config.json": json.dumps(config, indent=1, ensure_ascii=False) + "\n",
         "dataset.json": json.dumps(_dataset(start), indent=1, ensure_ascii=False) + "\n",
     }

@@ -63,10 +63,8 @@ def _settings(field: Field) -> dict[str, Any]:
     settings: dict[str, Any] = {"help": field.info.help.replace("%", "%%")}  # argparse formats it
     if field.flags and field.type is bool:
         return {**settings, "action": "store_true", "dest": field.name}
-    if field.info.choices:
-        settings["choices"] = field.info.choices
-    else:
-        settings |= {"type": _parser(field), "metavar": field.info.metavar}
+    listed = f"{{{','.join(field.info.choices)}}}" if field.info.choices else field.info.metavar
+    settings |= {"type": _parser(field), "metavar": listed}
     if field.many:
         settings["nargs"] = "+"
     elif not field.flags and not field.required:
@@ -77,14 +75,14 @@ def _settings(field: Field) -> dict[str, Any]:
 
 
 def _parser(field: Field) -> Callable[[str], Any]:
-    """From a word of the command line to a value. A text of the wrong form is wrong usage (exit code 2)."""
-    syntax = field.info.syntax
-    if syntax is None:
+    """From a word of the command line to a value. A text of the wrong form, or that is no choice, is wrong usage (exit
+    code 2)."""
+    if field.info.syntax is None and not field.info.choices:
         return field.type
 
     def parse(text: str) -> str:
         try:
-            syntax(text)
+            field.check_one(text)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
         return text

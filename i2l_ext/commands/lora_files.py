@@ -157,7 +157,7 @@ def export_lines(result: ExportResult) -> list[str]:
     return [
         *report,
         f"{written.folder}: {', '.join(written.names)}",
-        *([f"To fill in: {written.to_fill_in}"] if written.blanks else []),
+        *([f"To fill in: {written.to_fill_in}"] if written.blanks and not written.caution else []),
         *(line.removeprefix("## ") for line in text[len(report) :]),
     ]
 

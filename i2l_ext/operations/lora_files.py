@@ -268,12 +268,12 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
     folder = request.output or _beside(request.file, request.trainer)
     sources = training_data.pictures_of(request, context)
     pictures = training_data.copies(sources)
-    caption, captions = training_data.prompts(request, sources, pictures)
     return ExportResult(
         write(
             lora, request.trainer, request.rank, folder, stem=_stem(request.file), fill=request.fill,
             exact=request.exact, seed=request.seed, overwrite=request.overwrite,
-            pictures=pictures, caption=caption, captions=captions, bases=find_base(lora.arch, request.models),
+            pictures=pictures, **training_data.prompts(request, sources, pictures),
+            bases=find_base(lora.arch, request.models), more_folders=bool(request.models),
             progress=_progress(request, context), begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip

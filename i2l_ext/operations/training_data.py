@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.converters.files import TensorFile
@@ -69,15 +69,21 @@ def copies(pictures: Sequence[tuple[Path, Square | None]]) -> Mapping[str, Calla
 
 def prompts(
     request: ExportRequest, pictures: Sequence[tuple[Path, Square | None]], names: Iterable[str]
-) -> tuple[str, dict[str, str]]:
-    """The prompt of every picture, and {name in the start folder: its own prompt}, which is the text of the file that
-    lies beside the picture, `pic.txt` beside `pic.jpg`. ``names``: of the pictures, in the same order. Raises UserError
+) -> dict[str, Any]:
+    """What `export` is told of prompts: that of every picture, and by name in the start folder the picture's own, which
+    is the text of the file that lies beside it, `pic.txt` beside `pic.jpg`; how many such files the request's caption
+    stands in for; and what the pictures were called. ``names``: of the pictures, in the same order. Raises UserError
     for a text that cannot be read."""
+    paths = {name: path for name, (path, _) in zip(names, pictures, strict=True)}
+    beside = {name: text for name, path in paths.items() if (text := path.with_suffix(".txt")).is_file()}
+    # an upload is called by its content, which tells nothing
+    told: dict[str, Any] = {
+        "originals": {name: one_line(path.name) for name, path in paths.items()} if request.pictures else {}
+    }
     if request.caption is not None:
-        return request.caption, {}
-    beside = ((name, path.with_suffix(".txt")) for name, (path, _) in zip(names, pictures, strict=True))
-    own = {name: _text(path) for name, path in beside if path.is_file()}
-    return _activation_text(request.file), own
+        return {**told, "caption": request.caption, "unused_captions": len(beside)}
+    own = {name: _text(text) for name, text in beside.items()}
+    return {**told, "caption": _activation_text(request.file), "captions": own}
 
 
 def _text(path: Path) -> str:

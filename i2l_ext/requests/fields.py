@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, unknown_choice
 
 Self = TypeVar("Self", bound="Request")
 
@@ -93,23 +93,23 @@ class Field:
 
     def check(self, value: Any) -> None:
         """Raises UserError where the value is out of range, no choice, or a text of the wrong form."""
-        info = self.info
         for one in value if self.many and value is not None else (value,):
-            if one is None:
-                continue
-            if info.choices and one not in info.choices:
-                raise UserError(
-                    f"There is no {self.words} {str(one)[:80]!r}. There are: {', '.join(info.choices)}.",
-                    "unknown_choice",
-                )
-            if info.syntax is not None:
-                info.syntax(one)
-            if self.type not in (int, float):
-                continue
-            low = info.minimum is not None and one < info.minimum
-            high = info.maximum is not None and one > info.maximum
-            if low or high or not isfinite(one) or (info.nonzero and one == 0):
-                raise UserError(f"{self.words} must be {self.range}, not {one:g}.", "out_of_range")
+            if one is not None:
+                self.check_one(one)
+
+    def check_one(self, one: Any) -> None:
+        """`check` of a value that is not None, or of one of many."""
+        info = self.info
+        if info.choices and one not in info.choices:
+            raise unknown_choice(self.words, str(one), info.choices)
+        if info.syntax is not None:
+            info.syntax(one)
+        if self.type not in (int, float):
+            return
+        low = info.minimum is not None and one < info.minimum
+        high = info.maximum is not None and one > info.maximum
+        if low or high or not isfinite(one) or (info.nonzero and one == 0):
+            raise UserError(f"{self.words} must be {self.range}, not {one:g}.", "out_of_range")
 
     @property
     def range(self) -> str:

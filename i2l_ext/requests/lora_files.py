@@ -179,13 +179,16 @@ class ExportRequest(Request):
         local=True,
     )
     caption: str | None = option(
-        "prompt of every picture, such as a trigger word; its .txt file or the LoRA's activation text unless given",
+        "prompt of every picture, such as a trigger word; it replaces the .txt captions beside them; those or the "
+        "LoRA's activation text unless given",
         None,
     )
     models: tuple[Path, ...] = option(
         "further folders to look for the base model in, beside those of WebUIs and hubs", (), local=True
     )
-    overwrite: bool = option("replace files of these names", False, local=True)
+    overwrite: bool = option(
+        "replace the files of the start there, but keep the paths of the base model in its train.py", False, local=True
+    )
 
 
 @dataclass(frozen=True)

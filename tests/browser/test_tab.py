@@ -368,7 +368,7 @@ def test_a_training_is_started_watched_cancelled_and_its_lora_taken(place, open_
     """With a stand-in of ai-toolkit: what a person presses and sees."""
     if place.version != "6":
         return  # the settings are on the host's own page
-    from test_training_run import TRAINER
+    from test_training_run import TRAINER, as_if_a_trainer_had_it
 
     home = place.root / "ai toolkit"
     (home / "toolkit").mkdir(parents=True)
@@ -388,6 +388,9 @@ def test_a_training_is_started_watched_cancelled_and_its_lora_taken(place, open_
     page.locator('[role="option"], [data-testid="dropdown-option"]').filter(has_text="ai-toolkit").first.click()
     page.locator("#i2l_export").click()
     button = page.locator("#i2l_train_result button", has_text="Start the training")
+    button.wait_for()
+    [folder] = (place.lora.parent / "i2l-training").glob("watched-ai-toolkit*")
+    as_if_a_trainer_had_it(folder)
     button.click()
     activity = page.locator("#i2l_train_activity")
     activity.locator("pre", has_text="Missing keys: []").wait_for()
