@@ -174,9 +174,7 @@ def test_a_run_with_a_place_to_fill_in_says_which(home, tmp_path):
 def test_a_start_of_the_test_model_starts_nothing(home, tmp_path):
     pictures = {"1.png": Image.new("RGB", (64, 64)).save}
     export(style(MINI), "ai-toolkit", 4, tmp_path / "start", pictures=pictures)
-    with pytest.raises(
-        UserError, match=r"^Nothing was started\. This LoRA is of mini, the test model: no "
-    ):
+    with pytest.raises(UserError, match=r"^Nothing was started\. This LoRA is of mini, the test model: no "):
         run_trainer(request(tmp_path / "start", home, "trains"), Context())
     assert not (home / "output").exists()
 
