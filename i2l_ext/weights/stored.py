@@ -22,7 +22,7 @@ from i2l_ext.weights.packed_numbers import unpack
 from i2l_ext.weights.threads import worker_threads
 
 PIECE = 1 << 20
-"""Numbers of a matrix that are made and multiplied at a time: 4 MB in float32."""
+"""Numbers of a matrix that a thread makes and multiplies at a time, at most: 4 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class StoredWeights:
     def __init__(self, dtype: torch.dtype) -> None:
         """Close it after use."""
         self.dtype = dtype
-        self.pool = worker_threads("i2l-multiply", torch.get_num_threads())
+        self.threads = torch.get_num_threads()
+        self.pool = worker_threads("i2l-multiply", self.threads)
         self.pieces: deque[Tensor] = deque()
 
     def close(self) -> None:
@@ -95,7 +96,8 @@ class StoredWeights:
     def multiply(self, matrix: StoredTensor, bias: Tensor | None, x: Tensor) -> Tensor:
         """torch's ``linear``: x [..., d_in] and a matrix [d_out, d_in] to [..., d_out]."""
         d_out, d_in = matrix.shape
-        rows = max(1, PIECE // d_in)
+        rounds = -(-d_out * d_in // (PIECE * self.threads))
+        rows = -(-d_out // (rounds * self.threads))  # as many pieces for each thread
         flat = x.reshape(-1, d_in)
         out = flat.new_empty(len(flat), d_out)
         jobs = [
