@@ -10,6 +10,12 @@ from PIL import Image
 IMAGES = os.environ.get("I2L_SCREENSHOTS")
 """A folder to keep pictures of the page in."""
 
+HOME = """root => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(root, "/home/me");
+}"""
+"""Writes a folder of the test as one that a reader could have."""
+
 
 def drop(page, pictures):
     before = page.locator("#i2l_tray .i2l-card").count()
@@ -70,6 +76,7 @@ def look(page, place, name, dark=False):
         Path(IMAGES).mkdir(parents=True, exist_ok=True)
         parts = (name, *([] if place.version == "6" else [place.version]), "dark" if dark else "light")
         path = Path(IMAGES) / f"{'-'.join(parts)}.png"
+        page.evaluate(HOME, str(place.root))
         page.screenshot(path=path, full_page=True)
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the bytes
 
