@@ -33,7 +33,7 @@ class UserError(Exception):
 def unknown_choice(what: str, given: str, choices: Sequence[str]) -> UserError:
     """The error for a name that is none of ``choices``, with the nearest that is one."""
     given, known = given[:80], ", ".join(choices)
-    for near in get_close_matches(given.lower(), choices, 1, 0.5):
+    for near in get_close_matches(given.lower(), choices, 1, 0.65):
         return UserError(f"There is no {what} {given!r}. Did you mean {near}? There are: {known}.", "unknown_choice")
     return UserError(f"There is no {what} {given!r}. There are: {known}.", "unknown_choice")
 
