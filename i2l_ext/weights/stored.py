@@ -80,7 +80,11 @@ class StoredWeights:
     def given_to(self, layer: nn.Module, tensors: Mapping[str, StoredTensor]) -> Iterator[None]:
         """``layer`` has ``tensors``, by parameter, as its weights. The matrices of its linear layers stay as they are;
         everything else, which is small, gets the dtype. At the end the layer has no weights any more."""
-        linear = {f"{name}.weight": module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+        linear = {
+            f"{name}.weight".removeprefix("."): module  # the layer itself has no name
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear)
+        }
         kept = {name for name, one in tensors.items() if name in linear and one.dtype != self.dtype}
         whole = {name: one.whole(self.dtype) for name, one in tensors.items() if name not in kept}
         layer.load_state_dict(whole, assign=True, strict=False)
