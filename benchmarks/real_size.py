@@ -166,11 +166,13 @@ class Run:
         return f"{self.seconds:.1f} (" + ", ".join(f"{p} {s:.1f}" for p, s in self.made["seconds"].items()) + ")"
 
 
-def make(model: str, folder: Path, pictures: list[Path], scratch: Path, *options: str) -> Run:
-    command = [sys.executable, "-m", "i2l_ext", "make", *map(str, pictures), "--name", "it", "--model", model,
+def make(model: str, folder: Path, pictures: list[Path], scratch: Path, *options: str, megabytes: float = 0) -> Run:
+    """``megabytes``: read at so many a second at most."""
+    program = [str(ROOT / "benchmarks" / "throttled.py"), str(megabytes)] if megabytes else ["-m", "i2l_ext"]
+    command = [sys.executable, *program, "make", *map(str, pictures), "--name", "it", "--model", model,
                "--lora-dir", str(scratch / "out"), "--overwrite", "--json", *options]  # fmt: skip
     environment = {**os.environ, "I2L_MODELS": str(folder), "I2L_CACHE": str(scratch / "cache"),
-                   "PYTHONPATH": str(ROOT)}  # fmt: skip
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # fmt: skip
     start, before, peak, read = time.perf_counter(), _busy(), 0, 0
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,12 +30,15 @@ from .start_folder import RUN, StartFolder, readme
 from .threads import one_thread
 from .trainers import TRAINERS, TrainingStart
 from .trainers.base import BASE_PLACES, FRESH_ROWS, TODO, Dataset, ModelSupport, modules_matching
-from .trainers.script import read_places
+from .trainers.script import CONFIGURATIONS, read_places
 
 if TYPE_CHECKING:
     import torch
 
     from .lora import Pair
+
+EDITED = (".py", *CONFIGURATIONS)
+"""Endings of the texts that a user may have changed: one that is replaced stays beside the new one as NAME.old."""
 
 
 def export(
@@ -69,7 +73,7 @@ def export(
     name; ``unused_captions``: of those beside the pictures; ``more_folders``: the base was looked for in such.
     ``bases``: where parts of the base model lie, as in `TrainingStart`. ``progress``: told often what share is done, 0
     to 1. ``begin_saving``: called when all is written and about to get its name. The folder appears whole or not at
-    all; in one that exists, files of other names stay.
+    all; in one that exists, files of other names stay, and of a text that is replaced a copy, as NAME.old.
 
     Raises UserError where the trainer is unknown or has no start of such a model, where a path has control characters,
     where a file exists already (unless ``overwrite``) or cannot be written, and where the self-check fails.
@@ -226,10 +230,14 @@ def _atomic_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 temp.rename(folder)
                 return
             for file in sorted(temp.iterdir()):
+                old = folder / file.name
                 if file.is_dir():
-                    file.rename(folder / file.name)
-                else:
-                    atomic.place(file, folder / file.name, overwrite=overwrite)
+                    file.rename(old)
+                    continue
+                if old.is_file() and file.suffix in EDITED:
+                    with atomic.atomic_path(old.with_name(f"{old.name}.old"), overwrite=True) as copy:
+                        shutil.copyfile(old, copy)
+                atomic.place(file, old, overwrite=overwrite)
     except FileExistsError:
         raise _taken(folder) from None
     except OSError as error:

@@ -6,6 +6,8 @@ dots or with underscores. `keys.py` reads every combination; the key formats in 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -87,6 +89,12 @@ FACTOR_PAIRS = {
 
 SUFFIXES = dict.fromkeys(FACTOR_PAIRS, "down") | dict.fromkeys(FACTOR_PAIRS.values(), "up") | {".alpha": "alpha"}
 """What may follow the module's name -> which of its tensors that is."""
+
+
+def ends_with(suffixes: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of the end of a key: one of the suffixes, group 1, and an adapter's name and ``.weight``, group 2."""
+    return re.compile(rf"({'|'.join(map(re.escape, suffixes))})((?:\.[^.]+)?\.weight)?\Z")
+
 
 UNSUPPORTED = {
     r"\.lora_mid": "a convolution's LoRA (lora_mid)",

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from . import networks
-from .key_formats import FACTOR_PAIRS, PREFIXES, SUFFIXES, WRAPPER
+from .key_formats import FACTOR_PAIRS, PREFIXES, SUFFIXES, WRAPPER, ends_with
 
 
 class KeyParts(NamedTuple):
@@ -25,7 +25,7 @@ PARTS = SUFFIXES | networks.SUFFIXES
 """What may follow the module's name -> which of its tensors that is, of any network."""
 
 _DOWN_OF = {up: down for down, up in FACTOR_PAIRS.items()}
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, PARTS))})((?:\.[^.]+)?\.weight)?\Z")
+_SUFFIX = ends_with(PARTS)
 _PREFIX = re.compile("|".join(map(re.escape, filter(None, PREFIXES))))
 _COMPILED = re.compile(WRAPPER)
 MOST_PREFIXES = 6

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from . import scales
 from .errors import UserError
 from .files import FLOAT_LIMITS
-from .key_formats import KEY_FORMATS, SUFFIXES, TEXT_ENCODER, KeyFormat
+from .key_formats import KEY_FORMATS, SUFFIXES, TEXT_ENCODER, KeyFormat, ends_with
 
 if TYPE_CHECKING:
     from .files import TensorFile
@@ -80,7 +80,7 @@ TEXT_ENCODERS: dict[str, tuple[TextEncoder, ...]] = {
 }  # fmt: skip
 """By an architecture's id. Names: read in the source of ComfyUI 0.33 (``model_lora_keys_clip``) and diffusers 0.42."""
 
-_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))})((?:\.[^.]+)?\.weight)?\Z")
+_SUFFIX = ends_with(SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -837,6 +837,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert (tmp_path / "x" / "config.yaml").read_text() == first
     again = export(lora, "ai-toolkit", 4, tmp_path / "x", overwrite=True)
     assert again.name in (tmp_path / "x" / "config.yaml").read_text() and again.name not in first
+    assert (tmp_path / "x" / "config.yaml.old").read_text() == first, "what a user may have changed"
+    assert sorted(path.name for path in (tmp_path / "x").glob("*.old")) == ["config.yaml.old", "train.py.old"]
 
 
 def test_paths_that_were_filled_in_are_kept_when_a_start_is_written_anew(tmp_path):

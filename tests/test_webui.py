@@ -619,3 +619,6 @@ def test_a_start_folder_tells_its_pictures_and_its_base(service, tmp_path):
     job.result |= {"pictures": 3, "caption": "my <word>", "bases": {"vae": "VAE/ae.safetensors"}}
     page = results.show_export(job, service.host)
     assert "my &lt;word&gt;" in page and "VAE/ae.safetensors" in page and WORDS["start_run"] not in page
+    assert WORDS["mini_starts"] not in page
+    job.result |= {"caution": "A LoRA of the test model."}
+    assert WORDS["mini_starts"] in results.show_export(job, service.host)

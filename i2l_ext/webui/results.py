@@ -205,7 +205,9 @@ def show_export(job: Job, host: Host) -> Markup:
         ("folder", where), ("kept", value(format_share(result["kept"]["all"]))), *_dataset(result), _base_model(result),
     )  # fmt: skip
     title = element("h4", word("run_this"), " ", word("in_folder"))
-    return _wide(job, pairs, title, told, _start_button(job, host), script if result.get("said") else None)
+    no_trainer = element("p", word("mini_starts"), class_="i2l-loaders") if result.get("caution") else None
+    button_here = _start_button(job, host)
+    return _wide(job, pairs, no_trainer, title, told, button_here, script if result.get("said") else None)
 
 
 def _dataset(result: Mapping[str, Any]) -> list[tuple[str, object]]:
