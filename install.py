@@ -134,7 +134,16 @@ def host(_: Sequence[str]) -> int:
     return 0
 
 
+def _refuse_wrong_options(task: str, rest: Sequence[str]) -> None:
+    """A slip in them is told before minutes of installing: this ends with 2 then, and with 0 after --help."""
+    sys.path.insert(0, str(ROOT))
+    from i2l_ext.commands.main import parser
+
+    parser().parse_args([task, *rest])
+
+
 def demo(rest: Sequence[str]) -> int:
+    _refuse_wrong_options("demo", rest)
     python = _environment("mini")
     return subprocess.run([python, "-m", "i2l_ext", "demo", *rest]).returncode  # in the folder where the user is
 
@@ -156,6 +165,7 @@ def browser(rest: Sequence[str]) -> int:
 
 
 def ui(rest: Sequence[str]) -> int:
+    _refuse_wrong_options("ui", rest)
     with subprocess.Popen([_environment("mini,ui"), "-m", "i2l_ext", "ui", *rest], cwd=ROOT) as page:
         signal.signal(signal.SIGTERM, lambda *_: page.terminate())  # else it would live on, and keep the port
         while True:

@@ -264,7 +264,7 @@ GUARDS = (
          "lead_out"),
     ),
     *_of(
-        "i2l_ext/templates/run.py", "test_templates",
+        "i2l_ext/v2_models/run.py", "test_templates",
         ("code of others without consent", "if not has_consent(repository):", "if False:", "without_consent"),
         ("a result that is a link", "if source.is_symlink() or not source.is_file():", "if not source.is_file():",
          "pickle_a_link"),
@@ -280,7 +280,7 @@ GUARDS = (
         ("a template that forks", "elif used.processes > bounds.processes:", "elif False:", "may and processes"),
     ),
     *_of(
-        "i2l_ext/templates/repository.py", "test_templates",
+        "i2l_ext/v2_models/repository.py", "test_templates",
         ("links in a template", "if path.is_symlink() or not (path.is_file() or path.is_dir()):",
          "if not (path.is_file() or path.is_dir()):", "is_no_template"),
         ("more files than a template has", "if len(found) == MOST_FILES:", "if False:", "is_no_template"),
@@ -289,27 +289,27 @@ GUARDS = (
          "lines = self.hashes[CODE]", "every_file_counts"),
     ),
     *_of(
-        "i2l_ext/templates/repository.py", "test_webui_consent",
+        "i2l_ext/v2_models/repository.py", "test_webui_consent",
         ("characters that do not show, in code that is shown",
          'c if c.isprintable() or c in "\\n\\t" else ascii(c)[1:-1]',
          "c", "page_shows"),
     ),
     *_of(
-        "i2l_ext/templates/setup.py", "test_templates_setup",
+        "i2l_ext/v2_models/setup.py", "test_templates_setup",
         ("packages of a set-up against their hashes", '"--no-deps", "--require-hashes", "-r"', '"--no-deps", "-r"',
          "whole_or_not"),
         ("a set-up that does not run", '_run([str(python), "-I", str(Path(child.__file__).resolve()), "check"], '
          "lambda line: None, callbacks)", "pass", "whole_or_not"),
     ),
     *_of(
-        "i2l_ext/templates/cage.py", "test_templates",
+        "i2l_ext/v2_models/cage.py", "test_templates",
         ("the environment of a template", "return {**passed, **places, **offline}",
          "return {**os.environ, **places, **offline}", "cage_stops and environment"),
         ("the files and the network of a template", 'return [*_WRAPPERS[self.name](run), *run.command]',
          "return [*run.command]", "cage_stops"),
     ),
     *_of(
-        "i2l_ext/templates/consent.py", "test_templates",
+        "i2l_ext/v2_models/consent.py", "test_templates",
         ("consent to another hash", "if digest.strip().lower() != repository.digest:", "if False:", "one_hash"),
     ),
     *_of(

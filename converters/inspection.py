@@ -18,23 +18,23 @@ from .text_encoders import text_layers
 
 MAKERS = {
     r"(?m)^i2l\.": "Image-to-LoRA",
-    r"(?m)^ss_network_module=.*networks\.lora_(qwen_image|zimage)": "musubi-tuner",
+    r"(?ms)^ss_network_module=.*networks\.lora_(qwen_image|zimage).*^ss_training_started_at": "musubi-tuner",
     r"(?m)^software=.*ai-toolkit": "ai-toolkit",
     r"(?m)^ss_network_module=lycoris": "LyCORIS",
-    r"(?m)^ss_(session_id|training_started_at|learning_rate|network_module)": "sd-scripts or its like",
+    r"(?m)^ss_(session_id|training_started_at|learning_rate)": "sd-scripts or its like",
     r"(?m)^(modelspec\.implementation=.*diffusers|lora_adapter_metadata=)": "diffusers",
 }
-"""Pattern on lines KEY=VALUE of the metadata -> the program that writes it."""
+"""Pattern on lines KEY=VALUE of the metadata, sorted -> the program that writes it."""
 
 KEY_FORMAT_MAKERS = {
-    "flymyai": "flymyai-lora-trainer or another diffusers script",
-    "diffusers": "diffusers or a trainer built on it",
+    "flymyai": "flymyai-lora-trainer, another script of diffusers",
+    "diffusers": "diffusers, a trainer built on it",
     "diffsynth": "DiffSynth-Studio",
-    "kohya": "musubi-tuner or a converter",
+    "kohya": "musubi-tuner",
     "peft": "PEFT",
     "lycoris": "LyCORIS",
 }
-"""Key format -> the program that writes it, where the metadata do not say."""
+"""Key format -> the programs that write it, where the metadata do not say: any converter may have, too."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,12 @@ def _finite(file: files.TensorFile, name: str) -> bool:
 
 
 def _maker(metadata: Mapping[str, str], reading: keys.Reading) -> str | None:
-    lines = "\n".join(f"{key}={value}" for key, value in metadata.items())
-    found = (maker for mark, maker in MAKERS.items() if re.search(mark, lines))
-    return next(found, KEY_FORMAT_MAKERS.get(reading.key_format))
+    lines = "\n".join(f"{key}={value}" for key, value in sorted(metadata.items()))
+    for mark, maker in MAKERS.items():
+        if re.search(mark, lines):
+            return maker
+    makers = KEY_FORMAT_MAKERS.get(reading.key_format)
+    return f"{makers} or a converter" if makers else None
 
 
 def _kinds(arch: Architecture, paths: Iterable[str]) -> dict[str, int]:

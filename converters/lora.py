@@ -376,7 +376,10 @@ def concatenate(parts: Sequence[Lora], scales: Sequence[float]) -> Lora:
     first = parts[0]
     for part in parts:
         if part.arch is not first.arch:
-            raise UserError(f"A LoRA of {part.arch.title} cannot be merged with one of {first.arch.title}.")
+            raise UserError(
+                f"A LoRA of {part.arch.title} cannot be merged with one of {first.arch.title}: "
+                "all must be of one model."
+            )
     paths = list(dict.fromkeys(path for part in parts for path in part.specs))
     scaled = [part.scaled(scale) for part, scale in zip(parts, scales, strict=True)]
     specs = {}

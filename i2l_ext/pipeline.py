@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from i2l_ext.embed import Embeddings
     from i2l_ext.encoders.cache import EmbeddingCache
     from i2l_ext.models.catalogue import I2LModel
-    from i2l_ext.templates.python import DiffSynthPython
+    from i2l_ext.v2_models.python import DiffSynthPython
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def by_template(
 
     Raises UserError; ValueError where there is no ``python`` or no template.
     """
-    from i2l_ext.templates.repository import TemplateRepository
-    from i2l_ext.templates.run import template_lora
+    from i2l_ext.v2_models.repository import TemplateRepository
+    from i2l_ext.v2_models.run import template_lora
 
     template = prepared.model.template
     if template is None or python is None:

@@ -470,11 +470,11 @@ def test_a_pair_of_suffixes_is_read_by_its_entry_alone():
     """Whatever it is called; in a process of its own, as the tables are read once."""
     code = """
 from i2l_ext.converters import key_formats
-key_formats.FACTOR_PAIRS[".lora_in"] = ".lora_out"
-key_formats.SUFFIXES |= {".lora_in": "down", ".lora_out": "up"}
+key_formats.FACTOR_PAIRS[".unheard_in"] = ".unheard_out"
+key_formats.SUFFIXES |= {".unheard_in": "down", ".unheard_out": "up"}
 from i2l_ext.converters import keys
 from i2l_ext.converters.architectures import MINI
-shapes = {"proj_out.lora_in.weight": (1, 96), "proj_out.lora_out.weight": (48, 1), "proj_out.alpha": ()}
+shapes = {"proj_out.unheard_in.weight": (1, 96), "proj_out.unheard_out.weight": (48, 1), "proj_out.alpha": ()}
 assert len(keys.layers_of(MINI, shapes)) == 1
 """
     root = Path(__file__).resolve().parents[1]

@@ -308,6 +308,14 @@ def test_an_unknown_task_is_a_usage_error(install, capsys):
     assert "demo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("task", "option"), [("demo", "--outt"), ("ui", "--prot=3")])
+def test_a_wrong_option_is_told_before_anything_is_installed(install, monkeypatch, capsys, task, option):
+    monkeypatch.setattr(install, "_environment", lambda extras: pytest.fail("installed"))
+    with pytest.raises(SystemExit) as left:
+        install.main([task, option])
+    assert left.value.code == 2 and option in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_has_a_line_for_each_task(install, capsys, word):
     assert install.main([word]) == 0 and install.calls == []

@@ -53,6 +53,21 @@ def test_the_authors_settings_stand_in_sidecar_and_result(make, monkeypatch, cap
     assert card["notes"].startswith("Settings of the authors: 50 steps, cfg 4, shift 8, a negative prompt, the LoRA on")
 
 
+def test_a_folder_that_was_not_there_is_told(make, world, tmp_path, capsys):
+    """It may be a slip: the WebUI would not show what is in it."""
+    arguments = ["make", str(world.pictures[0]), "--model", "small", "--lora-dir", str(tmp_path / "Lroa")]
+    said = []
+    for name in ("a", "b"):
+        assert main([*arguments, "--name", name]) == 0
+        said.append("there was no such folder, so it was made" in capsys.readouterr().err)
+    assert said == [True, False]
+
+
+def test_a_model_of_no_such_name_is_told_the_nearest(make):
+    code, error = make(model="smal")
+    assert code == 1 and "There is no model 'smal'. Did you mean small?" in error
+
+
 def test_heads_of_ones_own(make, world, tmp_path, capsys):
     usual = make()
     path = tmp_path / "mine.safetensors"

@@ -83,7 +83,7 @@ def faults(text):
 
 ASKED_FOR = {
     "i2l_ext/hooks/musubi.py": ["runpy.run_path"],  # the trainer's own script, which the user names to be run
-    "i2l_ext/templates/child.py": ["template.TemplatePipeline.from_pretrained"],  # shut in, and after consent
+    "i2l_ext/v2_models/child.py": ["template.TemplatePipeline.from_pretrained"],  # shut in, and after consent
 }
 """Where code of others runs, as the user has asked."""
 

@@ -24,10 +24,10 @@ from i2l_ext.converters.key_formats import KEY_FORMATS
 from i2l_ext.models import catalogue
 from i2l_ext.models.store import note_path
 from i2l_ext.requests import MakeRequest
-from i2l_ext.templates import consent, run
-from i2l_ext.templates.cage import BOUNDS, CagedProcess, strongest_cage
-from i2l_ext.templates.python import find_python
-from i2l_ext.templates.repository import TemplateRepository
+from i2l_ext.v2_models import consent, run
+from i2l_ext.v2_models.cage import BOUNDS, CagedProcess, strongest_cage
+from i2l_ext.v2_models.python import find_python
+from i2l_ext.v2_models.repository import TemplateRepository
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks
 
 MODELS = {"z-image-v2": Z_IMAGE, "klein-4b-v2": KLEIN_4B, "hidream-o1-v2": HIDREAM_O1}

@@ -12,8 +12,8 @@ import pytest
 
 from i2l_ext.commands.main import main
 from i2l_ext.converters.errors import Cancelled, UserError
-from i2l_ext.templates import setup
-from i2l_ext.templates.python import find_python
+from i2l_ext.v2_models import setup
+from i2l_ext.v2_models.python import find_python
 from i2l_ext.weights.compute import NO_CALLBACKS, Callbacks
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -786,7 +786,19 @@ def test_a_lora_saved_by_diffusers_is_known_by_its_maker(tmp_path):
     QwenImagePipeline.save_lora_weights(tmp_path / "plain", state)
     QwenImagePipeline.save_lora_weights(tmp_path / "told", state, transformer_lora_adapter_metadata=config.to_dict())
     makers = {name: inspect(next((tmp_path / name).iterdir())).maker for name in ("plain", "told")}
-    assert makers == {"plain": "diffusers or a trainer built on it", "told": "diffusers"}
+    assert makers == {"plain": "diffusers, a trainer built on it or a converter", "told": "diffusers"}
+
+
+@pytest.mark.parametrize("name", ["kohya", "diffusers", "diffsynth", "webui"])
+def test_what_a_converter_wrote_is_not_told_as_made_by_a_trainer(tmp_path, name):
+    from i2l_ext.converters.inspection import inspect
+
+    style(QWEN_IMAGE, paths=["transformer_blocks.0.attn.to_q"]).save(tmp_path / "plain.safetensors", "diffsynth")
+    assert (
+        i2l("convert", str(tmp_path / "plain.safetensors"), "--to", name, "-o", str(tmp_path / "new.safetensors")) == 0
+    )
+    maker = inspect(tmp_path / "new.safetensors").maker
+    assert maker is None or maker.endswith(" or a converter")
 
 
 def test_modules_without_a_place_are_told(tmp_path):

@@ -110,7 +110,7 @@ NOT_FOR_THE_TAB = {
     "mini",
     "requests",
     "trainers",
-    "templates",
+    "v2_models",
     "standalone.py",
     "export.py",
     "generation.py",

@@ -108,7 +108,7 @@ def test_the_page_shows_whose_code_and_agrees_to_exactly_that(page, service, tmp
                   "This system stops", "DiffSynth-Studio is not set up here yet",
                   "Set up DiffSynth-Studio"):  # fmt: skip
         assert shown in card, shown
-    from i2l_ext.templates.repository import TemplateRepository
+    from i2l_ext.v2_models.repository import TemplateRepository
 
     repository = TemplateRepository(folder, "", "")
     assert repository.digest in card and all(sha in card for sha in repository.hashes.values())

@@ -20,8 +20,9 @@ from i2l_ext.requests import Request
 
 if TYPE_CHECKING:
     from i2l_ext.operations.library import DiscardResult, LibraryResult
-    from i2l_ext.operations.lora_files import CheckResult, ExportResult, InspectResult, WriteResult
+    from i2l_ext.operations.lora_files import ExportResult, WriteResult
     from i2l_ext.operations.lora_folders import FileOutcome
+    from i2l_ext.operations.lora_reports import CheckResult, InspectResult
     from i2l_ext.operations.training_run import RunResult
 
 
@@ -117,7 +118,7 @@ def inspection_lines(result: InspectResult) -> list[str]:
 def check_lines(result: CheckResult) -> list[str]:
     """Who loads a LoRA file, for a person."""
     from i2l_ext.converters import bases
-    from i2l_ext.operations.lora_files import repair_of
+    from i2l_ext.operations.lora_reports import repair_of
 
     fit = bases.fit_lines(result.fit, result.base.name, result.modules) if result.fit and result.base else []
     if result.arch.caution:  # no program has a model of these sizes, whatever names it knows

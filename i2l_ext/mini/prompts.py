@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.shell import shell_word
 
 from . import looks, things, world
 
@@ -52,4 +53,5 @@ def find_lora_file(name: str, folder: Path) -> Path:
     for path in sorted(folder.rglob("*.safetensors")):
         if path.stem == name:
             return path
-    raise UserError(f"There is no LoRA {name!r} in {folder}. Make one: i2l make PICTURE --name {name}.")
+    make = f"i2l make PICTURE --model mini --name {shell_word(name)} --lora-dir {shell_word(str(folder))}"
+    raise UserError(f"There is no LoRA {name!r} in the folder {str(folder)!r}. Make one: {make}")

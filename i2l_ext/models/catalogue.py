@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from i2l_ext.converters.architectures import HIDREAM_O1, KLEIN_4B, MINI, QWEN_IMAGE, Z_IMAGE, Architecture
-from i2l_ext.converters.errors import UserError
+from i2l_ext.converters.errors import UserError, unknown_choice
 from i2l_ext.converters.files import BYTES
 from i2l_ext.converters.generation import OMNI_SETTINGS, QWEN_SETTINGS, V2_SETTINGS, Z_SETTINGS, GenerationSettings
 from i2l_ext.decoder import DecoderSpec, ResidualSpec, TransformerSpec
@@ -253,7 +253,7 @@ MODELS: dict[str, I2LModel] = {
     )
 }  # fmt: skip
 """By name, in the order in which they are shown. The repositories of v2 ship code of their own: it runs only in a
-process of DiffSynth-Studio's, shut in, and only once the user has agreed to its hash (``i2l_ext.templates``)."""
+process of DiffSynth-Studio's, shut in, and only once the user has agreed to its hash (``i2l_ext.v2_models``)."""
 
 REFUSED = {
     "qwen-image-fine": "Fine only adds detail to what Coarse wrote: choose qwen-image-coarse-fine.",
@@ -266,5 +266,5 @@ def find(name: str) -> I2LModel:
     if name in REFUSED:
         raise UserError(f"{name} cannot be used alone. {REFUSED[name]}")
     if name not in MODELS:
-        raise UserError(f"There is no model {name!r}. There are: {', '.join(MODELS)}.")
+        raise unknown_choice("model", name, [*MODELS])
     return MODELS[name]

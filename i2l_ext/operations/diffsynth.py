@@ -9,7 +9,7 @@ from i2l_ext import requests
 from i2l_ext.converters.errors import UserError
 from i2l_ext.operations.compute import callbacks
 from i2l_ext.operations.context import Context, Step
-from i2l_ext.templates import setup
+from i2l_ext.v2_models import setup
 
 
 @dataclass(frozen=True)

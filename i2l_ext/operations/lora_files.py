@@ -1,4 +1,4 @@
-"""What can be asked of LoRA files: inspect, check, rank curve, convert, rank, merge, export, repair.
+"""What is made of LoRA files: convert, rank, merge, export, repair.
 
 Heavy imports are made where they are needed: to inspect a header takes a tenth of torch's import.
 """
@@ -7,79 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from i2l_ext import requests
 from i2l_ext.converters.errors import UserError, one_line
 from i2l_ext.converters.key_formats import KEY_FORMATS
-from i2l_ext.operations.context import Context, Step
-from i2l_ext.requests import DTYPES, Request
+from i2l_ext.operations.context import Context
+from i2l_ext.operations.lora_reports import check_lora, repair_of, step_progress
+from i2l_ext.requests import DTYPES
 
 if TYPE_CHECKING:
     from i2l_ext.converters import Lora
     from i2l_ext.converters.architectures import Architecture
-    from i2l_ext.converters.bases import Fit
-    from i2l_ext.converters.consumers import Verdict
-    from i2l_ext.converters.inspection import Inspection
     from i2l_ext.converters.rank import Resizer
     from i2l_ext.converters.start_folder import StartFolder
-
-SHARES = (0.9, 0.95, 0.99, 0.999)
-"""Shares of the effect for which an inspection tells the rank."""
-
-
-@dataclass(frozen=True)
-class InspectResult:
-    """``rank_for_effect``: {share: smallest rank that keeps it}; it and ``plot`` are there where a plot was asked
-    for. ``unplotted``: why there is none, although it was asked for."""
-
-    found: Inspection
-    plot: Path | None = None
-    rank_for_effect: Mapping[str, int] | None = None
-    unplotted: str | None = None
-
-    def json(self) -> dict[str, Any]:
-        told = self.found.json() | ({"unplotted": self.unplotted} if self.unplotted else {})
-        return told if self.plot is None else {**told, "plot": str(self.plot), "rank_for_effect": self.rank_for_effect}
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What each program makes of a file of ``modules`` modules. ``base`` and ``fit``: where a base was asked for."""
-
-    file: Path
-    arch: Architecture
-    key_format: str
-    modules: int
-    verdicts: tuple[Verdict, ...]
-    base: Path | None = None
-    fit: Fit | None = None
-
-    def json(self) -> dict[str, Any]:
-        told = {
-            "file": str(self.file),
-            "caution": self.arch.caution,
-            "consumers": [self._verdict(verdict) for verdict in self.verdicts],
-        }
-        return told if self.fit is None else {**told, "base": {"file": str(self.base), **self.fit.json()}}
-
-    def _verdict(self, verdict: Verdict) -> dict[str, Any]:
-        repair = repair_of(self.file, verdict)
-        told = verdict.json()
-        about = {name: told.pop(name) for name in ("source", "version", "date")}
-        return {**told, "repair": repair and repair.command_line(), **about}
-
-
-@dataclass(frozen=True)
-class RankCurveResult:
-    """``kept``: {kind, or "all": [share of the effect kept at rank 1, 2, …]}."""
-
-    kept: Mapping[str, list[float]]
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -132,60 +75,6 @@ class RepairResult:
         return {**self.result.json(), "command": self.command, "consumer": self.consumer, "file": str(self.file)}
 
 
-def inspect_lora(request: requests.InspectRequest, context: Context) -> InspectResult:
-    """Look at a LoRA file. If its update cannot be computed, it is described but not drawn. Raises UserError where it
-    is no LoRA of a known model."""
-    from i2l_ext.converters import inspection
-
-    found = inspection.inspect(request.file, values=not request.header)
-    if request.plot is None:
-        return InspectResult(found)
-    from i2l_ext.converters import Lora, plot, rank
-
-    try:
-        lora = Lora.read(request.file, request.base)
-        values = rank.singular_values(lora, progress=_progress(request, context))
-    except UserError as error:
-        return InspectResult(found, unplotted=str(error))
-    plot.plot_lora(lora, values, request.plot, overwrite=request.overwrite)
-    ranks = {f"{share:g}": rank.rank_for([*values.values()], share) for share in SHARES}
-    return InspectResult(found, request.plot, ranks)
-
-
-def check_lora(request: requests.CheckRequest, context: Context) -> CheckResult:
-    """What every program makes of a LoRA file, and whether it fits a base. Raises UserError where it is no LoRA of a
-    known model, or the base cannot be read."""
-    from i2l_ext.converters import bases, consumers
-
-    reading, verdicts = consumers.check(request.file)
-    fit = bases.fits(reading.arch, reading.modules, bases.read_base(request.base)) if request.base else None
-    return CheckResult(
-        request.file, reading.arch, reading.key_format, len(reading.modules), tuple(verdicts), request.base, fit
-    )
-
-
-def repair_of(file: Path, verdict: Verdict) -> Request | None:
-    """The request that makes a program load all of ``file``; None where there is nothing to do, or nothing helps."""
-    if verdict.repair is None:
-        return None
-    options = dict(verdict.repair.options)
-    if verdict.repair.operation == "export":
-        options["output"] = Path("FOLDER")  # for the user to fill in
-    advised: Callable[..., Request] = requests.ADVICE[verdict.repair.operation]
-    return advised(file=file, **options)
-
-
-def rank_curve(request: requests.RankCurveRequest, context: Context) -> RankCurveResult:
-    """How much of a LoRA's effect each rank keeps. Raises UserError where it is no LoRA of a known model."""
-    from i2l_ext.converters import Lora, rank
-
-    lora = Lora.read(request.file)
-    values = rank.singular_values(lora, progress=_progress(request, context))
-    most = max(map(len, values.values()))
-    at = [rank.effect_kept(lora.arch, values, dict.fromkeys(values, number)) for number in range(1, most + 1)]
-    return RankCurveResult({kind: [round(one[kind], 5) for one in at] for kind in at[0]})
-
-
 def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteResult:
     """Write a LoRA in another key format, at most of the rank and with the blocks and kinds that are asked for. Raises
     UserError."""
@@ -201,7 +90,7 @@ def convert_lora(request: requests.ConvertRequest, context: Context) -> WriteRes
     lora = select(lora, request.blocks, request.kinds)
     key_format = request.key_format or lora.arch.key_format
     output = request.output or _beside(request.file, f"{key_format}.safetensors")
-    progress = _progress(request, context)
+    progress = step_progress(request, context)
     read = [whole] if resizer else []
     return _write(request, lora, output, key_format, progress, context, resizer=resizer, card=request.file, read=read)
 
@@ -211,7 +100,7 @@ def resize_lora(request: requests.RankRequest, context: Context) -> WriteResult:
     from i2l_ext.converters import rank as ranks
 
     lora = _read(request.file, request.dtype, context, request.alpha, exact_factors=False)
-    progress = _progress(request, context)
+    progress = step_progress(request, context)
     wanted: int | dict[str, int] = request.rank or 0
     if request.effect_kept is not None or request.per_module:
         ranks.resize(lora, request.rank or 1)  # refuses a rank out of range before the work
@@ -250,7 +139,7 @@ def merge_loras(request: requests.MergeRequest, context: Context) -> WriteResult
         resizer = ranks.resizer_of(merged)
     recipe = json.dumps([{"file": path.name, "weight": weight} for path, weight in named])
     output = request.output or _beside(named[0][0], "merged.safetensors")
-    key_format, progress = request.key_format or _key_format_of(loras[0]), _progress(request, context)
+    key_format, progress = request.key_format or _key_format_of(loras[0]), step_progress(request, context)
     largest = max(named, key=lambda one: abs(one[1]))[0]
     return _write(request, merged, output, key_format, progress, context, {"merged": recipe}, resizer, largest, loras)
 
@@ -274,7 +163,7 @@ def export_lora(request: requests.ExportRequest, context: Context) -> ExportResu
             exact=request.exact, seed=request.seed, overwrite=request.overwrite,
             pictures=pictures, **training_data.prompts(request, sources, pictures),
             bases=find_base(lora.arch, request.models), more_folders=bool(request.models),
-            progress=_progress(request, context), begin_saving=context.reporter.begin_saving,
+            progress=step_progress(request, context), begin_saving=context.reporter.begin_saving,
         )
     )  # fmt: skip
 
@@ -309,20 +198,6 @@ def _stem(file: Path) -> str:
 def _beside(file: Path, end: str) -> Path:
     """Where to write what is made of a LoRA: ``STEM_END``, in the same place."""
     return (file.resolve() if file.is_dir() else file).with_name(f"{_stem(file)}_{end}")
-
-
-def _progress(request: Request, context: Context) -> Callable[[float], None]:
-    """Begin the operation's only step; what is to be called with the share that is done, 0 to 1, after each module.
-    It raises Cancelled when the user wants to stop."""
-    reporter = context.reporter
-    reporter.plan([Step(request.kind, request.kind)])
-    reporter.begin(request.kind)
-
-    def progress(share: float) -> None:
-        reporter.check()
-        reporter.progress(share)
-
-    return progress
 
 
 def _part(progress: Callable[[float], None], start: float, end: float) -> Callable[[float], None]:

@@ -12,7 +12,8 @@ from typing import Any
 from i2l_ext.converters.errors import UserError
 from i2l_ext.converters.scales import FOLDER_FILES
 from i2l_ext.operations.context import Context
-from i2l_ext.operations.lora_files import check_lora, convert_lora, resize_lora
+from i2l_ext.operations.lora_files import convert_lora, resize_lora
+from i2l_ext.operations.lora_reports import check_lora
 from i2l_ext.requests import CheckRequest, ConvertRequest, RankRequest, Request
 
 EACH: Mapping[type[Request], Callable[[Any, Context], Any]] = {

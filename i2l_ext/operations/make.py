@@ -16,7 +16,7 @@ from i2l_ext.models.listing import listing
 from i2l_ext.operations.compute import callbacks, compute_options, embedding_cache, note_other_dtypes
 from i2l_ext.operations.context import Context, Step
 from i2l_ext.requests import CENTRE, BatchRequest, MakeRequest
-from i2l_ext.templates.python import find_python
+from i2l_ext.v2_models.python import find_python
 
 if TYPE_CHECKING:
     from i2l_ext.batch import SkippedMake
@@ -40,6 +40,7 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
 
     images.collect(request.pictures)  # a slip in their names is told before anything else
     complete = with_defaults(request)
+    new_folder = request.folder is not None and not request.folder.exists()
     options = compute_options(context.options)
     model = requested_model(complete)
     context.reporter.plan([Step("start", "start"), *steps(model)])
@@ -56,7 +57,7 @@ def make_lora(request: MakeRequest, context: Context) -> MakeResult:
         wanted = names.grey_name(made.name)
         context.reporter.note(note + f" {wanted} was another file: rename one." * (pair.name != wanted))
         made = replace(made, grey=pair.name)
-    _note_miniature(request, complete, context)
+    _note_what_was_chosen(request, complete, new_folder, context)
     return made
 
 
@@ -127,6 +128,7 @@ def make_loras(request: BatchRequest | MakeRequest, context: Context) -> Iterato
     if named := [path for path in request.pictures if not path.is_dir()]:
         images.collect(named)
     complete = with_defaults(request)
+    new_folder = request.folder is not None and not request.folder.exists()
     options = compute_options(context.options)
     requests = batch.share_of_process(_requests_of(request, complete))
     model = requested_model(complete)
@@ -140,7 +142,7 @@ def make_loras(request: BatchRequest | MakeRequest, context: Context) -> Iterato
             if isinstance(made, pipeline.MakeResult) and made.loss:
                 context.reporter.note(made.loss)
             yield made
-    _note_miniature(request, complete, context)
+    _note_what_was_chosen(request, complete, new_folder, context)
 
 
 def with_defaults(request: MakeRequest) -> MakeRequest:
@@ -218,6 +220,8 @@ def steps(model: I2LModel) -> list[Step]:
     return [*encode, Step("decode", "decode", sum(part.nbytes for part in heads), len(model.arch.i2l_modules))]
 
 
-def _note_miniature(request: MakeRequest, complete: MakeRequest, context: Context) -> None:
+def _note_what_was_chosen(request: MakeRequest, complete: MakeRequest, new_folder: bool, context: Context) -> None:
+    if new_folder:
+        context.reporter.note(f"{request.folder}: there was no such folder, so it was made.")
     if request.model is None and complete.model == MINIATURE:
         context.reporter.note(NOTE_MINIATURE)

@@ -111,7 +111,7 @@ class CacheResult:
 def list_models(request: requests.ModelsRequest, context: Context) -> ModelsResult:
     """Every model and which of its files are here."""
     from i2l_ext.models.listing import listing
-    from i2l_ext.templates.consent import agreed_digests
+    from i2l_ext.v2_models.consent import agreed_digests
 
     repos = {noted.get("repo") for noted in agreed_digests().values()}
     rows = listing(structures=request.structures)

@@ -275,7 +275,7 @@ def _inspected(path: Path, output: Path, context: Context) -> dict[str, Any]:
     """What the LoRA of a trainer is, and who loads it. Raises UserError where it is none of a known model, or has NaN
     or infinite values."""
     from i2l_ext.converters import inspection
-    from i2l_ext.operations.lora_files import check_lora
+    from i2l_ext.operations.lora_reports import check_lora
     from i2l_ext.requests import CheckRequest
 
     found = inspection.inspect(path)

@@ -9,10 +9,10 @@ from i2l_ext import requests
 from i2l_ext.converters.errors import UserError
 from i2l_ext.models import catalogue, store
 from i2l_ext.operations.context import Context
-from i2l_ext.templates import consent
-from i2l_ext.templates.cage import strongest_cage
-from i2l_ext.templates.python import find_python
-from i2l_ext.templates.repository import CODE, TemplateRepository
+from i2l_ext.v2_models import consent
+from i2l_ext.v2_models.cage import strongest_cage
+from i2l_ext.v2_models.python import find_python
+from i2l_ext.v2_models.repository import CODE, TemplateRepository
 
 
 @dataclass(frozen=True)

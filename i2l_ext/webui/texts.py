@@ -195,7 +195,7 @@ WORDS = {
     "not_now": "Not now",
     "files_and_licences": "Files and licences",
     "mini_loads": "A LoRA of the built-in test model: no program loads it.",
-    "mini_starts": "A LoRA of the built-in test model: no trainer has it. The folder only shows what a start looks like.",
+    "mini_starts": "A LoRA of the built-in test model: no trainer has it. The folder shows what a start looks like.",
     "loads": "yes",
     "loads_converted": "after conversion",
     "loads_not": "no",

@@ -17,7 +17,8 @@ from i2l_ext.worker.messages import Message
 
 if TYPE_CHECKING:
     from i2l_ext.operations.doctor import DoctorResult
-    from i2l_ext.operations.lora_files import ExportResult, InspectResult
+    from i2l_ext.operations.lora_files import ExportResult
+    from i2l_ext.operations.lora_reports import InspectResult
     from i2l_ext.operations.make import BatchResult
     from i2l_ext.operations.models import VerifyResult
     from i2l_ext.pipeline import MakeResult

@@ -21,11 +21,11 @@ from i2l_ext.converters.files import TensorFile, all_finite
 from i2l_ext.converters.keys import parse_keys
 from i2l_ext.converters.lora import from_file
 from i2l_ext.process_tree import Tree, end_tree
-from i2l_ext.templates import child
-from i2l_ext.templates.cage import Cage, CagedProcess, strongest_cage
-from i2l_ext.templates.consent import has_consent
-from i2l_ext.templates.python import DiffSynthPython
-from i2l_ext.templates.repository import TemplateRepository
+from i2l_ext.v2_models import child
+from i2l_ext.v2_models.cage import Cage, CagedProcess, strongest_cage
+from i2l_ext.v2_models.consent import has_consent
+from i2l_ext.v2_models.python import DiffSynthPython
+from i2l_ext.v2_models.repository import TemplateRepository
 from i2l_ext.weights.compute import Callbacks
 
 if TYPE_CHECKING:

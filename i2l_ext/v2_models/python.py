@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from i2l_ext.converters.errors import UserError
-from i2l_ext.templates.setup import own_environment
+from i2l_ext.v2_models.setup import own_environment
 
 VARIABLE = "I2L_DIFFSYNTH"
 """Names that Python, or the folder of its environment, where no option does."""

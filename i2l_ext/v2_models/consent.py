@@ -9,7 +9,7 @@ from typing import Any
 
 from i2l_ext.converters import atomic
 from i2l_ext.converters.errors import UserError
-from i2l_ext.templates.repository import TemplateRepository
+from i2l_ext.v2_models.repository import TemplateRepository
 
 
 def record_path() -> Path:

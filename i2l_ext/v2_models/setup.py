@@ -25,7 +25,7 @@ from typing import IO
 from i2l_ext.converters.errors import UserError
 from i2l_ext.engine.locks import Lock
 from i2l_ext.process_tree import Tree, end_tree
-from i2l_ext.templates import child
+from i2l_ext.v2_models import child
 from i2l_ext.weights.compute import Callbacks
 
 VERSION = "2.1.12"
