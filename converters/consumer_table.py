@@ -333,6 +333,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         ),
     ),
     Consumer(
-        "onetrainer", "OneTrainer", NOT_TRIED, not_tried="tried only with the start folder that is written for it"
+        "onetrainer", "OneTrainer", NOT_TRIED, models=(QWEN, Z, FLUX2), untried=(),
+        not_tried="tried only with the start folder that is written for it",
     ),
 )  # fmt: skip

@@ -205,7 +205,9 @@ def test_a_program_that_nobody_tried_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(consumers, "CONSUMERS", (*consumers.CONSUMERS, new))
     said = verdicts(tmp_path, tensors(random(Z_IMAGE, first_blocks(Z_IMAGE)), "webui", tmp_path))
     assert (said["new"].status, said["new"].detail) == ("untried", "nobody here has tried it")
-    assert said["onetrainer"].detail == "tried only with the start folder that is written for it"
+    for arch in (Z_IMAGE, KLEIN_4B):
+        said = verdicts(tmp_path, tensors(random(arch, first_blocks(arch)), "webui", tmp_path))
+        assert said["onetrainer"].detail == "tried only with the start folder that is written for it"
 
 
 def test_part_says_which(tmp_path):

@@ -221,7 +221,7 @@ def steps(model: I2LModel) -> list[Step]:
 
 
 def _note_what_was_chosen(request: MakeRequest, complete: MakeRequest, new_folder: bool, context: Context) -> None:
-    if new_folder:
-        context.reporter.note(f"{request.folder}: there was no such folder, so it was made.")
+    if new_folder and request.folder:
+        context.reporter.note(f"{request.folder.name}: there was no such folder, so it was made.")
     if request.model is None and complete.model == MINIATURE:
         context.reporter.note(NOTE_MINIATURE)
