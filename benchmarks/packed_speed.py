@@ -16,12 +16,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
 from bench import out_of_cache, ratio, spread
 from i2l_ext.models import catalogue
 from i2l_ext.weights.packing import PACK_FORMATS
-from real_size import Run, make, read_all, weights
+from real_size import Run, make, read_all, some_pictures, weights
 from results import record, table
 
 
@@ -33,10 +31,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[list[object]]:
         "unpacked": weights(model, homes["unpacked"]),
         "packed": weights(model, homes["packed"], args.to),
     }
-    pictures = []
-    for number in range(args.images):
-        pictures.append(scratch / f"{number}.png")
-        Image.effect_mandelbrot((1200, 1000), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(pictures[-1])
+    pictures = some_pictures(scratch, args.images)
     rows = []
     for rate in args.disks:
         runs: dict[str, list[Run]] = {form: [] for form in files}

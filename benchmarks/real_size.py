@@ -200,6 +200,14 @@ def _number(text: str, name: str) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)
 
 
+def some_pictures(folder: Path, count: int) -> list[Path]:
+    """So many PNG files in ``folder``, of 1200 x 1000 pixels, no two alike."""
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.effect_mandelbrot((1200, 1000), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(path)
+    return paths
+
+
 def plot(path: Path, counts: list[int], lines: Mapping[str, list[tuple[int, float]]]) -> None:
     """Seconds against pictures, both doubled from mark to mark."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -251,10 +259,8 @@ def main() -> None:
     disk = read_all(paths)
     rows, anew, lines = [], [], {"cold": [], "warm": [], "from the embeddings": [], "products alone": []}
     with tempfile.TemporaryDirectory() as folder:
-        scratch, pictures = Path(folder), []
-        for number in range(max(args.images)):
-            pictures.append(scratch / f"{number}.png")
-            Image.effect_mandelbrot((1200, 1000), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(pictures[-1])
+        scratch = Path(folder)
+        pictures = some_pictures(scratch, max(args.images))
         for count in args.images:
             chosen = (args.model, args.dir, pictures[:count], scratch)
             before = floor(model, count)

@@ -163,7 +163,7 @@ def test_the_draw_command(tmp_path, capsys):
     assert Image.open(out).width > 2 * 64
     for wrong, words in (
         (["--prompt", "a dragon"], "'dragon'"),
-        (["--prompt", "a star <lora:nobody:1>"], "no LoRA 'nobody' in the folder"),
+        (["--prompt", "a star <lora:nobody:1>"], "there is no LoRA 'nobody' in it"),
         (["--prompt", "a star <lora:nobody:1>"], "Make one: i2l make PICTURE --model mini --name nobody --lora-dir"),
         (["--prompt", "a star", "--grid", "0,x"], "numbers with commas"),
         (["--lora", str(tmp_path / "none.safetensors:0.5")], "no such file"),

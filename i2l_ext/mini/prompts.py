@@ -54,4 +54,4 @@ def find_lora_file(name: str, folder: Path) -> Path:
         if path.stem == name:
             return path
     make = f"i2l make PICTURE --model mini --name {shell_word(name)} --lora-dir {shell_word(str(folder))}"
-    raise UserError(f"There is no LoRA {name!r} in the folder {str(folder)!r}. Make one: {make}")
+    raise UserError(f"{folder}: there is no LoRA {name!r} in it. Make one: {make}")
